@@ -1,0 +1,1 @@
+"""Compressed context memory for language models."""

@@ -1,0 +1,199 @@
+"""Seam 2: what is trained. A LoRA that acts on COMP tokens alone, and the COMP embeddings.
+
+PEFT builds the LoRA on the stock model; only its linear layer is ours. The rows that hold COMP tokens reach it from a
+pre-hook on each attention module: those run again under gradient checkpointing, so the rows are right there too.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ccm.config import LoRASettings
+from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
+from ccm.fingerprint import fingerprint_tensors
+
+_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
+    "llama": _QKVO,
+    "mistral": _QKVO,
+    "qwen2": _QKVO,
+    "qwen3": _QKVO,
+    "gemma3_text": _QKVO,
+    "phi3": ("qkv_proj", "o_proj"),
+    "smollm3": _QKVO,
+    "olmo2": _QKVO,
+    "gpt_neox": ("query_key_value", "dense"),
+}
+
+_active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
+
+
+def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
+    """The attention modules of all layers, in order.
+
+    Raises:
+        UnsupportedModelError: when the model is not of a family that both seams reach.
+    """
+    family = base.config.model_type
+    if family not in PROJECTIONS or not base._supports_attention_backend:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} (model type {family!r}) is not supported. "
+            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
+        )
+    names = PROJECTIONS[family]
+    found = [m for m in base.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
+    if len(found) != base.config.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} has {base.config.num_hidden_layers} layers, but {len(found)} attention modules "
+            f"with {', '.join(names)}; this version of transformers lays the family out differently."
+        )
+    return found
+
+
+class CompLinear(LoraLinear):
+    """A PEFT LoRA linear whose update is computed for COMP rows only, and added to them only."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``x`` (..., in) to (..., out); the update and its weights are float32, whatever the base's dtype."""
+        result = self.base_layer(x, *args, **kwargs)
+        rows = getattr(_active, "rows", None)
+        if rows is None or self.disable_adapters:
+            return result
+        flat = result.reshape(-1, result.shape[-1])
+        picked = x.reshape(-1, x.shape[-1])[rows]
+        for name in self.active_adapters:
+            a, b = self.lora_A[name], self.lora_B[name]
+            update = b(a(self.lora_dropout[name](picked.to(a.weight.dtype)))) * self.scaling[name]
+            flat.index_add_(0, rows, update.to(flat.dtype))  # also with no rows: distributed training needs the graph
+        return flat.view(result.shape)
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError("A conditional LoRA acts on COMP tokens alone; it cannot be merged into the base weights.")
+
+
+@dataclass(frozen=True)
+class PlainLoRA:
+    """A LoRA as PEFT or the authors save it: settings, and tensors by PEFT's names without the adapter's name.
+
+    Attributes:
+        settings: of ``adapter_config.json``.
+        tensors: LoRA tensors, named from the base model down.
+        comp: the rows of COMP (and, in merge adapters, SUM) embeddings, (N or 2N, hidden); None in stage-1 adapters.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    comp: Tensor | None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of tensors and scale."""
+        return fingerprint_tensors(self.tensors, {k: self.settings[k] for k in ("r", "lora_alpha")})
+
+
+def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
+    """Add a stage-1 LoRA to the base's weights; returns the stock model.
+
+    Raises:
+        AdapterError: when the adapter has tensors for which the model has no place.
+    """
+    settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
+    wrapped = get_peft_model(base, LoraConfig(**settings))
+    named = {f"base_model.model.{name}": tensor for name, tensor in lora.tensors.items()}
+    result = set_peft_model_state_dict(wrapped, named)
+    if result.unexpected_keys:
+        raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {result.unexpected_keys[:4]}.")
+    return wrapped.merge_and_unload()
+
+
+def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
+    """Put the LoRA on every attention projection of the model, in place, in float32; base weights are frozen.
+
+    Raises:
+        UnsupportedModelError: when any projection of any layer was not adapted.
+    """
+    attentions = attention_modules(base)
+    names = PROJECTIONS[base.config.model_type]
+    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=[*names])
+    wanted: type[nn.Module] = LoraLinear
+    if settings.conditional:
+        wanted = CompLinear
+        config._register_custom_module({nn.Linear: CompLinear})
+    base.requires_grad_(False)
+    inject_adapter_in_model(config, base)
+    for attention in attentions:
+        for name in names:
+            if type(getattr(attention, name)) is not wanted:
+                raise UnsupportedModelError(
+                    f"{name} of layer {attention.layer_idx} of {type(base).__name__} did not become a {wanted.__name__}"
+                    f" but stayed {type(getattr(attention, name)).__name__}; the adapter would act on part of the model."
+                )
+        attention.register_forward_pre_hook(_announce, with_kwargs=True)
+    for name, parameter in base.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def _announce(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Tell this attention module's linears, and the pass itself, what stands in its input."""
+    current = kwargs.get("ccm")
+    _active.rows = None if current is None else current.rows
+    if current is not None:
+        current.hidden = args[0] if args else kwargs["hidden_states"]
+
+
+class CompEmbedding(nn.Module):
+    """The N COMP embeddings, kept beside the base's table, in float32.
+
+    Attributes:
+        weight: (N, hidden).
+    """
+
+    def __init__(self, base: PreTrainedModel, n_tok: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(initial_embeddings(base, n_tok))
+
+    def forward(self, text: Tensor, slots: Tensor) -> Tensor:
+        """Put the COMP rows where ``slots`` (B, T) >= 0 into the text's embeddings (B, T, hidden)."""
+        return torch.where(slots[..., None] >= 0, self.weight[slots.clamp(min=0)].to(text.dtype), text)
+
+
+class TableEmbedding(nn.Module):
+    """The COMP embeddings as the last N rows of the base's own table (ablation): only those rows are trained."""
+
+    def __init__(self, base: PreTrainedModel, n_tok: int) -> None:
+        super().__init__()
+        rows = initial_embeddings(base, n_tok)
+        self.vocab = base.get_input_embeddings().weight.shape[0]
+        base.resize_token_embeddings(self.vocab + n_tok, mean_resizing=False)
+        self._table = [base.get_input_embeddings()]  # in a list: the table stays the base's, not ours
+        table = self._table[0].weight.requires_grad_()
+        table.data[self.vocab :] = rows.to(table.dtype)
+        table.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[: self.vocab]), grad[self.vocab :]]))
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, hidden), a view of the table."""
+        return self._table[0].weight[self.vocab :]
+
+    forward = CompEmbedding.forward
+
+
+def initial_embeddings(base: PreTrainedModel, count: int) -> Tensor:
+    """(count, hidden) float32: row ``-k - 1`` is the mean of the base's embedding outputs ``k::count``, as the authors.
+
+    Of the outputs, not the table: some families scale inside the embedding.
+    """
+    embed = base.get_input_embeddings()
+    vocab, device = embed.weight.shape[0], embed.weight.device
+    with torch.no_grad():
+        means = [embed(torch.arange(k, vocab, count, device=device)).float().mean(0) for k in range(count)]
+    return torch.stack(means[::-1])

@@ -1,0 +1,192 @@
+"""Seam 1: what a token may attend to, on stock models, through registered attention and mask functions.
+
+A *pass* object rides on ``model(..., ccm=pass)`` and reaches every attention call. It answers two questions: which
+hidden rows are COMP tokens (``rows``, for seam 2), and how keys, values and mask change in this layer (``attend``).
+Without a pass the registered functions are the stock ones. Shapes: B batch, H heads, K kv heads, T queries, S keys,
+M memory entries, D head dim. True = may attend.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from ccm.layout import Layout
+from ccm.rules import Rule
+
+SDPA, EAGER = "ccm_sdpa", "ccm_eager"  # "sdpa" in the name: models that cannot use it refuse, as they should
+
+
+class Pass(Protocol):
+    """One forward pass with memory in it."""
+
+    rows: Tensor | None
+    hidden: Tensor | None
+
+    def attend(
+        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, K, S, D) and mask (B, 1, T, S) as the layer shall use them."""
+        ...
+
+
+class ParallelPass:
+    """A whole unrolled recursion in one pass: the mask of :class:`Layout`, and mixed memory columns if the rule mixes.
+
+        keys   | bos a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
+        q sees   sink        .   own     .   x
+    """
+
+    def __init__(self, layout: Layout, rule: Rule, *, sink: bool) -> None:
+        self.layout, self.rule, self.sink = layout, rule, sink
+        self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
+        self.hidden: Tensor | None = None
+        self._mix: Tensor | None = None
+        if layout.steps and not rule.needs_content:
+            constant = rule.mixing(0, layout.steps, layout.n_tok, None)
+            self._mix = None if constant is None else constant.to(layout.ids.device)
+        self.mixes = layout.steps > 0 and (rule.needs_content or self._mix is not None)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.mixes:
+            mix = self._mixing(layer)
+            key, value = (torch.cat([x, self._mixed(mix, x)], dim=2) for x in (key, value))
+        return key, value, self.mask(window)
+
+    def _mixing(self, layer: int) -> Tensor:
+        if self._mix is not None:
+            return self._mix
+        assert self.hidden is not None
+        columns = self.layout.comp_columns[:, :, None].expand(-1, -1, self.hidden.shape[-1])
+        mix = self.rule.mixing(layer, self.layout.steps, self.layout.n_tok, self.hidden.gather(1, columns))
+        assert mix is not None
+        return mix
+
+    def _mixed(self, mix: Tensor, x: Tensor) -> Tensor:
+        columns = self.layout.comp_columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1])
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return (mix.to(exact) @ x.gather(2, columns).to(exact)).to(x.dtype)
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """(B, 1, T, S or S + M) bool; memory and sink stay visible beyond a sliding ``window`` of positions."""
+        if window not in self._masks:
+            self._masks[window] = self._build_mask(window)
+        return self._masks[window]
+
+    def _build_mask(self, window: int | None) -> Tensor:
+        lay = self.layout
+        q, k = lay.blocks[:, :, None], lay.blocks[:, None, :]
+        own = (q == k).tril()  # padding is a block of its own (-1): no row is ever empty
+        if window is not None:
+            own &= lay.positions[:, :, None] - lay.positions[:, None, :] < window
+        if self.sink:
+            first = (lay.blocks >= 0).long().argmax(1)
+            own |= (torch.arange(k.shape[-1], device=k.device) == first[:, None])[:, None, :] & (q >= 0)
+        if self.mixes:
+            written = torch.arange(1, lay.steps + 1, device=k.device).repeat_interleave(lay.n_tok)
+            memory = self.rule.holds(written, q) & lay.reads[:, :, None]
+            return torch.cat([own, memory], dim=-1)[:, None]
+        comp = (lay.slots >= 0)[:, None, :]
+        return (own | (comp & self.rule.holds(k + 1, q) & lay.reads[:, :, None]))[:, None]
+
+
+class CachedPass:
+    """Text, and COMP tokens if any, after a memory that stands in the first M columns of the cache.
+
+    The stock causal mask is right but for one thing: a sliding window must not cover compressed entries, and must be
+    measured in positions where entries are raw.
+    """
+
+    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor) -> None:
+        self.rows: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self._mask, self._entries, self._positions = mask, entry_positions, positions
+        self._visible: dict[int, Tensor] = {}
+
+    def attend(
+        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if window is None or mask is None:  # None: the stock mask hides nothing
+            return key, value, mask
+        memory = self.visible(window)
+        if mask.dtype != torch.bool:
+            memory = additive(memory, mask.dtype)
+        return key, value, torch.cat([memory, mask[..., memory.shape[-1] :]], dim=-1)
+
+    def visible(self, window: int) -> Tensor:
+        """(B, 1, T, M): which memory entries each query sees under a sliding window."""
+        if window not in self._visible:
+            entries = self._entries[:, None, None, :]
+            near = self._positions[:, None, :, None] - entries < window
+            self._visible[window] = self._mask[:, None, None, :] & ((entries < 0) | near)
+        return self._visible[window]
+
+
+class CompressingPass(CachedPass):
+    """A cached pass that ends in the N COMP tokens of one step; keeps the rule's write weights of every layer."""
+
+    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor, rule: Rule, n_tok: int, step: Tensor):
+        super().__init__(mask, entry_positions, positions)
+        batch, length = positions.shape
+        columns = torch.arange(length - n_tok, length, device=positions.device)
+        self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + columns).flatten()
+        self.weights: dict[int, Tensor | None] = {}
+        self._rule, self._n_tok, self._step = rule, n_tok, step
+
+    def attend(
+        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        content = self.hidden[:, -self._n_tok :] if self._rule.needs_content and self.hidden is not None else None
+        self.weights[layer] = self._rule.write(layer, self._step, content)
+        return super().attend(layer, key, value, mask, window)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add: 0 where it allows, the dtype's minimum elsewhere.
+
+    Eager attention adds whatever it gets: a boolean mask would be added as 0 and 1 and hide nothing.
+    """
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+
+
+def _attention(
+    stock: Callable,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    ccm: Pass | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as the model calls it: the pass may change keys, values and mask, the stock function does the rest."""
+    if ccm is not None:
+        window = kwargs.get("sliding_window")
+        key, value, attention_mask = ccm.attend(module.layer_idx, key, value, attention_mask, window)
+    return stock(module, query, key, value, attention_mask, **kwargs)
+
+
+def _stock_eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    if mask is not None and mask.dtype == torch.bool:
+        mask = additive(mask, query.dtype)
+    family = sys.modules[type(module).__module__]  # each family has its own eager function
+    return family.eager_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(SDPA, partial(_attention, sdpa_attention_forward))
+AttentionInterface.register(EAGER, partial(_attention, _stock_eager))
+AttentionMaskInterface.register(SDPA, sdpa_mask)
+AttentionMaskInterface.register(EAGER, eager_mask)

@@ -1,0 +1,1 @@
+"""The built-in task: small English dialogues about facts a user tells about themselves."""

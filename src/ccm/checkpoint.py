@@ -1,0 +1,259 @@
+"""Adapters on disk: ours, and a reader for the authors'.
+
+    adapter/  ccm_config.json  ccm_adapter.safetensors  [base_adapter/]      base_adapter: a plain PEFT LoRA, stage 1
+
+There is no ``adapter_config.json``: plain PEFT, which would run the LoRA on every token, finds nothing to load.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ccm.adapter import PlainLoRA
+from ccm.config import CCMConfig
+from ccm.errors import AdapterError, ConfigError
+from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
+from ccm.model import CCMModel
+from ccm.rules import RULES, make_rule
+
+CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
+PEFT_CONFIG = "adapter_config.json"
+
+
+def save_adapter(model: CCMModel, folder: str | Path) -> None:
+    """Write settings and trained tensors, each file atomically; the base model is not written.
+
+    Raises:
+        AdapterError: when the path is a file.
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise AdapterError(f"{folder} is a file; name a folder for the adapter.")
+    target.mkdir(parents=True, exist_ok=True)
+    if model.stage1:
+        (target / STAGE1).mkdir(exist_ok=True)
+        named = {f"base_model.model.{name}": tensor for name, tensor in model.stage1.tensors.items()}
+        save_tensors(target / STAGE1 / "adapter_model.safetensors", named, {"format": "pt"})
+        save_json(target / STAGE1 / PEFT_CONFIG, model.stage1.settings)
+    save_tensors(target / WEIGHTS, model.adapter_tensors(), {"format": "pt"})
+    save_json(target / CONFIG, replace(model.config, base_fingerprint=model.base_id).to_dict())
+
+
+def find_adapter(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of an adapter: a local one, or a snapshot of a Hub repository.
+
+    Raises:
+        AdapterError: when there is none, or it holds no adapter of ours.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(source), revision=revision))
+        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            raise AdapterError(f"There is no folder {source}, and no such adapter on the Hub ({error}).") from error
+    if (folder / CONFIG).is_file():
+        return folder
+    held = sorted(p.name for p in folder.iterdir())[:8]
+    hint = " It looks like a PEFT or published CCM adapter." if PEFT_CONFIG in held else ""
+    raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing (found: {held or 'nothing'}).{hint}")
+
+
+def read_config(folder: Path) -> CCMConfig:
+    """The settings of an adapter folder.
+
+    Raises:
+        AdapterError: when the file is not what :func:`save_adapter` writes.
+    """
+    try:
+        return CCMConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise AdapterError(f"{folder / CONFIG} is damaged: {error}") from error
+
+
+def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCMConfig:
+    """The config for running an adapter under another rule, where that makes sense.
+
+    Any adapter runs under rules that compress nothing (their LoRA is never active); others only under its own rule
+    or one that names it in ``Rule.adapters``.
+
+    Raises:
+        ConfigError: on an unknown rule, one that the adapter was not trained for, or another N.
+    """
+    if "n_tok" in changes and changes["n_tok"] != config.n_tok:
+        raise ConfigError(f"The adapter was trained with n_tok {config.n_tok}; it cannot run with {changes['n_tok']}.")
+    if rule is None or rule == config.rule:
+        return replace(config, **changes)
+    wanted = type(make_rule(rule))
+    if wanted.compresses != "never" and config.rule not in wanted.adapters:
+        fits = [r.name for r in RULES.values() if r.compresses == "never" or config.rule in r.adapters]
+        raise ConfigError(
+            f"The adapter was trained for the rule {config.rule!r} and cannot run as {rule!r}; "
+            f"it runs as {', '.join(sorted([config.rule, *fits]))}."
+        )
+    return replace(config, rule=rule, rule_options={}, **changes)
+
+
+def load_model(
+    source: str | Path,
+    base: str | Path | PreTrainedModel | None = None,
+    *,
+    rule: str | None = None,
+    n_tok: int | None = None,
+    recurrent: bool | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    **options: Any,
+) -> CCMModel:
+    """A base model with an adapter of ours.
+
+    Args:
+        source: adapter folder or Hub id.
+        base: the base model, or where to load it from; the place that the adapter names where None.
+        rule: another rule to run under (see :func:`with_rule`).
+        n_tok: N to insist on.
+        recurrent: another value of the flag.
+        device: where to put the model.
+        dtype: of the base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
+        revision: of the adapter on the Hub.
+        options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        AdapterError: when the adapter is absent, damaged, or of another base model.
+        ConfigError: when the adapter cannot run as asked.
+    """
+    folder = find_adapter(source, revision)
+    config = read_config(folder)
+    changes = {k: v for k, v in {"n_tok": n_tok, "recurrent": recurrent}.items() if v is not None}
+    config = with_rule(config, rule, **changes)
+    if not isinstance(base, PreTrainedModel):
+        base = load_base(base or _beside(folder, config.base_model), device=device, dtype=dtype, **options)
+    stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
+    name = base.name_or_path or type(base).__name__
+    model = CCMModel(base, config, stage1=stage1)
+    if config.base_fingerprint and model.base_id != config.base_fingerprint:
+        raise AdapterError(
+            f"The adapter {source} belongs to the base model {config.base_model} (fingerprint "
+            f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
+        )
+    load_tensors_into(model, _read_weights(folder / WEIGHTS), str(folder))
+    return model.eval()
+
+
+def load_base(
+    source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
+) -> PreTrainedModel:
+    """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
+
+    Raises:
+        ConfigError: when the device does not exist.
+    """
+    place = check_device(device)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
+        base = base.float()
+    return base if "device_map" in options else base.to(place)
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, the CPU where None.
+
+    Raises:
+        ConfigError: when this machine has no such device.
+    """
+    try:
+        place = torch.device(device or "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+        raise ConfigError(f"There is no device {device!r} here; this machine has {', '.join(there)}.") from error
+    return place
+
+
+def load_tensors_into(model: CCMModel, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy an adapter's tensors into a model.
+
+    Raises:
+        AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
+    """
+    own = model.adapter_tensors()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise AdapterError(f"{where} does not fit the model: missing {missing[:4]}, unknown {unknown[:4]}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise AdapterError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}.")
+        if not tensor.isfinite().all():
+            raise AdapterError(f"{where}: {name} holds values that are not finite.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _beside(folder: Path, base_model: str) -> str:
+    """Where the base is: a path that the config gives from the adapter's folder, or what else it names."""
+    if not base_model:
+        raise AdapterError(f"{folder} does not name its base model; give it as `base`.")
+    near = folder / base_model
+    return str(near) if near.is_dir() else base_model
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path)[0]
+    except FileNotFoundError as error:
+        raise AdapterError(f"{path} is missing; the adapter was not copied whole.") from error
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is not a whole safetensors file ({error}).") from error
+
+
+def read_plain_lora(folder: Path) -> PlainLoRA:
+    """Read an adapter folder of PEFT or of the authors; pickled checkpoints are read as tensors only, never executed.
+
+    Raises:
+        AdapterError: when the folder is no such adapter, or a checkpoint holds more than tensors.
+    """
+    if not (folder / PEFT_CONFIG).is_file():
+        raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
+    settings = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    safe = [p for p in (folder / "adapter_model.safetensors", folder / "model.safetensors") if p.is_file()]
+    raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
+    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in raw.items()}
+    rows = [name for name in tensors if name.endswith("comp_embeddings.weight")]
+    comp = tensors.pop(rows[0]) if rows else None
+    unknown = [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]
+    if unknown:
+        raise AdapterError(f"{folder} holds tensors that are no LoRA: {unknown[:4]}.")
+    return PlainLoRA(settings, tensors, comp)
+
+
+def read_stage1(folder: Path) -> PlainLoRA:
+    """A stage-1 adapter: a plain LoRA for all tokens.
+
+    Raises:
+        AdapterError: as :func:`read_plain_lora`, and when the folder holds a compression adapter instead.
+    """
+    lora = read_plain_lora(folder)
+    if lora.comp is not None:
+        raise AdapterError(f"{folder} is a compression adapter, not a stage-1 adapter; it must not act on all tokens.")
+    return lora
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise AdapterError(f"{path.parent} holds no weights (model.safetensors or pytorch_model.bin).") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded.") from error

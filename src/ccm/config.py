@@ -1,0 +1,123 @@
+"""CCMConfig: everything that must travel with an adapter, and every check across its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from ccm.errors import ConfigError
+
+Positions = Literal["skip", "base"]
+Embeddings = Literal["separate", "table"]
+Template = Literal["separators", "chat"]
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """The low-rank update of the attention projections.
+
+    Attributes:
+        r: rank.
+        alpha: numerator of the scale ``alpha / r``.
+        dropout: probability on the input of the update, in training only.
+        conditional: True adds the update at COMP tokens alone (the method); False adds it everywhere (ablation).
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    conditional: bool = True
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class TurnFormat:
+    """How a turn of a conversation becomes tokens (see :mod:`ccm.turns`).
+
+    Attributes:
+        template: "separators" writes ``[BOS] preamble text reply_separator`` at first and
+            ``separator text reply_separator`` later; "chat" uses the tokenizer's chat template.
+        separator: precedes every later turn.
+        reply_separator: stands between a turn and its reply.
+        preamble: precedes the first turn; with "chat", the system message.
+    """
+
+    template: Template = "separators"
+    separator: str = "\nUser:"
+    reply_separator: str = "\nAssistant:"
+    preamble: str = ""
+
+    def __post_init__(self) -> None:
+        if self.template not in get_args(Template):
+            raise ConfigError(f"turns.template is {self.template!r}; allowed: {', '.join(get_args(Template))}.")
+
+
+@dataclass(frozen=True)
+class CCMConfig:
+    """The settings of one compressed context memory; stored beside its adapter as ``ccm_config.json``.
+
+    Attributes:
+        rule: name of the rule by which the steps' COMP entries become the memory (``ccm.rules.RULES``).
+        rule_options: keyword arguments of that rule, e.g. ``{"weight": 0.3}`` for "ema".
+        n_tok: N, the COMP tokens a step (or a context, under gist).
+        recurrent: whether a step sees Mem(t-1) while it is read and compressed.
+        sink: whether the first token stays visible to all, as one extra entry outside any mixing.
+        positions: "skip" (COMP tokens take no text positions) or "base" (they count like text).
+        embeddings: "separate" keeps the COMP rows beside the embedding table, "table" inside it.
+        lora: the low-rank update.
+        turns: how conversations become tokens.
+        base_model: where the base model was loaded from, as a hint for loading it again.
+        base_fingerprint: fingerprint of the base model the adapter belongs to; empty until it is saved.
+    """
+
+    rule: str = "concat"
+    rule_options: Mapping[str, Any] = field(default_factory=dict)
+    n_tok: int = 2
+    recurrent: bool = True
+    sink: bool = False
+    positions: Positions = "skip"
+    embeddings: Embeddings = "separate"
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    turns: TurnFormat = field(default_factory=TurnFormat)
+    base_model: str = ""
+    base_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_tok, bool) or not isinstance(self.n_tok, int) or self.n_tok < 1:
+            raise ConfigError(f"n_tok is {self.n_tok!r}; it must be a whole number of at least 1.")
+        for name, allowed in (("positions", get_args(Positions)), ("embeddings", get_args(Embeddings))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CCMConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: on a key that this version does not know, naming it.
+        """
+        return _build(cls, values, "ccm_config.json")
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{where} has unknown keys {unknown}; known: {sorted(known)}. Was it written by a newer ccm?")
+    nested = {
+        name: _build(hints[name], value, f"{where}: {name}")
+        for name, value in values.items()
+        if hints[name] in (LoRASettings, TurnFormat) and isinstance(value, Mapping)
+    }
+    return cls(**{**values, **nested})

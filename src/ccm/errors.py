@@ -1,0 +1,29 @@
+"""Every error that ccm raises on purpose. Each is also the standard exception a caller would expect."""
+
+
+class CCMError(Exception):
+    """Root of all errors of this package. The message names the value, what is allowed and what to do next."""
+
+
+class ConfigError(CCMError, ValueError):
+    """A setting, or a combination of settings, that has no meaning."""
+
+
+class InputError(CCMError, ValueError):
+    """Text, token ids or tensors that cannot be processed as given."""
+
+
+class UnsupportedModelError(CCMError, ValueError):
+    """A base model whose attention or projections the two seams do not reach."""
+
+
+class AdapterError(CCMError, ValueError):
+    """An adapter folder that is missing, damaged, or made for another base model."""
+
+
+class MemoryFileError(CCMError, ValueError):
+    """A saved memory that is damaged, of another format version, or of another model or adapter."""
+
+
+class IrreversibleError(CCMError, ValueError):
+    """A rollback of a memory whose rule mixes steps, so that no single step can be taken out again."""

@@ -1,0 +1,314 @@
+"""Memory: what is kept of a conversation, as plain tensors. Immutable by convention: an update returns a new one.
+
+    columns   [ sink | padding | entries of step 1, 2, ... ]      sink only if the config has one
+
+Shapes: B conversations, L layers, K kv heads, M columns, D head dim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from ccm.attention import CachedPass
+from ccm.config import CCMConfig
+from ccm.errors import CCMError, InputError, IrreversibleError, MemoryFileError
+from ccm.files import SafetensorError, load_tensors, save_tensors
+
+FORMAT_VERSION = 1
+COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made a memory, and alone can read it.
+
+    Attributes:
+        config: the settings.
+        base: fingerprint of the base model, its stage-1 adapter included.
+        adapter: fingerprint of the compression adapter.
+    """
+
+    config: CCMConfig
+    base: str
+    adapter: str
+
+
+class StepRecord(NamedTuple):
+    """What one step did to the memory: text tokens read, entries added (None: mixed in), positions advanced."""
+
+    tokens: int
+    entries: int | None
+    positions: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The compressed context of B conversations.
+
+    Attributes:
+        keys: per layer (B, K, M, D), after the rotary embedding.
+        values: per layer (B, K, M, D).
+        mask: (B, M) bool, False at padding.
+        positions: (B, M) text position of a raw entry, :data:`COMPRESSED` elsewhere.
+        offset: (B,) position of the next text token.
+        steps: per conversation, what every step did.
+        origin: what made it.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    positions: Tensor
+    offset: Tensor
+    steps: tuple[tuple[StepRecord, ...], ...]
+    origin: Origin
+
+    @property
+    def batch(self) -> int:
+        """B, the number of conversations."""
+        return self.mask.shape[0]
+
+    @property
+    def width(self) -> int:
+        """M, the number of columns, padding included."""
+        return self.mask.shape[1]
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Entries held per conversation, padding not counted."""
+        return tuple(self.mask.sum(1).tolist())
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Text tokens read per conversation: what full context would hold."""
+        return tuple(sum(step.tokens for step in row) for row in self.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(x.nbytes for x in (*self.keys, *self.values))
+
+    @property
+    def entry_nbytes(self) -> int:
+        """Bytes of one entry of one conversation, over all layers."""
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in (*self.keys, *self.values))
+
+    def cache(self) -> MemoryCache:
+        """A cache for ``model.generate`` or ``model.forward`` that begins with this memory, which stays as it is."""
+        return MemoryCache(self)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
+        """The same memory on a device or in a dtype."""
+        moved = self._each(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
+        return replace(moved, offset=self.offset.to(device))
+
+    def fork(self) -> Memory:
+        """A copy that shares no tensor with this memory."""
+        return replace(self._each(Tensor.clone), offset=self.offset.clone())
+
+    def sink_only(self) -> Memory:
+        """This memory without the entries of its steps: what a step sees that is read in isolation."""
+        return self.first(int(self.origin.config.sink))
+
+    def first(self, width: int) -> Memory:
+        """The first ``width`` columns, or all where there are fewer."""
+        return self._each(lambda x: x[:, :, :width])
+
+    def after(self, records: Sequence[StepRecord]) -> Memory:
+        """This memory with one more step on the record of every conversation, and its offset moved on."""
+        moved = torch.tensor([record.positions for record in records], device=self.offset.device)
+        steps = tuple((*row, record) for row, record in zip(self.steps, records, strict=True))
+        return replace(self, offset=self.offset + moved, steps=steps)
+
+    def rollback(self, steps: int = 1) -> Memory:
+        """The memory before the last ``steps`` steps.
+
+        Raises:
+            IrreversibleError: when the rule mixes steps, so that none can be taken out.
+            InputError: when a conversation has fewer steps.
+        """
+        if not 0 <= steps <= min(map(len, self.steps)):
+            raise InputError(f"Cannot roll back {steps} steps; the memory holds {min(map(len, self.steps))}.")
+        if steps == 0:
+            return self
+        return Memory.stack([self[row]._without_last(steps) for row in range(self.batch)])
+
+    def _without_last(self, count: int) -> Memory:
+        kept, lost = self.steps[0][:-count], self.steps[0][-count:]
+        width = self.width
+        for step in lost:
+            if step.entries is None:
+                raise IrreversibleError(
+                    f"The rule {self.origin.config.rule!r} mixes all steps into the same entries and cannot roll back. "
+                    "Keep the earlier Memory instead: updates never change it, and under such a rule it stays small."
+                )
+            width -= step.entries
+        return replace(self.first(width), offset=self.offset - sum(step.positions for step in lost), steps=(kept,))
+
+    def __getitem__(self, row: int) -> Memory:
+        """One conversation of the batch, without the batch's padding."""
+        if not 0 <= row < self.batch:
+            raise IndexError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
+        keep = self.mask[row].nonzero().flatten()
+        one = self._each(lambda x: x[row : row + 1].index_select(2, keep))
+        return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],))
+
+    @staticmethod
+    def stack(memories: Sequence[Memory]) -> Memory:
+        """One batch of several memories of whatever lengths, in order.
+
+        Raises:
+            InputError: when there are none, or they differ in base model, adapter or settings.
+        """
+        if not memories:
+            raise InputError("There is no memory to stack; give at least one.")
+        first = memories[0]
+        if any(m.origin != first.origin for m in memories):
+            raise InputError("Only memories of the same base model, adapter and settings can be stacked.")
+        width = max(m.width for m in memories)
+        padded = [m._padded(width) for m in memories]
+        return replace(
+            first,
+            keys=tuple(map(torch.cat, zip(*(m.keys for m in padded), strict=True))),
+            values=tuple(map(torch.cat, zip(*(m.values for m in padded), strict=True))),
+            mask=torch.cat([m.mask for m in padded]),
+            positions=torch.cat([m.positions for m in padded]),
+            offset=torch.cat([m.offset for m in memories]),
+            steps=tuple(row for m in memories for row in m.steps),
+        )
+
+    def _padded(self, width: int) -> Memory:
+        """Widened with padding between the sink and the steps' entries."""
+        lead = 1 if self.origin.config.sink and self.width else 0
+        missing = width - self.width
+        return self._each(lambda x: torch.cat([x[:, :, :lead], pad(x[:, :, lead:], (0, 0, missing, 0))], dim=2))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Memory:
+        """Apply a change of rows or columns to all entries; mask and positions are seen as (B, 1, M, 1)."""
+        return replace(
+            self,
+            keys=tuple(map(change, self.keys)),
+            values=tuple(map(change, self.values)),
+            mask=change(self.mask[:, None, :, None])[:, 0, :, 0],
+            positions=change(self.positions[:, None, :, None])[:, 0, :, 0],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
+
+        Raises:
+            MemoryFileError: when the path is a directory or cannot be written.
+        """
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "base": self.origin.base,
+            "adapter": self.origin.adapter,
+            "config": self.origin.config.to_dict(),
+            "dtype": str(self.keys[0].dtype).removeprefix("torch."),
+            "steps": self.steps,
+        }
+        tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {f"values.{i}": x for i, x in enumerate(self.values)}
+        tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
+        target = Path(path)
+        if target.is_dir():
+            raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
+        try:
+            save_tensors(target, tensors, {"ccm_memory": json.dumps(manifest)})
+        except OSError as error:
+            raise MemoryFileError(f"The memory cannot be saved as {path}: {error.strerror}.") from error
+
+    @staticmethod
+    def load(path: str | Path, origin: Origin) -> Memory:
+        """Read a memory that ``origin`` made.
+
+        Raises:
+            MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
+        """
+        try:
+            tensors, metadata = load_tensors(Path(path))
+            manifest = json.loads(metadata["ccm_memory"])
+        except IsADirectoryError as error:
+            raise MemoryFileError(f"{path} is a directory; name the file that `save` wrote.") from error
+        except FileNotFoundError as error:
+            raise MemoryFileError(f"There is no file {path}.") from error
+        except (OSError, SafetensorError) as error:
+            raise MemoryFileError(f"{path} is not a whole safetensors file ({error}); was its copying cut off?") from error
+        except (KeyError, json.JSONDecodeError) as error:
+            raise MemoryFileError(f"{path} holds tensors, but no memory: its manifest is missing or damaged.") from error
+        _check_manifest(path, manifest, origin)
+        return _from_tensors(path, tensors, manifest, origin)
+
+
+def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise MemoryFileError(f"{path} has format version {version}; this ccm reads version {FORMAT_VERSION}.")
+    for part, mine in (("base", origin.base), ("adapter", origin.adapter)):
+        if manifest.get(part) != mine:
+            raise MemoryFileError(
+                f"{path} was made with another {part} model ({manifest.get(part)}) than the one loaded ({mine}); "
+                "a memory can be read only by the model and adapter that wrote it."
+                if part == "base"
+                else f"{path} was made with another adapter ({manifest.get(part)}) than the one loaded ({mine}); "
+                "load that adapter to read it."
+            )
+    try:
+        config = CCMConfig.from_dict(manifest["config"])
+    except (CCMError, KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path} has a damaged manifest: {error}") from error
+    for name in ("rule", "rule_options", "n_tok", "recurrent", "sink", "positions"):
+        theirs, mine = getattr(config, name), getattr(origin.config, name)
+        if theirs != mine:
+            raise MemoryFileError(
+                f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; load it with {theirs!r}."
+            )
+
+
+def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
+    layers = sum(name.startswith("keys.") for name in tensors)
+    try:
+        memory = Memory(
+            keys=tuple(tensors[f"keys.{i}"] for i in range(layers)),
+            values=tuple(tensors[f"values.{i}"] for i in range(layers)),
+            mask=tensors["mask"],
+            positions=tensors["positions"],
+            offset=tensors["offset"],
+            steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
+            origin=origin,
+        )
+    except (KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
+    shapes = {(x.shape[0], x.shape[2]) for x in (*memory.keys, *memory.values)}
+    if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape:
+        raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}.")
+    return memory
+
+
+class MemoryCache(DynamicCache):
+    """A growing cache whose first columns are a memory. Every layer keeps all of it, whatever its sliding window."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self.memory = memory
+        for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
+            self.update(key, value, layer)
+
+    def view(self, positions: Tensor) -> CachedPass:
+        """The pass of text at ``positions`` (B, T) that reads this cache; B may be a multiple of the memory's (beams)."""
+        beams = positions.shape[0] // self.memory.batch
+        mask, entries = self.memory.mask, self.memory.positions
+        if beams > 1:
+            mask, entries = mask.repeat_interleave(beams, 0), entries.repeat_interleave(beams, 0)
+        return CachedPass(mask, entries, positions)

@@ -1,0 +1,347 @@
+"""CCMModel: a stock causal language model with both seams, the parallel pass, and the online steps.
+
+    parallel   layout -> mask, positions -> logits                      one pass over the unrolled recursion
+    online     memory + step -> K/V at its COMP tokens -> rule -> memory     one step; then read or generate
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from ccm.adapter import (
+    CompEmbedding,
+    PlainLoRA,
+    TableEmbedding,
+    attention_modules,
+    inject_lora,
+    merge_stage1,
+)
+from ccm.attention import EAGER, SDPA, CompressingPass, ParallelPass
+from ccm.config import CCMConfig
+from ccm.errors import InputError, UnsupportedModelError
+from ccm.fingerprint import fingerprint_base, fingerprint_tensors
+from ccm.layout import IGNORE, Layout
+from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord
+from ccm.rules import make_rule
+
+
+@dataclass(frozen=True)
+class ParallelOutput:
+    """What a parallel pass gives.
+
+    Attributes:
+        logits: (B, C, V) at ``columns``.
+        columns: (C,) the columns of the layout that were asked for.
+        loss: mean cross-entropy over all targets of the batch; None where the layout has none.
+    """
+
+    logits: Tensor
+    columns: Tensor
+    loss: Tensor | None
+
+
+class CCMModel(nn.Module):
+    """Compressed context memory on a stock model.
+
+    Args:
+        base: a causal language model of a supported family. Its attention functions are replaced by ours, its
+            projections get the LoRA, and its weights are frozen, all in place.
+        config: the settings.
+        stage1: a plain LoRA to merge into the base's weights first.
+
+    Raises:
+        UnsupportedModelError: when the seams do not reach the model.
+        ConfigError: when the config has an unknown rule or option.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
+        super().__init__()
+        attentions = attention_modules(base)
+        self.config, self.stage1 = config, stage1
+        self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "")
+        if stage1:
+            base = merge_stage1(base, stage1)
+        self.rule = make_rule(config.rule, dict(config.rule_options))
+        text = base.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=text.hidden_size, n_tok=config.n_tok)
+        self.vocab_size = base.get_input_embeddings().weight.shape[0]
+        base.set_attn_implementation(_OURS.get(base.config._attn_implementation, SDPA))
+        if base.config._attn_implementation not in (SDPA, EAGER):
+            raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
+        inject_lora(base, config.lora)
+        embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
+        self.comp_embeddings = embedding(base, config.n_tok)
+        self.base = base
+        base.register_forward_pre_hook(_attach_view, with_kwargs=True)
+        self._origin: tuple[tuple[int, ...], Origin] | None = None
+        self.to(base.device)
+
+    # What the model is -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model lives."""
+        return self.base.device
+
+    @property
+    def max_positions(self) -> int:
+        """Text positions the base model was made for."""
+        return self.base.config.get_text_config().max_position_embeddings
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
+        lora = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self.base.named_parameters()
+            if "lora_" in name
+        }
+        rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
+        return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
+
+    @property
+    def origin(self) -> Origin:
+        """The identity that memories of this model carry; it follows the adapter as it is trained."""
+        tensors = self.adapter_tensors()
+        versions = tuple(tensor._version for tensor in tensors.values())
+        if self._origin is None or self._origin[0] != versions:
+            settings = replace(self.config, base_model="", base_fingerprint="").to_dict()
+            self._origin = versions, Origin(self.config, self.base_id, fingerprint_tensors(tensors, settings))
+        return self._origin[1]
+
+    # Parallel --------------------------------------------------------------------------------------------------------
+
+    def forward(self, layout: Layout) -> ParallelOutput:
+        """The whole recursion in one pass. Logits are computed at columns with a target, or at all if there is none."""
+        current = ParallelPass(layout, self.rule, sink=self.config.sink)
+        trained = layout.targets != IGNORE
+        any_target = bool(trained.any())
+        columns = (trained.any(0) if any_target else torch.ones_like(trained[0])).nonzero().flatten()
+        logits = self.base(
+            inputs_embeds=self._embed(layout.ids, layout.slots),
+            attention_mask=current.mask(),
+            position_ids=layout.positions,
+            use_cache=False,
+            logits_to_keep=columns,
+            ccm=current,
+        ).logits[..., : self.vocab_size]
+        targets = layout.targets[:, columns]
+        loss = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+        return ParallelOutput(logits, columns, loss if any_target else None)
+
+    def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
+        return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)
+
+    # Online ----------------------------------------------------------------------------------------------------------
+
+    def empty_memory(self, batch: int = 1) -> Memory:
+        """The memory of ``batch`` conversations that have not begun."""
+        shapes = self._entry_shapes()
+        table = {"device": self.device, "dtype": self.base.dtype}
+        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in shapes)
+        blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
+        offset = torch.zeros(batch, dtype=torch.long, device=self.device)
+        return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin)
+
+    def _entry_shapes(self) -> list[tuple[int, int]]:
+        text = self.base.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return [(heads, dim)] * text.num_hidden_layers
+
+    def compress(
+        self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
+    ) -> Memory:
+        """Read one more step and fold it into the memory: Mem(t) from Mem(t-1) and the step's text.
+
+        Args:
+            memory: Mem(t-1), of B conversations.
+            ids: (B, T) token ids of the step, padded on the left.
+            mask: (B, T) bool, False at padding; all True where None.
+            cache: a cache that began with ``memory`` and has read the first tokens of ``ids`` already, as ``generate``
+                leaves it: they are not read again. It is used up.
+
+        Raises:
+            InputError: when a step is empty or runs beyond the model's positions.
+        """
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        self._check_text(memory, mask)
+        lengths = mask.sum(1).tolist()
+        if self.rule.forgets:
+            return memory.after([StepRecord(n, 0, 0) for n in lengths])
+        if self.rule.compresses != "step":
+            cache = memory.cache() if cache is None else cache
+            self._run(memory, cache, ids, mask, n_tok=0)
+            read = self._extend(memory, cache, mask, _positions(memory, mask))
+            return read.after([StepRecord(n, n, n) for n in lengths])
+        source = memory
+        if not self.config.recurrent:
+            source, cache = memory.sink_only(), None
+        cache = source.cache() if cache is None else cache
+        weights = self._run(source, cache, ids, mask, n_tok=self.config.n_tok)
+        folded = self._fold(memory, source, cache, mask, weights)
+        added = [new - old for new, old in zip(folded.entries, memory.entries, strict=True)]
+        skipped = self._comp_positions
+        return folded.after(
+            [StepRecord(n, a if self.rule.reversible else None, n + skipped) for n, a in zip(lengths, added, strict=True)]
+        )
+
+    @property
+    def _comp_positions(self) -> int:
+        """Text positions that the COMP tokens of one step take."""
+        return self.config.n_tok if self.config.positions == "base" else 0
+
+    def close(self, memory: Memory) -> Memory:
+        """The memory as a query should read it: under rules that compress once per context, COMP tokens follow now.
+
+        The given memory stays open for further steps.
+        """
+        if self.rule.compresses != "context" or not memory.width:
+            return memory
+        cache = memory.cache()
+        nothing = memory.mask.new_zeros(memory.batch, 0)
+        ids = memory.positions.new_zeros(memory.batch, 0)
+        weights = self._run(memory, cache, ids, nothing, n_tok=self.config.n_tok)
+        if self.rule.keeps_text:
+            comp = torch.full((memory.batch, self.config.n_tok), COMPRESSED, device=ids.device)
+            closed = self._extend(memory, cache, torch.ones_like(comp, dtype=torch.bool), comp)
+        else:
+            closed = self._fold(memory.first(0), memory, cache, nothing, weights)
+        return replace(closed, offset=memory.offset + self._comp_positions)
+
+    def read(self, memory: Memory, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is."""
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        self._check_text(memory, mask)
+        memory = self.close(memory)
+        return self.base(
+            input_ids=ids,
+            attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
+            position_ids=_positions(memory, mask),
+            past_key_values=memory.cache(),
+        ).logits[..., : self.vocab_size]
+
+    def generate(
+        self,
+        memory: Memory,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        cache: MemoryCache | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Continue text (B, T) that follows the memory; the memory stays as it is.
+
+        Args:
+            memory: closed memory (see :meth:`close`) of B conversations.
+            ids: (B, T) token ids, padded on the left.
+            mask: (B, T) bool, False at padding.
+            cache: ``memory.cache()``, where the caller wants to keep what is read for :meth:`compress`.
+            options: of ``transformers``' generate: sampling, streamer, stopping, beams.
+
+        Returns:
+            (B, G) the new token ids.
+
+        Raises:
+            InputError: when the text is empty or runs beyond the model's positions.
+        """
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        self._check_text(memory, mask)
+        cache = memory.cache() if cache is None else cache
+        if self.config.embeddings == "table":
+            options["suppress_tokens"] = list(range(self.vocab_size, self.vocab_size + self.config.n_tok))
+        positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), _positions(memory, mask)], dim=1)
+        output = self.base.generate(
+            ids,
+            attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
+            position_ids=positions,
+            past_key_values=cache,
+            **options,
+        )
+        return output[:, ids.shape[1] :]
+
+    def _run(
+        self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
+    ) -> dict[int, Tensor | None]:
+        """Feed what the cache has not read of a step, then COMP tokens; returns the rule's write weights by layer."""
+        ids, done = ids.to(self.device), cache.get_seq_length() - source.width
+        slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
+        start = source.offset + mask.sum(1)
+        positions = torch.cat([_positions(source, mask)[:, done:], start[:, None] + slot], dim=1)
+        fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
+        slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
+        step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
+        current = CompressingPass(source.mask, source.positions, positions, self.rule, n_tok, step)
+        if fed.shape[1]:
+            self.base.base_model(
+                inputs_embeds=self._embed(fed, slots),
+                attention_mask=torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1).long(),
+                position_ids=positions,
+                past_key_values=cache,
+                ccm=current,
+            )
+        return current.weights
+
+    def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:
+        """The memory with all that the cache has read since, raw."""
+        return replace(
+            memory,
+            keys=tuple(layer.keys for layer in cache.layers),
+            values=tuple(layer.values for layer in cache.layers),
+            mask=torch.cat([memory.mask, mask], dim=1),
+            positions=torch.cat([memory.positions, positions], dim=1),
+        )
+
+    def _fold(
+        self, memory: Memory, source: Memory, cache: MemoryCache, mask: Tensor, weights: dict[int, Tensor | None]
+    ) -> Memory:
+        """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
+        n, sink = self.config.n_tok, int(self.config.sink)
+        read = torch.cat([source.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
+        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
+
+        def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
+            head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
+            return torch.cat([head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
+
+        layers = range(len(cache.layers))
+        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0]
+        return replace(
+            memory,
+            keys=tuple(fold(memory.keys[i], cache.layers[i].keys, weights[i]) for i in layers),
+            values=tuple(fold(memory.values[i], cache.layers[i].values, weights[i]) for i in layers),
+            mask=valid,
+            positions=torch.full(valid.shape, COMPRESSED, device=valid.device),
+        )
+
+    def _check_text(self, memory: Memory, mask: Tensor) -> None:
+        lengths = mask.sum(1)
+        if not mask.numel() or not lengths.min():
+            raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        end = int((memory.offset + lengths).max()) + self.config.n_tok
+        if end > self.max_positions:
+            raise InputError(
+                f"This text would end at position {end}, but the model was made for {self.max_positions}. "
+                "Begin a new memory, roll back, or split the text and drop what is old."
+            )
+
+
+_OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
+
+
+def _positions(memory: Memory, mask: Tensor) -> Tensor:
+    """(B, T) positions of text that follows the memory; padding gets what is harmless."""
+    return memory.offset[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _attach_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, MemoryCache) and "ccm" not in kwargs:
+        kwargs["ccm"] = cache.view(kwargs["position_ids"])
+    return args, kwargs

@@ -1,0 +1,130 @@
+"""Turns: from the text of a conversation to the tokens of its steps, and back.
+
+    first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
+    later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ccm.config import TurnFormat
+from ccm.errors import ConfigError, InputError
+from ccm.layout import IGNORE, Step
+
+
+def make_turns(tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> Turns:
+    """The turns of that format.
+
+    Raises:
+        ConfigError: when the tokenizer lacks what the format needs.
+    """
+    return {"separators": SeparatorTurns, "chat": TemplateTurns}[form.template](tokenizer, form)
+
+
+class Turns:
+    """What the two formats share. Subclasses say how a user's turn reads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("The tokenizer has no EOS token, so no reply would ever end; set tokenizer.eos_token.")
+        self.tokenizer, self.form = tokenizer, form
+        self.eos_id: int = tokenizer.eos_token_id
+
+    def prompt(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a user's turn, up to where the reply begins.
+
+        Raises:
+            InputError: when the text is empty or only white space.
+        """
+        if not text.strip():
+            raise InputError(f"The turn {text!r} is empty; write some text.")
+        return self._first(text) if first else self._later(text)
+
+    def exchange(self, text: str, reply: str, *, first: bool) -> Step:
+        """A turn with its reply as one step; the targets are the reply and the EOS after it."""
+        prompt, answer = self.prompt(text, first=first), self.encode_reply(reply)
+        targets = [IGNORE] * (len(prompt) - 1) + answer + [self.eos_id]
+        return Step(prompt + answer, targets)
+
+    def encode_reply(self, reply: str) -> list[int]:
+        """Token ids of a reply as the model would write it after a prompt."""
+        return self._encode(reply)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of a reply."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _first(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _later(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+class SeparatorTurns(Turns):
+    """The authors' format: fixed strings between the turns."""
+
+    def _first(self, text: str) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [*([] if bos is None else [bos]), *self._encode(self.form.preamble + text), *self._reply_separator]
+
+    def _later(self, text: str) -> list[int]:
+        return [*self._separator, *self._encode(text), *self._reply_separator]
+
+    @cached_property
+    def _separator(self) -> list[int]:
+        return self._inside(self.form.separator)
+
+    @cached_property
+    def _reply_separator(self) -> list[int]:
+        return self._inside(self.form.reply_separator)
+
+    def _inside(self, text: str) -> list[int]:
+        """Tokens of a separator as they stand after other text: at the start of a string, some would lose a space."""
+        return self._encode("a" + text)[len(self._encode("a")) :]
+
+
+class TemplateTurns(Turns):
+    """The tokenizer's chat template. A later turn is the difference of two renderings of a conversation.
+
+    Templates may render an earlier reply otherwise than the last one, so the two renderings need not share a prefix.
+    They are aligned at a marker in the reply before the turn; what both have after it belongs to that reply.
+    """
+
+    _MARKER = "ccm-marker-7c1e"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> None:
+        super().__init__(tokenizer, form)
+        if not tokenizer.chat_template:
+            raise ConfigError('The tokenizer has no chat template; use TurnFormat(template="separators").')
+
+    def _first(self, text: str) -> list[int]:
+        return self._encode(self._render([{"role": "user", "content": text}], reply_follows=True))
+
+    def _later(self, text: str) -> list[int]:
+        before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": self._MARKER}]
+        closing = self._after_marker(self._render(before, reply_follows=False))
+        following = self._after_marker(self._render([*before, {"role": "user", "content": text}], reply_follows=True))
+        same = 0
+        while same < min(len(closing), len(following)) and closing[same] == following[same]:
+            same += 1
+        return self._encode(following[same:])
+
+    def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool) -> str:
+        system = [{"role": "system", "content": self.form.preamble}] if self.form.preamble else []
+        return self.tokenizer.apply_chat_template(
+            system + messages, tokenize=False, add_generation_prompt=reply_follows
+        )
+
+    def _after_marker(self, rendered: str) -> str:
+        _, found, rest = rendered.rpartition(self._MARKER)
+        if not found:
+            raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
+        return rest
