@@ -1,1 +1,57 @@
-"""Compressed context memory for language models."""
+"""Compressed context memory for language models: the public names, each imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccm.checkpoint import load_model as load_model
+    from ccm.checkpoint import save_adapter as save_adapter
+    from ccm.config import CCMConfig as CCMConfig
+    from ccm.config import LoRASettings as LoRASettings
+    from ccm.config import TurnFormat as TurnFormat
+    from ccm.conversation import Conversation as Conversation
+    from ccm.conversation import Sampling as Sampling
+    from ccm.errors import CCMError as CCMError
+    from ccm.layout import Layout as Layout
+    from ccm.layout import Sample as Sample
+    from ccm.layout import Step as Step
+    from ccm.layout import build_layout as build_layout
+    from ccm.loading import load as load
+    from ccm.memory import Memory as Memory
+    from ccm.model import CCMModel as CCMModel
+    from ccm.rules import Rule as Rule
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CCMConfig": "config",
+    "CCMError": "errors",
+    "CCMModel": "model",
+    "Conversation": "conversation",
+    "Layout": "layout",
+    "LoRASettings": "config",
+    "Memory": "memory",
+    "Rule": "rules",
+    "Sample": "layout",
+    "Sampling": "conversation",
+    "Step": "layout",
+    "TurnFormat": "config",
+    "build_layout": "layout",
+    "load": "loading",
+    "load_model": "checkpoint",
+    "save_adapter": "checkpoint",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ccm' has no attribute {name!r}")
+    return getattr(import_module(f"ccm.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -133,8 +133,9 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
         for name in names:
             if type(getattr(attention, name)) is not wanted:
                 raise UnsupportedModelError(
-                    f"{name} of layer {attention.layer_idx} of {type(base).__name__} did not become a {wanted.__name__}"
-                    f" but stayed {type(getattr(attention, name)).__name__}; the adapter would act on part of the model."
+                    f"{name} of layer {attention.layer_idx} of {type(base).__name__} is a "
+                    f"{type(getattr(attention, name)).__name__}, not a {wanted.__name__}; the adapter would act on "
+                    "part of the model only."
                 )
         attention.register_forward_pre_hook(_announce, with_kwargs=True)
     for name, parameter in base.named_parameters():

@@ -41,8 +41,8 @@ class Pass(Protocol):
 class ParallelPass:
     """A whole unrolled recursion in one pass: the mask of :class:`Layout`, and mixed memory columns if the rule mixes.
 
-        keys   | bos a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
-        q sees   sink        .   own     .   x
+    keys   | bos a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
+    q sees   sink        .   own     .   x
     """
 
     def __init__(self, layout: Layout, rule: Rule, *, sink: bool) -> None:
@@ -162,7 +162,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _attention(
     stock: Callable,
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -137,11 +137,13 @@ def load_model(
     config = read_config(folder)
     changes = {k: v for k, v in {"n_tok": n_tok, "recurrent": recurrent}.items() if v is not None}
     config = with_rule(config, rule, **changes)
-    if not isinstance(base, PreTrainedModel):
-        base = load_base(base or _beside(folder, config.base_model), device=device, dtype=dtype, **options)
+    if isinstance(base, PreTrainedModel):
+        stock = base
+    else:
+        stock = load_base(base or _beside(folder, config.base_model), device=device, dtype=dtype, **options)
     stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
-    name = base.name_or_path or type(base).__name__
-    model = CCMModel(base, config, stage1=stage1)
+    name = stock.name_or_path or type(stock).__name__
+    model = CCMModel(stock, config, stage1=stage1)
     if config.base_fingerprint and model.base_id != config.base_fingerprint:
         raise AdapterError(
             f"The adapter {source} belongs to the base model {config.base_model} (fingerprint "
@@ -176,7 +178,11 @@ def check_device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device or "cpu")
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+        there = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else []),
+            *(["mps"] if torch.backends.mps.is_available() else []),
+        ]
         raise ConfigError(f"There is no device {device!r} here; this machine has {', '.join(there)}.") from error
     return place
 

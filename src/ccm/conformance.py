@@ -27,7 +27,6 @@ from ccm.layout import IGNORE, Layout, Sample, Step, build_layout
 from ccm.memory import Memory
 from ccm.model import CCMModel
 
-
 TOLERANCE = {
     "layout": 0.0,
     "mask": 0.0,
@@ -79,7 +78,7 @@ class Goldens:
 
 
 def _to_ours(lora: PlainLoRA, n_tok: int) -> dict[str, Tensor]:
-    """The authors' tensors under our names; rows N..2N-1 of merge adapters belong to SUM tokens, which we do without."""
+    """The authors' tensors under our names; rows N..2N-1 of merge adapters are of SUM tokens; we have none."""
     comp = {} if lora.comp is None else {"comp_embeddings.weight": lora.comp[:n_tok]}
     return {**{name: tensor.float() for name, tensor in lora.tensors.items()}, **comp}
 
@@ -128,14 +127,17 @@ def check_parallel(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
             loss, logits = model(layout).loss, model(untrained).logits
         kept = gold["attention_mask"].bool() & ~gold.get("sum_mask", torch.zeros(())).bool()
         ours = layout.blocks >= 0
-        yield case, {
-            "layout": _layout_difference(gold, kept, layout, ours, entry),
-            "mask": _mask_difference(gold, kept, layout, ours, model),
-            "logits": _largest(logits[ours], gold["logits"][kept]),
-            "loss": abs(loss.item() - gold["loss"].item()),
-            "log-likelihood": _likelihood_difference(gold, logits, layout),
-            "greedy": _greedy_difference(gold, model, samples),
-        }
+        yield (
+            case,
+            {
+                "layout": _layout_difference(gold, kept, layout, ours, entry),
+                "mask": _mask_difference(gold, kept, layout, ours, model),
+                "logits": _largest(logits[ours], gold["logits"][kept]),
+                "loss": abs(loss.item() - gold["loss"].item()),
+                "log-likelihood": _likelihood_difference(gold, logits, layout),
+                "greedy": _greedy_difference(gold, model, samples),
+            },
+        )
     for name, rows in goldens.arrays("init_comp_embeddings.npz").items():
         base = LlamaForCausalLM.from_pretrained(goldens.folder / "tiny-llama")
         yield f"initial embeddings {name}", {"embedding": _largest(initial_embeddings(base, len(rows)), rows)}
@@ -144,7 +146,9 @@ def check_parallel(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 def _layout_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, entry: dict[str, Any]) -> float:
     first = entry["comp_token_id"][0] if entry["comp_token_id"] else 1 << 30
     ids = torch.where(layout.slots >= 0, layout.slots + first, layout.ids)
-    different = int((ids[ours] != gold["input_ids"][kept]).sum() + (layout.positions[ours] != gold["position_ids"][kept]).sum())
+    different = int(
+        (ids[ours] != gold["input_ids"][kept]).sum() + (layout.positions[ours] != gold["position_ids"][kept]).sum()
+    )
     for row in range(len(ids)):
         labels, targets = gold["labels"][row][kept[row]], layout.targets[row][ours[row]]
         different += int((labels[1:] != targets[:-1]).sum())
@@ -177,7 +181,9 @@ def _likelihood_difference(gold: dict, logits: Tensor, layout: Layout) -> float:
     scored = (layout.targets != IGNORE) & (layout.targets != 2)
     each = logits.log_softmax(-1).gather(-1, layout.targets.clamp(min=0)[..., None])[..., 0] * scored
     total, number = each.sum(1), scored.sum(1)
-    return max(_largest(total, gold["ll_sum"]), _largest(total / number, gold["ll_mean"]), _largest(number, gold["ll_length"]))
+    return max(
+        _largest(total, gold["ll_sum"]), _largest(total / number, gold["ll_mean"]), _largest(number, gold["ll_length"])
+    )
 
 
 def _greedy_difference(gold: dict, model: CCMModel, samples: list[Sample]) -> float:
@@ -209,7 +215,10 @@ def check_grads(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
         samples = _samples(goldens, model.config, model.rule.forgets)
         model(build_layout(samples, model.config, model.rule, pad_id=0)).loss.backward()
         own = {name: tensor.grad for name, tensor in model.adapter_tensors().items()}
-        yield case, {"gradient": _compare_tensors(goldens.tensors(f"grads/{case}.safetensors"), own, model.config.n_tok)}
+        yield (
+            case,
+            {"gradient": _compare_tensors(goldens.tensors(f"grads/{case}.safetensors"), own, model.config.n_tok)},
+        )
 
 
 def _compare_tensors(gold: dict[str, Tensor], own: dict[str, Tensor | None], n_tok: int) -> float:
@@ -243,10 +252,13 @@ def check_train(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
                 optimizer.step()
         own = model.adapter_tensors()
         _drop_sum_rows(gold, model.config.n_tok)
-        yield case, {
-            "parameter": _compare_tensors(gold, {k: v.detach() for k, v in own.items()}, model.config.n_tok),
-            "loss": _largest(torch.tensor(losses, dtype=torch.float64), expected),
-        }
+        yield (
+            case,
+            {
+                "parameter": _compare_tensors(gold, {k: v.detach() for k, v in own.items()}, model.config.n_tok),
+                "loss": _largest(torch.tensor(losses, dtype=torch.float64), expected),
+            },
+        )
 
 
 def _drop_sum_rows(gold: dict[str, Tensor], n_tok: int) -> None:
@@ -267,7 +279,8 @@ def check_recursive(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     for case in goldens.json("manifest_recursive.json")["recursive"]:
         gold = goldens.arrays(f"recursive/{case}.npz")
         model = _online_model(goldens, case)
-        memory, worst = model.empty_memory(), defaultdict(float)
+        memory = model.empty_memory()
+        worst: dict[str, float] = defaultdict(float)
         with torch.no_grad():
             for i in range(int(gold["n_ctx"])):
                 text = gold[f"ctx_{i}"] if i == 0 else torch.cat([gold["sep"], gold[f"ctx_{i}"]])
@@ -290,7 +303,8 @@ def check_interact(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     for case in goldens.json("manifest_recursive.json")["interact"]:
         gold = goldens.arrays(f"interact/{case}.npz")
         model = _online_model(goldens, case)
-        memory, worst = model.empty_memory(), defaultdict(float)
+        memory = model.empty_memory()
+        worst: dict[str, float] = defaultdict(float)
         for turn in range(sum(name.startswith("query_") for name in gold)):
             query, text = gold[f"query_{turn}"].long()[None], gold[f"text_{turn}"].long()[None]
             cache = memory.cache()
@@ -358,7 +372,9 @@ def run(folder: Path, groups: list[str]) -> bool:
             for case, differences in check(goldens):
                 cases += 1
                 _raise_to(worst, differences)
-                failures += [f"{case}: {q} {d:.3g} > {TOLERANCE[q]:g}" for q, d in differences.items() if d > TOLERANCE[q]]
+                failures += [
+                    f"{case}: {q} {d:.3g} > {TOLERANCE[q]:g}" for q, d in differences.items() if d > TOLERANCE[q]
+                ]
         except FileNotFoundError as error:
             failures.append(f"absent file: {error.filename or error}")
         if not cases:

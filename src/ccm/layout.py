@@ -1,15 +1,15 @@
 """From steps of token ids to the tensors of one parallel pass.
 
-    tokens     bos a a C C | b b b C C | q q y y          C = COMP, | begins the next step's text
-    blocks       0 0 0 0 0 1 1 1 1 1 1 2 2 2 2 2          block b has b finished steps before it
-    slots        . . . 0 1 . . . . 0 1 . . . . .
-    positions    0 1 2 3 4 3 4 5 6 7 8 7 8 9 .. ..        COMP tokens take no text positions ("skip")
+tokens     bos a a C C | b b b C C | q q y y          C = COMP, | begins the next step's text
+blocks       0 0 0 0 0 1 1 1 1 1 1 2 2 2 2 2          block b has b finished steps before it
+slots        . . . 0 1 . . . . 0 1 . . . . .
+positions    0 1 2 3 4 3 4 5 6 7 8 7 8 9 .. ..        COMP tokens take no text positions ("skip")
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -78,8 +78,8 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same batch on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Layout(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_tok"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 class _Row:

@@ -216,7 +216,9 @@ class Memory:
             "dtype": str(self.keys[0].dtype).removeprefix("torch."),
             "steps": self.steps,
         }
-        tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {f"values.{i}": x for i, x in enumerate(self.values)}
+        tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
+            f"values.{i}": x for i, x in enumerate(self.values)
+        }
         tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
         target = Path(path)
         if target.is_dir():
@@ -241,9 +243,13 @@ class Memory:
         except FileNotFoundError as error:
             raise MemoryFileError(f"There is no file {path}.") from error
         except (OSError, SafetensorError) as error:
-            raise MemoryFileError(f"{path} is not a whole safetensors file ({error}); was its copying cut off?") from error
+            raise MemoryFileError(
+                f"{path} is not a whole safetensors file ({error}); was its copying cut off?"
+            ) from error
         except (KeyError, json.JSONDecodeError) as error:
-            raise MemoryFileError(f"{path} holds tensors, but no memory: its manifest is missing or damaged.") from error
+            raise MemoryFileError(
+                f"{path} holds tensors, but no memory: its manifest is missing or damaged."
+            ) from error
         _check_manifest(path, manifest, origin)
         return _from_tensors(path, tensors, manifest, origin)
 
@@ -269,7 +275,8 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
         theirs, mine = getattr(config, name), getattr(origin.config, name)
         if theirs != mine:
             raise MemoryFileError(
-                f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; load it with {theirs!r}."
+                f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; "
+                f"load the model with {theirs!r}."
             )
 
 
@@ -306,7 +313,7 @@ class MemoryCache(DynamicCache):
             self.update(key, value, layer)
 
     def view(self, positions: Tensor) -> CachedPass:
-        """The pass of text at ``positions`` (B, T) that reads this cache; B may be a multiple of the memory's (beams)."""
+        """The pass of text at ``positions`` (B, T) that reads this cache; with beams B is a multiple of the memory's."""
         beams = positions.shape[0] // self.memory.batch
         mask, entries = self.memory.mask, self.memory.positions
         if beams > 1:

@@ -1,12 +1,13 @@
 """CCMModel: a stock causal language model with both seams, the parallel pass, and the online steps.
 
-    parallel   layout -> mask, positions -> logits                      one pass over the unrolled recursion
-    online     memory + step -> K/V at its COMP tokens -> rule -> memory     one step; then read or generate
+parallel   layout -> mask, positions -> logits                      one pass over the unrolled recursion
+online     memory + step -> K/V at its COMP tokens -> rule -> memory     one step; then read or generate
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +116,10 @@ class CCMModel(nn.Module):
             self._origin = versions, Origin(self.config, self.base_id, fingerprint_tensors(tensors, settings))
         return self._origin[1]
 
+    def load_memory(self, path: str | Path) -> Memory:
+        """A saved memory that this model and adapter made (see :meth:`Memory.load`)."""
+        return Memory.load(path, self.origin).to(self.device, self.base.dtype)
+
     # Parallel --------------------------------------------------------------------------------------------------------
 
     def forward(self, layout: Layout) -> ParallelOutput:
@@ -189,7 +194,10 @@ class CCMModel(nn.Module):
         added = [new - old for new, old in zip(folded.entries, memory.entries, strict=True)]
         skipped = self._comp_positions
         return folded.after(
-            [StepRecord(n, a if self.rule.reversible else None, n + skipped) for n, a in zip(lengths, added, strict=True)]
+            [
+                StepRecord(n, a if self.rule.reversible else None, n + skipped)
+                for n, a in zip(lengths, added, strict=True)
+            ]
         )
 
     @property

@@ -61,6 +61,12 @@ class Rule(nn.Module):
         """Whether COMP tokens follow step number ``step`` (from 1) of a context of ``steps`` steps."""
         return self.compresses == "step" or (self.compresses == "context" and step == steps)
 
+    def entries_of(self, tokens: int, n_tok: int) -> int:
+        """How many entries of a step of ``tokens`` tokens go into the memory."""
+        if self.compresses == "step":
+            return n_tok
+        return 0 if self.forgets else tokens
+
     def holds(self, written: Tensor, now: Tensor) -> Tensor:
         """Whether Mem(``now``) contains the memory columns of step ``written``; both count steps from 1."""
         return written <= now

@@ -1,7 +1,7 @@
 """Turns: from the text of a conversation to the tokens of its steps, and back.
 
-    first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
-    later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
+first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
+later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
 """
 
 from __future__ import annotations

@@ -1,1 +1,6 @@
-"""The built-in task: small English dialogues about facts a user tells about themselves."""
+"""The built-in model: a tiny one that ships with the package, its dialogues, and how it is built and measured."""
+
+from pathlib import Path
+
+NAME = "builtin"
+WEIGHTS = Path(__file__).parent / "weights"

@@ -8,24 +8,29 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ccm.builtin.generator import HELD_OUT, KINDS, Dialogue, Turn, corpus, training_dialogue
-from ccm.config import CCMConfig, TurnFormat
-from ccm.layout import IGNORE, Layout, Sample, Step, build_layout
+from ccm.builtin import WEIGHTS
+from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, training_dialogue
+from ccm.checkpoint import load_base, save_adapter
+from ccm.config import CCMConfig, LoRASettings, TurnFormat
+from ccm.layout import IGNORE, Sample, Step, build_layout
+from ccm.model import CCMModel
 from ccm.rules import make_rule
 from ccm.turns import Turns, make_turns
 
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
 VOCABULARY = 1024
 MAX_OFFSET = 2048  # of the first token in training, so that depth is not a matter of positions
-_SYLLABLES = [c + v for c in "b d f g h j k l m n p r s t v w z br ch dr gr kl sh st th tr".split() for v in "aeiou"]
+_ONSETS = tuple("bdfghjklmnprstvwz") + ("br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
+_SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
 _ENDINGS = ["", "", "n", "r", "s", "l", "x", "nd", "rt", "th"]
 _NAMED = ("name", "home", "sister", "brother", "friend")
 
@@ -94,13 +99,18 @@ def _made_up(rng: random.Random) -> str:
             return word.title()
 
 
-def to_sample(dialogue: Dialogue, turns: Turns) -> Sample:
-    """A dialogue as steps; every reply, and the EOS after it, is a target."""
-    steps = [turns.exchange(t.user, t.reply, first=i == 0) for i, t in enumerate(dialogue.turns)]
+def to_sample(dialogue: Dialogue, turns: Turns, *, only_questions: bool = False) -> Sample:
+    """A dialogue as steps; every reply (or every reply to a question), and the EOS after it, is a target."""
+    steps = []
+    for i, turn in enumerate(dialogue.turns):
+        step = turns.exchange(turn.user, turn.reply, first=i == 0)
+        steps.append(step if turn.asked or not only_questions else Step(step.ids))
     return Sample(steps[:-1], steps[-1])
 
 
-def batches(seed: int, turns: Turns, *, tokens: int, long_share: float, rate: float = 0.3) -> Iterator[list[Sample]]:
+def batches(
+    seed: int, turns: Turns, *, tokens: int, long_share: float, rate: float = 0.3, only_questions: bool = False
+) -> Iterator[list[Sample]]:
     """Endless batches of about ``tokens`` tokens, of dialogues of 4-16 turns and, at that share, of 17-48 turns.
 
     Dialogues of like length go together: they are drawn in pools of 16 batches, sorted, and cut.
@@ -112,7 +122,7 @@ def batches(seed: int, turns: Turns, *, tokens: int, long_share: float, rate: fl
             pool: list[Sample] = []
             while sum(map(_length, pool)) < 16 * tokens * share:
                 dialogue = training_dialogue(rng, rng.randint(shortest, longest))
-                pool.append(to_sample(invented(rng, dialogue, rate), turns))
+                pool.append(to_sample(invented(rng, dialogue, rate), turns, only_questions=only_questions))
             pool.sort(key=_length)
             cut += _cut(pool, tokens)
         rng.shuffle(cut)
@@ -133,7 +143,7 @@ def _cut(pool: list[Sample], tokens: int) -> list[list[Sample]]:
 
 
 def train(
-    parameters: list[torch.nn.Parameter],
+    parameters: list[torch.Tensor],
     loss_of: Callable[[list[Sample]], torch.Tensor],
     data: Iterator[list[Sample]],
     *,
@@ -160,7 +170,8 @@ def train(
         mean = loss.item() if step == 1 else 0.95 * mean + 0.05 * loss.item()
         if step % 50 == 0 or step == steps:
             spent = time.monotonic() - begun
-            print(f"{name}: step {step}/{steps}  loss {mean:.4f}  {spent:.0f} s, {spent / step * (steps - step):.0f} s left", flush=True)
+            left = spent / step * (steps - step)
+            print(f"{name}: step {step}/{steps}  loss {mean:.4f}  {spent:.0f} s, {left:.0f} s left", flush=True)
         if step % 500 == 0 or step == steps:
             save()
 
@@ -187,7 +198,16 @@ def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, 
         return cross_entropy(base.lm_head(hidden[wanted]), layout.targets[wanted])
 
     data = batches(seed, turns, tokens=tokens, long_share=0.2)
-    train([*base.parameters()], loss_of, data, steps=steps, lr=3e-3, weight_decay=0.05, name="base", save=lambda: save_half(base, folder))
+    train(
+        [*base.parameters()],
+        loss_of,
+        data,
+        steps=steps,
+        lr=3e-3,
+        weight_decay=0.05,
+        name="base",
+        save=lambda: save_half(base, folder),
+    )
 
 
 def save_half(base: LlamaForCausalLM, folder: Path) -> None:
@@ -197,15 +217,69 @@ def save_half(base: LlamaForCausalLM, folder: Path) -> None:
     copy.save_pretrained(folder)
 
 
+@dataclass(frozen=True)
+class AdapterRecipe:
+    """One of the shipped adapters."""
+
+    name: str
+    config: CCMConfig
+    steps: int
+    lr: float = 2e-3
+
+
+ADAPTERS = (
+    AdapterRecipe("concat", CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16), turns=TURNS), steps=1500),
+    AdapterRecipe("merge", CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=16), turns=TURNS), steps=1500),
+)
+
+
+def train_adapter(
+    folder: Path,
+    base_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: AdapterRecipe,
+    *,
+    tokens: int,
+    seed: int,
+) -> None:
+    """A compression adapter on the base, with the replies to all questions of whole dialogues in one parallel pass."""
+    torch.manual_seed(seed)
+    base = load_base(base_folder)
+    model = CCMModel(base, replace(recipe.config, base_model=f"../{base_folder.name}")).train()
+    turns = make_turns(tokenizer, TURNS)
+    offsets = torch.Generator().manual_seed(seed)
+
+    def loss_of(samples: list[Sample]) -> torch.Tensor:
+        layout = build_layout(samples, model.config, model.rule, tokenizer.pad_token_id)
+        shift = torch.randint(0, MAX_OFFSET + 1, (len(samples), 1), generator=offsets)
+        loss = model(replace(layout, positions=layout.positions + shift)).loss
+        assert loss is not None
+        return loss
+
+    data = batches(seed, turns, tokens=tokens, long_share=0.2, only_questions=True)
+    trained = [*model.adapter_tensors().values()]
+    save = partial(save_adapter, model, folder)
+    train(trained, loss_of, data, steps=recipe.steps, lr=recipe.lr, weight_decay=0.0, name=recipe.name, save=save)
+
+
 def main() -> None:
+    """Build everything, or a part of it, into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
+    parser.add_argument("--only", choices=["base", *(recipe.name for recipe in ADAPTERS)], help="only this part")
+    parser.add_argument("--base-steps", type=int, default=3500)
+    parser.add_argument("--adapter-steps", type=int, help="instead of the recipes' own")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(args.output)
-    train_base(args.output, tokenizer, steps=args.steps, tokens=args.tokens, seed=1)
+    base = args.output / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    if args.only in (None, "base"):
+        train_base(base, build_tokenizer(base), steps=args.base_steps, tokens=args.tokens, seed=1)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    for recipe in ADAPTERS:
+        if args.only in (None, recipe.name):
+            recipe = replace(recipe, steps=args.adapter_steps or recipe.steps)
+            train_adapter(args.output / recipe.name, base, tokenizer, recipe, tokens=args.tokens, seed=2)
 
 
 if __name__ == "__main__":

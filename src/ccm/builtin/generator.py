@@ -50,10 +50,7 @@ HELD_OUT: frozenset[str] = frozenset(words.NAMES[9::10] + words.CITIES[9::10])
 
 def _draws(excluded: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """The values to draw from, by kind."""
-    return {
-        kind.name: tuple(v for v in kind.draws or kind.values if v not in excluded)
-        for kind in KINDS.values()
-    }
+    return {kind.name: tuple(v for v in kind.draws or kind.values if v not in excluded) for kind in KINDS.values()}
 
 
 _DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -321,9 +318,7 @@ def untold_question(rng: random.Random, dialogue: Dialogue) -> Turn:
     return _Writer(rng, "eval")._question(rng.choice(untold))
 
 
-def corpus(
-    seed: int, dialogues: int, steps: tuple[int, int] = (4, 16), split: str = "train"
-) -> Iterator[Dialogue]:
+def corpus(seed: int, dialogues: int, steps: tuple[int, int] = (4, 16), split: str = "train") -> Iterator[Dialogue]:
     """Training dialogues of a random number of turns within `steps`, both ends included."""
     rng = random.Random(seed)
     for _ in range(dialogues):
@@ -340,8 +335,8 @@ class Verdict(StrEnum):
 
 def _normalised(text: str) -> str:
     """Case folded, without possessive 's and punctuation, words parted by one space."""
-    text = re.sub(r"['’]s\b", "", text.casefold())
-    return " ".join(re.sub(r"[^\w\s]", " ", re.sub(r"['’]", "", text)).split())
+    text = re.sub(r"['\u2019]s\b", "", text.casefold())
+    return " ".join(re.sub(r"[^\w\s]", " ", re.sub(r"['\u2019]", "", text)).split())
 
 
 @cache

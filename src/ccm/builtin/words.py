@@ -235,8 +235,7 @@ def _relative(name: str, word: str, draws: tuple[str, ...], extra: tuple[str, ..
         "Good to know, your {r} is {v}.", "I would like to meet {v}.",
     )  # fmt: skip
     told, asked, answered = (
-        tuple(text.replace("{r}", word) for text in texts)
-        for texts in (statements, questions, replies)
+        tuple(text.replace("{r}", word) for text in texts) for texts in (statements, questions, replies)
     )
     answer = f"Your {word} is called {{v}}."
     return Kind(name, NAMES, told, asked, answer, answered, draws=draws)

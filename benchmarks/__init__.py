@@ -1,0 +1,1 @@
+"""Benchmarks of the engine against stock transformers and PEFT: ``python -m benchmarks``, or ``make bench``."""

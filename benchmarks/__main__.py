@@ -1,0 +1,70 @@
+"""Run the benchmarks and print their tables as Markdown. Nothing is asserted: a timing is no test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here needs the network
+
+import torch
+
+from benchmarks import compressing, peak_memory, reading, training, turns
+from benchmarks.common import CLOCKS, Options, Report, describe_machine
+
+BENCHMARKS: dict[str, Callable[[Options], Report]] = {
+    "training": training.run,
+    "compressing": compressing.run,
+    "reading": reading.run,
+    "turns": turns.run,
+    "peak-memory": peak_memory.run,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run what it asks for, print, and write the JSON file if one is named."""
+    asked = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    options = (
+        Options(rounds=2, warmup=1, clock=asked.clock) if asked.quick else Options(asked.rounds, clock=asked.clock)
+    )
+    machine = describe_machine()
+    print(f"{', '.join(f'{key} {value}' for key, value in machine.items())}; clock: {options.clock}.")
+    print(f"{machine_note(asked.quick)}\n")
+    results = {}
+    for name in asked.only or BENCHMARKS:
+        report = BENCHMARKS[name](options)
+        print(report.markdown(), flush=True)
+        results[name] = report.data
+    if asked.json:
+        everything = {"machine": machine, "options": asdict(options), "results": results}
+        asked.json.write_text(json.dumps(everything, indent=2) + "\n")
+
+
+def machine_note(quick: bool) -> str:
+    """The model that all tables are of, and a warning where the figures mean nothing."""
+    from benchmarks.models import MODEL
+
+    return f"Model: {MODEL}." + (" Quick run: the figures show only that everything runs." if quick else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--rounds", type=int, default=Options.rounds, help="rounds of the longest (default %(default)s)"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=BENCHMARKS, metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
+    parser.add_argument("--quick", action="store_true", help="two rounds each, to see that everything runs")
+    parser.add_argument("--clock", choices=CLOCKS, default=Options.clock, help="cpu: not the time others take")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

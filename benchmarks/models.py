@@ -1,0 +1,78 @@
+"""The model that all benchmarks run, stock and with our seams, and the texts it reads. All weights are random."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from ccm.config import CCMConfig, LoRASettings
+from ccm.layout import IGNORE, Sample, Step
+from ccm.memory import Memory
+from ccm.model import CCMModel
+
+VOCAB = 2000
+MODEL = "Llama, hidden 256, 4 layers, 4 heads, intermediate 688, vocabulary 2,000, float32, random weights"
+ROWS, STEPS, STEP_TOKENS, QUERY_TOKENS, TARGET_TOKENS = 4, 8, 54, 48, 24
+
+CONCAT = CCMConfig(rule="concat", n_tok=2, recurrent=True, lora=LoRASettings(dropout=0.0))
+MERGE = CCMConfig(rule="merge", n_tok=8, recurrent=True, lora=LoRASettings(dropout=0.0))
+FULL = CCMConfig(rule="full", lora=LoRASettings(dropout=0.0))
+
+
+def stock_model() -> LlamaForCausalLM:
+    """The stock model with sdpa attention; the same weights at every call."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        attn_implementation="sdpa",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def ccm_model(config: CCMConfig) -> CCMModel:
+    """The same model with our seams, for use; ``train()`` it to train."""
+    return CCMModel(stock_model(), config).eval()
+
+
+def random_ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
+    """(rows, tokens) random ids; none is the padding id."""
+    return torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def training_samples() -> list[Sample]:
+    """The batch to train on: every row has its steps, and a query whose last tokens are targets."""
+    return [_sample(ids) for ids in random_ids(ROWS, STEPS * STEP_TOKENS + QUERY_TOKENS + 1).tolist()]
+
+
+def _sample(ids: list[int]) -> Sample:
+    context = STEPS * STEP_TOKENS
+    steps = [Step(ids[i : i + STEP_TOKENS]) for i in range(0, context, STEP_TOKENS)]
+    untrained = [IGNORE] * (QUERY_TOKENS - TARGET_TOKENS)
+    return Sample(steps, Step(ids[context:-1], untrained + ids[-TARGET_TOKENS:]))
+
+
+def remember(model: CCMModel, steps: int, tokens: int = STEP_TOKENS) -> Memory:
+    """The memory of ``steps`` steps of ``tokens`` random tokens, of one conversation."""
+    with torch.no_grad():
+        memory = model.empty_memory()
+        for number in range(steps):
+            memory = model.compress(memory, random_ids(1, tokens, seed=number))
+    return memory
+
+
+def stock_cache(memory: Memory) -> DynamicCache:
+    """A stock cache that holds the memory's own tensors."""
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
+        cache.update(key, value, layer)
+    return cache

@@ -1,0 +1,72 @@
+"""Peak memory of a training step, each variant in a process of its own.
+
+The peak is the kernel's high-water mark of this program (``VmHWM``). ``getrusage``'s ``ru_maxrss`` will not do: it
+survives ``exec``, so that a child begins with the peak of the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Options, Report
+from benchmarks.training import OURS, PLAIN, training_step
+
+STATUS = Path("/proc/self/status")
+STEPS = 3
+SETTING = (
+    f"Memory of a whole process that makes {STEPS} of the training steps above: at rest, with model and batch made; at "
+    "its peak; and the difference, which is what the steps took, beside the plain step's."
+)
+
+
+def run(options: Options) -> Report:
+    """Measure every variant in a fresh process; ``options`` change nothing, as nothing is timed."""
+    if not STATUS.exists():
+        return Report("Peak memory of the training step", "Not measured: this system has no /proc.", [""], [])
+    data = [{"subject": name} | _measure_apart(name) for name in (PLAIN, *OURS)]
+    plain = data[0]
+    rows = [
+        [
+            str(d["subject"]),
+            f"{d['rest'] / 2**20:.0f}",
+            f"{d['peak'] / 2**20:.0f}",
+            f"{(d['peak'] - d['rest']) / 2**20:.0f}",
+            f"**{(d['peak'] - d['rest']) / (plain['peak'] - plain['rest']):.3f}**",
+        ]
+        for d in data
+    ]
+    columns = ["", "MiB at rest", "MiB at the peak", "MiB of the steps", "ratio"]
+    return Report("Peak memory of the training step", SETTING, columns, rows, data)
+
+
+def _measure_apart(name: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "benchmarks.peak_memory", name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(name: str) -> dict[str, int]:
+    """Bytes at rest and at the peak of this process."""
+    torch.set_num_threads(1)
+    step = training_step(name)
+    rest = _status("VmRSS")
+    for _ in range(STEPS):
+        step()
+    return {"rest": rest, "peak": _status("VmHWM")}
+
+
+def _status(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure one variant in this process.")
+    parser.add_argument("name", choices=(PLAIN, *OURS))
+    print(json.dumps(_measure(parser.parse_args().name)))

@@ -1,0 +1,146 @@
+"""Recall of the built-in model: facts told in a conversation, asked for at its end, replied to freely."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, untold_question
+from ccm.memory import Memory
+from ccm.model import CCMModel
+from ccm.turns import Turns, make_turns
+
+MAX_REPLY = 32  # tokens; the longest reply of the training dialogues has fewer
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """Shares are of questions; a dialogue asks four told facts, and one that was never told.
+
+    Attributes:
+        recall: right value, and no other of its kind.
+        recall_held_out: likewise, where the value is a name or city that no training saw; None where none was asked.
+        unknown: told facts answered with "I don't know".
+        wrong: told facts answered otherwise.
+        invented: facts never told that were not answered with "I don't know".
+        entries: mean memory entries at the end of a conversation.
+        memory_bytes: mean bytes of these.
+        full_context_bytes: mean bytes that full context holds for the same text.
+    """
+
+    rule: str
+    n_tok: int
+    steps: int
+    dialogues: int
+    seed: int
+    recall: float
+    recall_held_out: float | None
+    unknown: float
+    wrong: float
+    invented: float
+    entries: float
+    memory_bytes: float
+    full_context_bytes: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate_recall(
+    model: CCMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int = 12,
+    dialogues: int = 500,
+    seed: int = 0,
+    batch: int = 100,
+    progress: Callable[[int], None] = lambda done: None,
+) -> RecallReport:
+    """Hold fresh conversations in batches and judge the replies to the questions.
+
+    Args:
+        model: the model under its rule.
+        tokenizer: of its base.
+        steps: user lines a dialogue, of which the last four ask.
+        dialogues: how many.
+        seed: of the dialogues.
+        batch: conversations held at a time.
+        progress: called with the number of finished dialogues.
+    """
+    rng = random.Random(f"recall {seed}")
+    turns = make_turns(tokenizer, model.config.turns)
+    verdicts: Counter[tuple[str, Verdict]] = Counter()
+    entries = held = full = 0
+    for begin in range(0, dialogues, batch):
+        group = [recall_dialogue(rng, steps) for _ in range(min(batch, dialogues - begin))]
+        untold = [untold_question(rng, dialogue) for dialogue in group]
+        memory = _hold(model, turns, group, verdicts)
+        replies, _ = _exchange(model, turns, memory, untold)
+        verdicts.update(("untold", judge(r, t.asked or "", None)) for r, t in zip(replies, untold, strict=True))
+        entries += sum(memory.entries)
+        held += sum(memory.entries) * memory.entry_nbytes
+        full += sum(memory.tokens) * memory.entry_nbytes
+        progress(begin + len(group))
+    return RecallReport(
+        rule=model.config.rule,
+        n_tok=model.config.n_tok,
+        steps=steps,
+        dialogues=dialogues,
+        seed=seed,
+        recall=_share(verdicts, "told", Verdict.RIGHT) or 0.0,
+        recall_held_out=_share(verdicts, "held out", Verdict.RIGHT),
+        unknown=_share(verdicts, "told", Verdict.UNKNOWN) or 0.0,
+        wrong=_share(verdicts, "told", Verdict.WRONG) or 0.0,
+        invented=_share(verdicts, "untold", Verdict.WRONG) or 0.0,
+        entries=entries / dialogues,
+        memory_bytes=held / dialogues,
+        full_context_bytes=full / dialogues,
+    )
+
+
+def _hold(model: CCMModel, turns: Turns, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]) -> Memory:
+    memory = model.empty_memory(len(group))
+    for step in zip(*(dialogue.turns for dialogue in group), strict=True):
+        replies, memory = _exchange(model, turns, memory, step)
+        for reply, turn in zip(replies, step, strict=True):
+            if turn.asked and turn.value:
+                verdict = judge(reply, turn.asked, turn.value)
+                verdicts["told", verdict] += 1
+                verdicts["held out", verdict] += turn.value in HELD_OUT
+    return memory
+
+
+def _exchange(
+    model: CCMModel, turns: Turns, memory: Memory, step: tuple[Turn, ...] | list[Turn]
+) -> tuple[list[str], Memory]:
+    """One line of every conversation: the replies, and the memory with the exchange in it."""
+    starts = memory.offset.tolist()
+    prompts = [turns.prompt(turn.user, first=at == 0) for turn, at in zip(step, starts, strict=True)]
+    ids, mask = _padded(prompts)
+    eos = turns.eos_id
+    output = model.generate(
+        model.close(memory), ids, mask, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos
+    )
+    replies = [row[: row.index(eos)] if eos in row else row for row in output.tolist()]
+    with torch.no_grad():
+        memory = model.compress(memory, *_padded([p + r for p, r in zip(prompts, replies, strict=True)]))
+    return [turns.decode(reply) for reply in replies], memory
+
+
+def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+def _share(verdicts: Counter[tuple[str, Verdict]], kind: str, verdict: Verdict) -> float | None:
+    total = sum(count for (k, _), count in verdicts.items() if k == kind)
+    return verdicts[kind, verdict] / total if total else None

@@ -1,0 +1,121 @@
+"""The command ``ccm``: a table of verbs. What a verb does stands in ``ccm.commands`` and is imported when called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccm.errors import CCMError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+evaluate = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
+app.add_typer(evaluate, name="evaluate")
+
+Model = Annotated[
+    str | None, typer.Option(help="Base model: folder, Hub id, or 'builtin' (the default, without --adapter).")
+]
+Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder or Hub id.")]
+RuleName = Annotated[
+    str | None, typer.Option(help="Rule of memory: concat, merge, full, none ... (the adapter's own).")
+]
+NTok = Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Compressed context memory for language models."""
+    if version:
+        from ccm import __version__
+
+        print(f"ccm {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    adapter: Adapter = None,
+    rule: RuleName = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    load: Annotated[Path | None, typer.Option(help="Go on from a saved memory.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a turn on standard output.")] = False,
+) -> None:
+    """Talk to a model whose past is a compressed memory. /help lists what else you can say.
+
+    Not on a terminal: one user turn a line on standard input, one reply a line on standard output.
+    """
+    from ccm.commands.chat import run
+    from ccm.conversation import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
+    choice = {"model": model, "adapter": adapter, "rule": rule, "n_tok": n_tok, "device": device, "dtype": dtype}
+    raise typer.Exit(run(choice, sampling, load, as_json=json))
+
+
+@app.command()
+def demo(
+    file: Annotated[Path | None, typer.Option(help="Your own example: turns, a question, the expected answer.")] = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    rule: RuleName = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer one question in one parallel pass, from the memory built step by step, and without context."""
+    from ccm.commands.demo import run
+
+    run({"model": model, "adapter": adapter, "rule": rule, "device": device, "dtype": dtype}, file)
+
+
+@evaluate.callback()
+def _evaluate() -> None:
+    """Measure a model on a task."""
+
+
+@evaluate.command()
+def builtin(
+    rule: RuleName = None,
+    steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
+    dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
+    batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 100,
+    model: Model = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Recall of told facts by the built-in model, replies generated freely."""
+    from ccm.commands.evaluate import run_builtin
+
+    choice = {"model": model, "adapter": adapter, "rule": rule, "device": device, "dtype": dtype}
+    run_builtin(choice, steps=steps, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+
+
+def main() -> None:
+    """The entry point; an error of ours is one line on standard error and exit status 2."""
+    try:
+        app()
+    except CCMError as error:
+        print(f"ccm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""``ccm chat``: a conversation on a terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import ccm
+from ccm.conversation import Conversation, Sampling, TurnReport
+from ccm.errors import CCMError, InputError
+
+
+def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, *, as_json: bool) -> int:
+    """Hold the conversation; returns the exit status."""
+    quiet()
+    model, tokenizer = ccm.load(**choice)
+    conversation = Conversation(model, tokenizer, sampling=sampling)
+    if load is not None:
+        conversation.load(load)
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    return _terminal(conversation) if on_terminal else _pipe(conversation, as_json=as_json)
+
+
+def quiet() -> None:
+    """No progress bars or hints of the libraries between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def size(count: int | float) -> str:
+    """Bytes for people; 1 KB is 1,024 bytes."""
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GB"
+
+
+def statistics(conversation: Conversation, report: TurnReport) -> str:
+    """The line after each turn."""
+    written = conversation.model.rule.entries_of(report.step_tokens, conversation.model.config.n_tok)
+    return (
+        f"{report.step_tokens} -> {written} tokens; memory {report.memory_entries} entries, "
+        f"{size(report.memory_bytes)} (full context: {report.full_context_tokens} tokens, "
+        f"{size(report.full_context_bytes)})"
+    )
+
+
+class Commands:
+    """What lines that begin with / do. Every command writes to the console it was given."""
+
+    def __init__(self, conversation: Conversation, console: Console) -> None:
+        self.conversation, self.console = conversation, console
+        self.table: dict[str, tuple[Callable[[str], None], str]] = {
+            "/memory": (self.memory, "what the memory holds"),
+            "/save": (self.save, "FILE  save the memory"),
+            "/load": (self.load, "FILE  go on from a saved memory"),
+            "/undo": (self.undo, "take the last exchange back"),
+            "/reset": (self.reset, "begin anew"),
+            "/compare": (self.compare, "QUESTION  answer with memory, with full context, and with none"),
+            "/help": (self.help, "this list"),
+            "/quit": (self.quit, "leave (Ctrl-D does, too)"),
+        }
+
+    def obey(self, line: str) -> None:
+        """Do what the line says.
+
+        Raises:
+            InputError: when there is no such command, or it lacks what it needs.
+            EOFError: on /quit.
+        """
+        name, _, rest = line.partition(" ")
+        if name not in self.table:
+            raise InputError(f"There is no command {name}; the commands are {', '.join(self.table)}.")
+        self.table[name][0](rest.strip())
+
+    def memory(self, _: str) -> None:
+        memory, config = self.conversation.memory, self.conversation.model.config
+        tokens, entries = memory.tokens[0], memory.entries[0]
+        ratio = f", {tokens / entries:.1f} tokens an entry" if entries else ""
+        kind = f"{config.rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
+        self.console.print(
+            f"{kind}: {len(memory.steps[0])} steps, {tokens} tokens in {entries} entries{ratio}; {size(memory.nbytes)} "
+            f"(full context {size(tokens * memory.entry_nbytes)})"
+        )
+
+    def save(self, path: str) -> None:
+        self.conversation.save(_file(path, "/save"))
+        self.console.print(f"Saved to {path}.")
+
+    def load(self, path: str) -> None:
+        self.conversation.load(_file(path, "/load"))
+        self.memory("")
+
+    def undo(self, _: str) -> None:
+        self.conversation.undo()
+        self.memory("")
+
+    def reset(self, _: str) -> None:
+        self.conversation.reset()
+        self.console.print("A new conversation.")
+
+    def compare(self, question: str) -> None:
+        if not question:
+            raise InputError("/compare needs a question, such as: /compare What is my name?")
+        table = Table("context", "reply", box=None, pad_edge=False)
+        for name, reply in self.conversation.compare(question).items():
+            table.add_row(name, "(the text before /load is not known)" if reply is None else reply)
+        self.console.print(table)
+
+    def help(self, _: str) -> None:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, (_do, what) in self.table.items():
+            table.add_row(name, what)
+        self.console.print(table)
+
+    def quit(self, _: str) -> None:
+        raise EOFError
+
+
+def _file(path: str, command: str) -> str:
+    if not path:
+        raise InputError(f"{command} needs a file name, such as: {command} anna.memory")
+    return path
+
+
+def _terminal(conversation: Conversation) -> int:
+    with suppress(ImportError):
+        import readline  # noqa: F401  line editing and history for input()
+    console = Console(highlight=False, soft_wrap=True)
+    commands = Commands(conversation, console)
+    config = conversation.model.config
+    name = Path(conversation.model.base.name_or_path).parent.parent.name or conversation.model.base.name_or_path
+    console.print(
+        f"[bold]ccm[/] {ccm.__version__}  {name}, {config.rule}, N = {config.n_tok}  [dim]/help, Ctrl-D to leave[/]"
+    )
+    while True:
+        try:
+            line = input("\nyou  ").strip()
+            if line.startswith("/"):
+                commands.obey(line)
+            elif line:
+                _reply(conversation, console, line)
+        except CCMError as error:
+            console.print(f"[red]{error}[/]", markup=True)
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return 0
+
+
+def _reply(conversation: Conversation, console: Console, line: str) -> None:
+    console.print("[bold cyan]ccm[/]  ", end="")
+    pieces = conversation.say(line)
+    try:
+        for piece in pieces:
+            console.print(piece, end="", markup=False)
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        console.print("\n[dim]interrupted; the memory is as it was before this turn[/]")
+        return
+    assert conversation.last is not None
+    console.print(f"\n[dim]     {statistics(conversation, conversation.last)}[/]")
+
+
+def _pipe(conversation: Conversation, *, as_json: bool) -> int:
+    """One user turn a line in, one reply a line out; the rest goes to standard error. 1 if any line failed."""
+    commands = Commands(conversation, Console(stderr=True, highlight=False, soft_wrap=True))
+    failed = 0
+    for raw in sys.stdin:
+        line = raw.rstrip("\r\n")
+        try:
+            if line.startswith("/"):
+                commands.obey(line)
+                continue
+            conversation.answer(line)
+        except CCMError as error:
+            print(f"ccm: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            return 130
+        report = conversation.last
+        assert report is not None
+        if as_json:
+            print(json.dumps(report.to_dict(), ensure_ascii=False), flush=True)
+        else:
+            print(" ".join(report.reply.split()), flush=True)
+            print(statistics(conversation, report), file=sys.stderr)
+    return failed

@@ -1,0 +1,126 @@
+"""``ccm demo``: one question, answered in one parallel pass, from the memory built online, and without context."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+import ccm
+from ccm.commands.chat import quiet, size
+from ccm.errors import CCMError, InputError
+from ccm.layout import IGNORE, Sample, Step, build_layout
+from ccm.memory import Memory
+from ccm.model import CCMModel
+from ccm.turns import Turns, make_turns
+
+MAX_REPLY = 48  # tokens
+
+
+def run(choice: dict[str, Any], file: Path | None) -> None:
+    """Print the table.
+
+    Raises:
+        InputError: when the file is not an example.
+        CCMError: when the two paths differ, which would be an error of ours.
+    """
+    quiet()
+    example = read_example(file)
+    model, tokenizer = ccm.load(**choice)
+    turns = make_turns(tokenizer, model.config.turns)
+    *context, question, expected = example
+    steps = [turns.exchange(*_split(line), first=i == 0) for i, line in enumerate(context)]
+    memory = model.empty_memory()
+    with torch.no_grad():
+        for step in steps:
+            memory = model.compress(memory, torch.tensor([step.ids], device=model.device))
+        later, alone = turns.prompt(question, first=False), turns.prompt(question, first=True)
+        answer = [*turns.encode_reply(expected), turns.eos_id]
+        parallel = _parallel(model, turns, steps, later, answer)
+        online = _online(model, turns, memory, later, answer)
+        nothing = _online(model, turns, model.empty_memory(), alone, answer)
+    _show(
+        context,
+        question,
+        expected,
+        {"parallel pass": parallel, "memory, step by step": online, "no context": nothing},
+        memory,
+    )
+    if parallel[0] != online[0] or abs(parallel[1] - online[1]) > 1e-3:
+        raise CCMError("The parallel pass and the memory differ; please report this with the model and the example.")
+
+
+def read_example(file: Path | None) -> list[str]:
+    """The lines of an example: turns (``user | reply``), a question, the expected answer.
+
+    Raises:
+        InputError: when the file cannot be read or is too short.
+    """
+    try:
+        text = (file or files("ccm.builtin").joinpath("demo.txt")).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The example {file} cannot be read: {error}.") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 3:
+        raise InputError(f"The example {file} has {len(lines)} lines; it needs a turn, a question and an answer.")
+    return lines
+
+
+def _split(line: str) -> tuple[str, str]:
+    user, _, reply = line.partition("|")
+    return user.strip(), reply.strip()
+
+
+def _parallel(
+    model: CCMModel, turns: Turns, steps: list[Step], prompt: list[int], answer: list[int]
+) -> tuple[str, float]:
+    """Greedy reply and loss, every token from a pass over the whole unrolled context."""
+
+    def logits(ids: list[int], targets: list[int]) -> Any:
+        layout = build_layout([Sample(steps, Step(ids, targets))], model.config, model.rule, pad_id=0)
+        return model(layout.to(model.device))
+
+    reply: list[int] = []
+    while len(reply) < MAX_REPLY:
+        ids = prompt + reply
+        last = [IGNORE] * (len(ids) - 1) + [turns.eos_id]  # any target: it asks for the logits of this column
+        token = int(logits(ids, last).logits[0, -1].argmax())
+        if token == turns.eos_id:
+            break
+        reply.append(token)
+    loss = logits(prompt + answer[:-1], [IGNORE] * (len(prompt) - 1) + answer).loss
+    return turns.decode(reply), float(loss)
+
+
+def _online(model: CCMModel, turns: Turns, memory: Memory, prompt: list[int], answer: list[int]) -> tuple[str, float]:
+    """Greedy reply and loss of what follows a memory."""
+    eos = turns.eos_id
+    ids = torch.tensor([prompt], device=model.device)
+    closed = model.close(memory)
+    output = model.generate(closed, ids, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos)[
+        0
+    ].tolist()
+    whole = torch.tensor([prompt + answer[:-1]], device=model.device)
+    logits = model.read(memory, whole)[0, len(prompt) - 1 :]
+    loss = cross_entropy(logits.float(), torch.tensor(answer, device=model.device))
+    return turns.decode([token for token in output if token != eos]), float(loss)
+
+
+def _show(context: list[str], question: str, expected: str, rows: dict[str, tuple[str, float]], memory: Memory) -> None:
+    console = Console(highlight=False)
+    for line in context:
+        console.print(f"[dim]{line}[/]")
+    console.print(f"[bold]{question}[/]   expected: {expected}\n")
+    table = Table("path", "reply", "loss on the expected answer")
+    for name, (reply, loss) in rows.items():
+        table.add_row(name, reply, f"{loss:.4f}")
+    console.print(table)
+    console.print(
+        f"memory: {memory.entries[0]} entries, {size(memory.nbytes)}; "
+        f"full context: {memory.tokens[0]} tokens, {size(memory.tokens[0] * memory.entry_nbytes)}"
+    )

@@ -1,0 +1,261 @@
+"""Conversation: say something, stream the reply, compress the exchange."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from ccm.errors import InputError
+from ccm.memory import Memory
+from ccm.model import CCMModel
+from ccm.turns import make_turns
+
+UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are chosen; greedy unless a temperature is given.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: only the k likeliest tokens; 0 is all.
+        top_p: only the likeliest tokens that together have this probability.
+        repetition_penalty: above 1 discourages tokens that have occurred.
+        max_new_tokens: the longest reply, in tokens.
+        seed: of the sampling; None leaves torch's generator as it is.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or above.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if self.top_k < 0 or self.max_new_tokens < 1:
+            raise InputError(
+                f"top_k is {self.top_k} and max_new_tokens {self.max_new_tokens}; at least 0 and 1 are allowed."
+            )
+
+    def options(self) -> dict[str, Any]:
+        """As ``generate`` takes them."""
+        greedy = {"do_sample": False, "repetition_penalty": self.repetition_penalty}
+        if self.temperature == 0:
+            return greedy
+        chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {**greedy, "do_sample": True, **chosen}
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """One exchange in numbers; tokens and entries are counted, bytes are of keys and values.
+
+    Attributes:
+        reply: the text.
+        step_tokens: all tokens of the exchange that were read into the memory.
+        memory_entries: what the memory now holds.
+        memory_bytes: likewise.
+        full_context_tokens: what full context would hold.
+        full_context_bytes: likewise.
+    """
+
+    reply: str
+    step_tokens: int
+    memory_entries: int
+    memory_bytes: int
+    full_context_tokens: int
+    full_context_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Conversation:
+    """A conversation whose past is a :class:`Memory`.
+
+    Args:
+        model: the model.
+        tokenizer: of its base model.
+        memory: where to go on from; a new conversation where None.
+        sampling: how replies are chosen.
+    """
+
+    def __init__(
+        self,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        memory: Memory | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.turns = make_turns(tokenizer, model.config.turns)
+        self.sampling = sampling or Sampling()
+        self.memory = memory or model.empty_memory()
+        self.last: TurnReport | None = None
+        self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
+        self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
+
+    def say(self, text: str) -> Iterator[str]:
+        """Yield the reply piece by piece; once it is complete, the exchange is compressed into the memory.
+
+        A reply that is not consumed to its end, or is interrupted, leaves the memory as it was.
+
+        Raises:
+            InputError: when the text is empty, or the model's positions do not suffice.
+        """
+        prompt = self._prompt(text)
+        closed = self.model.close(self.memory)
+        cache = closed.cache()
+        reply: list[int] = []
+        yield from self._stream(closed, prompt, cache, reply)
+        step = torch.tensor([[*prompt, *reply]], device=self.model.device)
+        reusable = closed is self.memory  # otherwise the cache holds more than the memory: COMP entries of the closing
+        with torch.no_grad():
+            memory = self.model.compress(self.memory, step, cache=cache if reusable else None)
+        if not self.model.rule.reversible:
+            self._earlier.append(self.memory)
+        if self._text is not None:
+            self._text.append([*prompt, *reply])
+        self.memory = memory
+        self.last = self._report(self.turns.decode(reply), step.shape[1])
+
+    def answer(self, text: str) -> str:
+        """Say something and return the whole reply."""
+        for _ in self.say(text):
+            pass
+        assert self.last is not None
+        return self.last.reply
+
+    def undo(self) -> None:
+        """Take the last exchange back.
+
+        Raises:
+            InputError: when there is none that can be.
+        """
+        if not self.memory.steps[0]:
+            raise InputError("There is no exchange to take back.")
+        if not self.model.rule.reversible and not self._earlier:
+            raise InputError(
+                f"Under the rule {self.model.config.rule!r} only the last {UNDO} exchanges can be taken back."
+            )
+        self.memory = self.memory.rollback() if self.model.rule.reversible else self._earlier.pop()
+        if self._text:
+            self._text.pop()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._begin(self.model.empty_memory(), [])
+
+    def save(self, path: str | Path) -> None:
+        """Save the memory (see :meth:`Memory.save`)."""
+        self.memory.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved memory; the present one stays where the file cannot be used."""
+        self._begin(self.model.load_memory(path), None)
+
+    def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
+        self.memory, self._text, self.last = memory, text, None
+        self._earlier.clear()
+
+    def compare(self, text: str) -> dict[str, str | None]:
+        """Replies to the same text from the memory, from full context (None where its text is not known), and without
+        context; the memory stays as it is.
+        """
+        alone = self.turns.prompt(text, first=True)
+        replies: dict[str, str | None] = {"memory": self._reply(self.model.close(self.memory), self._prompt(text))}
+        empty = self.model.empty_memory()
+        if self._text is None:
+            replies["full"] = None
+        else:
+            whole = [token for step in self._text for token in step]
+            replies["full"] = self._reply(empty, [*whole, *self.turns.prompt(text, first=False)] if whole else alone)
+        return {**replies, "none": self._reply(empty, alone)}
+
+    def _prompt(self, text: str) -> list[int]:
+        return self.turns.prompt(text, first=int(self.memory.offset[0]) == 0)
+
+    def _reply(self, memory: Memory, prompt: list[int]) -> str:
+        reply: list[int] = []
+        for _ in self._stream(memory, prompt, memory.cache(), reply):
+            pass
+        return self.turns.decode(reply)
+
+    def _stream(self, memory: Memory, prompt: list[int], cache: Any, reply: list[int]) -> Iterator[str]:
+        """Yield text as it is generated in a thread; fills ``reply`` with its token ids, without the closing EOS."""
+        ids = torch.tensor([prompt], device=self.model.device)
+        room = self.model.max_positions - int(memory.offset[0]) - len(prompt) - self.model.config.n_tok
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop = _Stop()
+        failure: list[BaseException] = []
+        if self.sampling.seed is not None:
+            torch.manual_seed(self.sampling.seed + len(memory.steps[0]))
+
+        def work() -> None:
+            try:
+                output = self.model.generate(
+                    memory,
+                    ids,
+                    cache=cache,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([stop]),
+                    max_new_tokens=max(1, min(self.sampling.max_new_tokens, room)),
+                    eos_token_id=self.turns.eos_id,
+                    pad_token_id=self.turns.eos_id,
+                    **self.sampling.options(),
+                )
+                reply.extend(output[0].tolist())
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from streamer
+        finally:
+            stop.asked = True
+            thread.join()
+        if failure:
+            raise failure[0]
+        if reply and reply[-1] == self.turns.eos_id:
+            reply.pop()
+
+    def _report(self, reply: str, step_tokens: int) -> TurnReport:
+        tokens = self.memory.tokens[0]
+        return TurnReport(
+            reply=reply,
+            step_tokens=step_tokens,
+            memory_entries=self.memory.entries[0],
+            memory_bytes=self.memory.nbytes,
+            full_context_tokens=tokens,
+            full_context_bytes=tokens * self.memory.entry_nbytes,
+        )
+
+
+class _Stop(StoppingCriteria):
+    """Ends a generation when asked to."""
+
+    asked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.asked, device=input_ids.device)

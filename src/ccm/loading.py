@@ -1,0 +1,88 @@
+"""One line to a model with its memory: ``model, tokenizer = ccm.load(...)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ccm.builtin import NAME, WEIGHTS
+from ccm.checkpoint import find_adapter, load_base, load_model, read_config
+from ccm.config import CCMConfig, TurnFormat
+from ccm.errors import ConfigError
+from ccm.model import CCMModel
+from ccm.rules import make_rule
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(
+    model: str | Path | None = None,
+    adapter: str | Path | None = None,
+    *,
+    rule: str | None = None,
+    n_tok: int | None = None,
+    recurrent: bool | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+    **options: Any,
+) -> tuple[CCMModel, PreTrainedTokenizerBase]:
+    """A model under a rule of memory, and its tokenizer.
+
+    Args:
+        model: folder or Hub id of the base; "builtin" is the one that ships with the package. None takes the
+            adapter's own base, or "builtin" where there is no adapter either.
+        adapter: folder or Hub id of an adapter of ours. The built-in model has its own; another base without one runs
+            only under rules that compress nothing.
+        rule: as in :class:`CCMConfig`; the adapter's own where None.
+        n_tok: N to insist on.
+        recurrent: another value of the flag.
+        device: such as "cpu" or "cuda:0"; the CPU where None.
+        dtype: one of "auto", "float32", "bfloat16", "float16".
+        options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ConfigError: when model, rule, device or dtype cannot be had.
+        AdapterError: when the adapter is absent, damaged, or of another base model.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
+    if rule is not None:
+        make_rule(rule)
+    base = WEIGHTS / "base" if model == NAME or (model is None and adapter is None) else model
+    if adapter is None and base == WEIGHTS / "base":
+        adapter = _builtin_adapter(rule)
+    place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
+    if adapter is not None:
+        loaded = load_model(adapter, base, rule=rule, n_tok=n_tok, recurrent=recurrent, **place)
+        return loaded, _tokenizer(loaded.base.name_or_path)
+    assert base is not None
+    return _without_adapter(base, rule, place)
+
+
+def _builtin_adapter(rule: str | None) -> Path:
+    """The shipped adapter of that rule; the first for rules that compress nothing, or where None is asked for."""
+    folders = sorted(path.parent for path in WEIGHTS.glob("*/ccm_config.json"))
+    if not folders:
+        raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
+    by_rule = {read_config(find_adapter(folder)).rule: folder for folder in folders}
+    return by_rule.get(rule or "", folders[0])
+
+
+def _without_adapter(base: str | Path, rule: str | None, place: dict[str, Any]) -> tuple[CCMModel, Any]:
+    if rule is None or make_rule(rule).compresses != "never":
+        raise ConfigError(
+            f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
+        )
+    tokenizer = _tokenizer(base)
+    turns = TurnFormat(template="chat" if tokenizer.chat_template else "separators")
+    return CCMModel(load_base(base, **place), CCMConfig(rule=rule, turns=turns)).eval(), tokenizer
+
+
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"There is no tokenizer in {source}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,204 @@
+"""Tiny random models of every family, random conversations, and the two ways to read them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from ccm.config import CCMConfig, LoRASettings
+from ccm.layout import Sample, Step, build_layout
+from ccm.memory import Memory
+from ccm.model import CCMModel
+
+VOCAB, PAD, BOS, EOS = 97, 0, 1, 2
+WINDOW = 4  # of the families that slide: shorter than most steps
+POSITIONS = 128
+RULE_NAMES = ("concat", "merge", "ema", "gist", "full", "none", "pos_control")
+TOLERANCE = 1e-4  # on logits of size 1 to 10, in float32
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,  # the fewest through which a step can see the text of the step before
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "tie_word_embeddings": False,
+}
+_GQA = {**_SIZES, "num_key_value_heads": 2}
+_SLIDE = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SIZES),
+    "llama_gqa": lambda: LlamaConfig(**_GQA),
+    "mistral": lambda: MistralConfig(**_GQA, sliding_window=None),
+    "mistral_window": lambda: MistralConfig(**_GQA, sliding_window=WINDOW),
+    "qwen2": lambda: Qwen2Config(**_GQA),
+    "qwen2_window": lambda: Qwen2Config(**_GQA, **_SLIDE),
+    "qwen3": lambda: Qwen3Config(**_GQA, head_dim=16),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{**_GQA, "tie_word_embeddings": True},
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi3": lambda: Phi3Config(**_GQA, sliding_window=None),
+    "phi3_window": lambda: Phi3Config(**_GQA, sliding_window=WINDOW),
+    "smollm3": lambda: SmolLM3Config(**_GQA, no_rope_layer_interval=2),
+    "olmo2": lambda: Olmo2Config(**_GQA),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES),
+}
+WINDOWED = ("mistral_window", "qwen2_window", "gemma3", "phi3_window")
+
+
+def tiny_base(
+    family: str = "llama", *, seed: int = 0, attn: str = "sdpa", dtype: torch.dtype = torch.float32, **sizes: Any
+) -> PreTrainedModel:
+    """A stock model with weights large enough for logits of several units, so that a tolerance of 1e-4 means a lot."""
+    config = FAMILIES[family]()
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attn)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * noise) if parameter.ndim == 1 else parameter.copy_(0.25 * noise)
+    base.generation_config.eos_token_id = None
+    base.generation_config.pad_token_id = PAD
+    return base.to(dtype).eval()
+
+
+def ccm_config(rule: str = "concat", **settings: Any) -> CCMConfig:
+    """A config with a small LoRA without dropout."""
+    return CCMConfig(rule=rule, **{"lora": LoRASettings(r=4, alpha=16, dropout=0.0), **settings})
+
+
+def tiny_model(
+    rule: str = "concat",
+    *,
+    family: str = "llama",
+    attn: str = "sdpa",
+    seed: int = 0,
+    base: PreTrainedModel | None = None,
+    **settings: Any,
+) -> CCMModel:
+    """A model whose adapter matters: LoRA B is not zero, COMP embeddings are random, and so is what the rule owns."""
+    base = tiny_base(family, attn=attn, seed=seed) if base is None else base
+    model = CCMModel(base, ccm_config(rule, **settings)).eval()
+    randomize_adapter(model, seed + 1)
+    return model
+
+
+def randomize_adapter(model: CCMModel, seed: int) -> None:
+    """Fill all that is trained with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.adapter_tensors().values():
+            tensor.copy_(0.25 * torch.randn(tensor.shape, generator=generator))
+
+
+def make_sample(lengths: Sequence[int], query: int, seed: int = 0) -> Sample:
+    """Steps of those lengths and a query, of random ids among which pad, BOS and EOS ids occur."""
+    rng = random.Random(seed)
+
+    def ids(count: int) -> list[int]:
+        return [rng.choice((PAD, BOS, EOS)) if rng.random() < 0.1 else rng.randrange(VOCAB) for _ in range(count)]
+
+    return Sample([Step(ids(length)) for length in lengths], Step(ids(query)))
+
+
+def samples(max_rows: int = 2, min_steps: int = 1, max_steps: int = 4) -> st.SearchStrategy[list[Sample]]:
+    """Batches of rows with different numbers and lengths of steps."""
+    row = st.builds(
+        make_sample,
+        st.lists(st.integers(1, 7), min_size=min_steps, max_size=max_steps),
+        st.integers(1, 5),
+        st.integers(0, 1 << 16),
+    )
+    return st.lists(row, min_size=1, max_size=max_rows)
+
+
+def layout_of(model: CCMModel, rows: Sequence[Sample]) -> Any:
+    """The layout of a batch under the model's own settings."""
+    return build_layout(rows, model.config, model.rule, pad_id=PAD)
+
+
+@torch.no_grad()
+def parallel_logits(model: CCMModel, rows: Sequence[Sample]) -> list[Tensor]:
+    """Per row, logits (query, V) of its query from one parallel pass over the batch."""
+    logits = model(layout_of(model, rows)).logits
+    return [logits[i, -len(row.query.ids) :] for i, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def compress_all(model: CCMModel, sample: Sample, memory: Memory | None = None) -> Memory:
+    """The memory of a row, step by step."""
+    memory = model.empty_memory() if memory is None else memory
+    for step in sample.steps:
+        memory = model.compress(memory, torch.tensor([step.ids]))
+    return memory
+
+
+@torch.no_grad()
+def online_logits(model: CCMModel, sample: Sample) -> Tensor:
+    """Logits (query, V) of a row's query, read from the memory that its steps leave one by one."""
+    return model.read(compress_all(model, sample), torch.tensor([sample.query.ids]))[0]
+
+
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """ids (B, T) and mask (B, T) of rows of different lengths; the padding holds an id that is no pad id."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[5] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+@torch.no_grad()
+def compress_batch(model: CCMModel, rows: Sequence[Sample], memory: Memory | None = None) -> Memory:
+    """The memory of a batch whose rows have equally many steps, read together with left padding."""
+    memory = model.empty_memory(len(rows)) if memory is None else memory
+    for steps in zip(*(row.steps for row in rows), strict=True):
+        memory = model.compress(memory, *pad_left([step.ids for step in steps]))
+    return memory
+
+
+def greedy(model: CCMModel, memory: Memory, rows: Sequence[Sequence[int]], count: int, **options: Any) -> Tensor:
+    """(B, count) greedy continuations of left-padded prompts that follow an open memory."""
+    ids, mask = pad_left(rows)
+    return model.generate(model.close(memory), ids, mask, max_new_tokens=count, do_sample=False, **options)
+
+
+@torch.no_grad()
+def greedy_by_parallel(model: CCMModel, sample: Sample, count: int) -> list[int]:
+    """The same continuation of one row, by a whole parallel pass for every token."""
+    ids = list(sample.query.ids)
+    for _ in range(count):
+        ids.append(int(parallel_logits(model, [Sample(sample.steps, Step(ids))])[0][-1].argmax()))
+    return ids[len(sample.query.ids) :]
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Equal to an absolute tolerance; shapes, dtypes and NaN count."""
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance)
