@@ -39,9 +39,10 @@ ROWS = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2), make_sam
 
 @pytest.mark.parametrize("positions", ["skip", "base"])
 @pytest.mark.parametrize("sink", [False, True])
-@pytest.mark.parametrize("n_tok", [1, 2, 3])
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize(
+    ("rule", "n_tok"), [*((rule, n) for rule in COMPRESSING for n in (1, 2, 3)), ("full", 2), ("none", 2)]
+)
 def test_parallel_equals_online(rule: str, recurrent: bool, n_tok: int, sink: bool, positions: str) -> None:
     model = tiny_model(rule, recurrent=recurrent, n_tok=n_tok, sink=sink, positions=positions)
 
@@ -236,7 +237,7 @@ def test_compress_with_the_cache_of_a_generation_equals_compress_from_scratch(ru
     model = tiny_model(rule, sink=True)
     memory = compress_all(model, ROWS[0])
     prompt = torch.tensor([ROWS[0].query.ids])
-    cache = memory.cache()
+    cache = memory.cache()  # an open one under gist too: what is closed takes no more steps
     reply = model.generate(memory, prompt, cache=cache, max_new_tokens=5, do_sample=False)
     text = torch.cat([prompt, reply], dim=1)
     with torch.no_grad():
@@ -248,6 +249,45 @@ def test_compress_with_the_cache_of_a_generation_equals_compress_from_scratch(ru
         (*with_cache.keys, *with_cache.values), (*from_scratch.keys, *from_scratch.values), strict=True
     ):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge", "full", "gist", "pos_control"])
+def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) -> None:
+    """One that has read more than the step holds (a cut reply), or that began with another memory (a closed one)."""
+    model = tiny_model(rule, sink=True)
+    memory = compress_all(model, ROWS[0])
+    prompt = torch.tensor([ROWS[0].query.ids])
+    for cache, cut in ((memory.cache(), 4), (model.close(memory).cache(), 0), (model.empty_memory().cache(), 0)):
+        reply = model.generate(memory, prompt, cache=cache, max_new_tokens=6, do_sample=False)
+        text = torch.cat([prompt, reply[:, : 6 - cut]], dim=1)
+        with torch.no_grad():
+            expected = model.compress(memory, text)
+            try:
+                got = model.compress(memory, text, cache=cache)
+            except InputError:
+                continue
+        assert got.width == expected.width
+        assert_close(got.keys[-1], expected.keys[-1])
+        assert_close(got.values[-1], expected.values[-1])
+
+
+def test_a_closed_memory_takes_no_more_steps_and_is_not_closed_twice() -> None:
+    model = tiny_model("gist")
+    closed = model.close(compress_all(model, ROWS[0]))
+    assert closed.closed
+    assert model.close(closed) is closed
+    with pytest.raises(InputError, match="closed"):
+        model.compress(closed, torch.tensor([[5]]))
+    with torch.no_grad():
+        assert_close(model.read(closed, torch.tensor([ROWS[0].query.ids]))[0], online_logits(model, ROWS[0]))
+
+
+def test_a_memory_of_another_model_is_refused() -> None:
+    model, other = tiny_model("concat"), tiny_model("concat", seed=5)
+    memory = compress_all(other, ROWS[0])
+    for call in (model.compress, model.read, model.generate):
+        with pytest.raises(InputError, match="another model"):
+            call(memory, torch.tensor([[5]]))
 
 
 def test_compress_reads_only_what_the_cache_has_not_read() -> None:
@@ -334,13 +374,14 @@ def test_a_step_without_tokens_in_one_row_is_refused() -> None:
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_text_beyond_the_models_positions_is_refused_with_both_numbers(rule: str) -> None:
     model = tiny_model(rule)
-    fits = torch.full((1, POSITIONS - model.config.n_tok), 5)
+    most = POSITIONS - (0 if model.rule.compresses == "never" else model.config.n_tok)
+    fits = torch.full((1, most), 5)
     with torch.no_grad():
         assert model.read(model.empty_memory(), fits).isfinite().all()
         memory = model.compress(model.empty_memory(), torch.full((1, 60), 5))
     for call in (model.compress, model.read, model.generate):
         with pytest.raises(InputError, match=f"position {POSITIONS + 1}.*made for {POSITIONS}"):
-            call(model.empty_memory(), torch.full((1, POSITIONS - model.config.n_tok + 1), 5))
+            call(model.empty_memory(), torch.full((1, most + 1), 5))
     if model.rule.forgets:
         model.read(memory, fits)
     else:

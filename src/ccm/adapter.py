@@ -43,11 +43,7 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
         UnsupportedModelError: when the model is not of a family that both seams reach.
     """
     family = base.config.model_type
-    if family not in PROJECTIONS or not base._supports_attention_backend:
-        raise UnsupportedModelError(
-            f"{type(base).__name__} (model type {family!r}) is not supported. "
-            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
-        )
+    check_family(family, type(base).__name__)
     names = PROJECTIONS[family]
     found = [m for m in base.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
     if len(found) != base.config.num_hidden_layers:
@@ -56,6 +52,19 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
             f"with {', '.join(names)}; this version of transformers lays the family out differently."
         )
     return found
+
+
+def check_family(model_type: str, name: str) -> None:
+    """Refuse a type of model that the seams do not reach.
+
+    Raises:
+        UnsupportedModelError: with the list of those that they do.
+    """
+    if model_type not in PROJECTIONS:
+        raise UnsupportedModelError(
+            f"{name} is of the type {model_type!r}, which is not supported. "
+            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
+        )
 
 
 class CompLinear(LoraLinear):

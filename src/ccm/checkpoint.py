@@ -18,9 +18,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ccm.adapter import PlainLoRA
+from ccm.adapter import PlainLoRA, check_family
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
@@ -159,10 +159,15 @@ def load_base(
     """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
 
     Raises:
-        ConfigError: when the device does not exist.
+        ConfigError: when the model or the device does not exist.
+        UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place = check_device(device)
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    try:
+        check_family(AutoConfig.from_pretrained(source).model_type, str(source))
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    except OSError as error:
+        raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
         base = base.float()
     return base if "device_map" in options else base.to(place)

@@ -23,6 +23,7 @@ from ccm.adapter import PlainLoRA, initial_embeddings
 from ccm.attention import ParallelPass
 from ccm.checkpoint import load_tensors_into, read_plain_lora, read_stage1
 from ccm.config import CCMConfig, LoRASettings
+from ccm.console import quiet
 from ccm.layout import IGNORE, Layout, Sample, Step, build_layout
 from ccm.memory import Memory
 from ccm.model import CCMModel
@@ -193,7 +194,7 @@ def _greedy_difference(gold: dict, model: CCMModel, samples: list[Sample]) -> fl
         memory = model.empty_memory()
         for step in sample.steps:
             memory = model.compress(memory, torch.tensor([step.ids]))
-        memories.append(model.close(memory))
+        memories.append(memory)
         length = sum(target == IGNORE for target in sample.query.targets)
         prompts.append(list(sample.query.ids[:length]))
     width = max(map(len, prompts))
@@ -395,7 +396,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.goldens.is_dir():
         parser.error(f"there is no folder {arguments.goldens}")
-    torch.set_grad_enabled(True)
+    quiet()
     raise SystemExit(0 if run(arguments.goldens, arguments.group or list(GROUPS)) else 1)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ccm.errors import InputError
-from ccm.memory import Memory
+from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
 from ccm.turns import make_turns
 
@@ -123,12 +123,11 @@ class Conversation:
             InputError: when the text is empty, or the model's positions do not suffice.
         """
         prompt = self._prompt(text)
-        closed = self.model.close(self.memory)
-        cache = closed.cache()
+        cache = self.model.close(self.memory).cache()
         reply: list[int] = []
-        yield from self._stream(closed, prompt, cache, reply)
+        yield from self._stream(self.memory, prompt, cache, reply)
         step = torch.tensor([[*prompt, *reply]], device=self.model.device)
-        reusable = closed is self.memory  # otherwise the cache holds more than the memory: COMP entries of the closing
+        reusable = cache.memory is self.memory  # otherwise it holds more: the COMP entries of the closing
         with torch.no_grad():
             memory = self.model.compress(self.memory, step, cache=cache if reusable else None)
         if not self.model.rule.reversible:
@@ -182,7 +181,7 @@ class Conversation:
         context; the memory stays as it is.
         """
         alone = self.turns.prompt(text, first=True)
-        replies: dict[str, str | None] = {"memory": self._reply(self.model.close(self.memory), self._prompt(text))}
+        replies: dict[str, str | None] = {"memory": self._reply(self.memory, self._prompt(text))}
         empty = self.model.empty_memory()
         if self._text is None:
             replies["full"] = None
@@ -196,11 +195,11 @@ class Conversation:
 
     def _reply(self, memory: Memory, prompt: list[int]) -> str:
         reply: list[int] = []
-        for _ in self._stream(memory, prompt, memory.cache(), reply):
+        for _ in self._stream(memory, prompt, None, reply):
             pass
         return self.turns.decode(reply)
 
-    def _stream(self, memory: Memory, prompt: list[int], cache: Any, reply: list[int]) -> Iterator[str]:
+    def _stream(self, memory: Memory, prompt: list[int], cache: MemoryCache | None, reply: list[int]) -> Iterator[str]:
         """Yield text as it is generated in a thread; fills ``reply`` with its token ids, without the closing EOS."""
         ids = torch.tensor([prompt], device=self.model.device)
         room = self.model.max_positions - int(memory.offset[0]) - len(prompt) - self.model.config.n_tok

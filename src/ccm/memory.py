@@ -62,6 +62,7 @@ class Memory:
         offset: (B,) position of the next text token.
         steps: per conversation, what every step did.
         origin: what made it.
+        closed: whether its context is complete, under a rule that compresses once a context.
     """
 
     keys: tuple[Tensor, ...]
@@ -71,6 +72,7 @@ class Memory:
     offset: Tensor
     steps: tuple[tuple[StepRecord, ...], ...]
     origin: Origin
+    closed: bool = False
 
     @property
     def batch(self) -> int:
@@ -100,7 +102,12 @@ class Memory:
     @property
     def entry_nbytes(self) -> int:
         """Bytes of one entry of one conversation, over all layers."""
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in (*self.keys, *self.values))
+        return 2 * sum(heads * dim for heads, dim in self.sizes) * self.keys[0].element_size()
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Per layer (K, D)."""
+        return tuple((x.shape[1], x.shape[3]) for x in self.keys)
 
     def cache(self) -> MemoryCache:
         """A cache for ``model.generate`` or ``model.forward`` that begins with this memory, which stays as it is."""
@@ -172,8 +179,8 @@ class Memory:
         if not memories:
             raise InputError("There is no memory to stack; give at least one.")
         first = memories[0]
-        if any(m.origin != first.origin for m in memories):
-            raise InputError("Only memories of the same base model, adapter and settings can be stacked.")
+        if any((m.origin, m.closed) != (first.origin, first.closed) for m in memories):
+            raise InputError("Only memories of the same model, adapter and settings, all open or all closed, stack.")
         width = max(m.width for m in memories)
         padded = [m._padded(width) for m in memories]
         return replace(
@@ -215,6 +222,7 @@ class Memory:
             "config": self.origin.config.to_dict(),
             "dtype": str(self.keys[0].dtype).removeprefix("torch."),
             "steps": self.steps,
+            "closed": self.closed,
         }
         tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
             f"values.{i}": x for i, x in enumerate(self.values)
@@ -291,6 +299,7 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
             offset=tensors["offset"],
             steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
             origin=origin,
+            closed=bool(manifest["closed"]),
         )
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
@@ -298,8 +307,9 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
     shapes = {(x.shape[0], x.shape[2]) for x in (*memory.keys, *memory.values)}
-    if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape:
-        raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}.")
+    rows = {memory.batch, len(memory.steps), *memory.offset.shape}
+    if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape or len(rows) != 1:
+        raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}, rows {sorted(rows)}.")
     return memory
 
 
@@ -313,7 +323,7 @@ class MemoryCache(DynamicCache):
             self.update(key, value, layer)
 
     def view(self, positions: Tensor) -> CachedPass:
-        """The pass of text at ``positions`` (B, T) that reads this cache; with beams B is a multiple of the memory's."""
+        """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows."""
         beams = positions.shape[0] // self.memory.batch
         mask, entries = self.memory.mask, self.memory.positions
         if beams > 1:

@@ -25,7 +25,7 @@ from ccm.adapter import (
 )
 from ccm.attention import EAGER, SDPA, CompressingPass, ParallelPass
 from ccm.config import CCMConfig
-from ccm.errors import InputError, UnsupportedModelError
+from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.layout import IGNORE, Layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord
@@ -69,9 +69,9 @@ class CCMModel(nn.Module):
         if stage1:
             base = merge_stage1(base, stage1)
         self.rule = make_rule(config.rule, dict(config.rule_options))
-        text = base.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=text.hidden_size, n_tok=config.n_tok)
+        hidden = base.config.get_text_config().hidden_size
+        heads = entry_sizes(base)[0][0]
+        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=config.n_tok)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
         base.set_attn_implementation(_OURS.get(base.config._attn_implementation, SDPA))
         if base.config._attn_implementation not in (SDPA, EAGER):
@@ -117,8 +117,15 @@ class CCMModel(nn.Module):
         return self._origin[1]
 
     def load_memory(self, path: str | Path) -> Memory:
-        """A saved memory that this model and adapter made (see :meth:`Memory.load`)."""
-        return Memory.load(path, self.origin).to(self.device, self.base.dtype)
+        """A saved memory that this model and adapter made.
+
+        Raises:
+            MemoryFileError: see :meth:`Memory.load`; also when its sizes are not the model's.
+        """
+        memory = Memory.load(path, self.origin)
+        if memory.sizes != entry_sizes(self.base):
+            raise MemoryFileError(f"{path} holds entries of other sizes than the model's; the file was altered.")
+        return memory.to(self.device, self.base.dtype)
 
     # Parallel --------------------------------------------------------------------------------------------------------
 
@@ -147,18 +154,11 @@ class CCMModel(nn.Module):
 
     def empty_memory(self, batch: int = 1) -> Memory:
         """The memory of ``batch`` conversations that have not begun."""
-        shapes = self._entry_shapes()
         table = {"device": self.device, "dtype": self.base.dtype}
-        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in shapes)
+        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
         offset = torch.zeros(batch, dtype=torch.long, device=self.device)
         return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin)
-
-    def _entry_shapes(self) -> list[tuple[int, int]]:
-        text = self.base.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return [(heads, dim)] * text.num_hidden_layers
 
     def compress(
         self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
@@ -173,10 +173,11 @@ class CCMModel(nn.Module):
                 leaves it: they are not read again. It is used up.
 
         Raises:
-            InputError: when a step is empty or runs beyond the model's positions.
+            InputError: when a step is empty or runs beyond the model's positions, or the memory is closed or foreign.
         """
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        self._check_text(memory, mask)
+        if memory.closed:
+            raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
+        ids, mask = self._text(memory, ids, mask)
         lengths = mask.sum(1).tolist()
         if self.rule.forgets:
             return memory.after([StepRecord(n, 0, 0) for n in lengths])
@@ -206,11 +207,12 @@ class CCMModel(nn.Module):
         return self.config.n_tok if self.config.positions == "base" else 0
 
     def close(self, memory: Memory) -> Memory:
-        """The memory as a query should read it: under rules that compress once per context, COMP tokens follow now.
+        """The memory as a query reads it: under rules that compress once per context, COMP tokens follow now.
 
-        The given memory stays open for further steps.
+        ``read`` and ``generate`` do this by themselves; it is worth saving where a context is complete. The given
+        memory stays open for further steps.
         """
-        if self.rule.compresses != "context" or not memory.width:
+        if self.rule.compresses != "context" or not memory.width or memory.closed:
             return memory
         cache = memory.cache()
         nothing = memory.mask.new_zeros(memory.batch, 0)
@@ -221,12 +223,15 @@ class CCMModel(nn.Module):
             closed = self._extend(memory, cache, torch.ones_like(comp, dtype=torch.bool), comp)
         else:
             closed = self._fold(memory.first(0), memory, cache, nothing, weights)
-        return replace(closed, offset=memory.offset + self._comp_positions)
+        return replace(closed, offset=memory.offset + self._comp_positions, closed=True)
 
     def read(self, memory: Memory, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is."""
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        self._check_text(memory, mask)
+        """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is.
+
+        Raises:
+            InputError: when the text is empty or runs beyond the model's positions, or the memory is foreign.
+        """
+        ids, mask = self._text(memory, ids, mask)
         memory = self.close(memory)
         return self.base(
             input_ids=ids,
@@ -246,21 +251,21 @@ class CCMModel(nn.Module):
         """Continue text (B, T) that follows the memory; the memory stays as it is.
 
         Args:
-            memory: closed memory (see :meth:`close`) of B conversations.
+            memory: of B conversations.
             ids: (B, T) token ids, padded on the left.
             mask: (B, T) bool, False at padding.
-            cache: ``memory.cache()``, where the caller wants to keep what is read for :meth:`compress`.
+            cache: ``model.close(memory).cache()``, where the caller wants to keep what is read for :meth:`compress`.
             options: of ``transformers``' generate: sampling, streamer, stopping, beams.
 
         Returns:
             (B, G) the new token ids.
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions.
+            InputError: when the text is empty or runs beyond the model's positions, or the memory is foreign.
         """
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        self._check_text(memory, mask)
-        cache = memory.cache() if cache is None else cache
+        ids, mask = self._text(memory, ids, mask)
+        cache = self.close(memory).cache() if cache is None else cache
+        memory = cache.memory
         if self.config.embeddings == "table":
             options["suppress_tokens"] = list(range(self.vocab_size, self.vocab_size + self.config.n_tok))
         positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), _positions(memory, mask)], dim=1)
@@ -277,7 +282,7 @@ class CCMModel(nn.Module):
         self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
     ) -> dict[int, Tensor | None]:
         """Feed what the cache has not read of a step, then COMP tokens; returns the rule's write weights by layer."""
-        ids, done = ids.to(self.device), cache.get_seq_length() - source.width
+        done = cache.get_seq_length() - source.width
         slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
         start = source.offset + mask.sum(1)
         positions = torch.cat([_positions(source, mask)[:, done:], start[:, None] + slot], dim=1)
@@ -327,16 +332,31 @@ class CCMModel(nn.Module):
             positions=torch.full(valid.shape, COMPRESSED, device=valid.device),
         )
 
-    def _check_text(self, memory: Memory, mask: Tensor) -> None:
+    def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids and mask of a text that follows the memory, checked, on the model's device."""
+        if memory.origin != self.origin:
+            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
+        ids = ids.to(self.device)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(self.device).bool()
         lengths = mask.sum(1)
         if not mask.numel() or not lengths.min():
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
-        end = int((memory.offset + lengths).max()) + self.config.n_tok
+        comp = 0 if self.rule.compresses == "never" else self.config.n_tok
+        end = int((memory.offset + lengths).max()) + comp
         if end > self.max_positions:
             raise InputError(
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
                 "Begin a new memory, roll back, or split the text and drop what is old."
             )
+        return ids, mask
+
+
+def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
+    """Per layer, the K/V heads and their dimension."""
+    text = base.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ((heads, dim),) * text.num_hidden_layers
 
 
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}

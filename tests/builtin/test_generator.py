@@ -75,9 +75,7 @@ def test_no_value_contains_another(name: str) -> None:
 
 
 def test_values_belong_to_one_kind() -> None:
-    owners = Counter(
-        plain(v) for name, kind in KINDS.items() if name not in PEOPLE for v in kind.values
-    )
+    owners = Counter(plain(v) for name, kind in KINDS.items() if name not in PEOPLE for v in kind.values)
     owners.update(plain(name) for name in words.NAMES)
     assert max(owners.values()) == 1
 
@@ -225,9 +223,7 @@ def test_recall_dialogue(steps: int, split: str) -> None:
     assert changed > 10
 
 
-@pytest.mark.parametrize(
-    ("steps", "facts", "questions"), [(5, 2, 2), (8, 8, 4), (20, 11, 11), (3, 1, 1), (30, 7, 0)]
-)
+@pytest.mark.parametrize(("steps", "facts", "questions"), [(5, 2, 2), (8, 8, 4), (20, 11, 11), (3, 1, 1), (30, 7, 0)])
 def test_recall_dialogue_other_sizes(steps: int, facts: int, questions: int) -> None:
     dialogue = recall_dialogue(random.Random(0), steps, facts, questions)
     assert len(dialogue.turns) == steps

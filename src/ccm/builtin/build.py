@@ -29,7 +29,7 @@ from ccm.turns import Turns, make_turns
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
 VOCABULARY = 1024
 MAX_OFFSET = 2048  # of the first token in training, so that depth is not a matter of positions
-_ONSETS = tuple("bdfghjklmnprstvwz") + ("br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
+_ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
 _SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
 _ENDINGS = ["", "", "n", "r", "s", "l", "x", "nd", "rt", "th"]
 _NAMED = ("name", "home", "sister", "brother", "friend")

@@ -126,7 +126,7 @@ def _exchange(
     ids, mask = _padded(prompts)
     eos = turns.eos_id
     output = model.generate(
-        model.close(memory), ids, mask, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos
+        memory, ids, mask, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos
     )
     replies = [row[: row.index(eos)] if eos in row else row for row in output.tolist()]
     with torch.no_grad():

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ccm
+from ccm.console import quiet, size
 from ccm.conversation import Conversation, Sampling, TurnReport
 from ccm.errors import CCMError, InputError
 
@@ -26,23 +27,6 @@ def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, *, as_jso
         conversation.load(load)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     return _terminal(conversation) if on_terminal else _pipe(conversation, as_json=as_json)
-
-
-def quiet() -> None:
-    """No progress bars or hints of the libraries between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def size(count: int | float) -> str:
-    """Bytes for people; 1 KB is 1,024 bytes."""
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GB"
 
 
 def statistics(conversation: Conversation, report: TurnReport) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 
 import ccm
-from ccm.commands.chat import quiet, size
+from ccm.console import quiet, size
 from ccm.errors import CCMError, InputError
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.memory import Memory
@@ -39,7 +39,8 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     with torch.no_grad():
         for step in steps:
             memory = model.compress(memory, torch.tensor([step.ids], device=model.device))
-        later, alone = turns.prompt(question, first=False), turns.prompt(question, first=True)
+        begun = int(memory.offset[0]) > 0
+        later, alone = turns.prompt(question, first=not begun), turns.prompt(question, first=True)
         answer = [*turns.encode_reply(expected), turns.eos_id]
         parallel = _parallel(model, turns, steps, later, answer)
         online = _online(model, turns, memory, later, answer)
@@ -101,8 +102,7 @@ def _online(model: CCMModel, turns: Turns, memory: Memory, prompt: list[int], an
     """Greedy reply and loss of what follows a memory."""
     eos = turns.eos_id
     ids = torch.tensor([prompt], device=model.device)
-    closed = model.close(memory)
-    output = model.generate(closed, ids, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos)[
+    output = model.generate(memory, ids, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos)[
         0
     ].tolist()
     whole = torch.tensor([prompt + answer[:-1]], device=model.device)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import ccm
 from ccm.builtin.evaluate import evaluate_recall
-from ccm.commands.chat import quiet, size
+from ccm.console import quiet, size
 from ccm.errors import InputError
 
 

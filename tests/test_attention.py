@@ -1,0 +1,217 @@
+"""Masks against slow loops that are written from the table of docs' semantics, not from the code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import (
+    BOS,
+    RULE_NAMES,
+    ccm_config,
+    compress_all,
+    layout_of,
+    make_sample,
+    parallel_logits,
+    samples,
+    tiny_model,
+)
+from hypothesis import given
+from torch import Tensor
+
+from ccm.attention import CachedPass, ParallelPass, additive
+from ccm.layout import Layout, Sample, Step, build_layout
+from ccm.rules import make_rule
+
+N_TOK = 2
+
+
+def parallel_pass(rows: list[Sample], rule: str, *, sink: bool = False, recurrent: bool = True) -> ParallelPass:
+    """The pass of a batch under a rule, without a model."""
+    made = make_rule(rule)
+    layout = build_layout(rows, ccm_config(rule, n_tok=N_TOK, recurrent=recurrent), made, pad_id=0)
+    return ParallelPass(layout, made, sink=sink)
+
+
+def slow_visible(
+    sample: Sample, rule: str, *, sink: bool, recurrent: bool, window: int | None
+) -> tuple[list[list[bool]], list[list[bool]]]:
+    """For each token of an unpadded row: which tokens it sees, and which memory slots (step, k) of rules that mix.
+
+    A token is (block, is COMP, position); the context's blocks are numbered from 1, the query's is the last.
+    """
+    steps = [] if rule == "none" else sample.steps
+    tokens, at = [], 0
+    for number, step in enumerate(steps, start=1):
+        one_block = rule in ("gist", "full", "pos_control")
+        block = 1 if one_block else number
+        tokens += [(block, False, at + i) for i in range(len(step.ids))]
+        at += len(step.ids)
+        if rule in ("concat", "merge", "ema") or (rule in ("gist", "pos_control") and number == len(steps)):
+            tokens += [(block, True, at + k) for k in range(N_TOK)]
+    last = max((block for block, _, _ in tokens), default=0)
+    query = 1 if rule in ("full", "pos_control", "none") else last + 1
+    tokens += [(query, False, at + i) for i in range(len(sample.query.ids))]
+    sees, slots = [], []
+    for i, (block, _, position) in enumerate(tokens):
+        row = []
+        for j, (other, comp, other_position) in enumerate(tokens):
+            near = window is None or position - other_position < window
+            own = block == other and near
+            reads = recurrent or block == query
+            memory = rule in ("concat", "gist") and comp and other < block and reads
+            row.append(j <= i and (own or memory or (sink and j == 0)))
+        sees.append(row)
+        mixes = rule in ("merge", "ema") and (recurrent or block == query)
+        slots.append([mixes and written == block - 1 for written in range(1, len(steps) + 1) for _ in range(N_TOK)])
+    return sees, slots
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_masks_equal_the_slow_loops(rule: str, sink: bool, recurrent: bool, window: int | None) -> None:
+    @given(samples(max_rows=3))
+    def check(rows: list[Sample]) -> None:
+        current = parallel_pass(rows, rule, sink=sink, recurrent=recurrent)
+        mask, layout = current.mask(window)[:, 0], current.layout
+        width = layout.ids.shape[1]
+        for i, row in enumerate(rows):
+            sees, slots = slow_visible(row, rule, sink=sink, recurrent=recurrent, window=window)
+            pads = width - len(sees)
+            assert mask[i, pads:, pads:width].tolist() == sees
+            assert not mask[i, pads:, :pads].any()
+            if current.mixes:
+                own = len(slots[0])
+                assert mask[i, pads:, width : width + own].tolist() == slots
+                assert not mask[i, pads:, width + own :].any()
+            else:
+                assert mask.shape[-1] == width
+
+    check()
+
+
+def test_the_table_of_the_semantics_by_hand() -> None:
+    """`a C | b C | q` with one COMP token: what each row of the table says, written out."""
+    rows = [Sample([Step([5]), Step([6])], Step([7]))]
+
+    def visible(rule: str, **settings: bool) -> list[str]:
+        made = make_rule(rule)
+        layout = build_layout(rows, ccm_config(rule, n_tok=1, **settings), made, pad_id=0)
+        mask = ParallelPass(layout, made, sink=False).mask()[0, 0]
+        return ["".join("x" if cell else "." for cell in row) for row in mask]
+
+    assert visible("concat", recurrent=True) == ["x....", "xx...", ".xx..", ".xxx.", ".x.xx"]
+    assert visible("concat", recurrent=False) == ["x....", "xx...", "..x..", "..xx.", ".x.xx"]
+    assert visible("merge", recurrent=True) == ["x......", "xx.....", "..x..x.", "..xx.x.", "....x.x"]
+    assert visible("merge", recurrent=False) == ["x......", "xx.....", "..x....", "..xx...", "....x.x"]
+    assert visible("gist") == ["x...", "xx..", "xxx.", "..xx"]
+    assert visible("pos_control") == ["x...", "xx..", "xxx.", "xxxx"]
+    assert visible("full") == ["x..", "xx.", "xxx"]
+    assert visible("none") == ["x"]
+
+
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_no_row_of_a_mask_is_empty(rule: str) -> None:
+    """A softmax over nothing is NaN; padding sees padding."""
+    current = parallel_pass([make_sample([1], 1), make_sample([6, 6, 6], 5)], rule, sink=True)
+    for window in (None, 1, 3):
+        assert current.mask(window).any(-1).all()
+
+
+def test_bos_within_the_text_is_not_a_sink() -> None:
+    rows = [Sample([Step([BOS, 5]), Step([BOS, 6])], Step([BOS, 7]))]
+    mask = parallel_pass(rows, "concat", sink=True).mask()[0, 0]
+    assert mask[-1].nonzero().flatten().tolist() == [0, 2, 3, 6, 7, 8, 9]
+
+
+def test_the_sink_of_a_padded_row_is_its_first_token() -> None:
+    rows = [make_sample([2], 1), make_sample([6], 4)]
+    mask = parallel_pass(rows, "concat", sink=True).mask()[:, 0]
+    assert mask[0, -1].nonzero().flatten().tolist() == [7, 9, 10, 11]
+    assert mask[1, -1].nonzero().flatten().tolist() == [0, 6, 7, 8, 9, 10, 11]
+
+
+def test_comp_rows_are_numbered_through_the_flattened_batch() -> None:
+    rows = [make_sample([1], 2), make_sample([2, 2], 1)]
+    current = parallel_pass(rows, "concat")
+    assert current.layout.ids.shape == (2, 9)
+    assert current.rows.tolist() == [5, 6, 9 + 2, 9 + 3, 9 + 6, 9 + 7]
+
+
+def test_mixed_memory_columns_are_the_mean_of_the_rows_own_comp_columns() -> None:
+    rows = [make_sample([1], 2), make_sample([2, 3], 1)]
+    current = parallel_pass(rows, "merge")
+    key = torch.randn(2, 3, current.layout.ids.shape[1], 4)
+    extended, value, _ = current.attend(0, key, key + 1, None, None)
+    memory = extended[:, :, key.shape[2] :]
+    assert memory.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(value[:, :, key.shape[2] :], memory + 1)
+    first, second = (current.layout.comp_columns[1, i : i + 2] for i in (0, 2))
+    torch.testing.assert_close(memory[1, :, :2], key[1, :, first])
+    torch.testing.assert_close(memory[1, :, 2:], (key[1, :, first] + key[1, :, second]) / 2)
+    torch.testing.assert_close(memory[0, :, :2], key[0, :, current.layout.comp_columns[0, :2]])
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_memory_entries_under_a_window_equal_the_slow_loop(window: int) -> None:
+    mask = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    entries = torch.tensor([[-1, 0, 3, 4], [0, 1, 2, -1]])
+    positions = torch.tensor([[5, 6, 7], [3, 4, 5]])
+    visible = CachedPass(mask, entries, positions).visible(window)
+    for b in range(2):
+        for q in range(3):
+            for m in range(4):
+                raw = entries[b, m] >= 0
+                near = positions[b, q] - entries[b, m] < window
+                assert visible[b, 0, q, m] == (mask[b, m] and (not raw or near))
+
+
+def test_a_boolean_mask_becomes_numbers_to_add() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        numbers = additive(torch.tensor([True, False]), dtype)
+        assert numbers.dtype == dtype
+        assert numbers.tolist() == [0.0, torch.finfo(dtype).min]
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge", "gist"])
+def test_what_the_mask_hides_changes_nothing(rule: str) -> None:
+    """The mask reaches every layer: without recurrence, a query's own logits are what COMP tokens carry, no more."""
+    model = tiny_model(rule, recurrent=False, n_tok=1)
+    row = make_sample([4], 3)
+    layout = layout_of(model, [row])
+    seen: list[Tensor] = []
+
+    def logits(changed: Layout) -> Tensor:
+        with torch.no_grad():
+            return model(changed).logits[0]
+
+    seen.append(logits(layout))
+    for column in range(layout.ids.shape[1]):
+        ids = layout.ids.clone()
+        ids[0, column] = 60
+        difference = (logits(Layout(**{**vars(layout), "ids": ids})) - seen[0]).abs().amax(-1)
+        touched = (difference > 1e-6).nonzero().flatten()
+        if layout.slots[0, column] >= 0:
+            assert not touched.numel()  # the id at a COMP column is never looked up
+        else:
+            assert touched.min() >= column
+
+
+def test_masks_are_made_from_steps_and_never_from_ids() -> None:
+    rows = [make_sample([3, 2], 2, seed=1)]
+    same = [Sample([Step([BOS] * 3), Step([0] * 2)], Step([0] * 2))]
+    for rule in RULE_NAMES:
+        masks = (parallel_pass(batch, rule, sink=True).mask() for batch in (rows, same))
+        assert torch.equal(*masks)
+
+
+def test_a_model_runs_plainly_after_a_pass_with_memory() -> None:
+    """Nothing of a pass is left behind that the next, plain call would see."""
+    model = tiny_model("merge", sink=True)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model.base(ids).logits
+        parallel_logits(model, [make_sample([3, 2], 2)])
+        compress_all(model, make_sample([3], 1))
+        assert torch.equal(model.base(ids).logits, before)

@@ -1,0 +1,174 @@
+"""The command line, through its entry function and once as a real process."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccm import cli
+from ccm.console import size
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
+    """Run the command line in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["ccm", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+def test_help_names_every_verb(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "--help") == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in ("chat", "demo", "evaluate"))
+
+
+def test_a_pipe_gives_one_reply_a_line_and_statistics_elsewhere(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", stdin="My name is Anna.\nWhat is my name?\n") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "Anna" in out.splitlines()[1]
+    assert err.count("tokens; memory") == 2
+    assert "-> 2 tokens; memory 4 entries, 24 KB (full context: " in err
+
+
+def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
+    for rule, entries in (("merge", 4), ("none", 0)):
+        assert call(monkeypatch, "chat", "--json", "--rule", rule, stdin="My name is Anna.\nThank you!\n") == 0
+        turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert len(turns) == 2
+        for turn in turns:
+            assert set(turn) == {
+                "reply",
+                "step_tokens",
+                "memory_entries",
+                "memory_bytes",
+                "full_context_tokens",
+                "full_context_bytes",
+            }
+            assert turn["memory_entries"] == entries
+        assert turns[1]["full_context_tokens"] == turns[0]["step_tokens"] + turns[1]["step_tokens"]
+
+
+def test_full_context_holds_every_token(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", "--json", "--rule", "full", stdin="My name is Anna.\n") == 0
+    turn = json.loads(capsys.readouterr().out)
+    assert turn["memory_entries"] == turn["step_tokens"] == turn["full_context_tokens"]
+    assert turn["memory_bytes"] == turn["full_context_bytes"]
+
+
+def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    lines = ["My name is Anna.", f"/save {file}", "/reset", "/memory", f"/load {file}", "What is my name?", "/undo"]
+    assert call(monkeypatch, "chat", stdin="\n".join(lines)) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "Anna" in out.splitlines()[1]
+    assert "0 steps, 0 tokens in 0 entries" in err
+    assert err.rstrip().splitlines()[-1].startswith("concat, N = 2: 1 steps")
+
+
+def test_compare_shows_three_replies(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", stdin="I live in Oslo.\n/compare Where do I live?\n") == 0
+    err = capsys.readouterr().err
+    assert all(name in err for name in ("memory", "full", "none"))
+    assert err.count("Oslo") >= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("   ", "is empty"),
+        ("/nonsense", "There is no command /nonsense"),
+        ("/save", "needs a file name"),
+        ("/load no-such-file", "There is no file no-such-file"),
+        ("/load .", "is a directory"),
+        ("/save .", "is a directory"),
+        ("/undo", "no exchange"),
+        ("/compare", "needs a question"),
+    ],
+)
+def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys, line: str, message: str) -> None:
+    assert call(monkeypatch, "chat", stdin=f"{line}\nMy name is Anna.\n") == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "nonsense"], "the rules are"),
+        (["--rule", "gist"], "trained for the rule"),
+        (["--n-tok", "3"], "n_tok 2"),
+        (["--device", "nonsense"], "There is no device 'nonsense'"),
+        (["--device", "cuda:77"], "There is no device 'cuda:77'"),
+        (["--dtype", "int8"], "allowed: auto, float32"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--load", "."], "is a directory"),
+        (["--load", "no-such-file"], "There is no file"),
+        (["--adapter", "tests"], "holds no adapter"),
+        (["--adapter", "./no-such-folder"], "There is no folder"),
+        (["--model", "./no-such-folder", "--rule", "full"], "no-such-folder"),
+    ],
+)
+def test_bad_options_give_one_clear_line(monkeypatch, capsys, arguments: list[str], message: str) -> None:
+    assert call(monkeypatch, "chat", *arguments, stdin="My name is Anna.\n") == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge", "full", "none"])
+def test_the_demo_finds_both_paths_equal(monkeypatch, capsys, rule: str) -> None:
+    assert call(monkeypatch, "demo", "--rule", rule) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if "parallel pass" in line or "step by step" in line]
+    assert len(rows) == 2
+    assert len({row.split("│")[2] + row.split("│")[3] for row in rows}) == 1
+
+
+def test_the_demo_takes_another_example(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("I play the piano. | Lovely.\nWhich instrument do I play?\nYou play the piano.\n", encoding="utf-8")
+    assert call(monkeypatch, "demo", "--file", str(file)) == 0
+    assert "You play the piano." in capsys.readouterr().out
+    file.write_text("too short\n", encoding="utf-8")
+    assert call(monkeypatch, "demo", "--file", str(file)) == 2
+    assert "needs a turn, a question and an answer" in capsys.readouterr().err
+
+
+def test_evaluate_reports_recall(monkeypatch, capsys) -> None:
+    arguments = ["evaluate", "builtin", "--rule", "full", "--dialogues", "8", "--json"]
+    assert call(monkeypatch, *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["dialogues"] == 8
+    assert report["recall"] > 0.8
+    assert report["memory_bytes"] == report["full_context_bytes"]
+    assert call(monkeypatch, "evaluate", "builtin", "--steps", "3") == 2
+
+
+def test_sizes_read_well() -> None:
+    assert [size(n) for n in (0, 1000, 12 * 1024, 3 * 1024**2 // 2)] == [
+        "0 bytes",
+        "1000 bytes",
+        "12 KB",
+        "1.5 MB",
+    ]
+
+
+def test_the_installed_command_works_as_a_process() -> None:
+    command = Path(sys.executable).parent / "ccm"
+    done = subprocess.run(
+        [command, "chat"], input="My name is Anna.\n", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "-> 2 tokens" in done.stderr

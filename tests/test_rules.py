@@ -1,0 +1,305 @@
+"""The table of rules, and each rule's two faces against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from helpers import (
+    assert_close,
+    compress_all,
+    compress_batch,
+    layout_of,
+    make_sample,
+    online_logits,
+    pad_left,
+    parallel_logits,
+    samples,
+    tiny_base,
+    tiny_model,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ccm.checkpoint import load_model, save_adapter
+from ccm.errors import ConfigError, IrreversibleError
+from ccm.layout import Sample, Step
+from ccm.rules import EMA, RULES, Concat, Merge, make_rule
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a rule promises, N = 2. Entries are those after steps of 3, 5 and 2 tokens, and of the closed memory."""
+
+    name: str
+    compresses: str
+    open: tuple[int, int, int]
+    closed: int
+    sink: int  # entries that a sink adds to the closed memory
+    reversible: bool = True
+    keeps_text: bool = False
+    forgets: bool = False
+    adapters: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+TABLE = [
+    Row("concat", "step", (2, 4, 6), 6, sink=1, adapters=("gist",)),
+    Row("merge", "step", (2, 2, 2), 2, sink=1, reversible=False),
+    Row("ema", "step", (2, 2, 2), 2, sink=1, reversible=False, options={"weight": 0.3}),
+    Row("gist", "context", (3, 8, 10), 2, sink=1),
+    Row("full", "never", (3, 8, 10), 10, sink=0, keeps_text=True),
+    Row("none", "never", (0, 0, 0), 0, sink=0, forgets=True),
+    Row("pos_control", "context", (3, 8, 10), 12, sink=0, keeps_text=True, adapters=("concat", "gist")),
+]
+MIXING = [row for row in TABLE if not row.reversible]
+SAMPLE = make_sample([3, 5, 2], 3)
+rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+
+
+class Gated(Merge):
+    """A rule whose write weights depend on what stands at the COMP tokens, with parameters of its own per layer."""
+
+    needs_content: ClassVar[bool] = True
+
+    def build(self, *, layers: int, kv_heads: int, hidden: int, n_tok: int) -> None:
+        self.gates = nn.ModuleList(nn.Linear(hidden, kv_heads) for _ in range(layers))
+
+    def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
+        assert content is not None
+        return self.gates[layer](content.float()).sigmoid().permute(0, 3, 1, 2)
+
+
+RULES["merge"] = Merge  # Gated has no name yet: see test_a_subclass_without_a_name_registers_nothing
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the gated rule, registered for one test."""
+    monkeypatch.setattr(Gated, "name", "gated")
+    monkeypatch.setitem(RULES, "gated", Gated)
+    return "gated"
+
+
+def test_every_registered_rule_has_a_row() -> None:
+    assert {row.name for row in TABLE} == set(RULES)
+
+
+@rows
+def test_what_a_rule_says_of_itself(row: Row) -> None:
+    rule = make_rule(row.name, row.options)
+    assert rule.name == row.name
+    assert rule.compresses == row.compresses
+    assert rule.keeps_text == row.keeps_text
+    assert rule.reversible == row.reversible
+    assert rule.forgets == row.forgets
+    assert rule.adapters == row.adapters
+    assert not rule.needs_content
+
+
+@rows
+def test_when_comp_tokens_follow(row: Row) -> None:
+    rule = make_rule(row.name, row.options)
+    expected = {"step": [True, True, True], "context": [False, False, True], "never": [False, False, False]}
+    assert [rule.compresses_after(step, 3) for step in (1, 2, 3)] == expected[row.compresses]
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@rows
+def test_entries_grow_as_the_table_says(row: Row, sink: bool) -> None:
+    model = tiny_model(row.name, rule_options=row.options, sink=sink)
+    extra = int(sink) if row.compresses == "step" else 0
+    memory, entries = model.empty_memory(), []
+    for step in SAMPLE.steps:
+        memory = model.compress(memory, torch.tensor([step.ids]))
+        entries.append(memory.entries[0] - extra)
+    assert tuple(entries) == row.open
+    assert model.close(memory).entries[0] == row.closed + (row.sink if sink else 0)
+
+
+@rows
+def test_rollback_works_exactly_where_steps_are_reversible(row: Row) -> None:
+    model = tiny_model(row.name, rule_options=row.options)
+    memory = compress_all(model, SAMPLE)
+    if row.reversible:
+        assert memory.rollback(1).entries == (row.open[1],)
+    else:
+        with pytest.raises(IrreversibleError, match=row.name):
+            memory.rollback(1)
+
+
+@rows
+def test_options_of_a_rule_are_named_where_one_is_unknown(row: Row) -> None:
+    with pytest.raises(ConfigError, match=f"'{row.name}'.*'wait'.*{next(iter(row.options), 'none')}"):
+        make_rule(row.name, {"wait": 1})
+
+
+@pytest.mark.parametrize("weight", [-0.1, 0.0, 1.0, 2.0, float("nan")])
+def test_a_weight_of_ema_outside_0_to_1_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        EMA(weight)
+
+
+def test_a_subclass_without_a_name_registers_nothing() -> None:
+    try:
+        type("Variant", (Merge,), {})
+        assert RULES["merge"] is Merge
+    finally:
+        RULES["merge"] = Merge
+
+
+def test_the_mean_of_equal_steps_is_the_step_and_the_mean_is_running() -> None:
+    fresh = torch.randn(6, 1, 1, 2, 4)
+    merge, memory = Merge(), torch.zeros(1, 1, 0, 4)
+    for t, new in enumerate(fresh, start=1):
+        memory = merge.fold(memory, new, merge.write(0, torch.tensor([t]), None))
+        assert_close(memory, fresh[:t].mean(0), 1e-6)
+        assert_close(merge.fold(memory, memory, merge.write(0, torch.tensor([t + 1]), None)), memory, 1e-6)
+
+
+def test_a_long_running_mean_in_half_precision_does_not_drift() -> None:
+    merge, memory, new = Merge(), torch.zeros(1, 1, 0, 1), torch.tensor([[[[1.5]]]]).bfloat16()
+    memory = memory.bfloat16()
+    for t in range(1, 1001):
+        memory = merge.fold(memory, new, merge.write(0, torch.tensor([t]), None))
+    assert memory.dtype == torch.bfloat16
+    assert memory.item() == 1.5
+
+
+@pytest.mark.parametrize("row", MIXING, ids=lambda row: row.name)
+def test_both_faces_mix_alike(row: Row) -> None:
+    @given(st.integers(1, 12), st.integers(1, 3))
+    def check(steps: int, n_tok: int) -> None:
+        rule = make_rule(row.name, row.options)
+        fresh = torch.randn(steps, 1, 1, n_tok, 4, dtype=torch.float64)
+        mixed = rule.mixing(0, steps, n_tok, None).double() @ fresh[:, 0, 0].reshape(1, 1, steps * n_tok, 4)
+        memory = fresh[0, :, :, :0]
+        for t in range(steps):
+            memory = rule.fold(memory, fresh[t], rule.write(0, torch.tensor([t + 1]), None))
+            assert_close(memory, mixed[:, :, t * n_tok : (t + 1) * n_tok], 1e-6)
+
+    check()
+
+
+@pytest.mark.parametrize("row", MIXING, ids=lambda row: row.name)
+def test_memories_are_averages_of_the_steps_so_far(row: Row) -> None:
+    mix = make_rule(row.name, row.options).mixing(0, 5, 2, None)[0, 0]
+    assert_close(mix.sum(1), torch.ones(10, dtype=mix.dtype), 1e-6)
+    by_step = mix.reshape(5, 2, 5, 2)
+    assert (by_step[:, 0, :, 1] == 0).all()
+    assert (by_step[:, 1, :, 0] == 0).all()
+    assert (by_step[:, 0, :, 0].triu(1) == 0).all()
+
+
+def test_ema_weighs_the_first_step_fully() -> None:
+    mix = EMA(0.25).mixing(0, 3, 1, None)[0, 0]
+    assert_close(mix, torch.tensor([[1.0, 0, 0], [0.75, 0.25, 0], [0.5625, 0.1875, 0.25]]), 1e-6)
+    assert EMA(0.25).write(0, torch.tensor([1, 2]), None).flatten().tolist() == [1.0, 0.25]
+
+
+def test_every_row_of_a_batch_counts_its_own_steps() -> None:
+    weights = Merge().write(0, torch.tensor([1, 2, 5]), None)
+    assert_close(weights.flatten(), torch.tensor([1.0, 0.5, 0.2]), 1e-6)
+
+
+def test_concat_keeps_all_and_needs_no_mixing() -> None:
+    old, new = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 2, 4)
+    assert torch.equal(Concat().fold(old, new, None), torch.cat([old, new], dim=2))
+    assert Concat().mixing(0, 3, 2, None) is None
+    assert Concat().write(0, torch.tensor([3]), None) is None
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("family", ["llama_gqa", "gemma3", "gpt_neox"])
+def test_gated_parallel_equals_online(gated: str, family: str, sink: bool, recurrent: bool) -> None:
+    model = tiny_model(gated, family=family, sink=sink and family != "gemma3", recurrent=recurrent)
+
+    @given(samples(max_rows=3))
+    def check(batch: list[Sample]) -> None:
+        for sample, logits in zip(batch, parallel_logits(model, batch), strict=True):
+            assert_close(online_logits(model, sample), logits)
+
+    check()
+
+
+def test_gated_batch_online_equals_single_rows(gated: str) -> None:
+    model = tiny_model(gated, sink=True)
+    batch = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2)]
+    ids, mask = pad_left([sample.query.ids for sample in batch])
+    with torch.no_grad():
+        logits = model.read(compress_batch(model, batch), ids, mask)
+    for i, sample in enumerate(batch):
+        assert_close(logits[i, mask[i]], online_logits(model, sample))
+
+
+def test_the_gate_depends_on_the_content(gated: str) -> None:
+    model = tiny_model(gated)
+    one, other = model.rule.write_weight(1, torch.tensor([[1]]), torch.randn(2, 1, 2, 32)).unbind()
+    assert (one - other).abs().max() > 1e-3
+    before = online_logits(model, SAMPLE)
+    with torch.no_grad():
+        model.rule.gates[2].bias += 1
+    assert (online_logits(model, SAMPLE) - before).abs().max() > 1e-3
+
+
+def test_the_gate_is_trained_in_every_layer(gated: str) -> None:
+    model = tiny_model(gated)
+    sample = Sample(SAMPLE.steps, Step([5, 6], [6, 7]))
+    model(layout_of(model, [sample])).loss.backward()
+    for gate in model.rule.gates:
+        assert gate.weight.grad.abs().max() > 0
+        assert gate.bias.grad.isfinite().all()
+    assert {"rule.gates.0.weight", "rule.gates.2.bias"} < set(model.adapter_tensors())
+
+
+def test_the_gate_travels_with_the_adapter(gated: str, tmp_path: Path) -> None:
+    model = tiny_model(gated)
+    save_adapter(model, tmp_path)
+    loaded = load_model(tmp_path, tiny_base())
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
+    assert loaded.origin.adapter == model.origin.adapter
+    with torch.no_grad():
+        loaded.rule.gates[0].bias += 1
+    assert loaded.origin.adapter != model.origin.adapter
+
+
+def gated_mixing(gated: str, bias: float, dtype: torch.dtype = torch.float32) -> tuple[Merge, Tensor]:
+    """A gated rule whose gates all tend to one side, and its mixing of 80 steps of random content."""
+    rule = make_rule(gated)
+    rule.build(layers=1, kv_heads=2, hidden=8, n_tok=2)
+    with torch.no_grad():
+        rule.gates[0].bias.fill_(bias)
+    return rule, rule.mixing(0, 80, 2, torch.randn(3, 160, 8).to(dtype))
+
+
+@pytest.mark.parametrize("bias", [-30.0, -5.0, 0.0, 5.0, 12.0, 18.0, 40.0])
+def test_gated_weights_of_many_steps_are_finite(gated: str, bias: float) -> None:
+    """A sigmoid rounds to exactly 1 in float32 from about 17 on: a step that overwrites the memory is legal."""
+    rule, mix = gated_mixing(gated, bias)
+    assert mix.isfinite().all()
+    assert_close(mix.sum(-1), torch.ones_like(mix.sum(-1)), 1e-4)
+    mix.square().sum().backward()
+    assert rule.gates[0].weight.grad.isfinite().all()
+
+
+def test_a_gate_that_is_fully_open_keeps_only_the_last_step(gated: str) -> None:
+    _, mix = gated_mixing(gated, 40.0)
+    assert_close(mix[0, 0], torch.eye(160), 1e-4)
+
+
+def test_a_gate_that_is_fully_shut_keeps_only_the_first_step(gated: str) -> None:
+    _, mix = gated_mixing(gated, -40.0)
+    assert_close(mix[0, 0, :, :2], torch.eye(2).repeat(80, 1), 1e-4)
+
+
+@pytest.fixture(autouse=True)
+def _registered_rules_stay_the_same() -> Iterator[None]:
+    before = dict(RULES)
+    yield
+    assert before == RULES
