@@ -72,7 +72,7 @@ def test_the_update_reaches_comp_rows_and_no_others() -> None:
 
 def test_a_projection_that_the_model_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(adapter.PROJECTIONS, "llama", ("q_proj", "k_proj", "v_proj", "out_proj"))
-    with pytest.raises(UnsupportedModelError, match="3 layers, but 0 attention modules.*out_proj"):
+    with pytest.raises(UnsupportedModelError, match=r"3 layers, but 0 attention modules.*out_proj"):
         CCMModel(tiny_base(), ccm_config())
 
 
@@ -115,7 +115,7 @@ def test_interleaved_passes_keep_their_own_rows_under_gradient_checkpointing() -
     """The backward of the first pass recomputes after the second pass has announced other rows."""
     model = tiny_model("merge").train()
     model.base.gradient_checkpointing_enable()
-    layouts = [layout_of(model, TRAINED), layout_of(model, [make_sample([7, 7], 5)] + TRAINED[:1])]
+    layouts = [layout_of(model, TRAINED), layout_of(model, [make_sample([7, 7], 5), *TRAINED[:1]])]
 
     def gradients() -> list[Tensor]:
         taken = [tensor.grad.clone() for tensor in model.adapter_tensors().values()]

@@ -1,0 +1,406 @@
+"""Adapters on disk: what comes back, what is refused, and that nothing of a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    FAMILIES,
+    assert_close,
+    ccm_config,
+    make_sample,
+    online_logits,
+    randomize_adapter,
+    tiny_base,
+    tiny_model,
+)
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ccm.checkpoint import (
+    check_device,
+    find_adapter,
+    load_base,
+    load_model,
+    load_tensors_into,
+    read_plain_lora,
+    read_stage1,
+    save_adapter,
+    with_rule,
+)
+from ccm.config import CCMConfig, TurnFormat
+from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
+from ccm.model import CCMModel
+
+SAMPLE = make_sample([3, 5], 4)
+CONFIG, WEIGHTS = "ccm_config.json", "ccm_adapter.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved concat adapter of the tiny Llama."""
+    save_adapter(tiny_model(), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_comes_back_with_equal_logits(family: str, tmp_path: Path) -> None:
+    model = tiny_model("merge", family=family, n_tok=3, sink=family == "llama", positions="base")
+    save_adapter(model, tmp_path)
+    loaded = load_model(tmp_path, tiny_base(family))
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
+    assert loaded.config == replace(model.config, base_fingerprint=model.base_id)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rule": "ema", "rule_options": {"weight": 0.25}},
+        {"embeddings": "table"},
+        {"recurrent": False, "turns": TurnFormat(separator="\n\u00e9:", preamble="Hi. ")},
+    ],
+)
+def test_every_setting_comes_back(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(**settings)
+    save_adapter(model, tmp_path)
+    loaded = load_model(tmp_path, tiny_base())
+    assert replace(loaded.config, base_fingerprint="") == model.config
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
+
+
+def test_nothing_but_the_adapter_is_written(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == [WEIGHTS, CONFIG]
+    assert set(load_file(folder / WEIGHTS)) == set(tiny_model().adapter_tensors())
+
+
+def test_the_base_may_be_a_path(folder: Path, tmp_path: Path) -> None:
+    tiny_base().save_pretrained(tmp_path / "base")
+    loaded = load_model(folder, tmp_path / "base")
+    assert_close(online_logits(loaded, SAMPLE), online_logits(tiny_model(), SAMPLE), 1e-6)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_base_may_be_named_by_the_adapter(tmp_path: Path, relative: bool) -> None:
+    tiny_base().save_pretrained(tmp_path / "base")
+    model = tiny_model(base_model="../base" if relative else str(tmp_path / "base"))
+    save_adapter(model, tmp_path / "adapter")
+    assert_close(online_logits(load_model(tmp_path / "adapter"), SAMPLE), online_logits(model, SAMPLE), 1e-6)
+
+
+def test_an_adapter_that_names_no_base_asks_for_one(folder: Path) -> None:
+    with pytest.raises(AdapterError, match="does not name its base"):
+        load_model(folder)
+
+
+def test_a_base_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises((AdapterError, ConfigError), match="nowhere"):
+        load_model(folder, tmp_path / "nowhere")
+
+
+def test_an_unsupported_base_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*llama"):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [lambda: tiny_base(seed=9), lambda: tiny_base("llama_gqa")])
+def test_another_base_is_refused_with_both_fingerprints(folder: Path, wrong: Callable[[], Any]) -> None:
+    mine = json.loads((folder / CONFIG).read_text())["base_fingerprint"]
+    with pytest.raises(AdapterError, match=f"(?s){mine}.*load it on the model it was trained on"):
+        load_model(folder, wrong())
+
+
+def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Path, tmp_path: Path) -> None:
+    tiny_base(dtype=torch.float16).save_pretrained(tmp_path / "base")
+    assert load_model(folder, tmp_path / "base").base.dtype == torch.float32
+    assert load_model(folder, tmp_path / "base", dtype=torch.bfloat16).base.dtype == torch.bfloat16
+    assert load_base(tmp_path / "base", dtype=torch.float16).dtype == torch.float16
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    for device in ("cuda:77", "toaster"):
+        with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
+            check_device(device)
+    assert check_device(None).type == "cpu"
+
+
+def test_another_number_of_comp_tokens_is_refused_with_both(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"n_tok 2.*with 3"):
+        load_model(folder, tiny_base(), n_tok=3)
+    assert load_model(folder, tiny_base(), n_tok=2).config.n_tok == 2
+
+
+@pytest.mark.parametrize("rule", ["merge", "ema", "gist"])
+def test_a_rule_that_the_adapter_was_not_trained_for_is_refused_with_those_it_was(folder: Path, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"'concat'.*'{rule}'.*concat, full, none, pos_control"):
+        load_model(folder, tiny_base(), rule=rule)
+
+
+@pytest.mark.parametrize("rule", ["full", "none", "pos_control", "concat"])
+def test_controls_run_with_any_adapter_they_fit(folder: Path, rule: str) -> None:
+    loaded = load_model(folder, tiny_base(), rule=rule)
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(tiny_model(rule), SAMPLE))
+
+
+def test_gisting_online_is_a_gist_adapter_under_concat_without_recurrence(tmp_path: Path) -> None:
+    save_adapter(tiny_model("gist"), tmp_path)
+    loaded = load_model(tmp_path, tiny_base(), rule="concat", recurrent=False)
+    assert (loaded.config.rule, loaded.config.recurrent) == ("concat", False)
+    expected = online_logits(tiny_model("concat", recurrent=False), SAMPLE)
+    assert torch.equal(online_logits(loaded, SAMPLE), expected)
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no rule 'concatenate'"):
+        with_rule(CCMConfig(), "concatenate")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    for source in (tmp_path / "nowhere", "no-such-owner/no-such-adapter"):
+        with pytest.raises(AdapterError, match=f"no folder {source}"):
+            find_adapter(source)
+
+
+def test_a_folder_without_an_adapter_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError, match=r"ccm_config.json is missing.*adapter_config.json.*PEFT"):
+        find_adapter(tmp_path)
+
+
+def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AdapterError, match="is a file"):
+        save_adapter(tiny_model(), tmp_path / "file")
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(AdapterError, match=f"{WEIGHTS} is missing"):
+        load_model(folder, tiny_base())
+
+
+@pytest.mark.parametrize("text", ["{damaged", "", "null", "3", "[]", '["n_tok"]', '"text"'])
+def test_damaged_settings_are_refused(folder: Path, text: str) -> None:
+    (folder / CONFIG).write_text(text)
+    with pytest.raises((AdapterError, ConfigError)):
+        load_model(folder, tiny_base())
+
+
+def test_settings_that_are_not_text_are_refused(folder: Path) -> None:
+    (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AdapterError, match="damaged"):
+        load_model(folder, tiny_base())
+
+
+@pytest.mark.parametrize("place", ["", "lora", "turns"])
+def test_an_unknown_setting_is_refused_by_name(folder: Path, place: str) -> None:
+    values = json.loads((folder / CONFIG).read_text())
+    (values[place] if place else values)["wizard"] = 1
+    (folder / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"'wizard'.*known"):
+        load_model(folder, tiny_base())
+
+
+LORA = "model.layers.1.self_attn.v_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[LORA].view(-1)[3:4].fill_(float("nan")), f"{LORA} holds values that are not finite"),
+        (lambda t: t.update({LORA: t[LORA][1:].clone()}), r"has shape \(31, 4\), the model \(32, 4\)"),
+        (lambda t: t.pop(LORA), f"missing.*{LORA}"),
+        (lambda t: t.update({"extra": torch.ones(1)}), "unknown.*extra"),
+        (lambda t: t.pop("comp_embeddings.weight"), "missing.*comp_embeddings"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[[dict], Any], message: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(AdapterError, match=message):
+        load_model(folder, tiny_base())
+    model = tiny_model(seed=5, base=tiny_base())
+    before = {name: tensor.detach().clone() for name, tensor in model.adapter_tensors().items()}
+    with pytest.raises(AdapterError, match=message):
+        load_tensors_into(model, tensors, "there")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.adapter_tensors().items())
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5])
+def test_cut_weights_are_refused(folder: Path, kept: float) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(AdapterError, match="not a whole safetensors file"):
+        load_model(folder, tiny_base())
+
+
+def test_plain_peft_and_transformers_find_nothing_to_load(folder: Path) -> None:
+    """They would run the update on every token."""
+    with pytest.raises((ValueError, OSError), match="adapter_config.json"):
+        PeftModel.from_pretrained(tiny_base(), str(folder))
+    with pytest.raises((ValueError, OSError)):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def save_plain_lora(folder: Path, seed: int = 3) -> torch.nn.Module:
+    """Write a plain PEFT LoRA of the tiny base, as stage 1 leaves it; returns the model it makes."""
+    wrapped = get_peft_model(tiny_base(), LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    wrapped.save_pretrained(folder)
+    return wrapped.eval()
+
+
+def test_a_stage_1_adapter_is_saved_inside_and_merged_again(tmp_path: Path) -> None:
+    wrapped = save_plain_lora(tmp_path / "plain")
+    model = CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "plain")).eval()
+    randomize_adapter(model, 1)
+    save_adapter(model, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "base_adapter" / "adapter_model.safetensors").is_file()
+    loaded = load_model(tmp_path / "adapter", tiny_base())
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
+    assert loaded.base_id == model.base_id != tiny_model().base_id
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert_close(loaded.read(loaded.empty_memory(), ids), wrapped(ids).logits, 1e-5)
+
+
+def test_without_its_stage_1_adapter_or_with_another_one_an_adapter_is_refused(tmp_path: Path) -> None:
+    save_plain_lora(tmp_path / "plain")
+    model = CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "plain"))
+    save_adapter(model, tmp_path / "adapter")
+    inside = tmp_path / "adapter" / "base_adapter"
+    save_plain_lora(inside, seed=4)
+    with pytest.raises(AdapterError, match="fingerprint"):
+        load_model(tmp_path / "adapter", tiny_base())
+    for file in inside.iterdir():
+        file.unlink()
+    inside.rmdir()
+    with pytest.raises(AdapterError, match="fingerprint"):
+        load_model(tmp_path / "adapter", tiny_base())
+
+
+def authors_folder(folder: Path, *, pickled: bool, comp: bool) -> dict[str, torch.Tensor]:
+    """An adapter as the authors' code saves it; returns what it wrote."""
+    folder.mkdir()
+    settings = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{prefix}.lora_A.weight": torch.randn(2, 32), f"{prefix}.lora_B.weight": torch.randn(32, 2)}
+    if comp:
+        tensors["base_model.model.model.embed_tokens.comp_embeddings.weight"] = torch.randn(4, 32)
+    if pickled:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+@pytest.mark.parametrize("comp", [True, False])
+@pytest.mark.parametrize("pickled", [True, False])
+def test_the_authors_adapters_are_read_from_either_file(tmp_path: Path, pickled: bool, comp: bool) -> None:
+    written = authors_folder(tmp_path / "theirs", pickled=pickled, comp=comp)
+    lora = read_plain_lora(tmp_path / "theirs")
+    assert set(lora.tensors) == {
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_B.weight",
+    }
+    for name, tensor in lora.tensors.items():
+        assert torch.equal(tensor, written[f"base_model.model.{name}"])
+    assert lora.settings["lora_alpha"] == 8
+    assert (lora.comp is not None) == comp
+    if comp:
+        with pytest.raises(AdapterError, match="not a stage-1 adapter"):
+            read_stage1(tmp_path / "theirs")
+
+
+def test_tensors_that_are_no_lora_are_refused(tmp_path: Path) -> None:
+    authors_folder(tmp_path / "theirs", pickled=False, comp=True)
+    save_file({"base_model.model.lm_head.weight": torch.ones(2)}, tmp_path / "theirs" / "model.safetensors")
+    with pytest.raises(AdapterError, match="no LoRA.*lm_head"):
+        read_plain_lora(tmp_path / "theirs")
+
+
+class Malicious:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("write", ["pickle", "torch", "torch_legacy"])
+def test_a_checkpoint_that_holds_more_than_tensors_is_refused_and_not_executed(tmp_path: Path, write: str) -> None:
+    authors_folder(tmp_path / "theirs", pickled=True, comp=True)
+    mark, path = tmp_path / "executed", tmp_path / "theirs" / "pytorch_model.bin"
+    content = {"a.lora_A.weight": torch.ones(1), "b": Malicious(mark)}
+    if write == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(AdapterError, match="holds more than tensors"):
+        read_plain_lora(tmp_path / "theirs")
+    assert not mark.exists()
+
+
+def test_the_malicious_checkpoint_would_have_been_executed(tmp_path: Path) -> None:
+    """Otherwise the test above would prove nothing."""
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "executed")))
+    assert (tmp_path / "executed").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02}q\x00.", b"PK\x03\x04broken"])
+def test_a_damaged_pickled_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    authors_folder(tmp_path / "theirs", pickled=True, comp=True)
+    (tmp_path / "theirs" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(AdapterError):
+        read_plain_lora(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("content", [torch.ones(2), [torch.ones(2)], {"a.lora_A.weight": 3}])
+def test_a_pickled_checkpoint_that_is_no_table_of_tensors_is_refused(tmp_path: Path, content: Any) -> None:
+    authors_folder(tmp_path / "theirs", pickled=True, comp=True)
+    torch.save(content, tmp_path / "theirs" / "pytorch_model.bin")
+    with pytest.raises(AdapterError):
+        read_plain_lora(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("text", ["{damaged", "[]", "{}", "null"])
+def test_damaged_settings_of_a_plain_lora_are_refused(tmp_path: Path, text: str) -> None:
+    """When it is read, or at the latest when it is merged."""
+    authors_folder(tmp_path / "theirs", pickled=False, comp=False)
+    (tmp_path / "theirs" / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError):
+        CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "theirs"))
+
+
+def test_a_plain_lora_without_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter_config.json"):
+        read_plain_lora(tmp_path)
+    authors_folder(tmp_path / "theirs", pickled=False, comp=False)
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    with pytest.raises(AdapterError, match="no weights"):
+        read_plain_lora(tmp_path / "theirs")
+
+
+def test_a_stage_1_adapter_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    authors_folder(tmp_path / "theirs", pickled=False, comp=False)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({name: torch.ones(2, 16)}, tmp_path / "theirs" / "model.safetensors")
+    with pytest.raises(AdapterError):
+        CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "theirs"))

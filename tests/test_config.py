@@ -1,0 +1,94 @@
+"""Settings: every check, and that what is written is what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from ccm import errors
+from ccm.config import CCMConfig, LoRASettings, TurnFormat
+from ccm.errors import CCMError, ConfigError
+
+EVERYTHING = CCMConfig(
+    rule="ema",
+    rule_options={"weight": 0.3},
+    n_tok=4,
+    recurrent=False,
+    sink=True,
+    positions="base",
+    embeddings="table",
+    lora=LoRASettings(r=16, alpha=32, dropout=0.1, conditional=False),
+    turns=TurnFormat(template="chat", separator="\n", reply_separator="\u00e9", preamble="System: "),
+    base_model="somewhere",
+    base_fingerprint="0123",
+)
+
+
+def test_no_field_of_the_example_has_its_default() -> None:
+    for one, other in ((EVERYTHING, CCMConfig()), (EVERYTHING.lora, LoRASettings()), (EVERYTHING.turns, TurnFormat())):
+        assert all(getattr(one, f.name) != getattr(other, f.name) for f in dataclasses.fields(one))
+
+
+@pytest.mark.parametrize("config", [CCMConfig(), EVERYTHING], ids=["defaults", "everything"])
+def test_settings_survive_json(config: CCMConfig) -> None:
+    assert CCMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_absent_settings_take_their_defaults() -> None:
+    assert CCMConfig.from_dict({"n_tok": 3, "lora": {"r": 2}}) == CCMConfig(n_tok=3, lora=LoRASettings(r=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"wizard": 1}, r"ccm_config.json has unknown keys \['wizard'\]; known: .*n_tok"),
+        ({"lora": {"rank": 1}}, r"lora has unknown keys \['rank'\]; known: .*'r'"),
+        ({"turns": {"rank": 1}}, r"turns has unknown keys \['rank'\]; known: .*separator"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CCMConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("n_tok", [0, -1, 2.0, "2", True, None])
+def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; .*at least 1"):
+        CCMConfig(n_tok=n_tok)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CCMConfig(positions="absolute"), "positions is 'absolute'; allowed: skip, base"),
+        (lambda: CCMConfig(embeddings="none"), "embeddings is 'none'; allowed: separate, table"),
+        (lambda: TurnFormat(template="jinja"), "turns.template is 'jinja'; allowed: separators, chat"),
+        (lambda: LoRASettings(r=0), "lora.r is 0; .*at least 1"),
+        (lambda: LoRASettings(dropout=1.0), r"lora.dropout is 1.0; .*\[0, 1\)"),
+        (lambda: LoRASettings(dropout=-0.1), "lora.dropout is -0.1"),
+    ],
+)
+def test_values_that_are_not_allowed_are_refused_with_those_that_are(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["lora", "turns", "rule_options"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_table_of_settings_must_be_a_table(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        CCMConfig.from_dict({name: value})
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CCMConfig().n_tok = 3
+
+
+def test_every_error_has_one_root_and_is_a_standard_one() -> None:
+    own = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, CCMError) and e is not CCMError]
+    assert len(own) >= 6
+    assert all(issubclass(error, (ValueError, LookupError, OSError, RuntimeError)) for error in own)

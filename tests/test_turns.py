@@ -1,0 +1,207 @@
+"""Turns as token ids: separators, exchanges and chat templates of several characters."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from ccm.config import TurnFormat
+from ccm.errors import ConfigError, InputError
+from ccm.layout import IGNORE
+from ccm.turns import Turns, make_turns
+
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<think>", "</think>"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
+)
+# Strips the thoughts of earlier replies, and shows an empty one before the last.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+BARE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+
+
+def tokenizer(
+    template: str | None = None, *, bos: str | None = "<s>", eos: str = "</s>", adds_bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: one token a byte, and the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos, chat_template=template)
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer in the manner of SentencePiece: a space goes before whatever begins a text."""
+    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABSU:\n.", "<unk>", "<s>", "</s>"]
+    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    raw.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def turns(template: str | None = None, *, preamble: str = "", **kwargs: object) -> Turns:
+    """Turns of the byte tokenizer: by separators without a template, by it with one."""
+    form = TurnFormat(template="chat" if template else "separators", preamble=preamble)
+    return make_turns(tokenizer(template, **kwargs), form)
+
+
+def read(made: Turns, ids: list[int]) -> str:
+    """All that the ids say, special tokens included."""
+    return made.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_separators_as_token_ids(adds_bos: bool) -> None:
+    made = turns(adds_bos=adds_bos)
+    bos = made.tokenizer.bos_token_id
+    byte = made.tokenizer.get_vocab()
+    assert made.prompt("hi", first=True) == [bos, byte["h"], byte["i"], *made._encode("\nAssistant:")]
+    assert made.prompt("hi", first=False) == made._encode("\nUser:hi\nAssistant:")
+    assert made.prompt("hi", first=False).count(bos) == 0
+
+
+def test_the_preamble_precedes_the_first_turn_only() -> None:
+    made = turns(preamble="System: kind. \n\n")
+    assert read(made, made.prompt("hi", first=True)) == "<s>System: kind. \n\nhi\nAssistant:"
+    assert read(made, made.prompt("hi", first=False)) == "\nUser:hi\nAssistant:"
+
+
+def test_a_tokenizer_without_bos_begins_with_the_text() -> None:
+    made = turns(bos=None)
+    assert read(made, made.prompt("hi", first=True)) == "hi\nAssistant:"
+
+
+def test_a_separator_within_a_text_gets_no_space_of_its_own() -> None:
+    made = make_turns(spaced_tokenizer(), TurnFormat(separator="\nU:", reply_separator="\nA:"))
+    names = made.tokenizer.convert_ids_to_tokens(made.prompt("hi", first=False))
+    assert names == ["\n", "U", ":", "\u2581", "h", "i", "\n", "A", ":"]
+    first = made.tokenizer.convert_ids_to_tokens(made.prompt("hi", first=True))
+    assert first == ["<s>", "\u2581", "h", "i", "\n", "A", ":"]
+
+
+def test_a_space_at_the_end_of_a_separator_is_kept() -> None:
+    made = make_turns(spaced_tokenizer(), TurnFormat(separator="\nU: ", reply_separator=" A: "))
+    names = made.tokenizer.convert_ids_to_tokens(made.prompt("hi", first=False))
+    assert "".join(names).startswith("\nU:\u2581")
+    assert "".join(names).endswith("hi\u2581A:\u2581")
+
+
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_exchange_trains_the_reply_and_the_eos_that_is_never_read(template: str | None, first: bool) -> None:
+    made = turns(template)
+    prompt, reply = made.prompt("hello", first=first), made.encode_reply("fine.")
+    step = made.exchange("hello", "fine.", first=first)
+    assert list(step.ids) == prompt + reply
+    assert step.ids[-1] != made.eos_id
+    assert len(step.targets) == len(step.ids)
+    assert list(step.targets[: len(prompt) - 1]) == [IGNORE] * (len(prompt) - 1)
+    assert list(step.targets[len(prompt) - 1 :]) == [*reply, made.eos_id]
+
+
+def test_the_eos_is_the_tokenizers_own() -> None:
+    assert turns(CHATML, eos="<|im_end|>").eos_id == tokenizer().convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t "])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_an_empty_text_is_refused(template: str | None, text: str) -> None:
+    for first in (True, False):
+        with pytest.raises(InputError, match="is empty"):
+            turns(template).prompt(text, first=first)
+
+
+def test_chatml_turns() -> None:
+    made = turns(CHATML, eos="<|im_end|>")
+    assert read(made, made.prompt("hi", first=True)) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert read(made, made.prompt("so", first=False)) == "<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
+    start = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert made.prompt("hi", first=True)[0] == start
+    assert made.prompt("hi", first=True).count(start) == 2
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_llama_3_turns_have_one_bos_and_it_comes_first(adds_bos: bool) -> None:
+    made = turns(LLAMA3, adds_bos=adds_bos, eos="<|eot|>")
+    header = "<|head|>{}<|/head|>\n\n"
+    turn = header.format("user") + "hi<|eot|>" + header.format("assistant")
+    assert read(made, made.prompt(" hi ", first=True)) == "<s>" + turn
+    assert read(made, made.prompt(" hi ", first=False)) == turn
+    assert made.prompt("hi", first=True).count(made.tokenizer.bos_token_id) == 1
+
+
+def test_the_system_message_is_in_the_first_turn_only() -> None:
+    made = turns(LLAMA3, preamble="Be kind.")
+    assert read(made, made.prompt("hi", first=True)).startswith("<s><|head|>system<|/head|>\n\nBe kind.<|eot|><|head|>")
+    assert "kind" not in read(made, made.prompt("hi", first=False))
+
+
+def test_a_template_that_shows_earlier_replies_otherwise_still_gives_the_turn_alone() -> None:
+    made = turns(THINKING, eos="<|im_end|>")
+    assert read(made, made.prompt("so", first=False)) == "<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
+    assert "think" not in read(made, made.prompt("so", first=False))
+
+
+def test_a_template_without_any_marks_between_turns() -> None:
+    made = turns(BARE)
+    assert read(made, made.prompt("hi", first=True)) == "hi\n"
+    assert read(made, made.prompt("so", first=False)) == "so\n"
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3])
+def test_the_steps_of_a_conversation_are_its_rendering_without_the_closing_of_replies(template: str) -> None:
+    made = turns(template)
+    talk = [("hi", "hello."), ("how are you?", "fine."), ("so long", "bye.")]
+    steps = [made.exchange(text, reply, first=not i) for i, (text, reply) in enumerate(talk)]
+    messages = [{"role": r, "content": c} for pair in talk for r, c in zip(("user", "assistant"), pair, strict=True)]
+    whole = made.tokenizer.apply_chat_template(messages, tokenize=False)
+    closing = "<|im_end|>\n" if template == CHATML else "<|eot|>"
+    for _, reply in talk:
+        whole = whole.replace(reply + closing, reply)
+    assert "".join(read(made, list(step.ids)) for step in steps) == whole
+
+
+def test_a_template_that_knows_no_system_role_works_without_one_and_refuses_one_clearly() -> None:
+    made = turns(NO_SYSTEM)
+    assert read(made, made.prompt("hi", first=True)).startswith("<|im_start|>user")
+    with pytest.raises(ConfigError, match=r"System role not supported|system"):
+        turns(NO_SYSTEM, preamble="Be kind.").prompt("hi", first=True)
+
+
+def test_a_template_that_drops_replies_is_refused() -> None:
+    users_only = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(ConfigError, match="drops the assistant's replies"):
+        turns(users_only).prompt("hi", first=False)
+
+
+def test_a_tokenizer_without_what_the_format_needs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        make_turns(tokenizer(), TurnFormat(template="chat"))
+    without_eos = tokenizer()
+    without_eos.eos_token = None
+    with pytest.raises(ConfigError, match="no EOS"):
+        make_turns(without_eos, TurnFormat())
+
+
+def test_a_reply_decodes_to_its_text() -> None:
+    made = turns()
+    assert made.decode([*made.encode_reply(" d\u00e9j\u00e0 vu \n"), made.eos_id]) == "d\u00e9j\u00e0 vu"
