@@ -21,8 +21,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ccm import adapter
-from ccm.adapter import CompLinear, PlainLoRA, attention_modules, initial_embeddings, inject_lora, merge_stage1
+from ccm import adapter, base
+from ccm.adapter import CompLinear, PlainLoRA, initial_embeddings, inject_lora, merge_stage1
+from ccm.base import attention_modules
 from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.layout import Sample, Step
@@ -71,7 +72,7 @@ def test_the_update_reaches_comp_rows_and_no_others() -> None:
 
 
 def test_a_projection_that_the_model_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(adapter.PROJECTIONS, "llama", ("q_proj", "k_proj", "v_proj", "out_proj"))
+    monkeypatch.setitem(base.PROJECTIONS, "llama", ("q_proj", "k_proj", "v_proj", "out_proj"))
     with pytest.raises(UnsupportedModelError, match=r"3 layers, but 0 attention modules.*out_proj"):
         CCMModel(tiny_base(), ccm_config())
 

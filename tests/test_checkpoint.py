@@ -30,11 +30,8 @@ from ccm.checkpoint import (
     check_device,
     find_adapter,
     load_base,
-    load_model,
-    load_tensors_into,
     read_plain_lora,
     read_stage1,
-    save_adapter,
     with_rule,
 )
 from ccm.config import CCMConfig, TurnFormat
@@ -48,15 +45,15 @@ CONFIG, WEIGHTS = "ccm_config.json", "ccm_adapter.safetensors"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved concat adapter of the tiny Llama."""
-    save_adapter(tiny_model(), tmp_path / "adapter")
+    tiny_model().save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_adapter_comes_back_with_equal_logits(family: str, tmp_path: Path) -> None:
     model = tiny_model("merge", family=family, n_tok=3, sink=family == "llama", positions="base")
-    save_adapter(model, tmp_path)
-    loaded = load_model(tmp_path, tiny_base(family))
+    model.save_pretrained(tmp_path)
+    loaded = CCMModel.from_pretrained(tmp_path, tiny_base(family))
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
     assert loaded.config == replace(model.config, base_fingerprint=model.base_id)
     assert not loaded.training
@@ -72,8 +69,8 @@ def test_an_adapter_comes_back_with_equal_logits(family: str, tmp_path: Path) ->
 )
 def test_every_setting_comes_back(settings: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(**settings)
-    save_adapter(model, tmp_path)
-    loaded = load_model(tmp_path, tiny_base())
+    model.save_pretrained(tmp_path)
+    loaded = CCMModel.from_pretrained(tmp_path, tiny_base())
     assert replace(loaded.config, base_fingerprint="") == model.config
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
 
@@ -85,7 +82,7 @@ def test_nothing_but_the_adapter_is_written(folder: Path) -> None:
 
 def test_the_base_may_be_a_path(folder: Path, tmp_path: Path) -> None:
     tiny_base().save_pretrained(tmp_path / "base")
-    loaded = load_model(folder, tmp_path / "base")
+    loaded = CCMModel.from_pretrained(folder, tmp_path / "base")
     assert_close(online_logits(loaded, SAMPLE), online_logits(tiny_model(), SAMPLE), 1e-6)
 
 
@@ -93,18 +90,20 @@ def test_the_base_may_be_a_path(folder: Path, tmp_path: Path) -> None:
 def test_the_base_may_be_named_by_the_adapter(tmp_path: Path, relative: bool) -> None:
     tiny_base().save_pretrained(tmp_path / "base")
     model = tiny_model(base_model="../base" if relative else str(tmp_path / "base"))
-    save_adapter(model, tmp_path / "adapter")
-    assert_close(online_logits(load_model(tmp_path / "adapter"), SAMPLE), online_logits(model, SAMPLE), 1e-6)
+    model.save_pretrained(tmp_path / "adapter")
+    assert_close(
+        online_logits(CCMModel.from_pretrained(tmp_path / "adapter"), SAMPLE), online_logits(model, SAMPLE), 1e-6
+    )
 
 
 def test_an_adapter_that_names_no_base_asks_for_one(folder: Path) -> None:
     with pytest.raises(AdapterError, match="does not name its base"):
-        load_model(folder)
+        CCMModel.from_pretrained(folder)
 
 
 def test_a_base_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises((AdapterError, ConfigError), match="nowhere"):
-        load_model(folder, tmp_path / "nowhere")
+        CCMModel.from_pretrained(folder, tmp_path / "nowhere")
 
 
 def test_an_unsupported_base_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -117,13 +116,13 @@ def test_an_unsupported_base_is_refused_before_it_is_loaded(tmp_path: Path) -> N
 def test_another_base_is_refused_with_both_fingerprints(folder: Path, wrong: Callable[[], Any]) -> None:
     mine = json.loads((folder / CONFIG).read_text())["base_fingerprint"]
     with pytest.raises(AdapterError, match=f"(?s){mine}.*load it on the model it was trained on"):
-        load_model(folder, wrong())
+        CCMModel.from_pretrained(folder, wrong())
 
 
 def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Path, tmp_path: Path) -> None:
     tiny_base(dtype=torch.float16).save_pretrained(tmp_path / "base")
-    assert load_model(folder, tmp_path / "base").base.dtype == torch.float32
-    assert load_model(folder, tmp_path / "base", dtype=torch.bfloat16).base.dtype == torch.bfloat16
+    assert CCMModel.from_pretrained(folder, tmp_path / "base").base.dtype == torch.float32
+    assert CCMModel.from_pretrained(folder, tmp_path / "base", dtype=torch.bfloat16).base.dtype == torch.bfloat16
     assert load_base(tmp_path / "base", dtype=torch.float16).dtype == torch.float16
 
 
@@ -136,25 +135,25 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 def test_another_number_of_comp_tokens_is_refused_with_both(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"n_tok 2.*with 3"):
-        load_model(folder, tiny_base(), n_tok=3)
-    assert load_model(folder, tiny_base(), n_tok=2).config.n_tok == 2
+        CCMModel.from_pretrained(folder, tiny_base(), n_tok=3)
+    assert CCMModel.from_pretrained(folder, tiny_base(), n_tok=2).config.n_tok == 2
 
 
 @pytest.mark.parametrize("rule", ["merge", "ema", "gist"])
 def test_a_rule_that_the_adapter_was_not_trained_for_is_refused_with_those_it_was(folder: Path, rule: str) -> None:
     with pytest.raises(ConfigError, match=f"'concat'.*'{rule}'.*concat, full, none, pos_control"):
-        load_model(folder, tiny_base(), rule=rule)
+        CCMModel.from_pretrained(folder, tiny_base(), rule=rule)
 
 
 @pytest.mark.parametrize("rule", ["full", "none", "pos_control", "concat"])
 def test_controls_run_with_any_adapter_they_fit(folder: Path, rule: str) -> None:
-    loaded = load_model(folder, tiny_base(), rule=rule)
+    loaded = CCMModel.from_pretrained(folder, tiny_base(), rule=rule)
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(tiny_model(rule), SAMPLE))
 
 
 def test_gisting_online_is_a_gist_adapter_under_concat_without_recurrence(tmp_path: Path) -> None:
-    save_adapter(tiny_model("gist"), tmp_path)
-    loaded = load_model(tmp_path, tiny_base(), rule="concat", recurrent=False)
+    tiny_model("gist").save_pretrained(tmp_path)
+    loaded = CCMModel.from_pretrained(tmp_path, tiny_base(), rule="concat", recurrent=False)
     assert (loaded.config.rule, loaded.config.recurrent) == ("concat", False)
     expected = online_logits(tiny_model("concat", recurrent=False), SAMPLE)
     assert torch.equal(online_logits(loaded, SAMPLE), expected)
@@ -180,26 +179,26 @@ def test_a_folder_without_an_adapter_says_what_it_holds(tmp_path: Path) -> None:
 def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(AdapterError, match="is a file"):
-        save_adapter(tiny_model(), tmp_path / "file")
+        tiny_model().save_pretrained(tmp_path / "file")
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(AdapterError, match=f"{WEIGHTS} is missing"):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
 
 
 @pytest.mark.parametrize("text", ["{damaged", "", "null", "3", "[]", '["n_tok"]', '"text"'])
 def test_damaged_settings_are_refused(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text)
     with pytest.raises((AdapterError, ConfigError)):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
 
 
 def test_settings_that_are_not_text_are_refused(folder: Path) -> None:
     (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(AdapterError, match="damaged"):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
 
 
 @pytest.mark.parametrize("place", ["", "lora", "turns"])
@@ -208,7 +207,7 @@ def test_an_unknown_setting_is_refused_by_name(folder: Path, place: str) -> None
     (values[place] if place else values)["wizard"] = 1
     (folder / CONFIG).write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"'wizard'.*known"):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
 
 
 LORA = "model.layers.1.self_attn.v_proj.lora_B.weight"
@@ -229,11 +228,11 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[[dic
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(AdapterError, match=message):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
     model = tiny_model(seed=5, base=tiny_base())
     before = {name: tensor.detach().clone() for name, tensor in model.adapter_tensors().items()}
     with pytest.raises(AdapterError, match=message):
-        load_tensors_into(model, tensors, "there")
+        model.load_adapter(tensors, "there")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.adapter_tensors().items())
 
 
@@ -242,7 +241,7 @@ def test_cut_weights_are_refused(folder: Path, kept: float) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(AdapterError, match="not a whole safetensors file"):
-        load_model(folder, tiny_base())
+        CCMModel.from_pretrained(folder, tiny_base())
 
 
 def test_plain_peft_and_transformers_find_nothing_to_load(folder: Path) -> None:
@@ -268,9 +267,9 @@ def test_a_stage_1_adapter_is_saved_inside_and_merged_again(tmp_path: Path) -> N
     wrapped = save_plain_lora(tmp_path / "plain")
     model = CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "plain")).eval()
     randomize_adapter(model, 1)
-    save_adapter(model, tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "base_adapter" / "adapter_model.safetensors").is_file()
-    loaded = load_model(tmp_path / "adapter", tiny_base())
+    loaded = CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
     assert loaded.base_id == model.base_id != tiny_model().base_id
     ids = torch.tensor([[5, 6, 7]])
@@ -281,16 +280,16 @@ def test_a_stage_1_adapter_is_saved_inside_and_merged_again(tmp_path: Path) -> N
 def test_without_its_stage_1_adapter_or_with_another_one_an_adapter_is_refused(tmp_path: Path) -> None:
     save_plain_lora(tmp_path / "plain")
     model = CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "plain"))
-    save_adapter(model, tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter")
     inside = tmp_path / "adapter" / "base_adapter"
     save_plain_lora(inside, seed=4)
     with pytest.raises(AdapterError, match="fingerprint"):
-        load_model(tmp_path / "adapter", tiny_base())
+        CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
     for file in inside.iterdir():
         file.unlink()
     inside.rmdir()
     with pytest.raises(AdapterError, match="fingerprint"):
-        load_model(tmp_path / "adapter", tiny_base())
+        CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
 
 
 def authors_folder(folder: Path, *, pickled: bool, comp: bool) -> dict[str, torch.Tensor]:

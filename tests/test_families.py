@@ -33,7 +33,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ccm.adapter import PROJECTIONS, CompLinear, attention_modules
+from ccm.adapter import CompLinear
+from ccm.base import PROJECTIONS, attention_modules
 from ccm.errors import UnsupportedModelError
 from ccm.layout import Sample, Step
 from ccm.memory import Memory

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ccm import files
-from ccm.checkpoint import load_model, save_adapter
 from ccm.errors import InputError, IrreversibleError, MemoryFileError
 from ccm.layout import Sample
 from ccm.memory import Memory, Origin
@@ -227,8 +226,8 @@ def test_a_memory_of_a_saved_and_loaded_model_is_the_same_models(tmp_path: Path)
     model = tiny_model()
     memory = compress_all(model, SAMPLE)
     memory.save(tmp_path / "memory")
-    save_adapter(model, tmp_path / "adapter")
-    again = load_model(tmp_path / "adapter", tiny_base())
+    model.save_pretrained(tmp_path / "adapter")
+    again = CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
     assert torch.equal(again.load_memory(tmp_path / "memory").keys[0], memory.keys[0])
     assert Memory.stack([memory, compress_all(again, SAMPLE)]).batch == 2
 

@@ -26,7 +26,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccm.checkpoint import load_model, save_adapter
 from ccm.errors import ConfigError, IrreversibleError
 from ccm.layout import Sample, Step
 from ccm.rules import EMA, RULES, Concat, Merge, make_rule
@@ -260,8 +259,8 @@ def test_the_gate_is_trained_in_every_layer(gated: str) -> None:
 
 def test_the_gate_travels_with_the_adapter(gated: str, tmp_path: Path) -> None:
     model = tiny_model(gated)
-    save_adapter(model, tmp_path)
-    loaded = load_model(tmp_path, tiny_base())
+    model.save_pretrained(tmp_path)
+    loaded = CCMModel.from_pretrained(tmp_path, tiny_base())
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
     assert loaded.origin.adapter == model.origin.adapter
     with torch.no_grad():

@@ -6,8 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ccm.checkpoint import load_model as load_model
-    from ccm.checkpoint import save_adapter as save_adapter
     from ccm.config import CCMConfig as CCMConfig
     from ccm.config import LoRASettings as LoRASettings
     from ccm.config import TurnFormat as TurnFormat
@@ -40,8 +38,6 @@ _HOME = {
     "TurnFormat": "config",
     "build_layout": "layout",
     "load": "loading",
-    "load_model": "checkpoint",
-    "save_adapter": "checkpoint",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -16,55 +16,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ccm.base import PROJECTIONS, attention_modules
 from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_tensors
 
-_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
-    "llama": _QKVO,
-    "mistral": _QKVO,
-    "qwen2": _QKVO,
-    "qwen3": _QKVO,
-    "gemma3_text": _QKVO,
-    "phi3": ("qkv_proj", "o_proj"),
-    "smollm3": _QKVO,
-    "olmo2": _QKVO,
-    "gpt_neox": ("query_key_value", "dense"),
-}
-
 _active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
-
-
-def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
-    """The attention modules of all layers, in order.
-
-    Raises:
-        UnsupportedModelError: when the model is not of a family that both seams reach.
-    """
-    family = base.config.model_type
-    check_family(family, type(base).__name__)
-    names = PROJECTIONS[family]
-    found = [m for m in base.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
-    if len(found) != base.config.num_hidden_layers:
-        raise UnsupportedModelError(
-            f"{type(base).__name__} has {base.config.num_hidden_layers} layers, but {len(found)} attention modules "
-            f"with {', '.join(names)}; this version of transformers lays the family out differently."
-        )
-    return found
-
-
-def check_family(model_type: str, name: str) -> None:
-    """Refuse a type of model that the seams do not reach.
-
-    Raises:
-        UnsupportedModelError: with the list of those that they do.
-    """
-    if model_type not in PROJECTIONS:
-        raise UnsupportedModelError(
-            f"{name} is of the type {model_type!r}, which is not supported. "
-            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
-        )
 
 
 class CompLinear(LoraLinear):

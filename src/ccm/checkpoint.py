@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,34 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ccm.adapter import PlainLoRA, check_family
+from ccm.adapter import PlainLoRA
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
-from ccm.model import CCMModel
 from ccm.rules import RULES, make_rule
 
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
 PEFT_CONFIG = "adapter_config.json"
 
 
-def save_adapter(model: CCMModel, folder: str | Path) -> None:
-    """Write settings and trained tensors, each file atomically; the base model is not written.
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What an adapter folder holds.
+
+    Attributes:
+        config: the settings, with the fingerprint of the base model.
+        tensors: all that was trained, by name, on the CPU.
+        stage1: the plain LoRA to merge into the base first; None where there is none.
+    """
+
+    config: CCMConfig
+    tensors: dict[str, Tensor]
+    stage1: PlainLoRA | None
+
+
+def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
+    """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
 
     Raises:
         AdapterError: when the path is a file.
@@ -41,13 +54,23 @@ def save_adapter(model: CCMModel, folder: str | Path) -> None:
     if target.is_file():
         raise AdapterError(f"{folder} is a file; name a folder for the adapter.")
     target.mkdir(parents=True, exist_ok=True)
-    if model.stage1:
+    if adapter.stage1:
         (target / STAGE1).mkdir(exist_ok=True)
-        named = {f"base_model.model.{name}": tensor for name, tensor in model.stage1.tensors.items()}
+        named = {f"base_model.model.{name}": tensor for name, tensor in adapter.stage1.tensors.items()}
         save_tensors(target / STAGE1 / "adapter_model.safetensors", named, {"format": "pt"})
-        save_json(target / STAGE1 / PEFT_CONFIG, model.stage1.settings)
-    save_tensors(target / WEIGHTS, model.adapter_tensors(), {"format": "pt"})
-    save_json(target / CONFIG, replace(model.config, base_fingerprint=model.base_id).to_dict())
+        save_json(target / STAGE1 / PEFT_CONFIG, adapter.stage1.settings)
+    save_tensors(target / WEIGHTS, adapter.tensors, {"format": "pt"})
+    save_json(target / CONFIG, adapter.config.to_dict())
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """Read an adapter folder of ours (see :func:`find_adapter`).
+
+    Raises:
+        AdapterError: when it is damaged or was not copied whole.
+    """
+    stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
+    return SavedAdapter(read_config(folder), _read_weights(folder / WEIGHTS), stage1)
 
 
 def find_adapter(source: str | Path, revision: str | None = None) -> Path:
@@ -73,7 +96,7 @@ def read_config(folder: Path) -> CCMConfig:
     """The settings of an adapter folder.
 
     Raises:
-        AdapterError: when the file is not what :func:`save_adapter` writes.
+        AdapterError: when the file is not what :func:`write_adapter` writes.
     """
     try:
         return CCMConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
@@ -104,107 +127,19 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
     return replace(config, rule=rule, rule_options={}, **changes)
 
 
-def load_model(
-    source: str | Path,
-    base: str | Path | PreTrainedModel | None = None,
-    *,
-    rule: str | None = None,
-    n_tok: int | None = None,
-    recurrent: bool | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str = "auto",
-    revision: str | None = None,
-    **options: Any,
-) -> CCMModel:
-    """A base model with an adapter of ours.
-
-    Args:
-        source: adapter folder or Hub id.
-        base: the base model, or where to load it from; the place that the adapter names where None.
-        rule: another rule to run under (see :func:`with_rule`).
-        n_tok: N to insist on.
-        recurrent: another value of the flag.
-        device: where to put the model.
-        dtype: of the base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
-        revision: of the adapter on the Hub.
-        options: passed on to ``AutoModelForCausalLM.from_pretrained``.
-
-    Raises:
-        AdapterError: when the adapter is absent, damaged, or of another base model.
-        ConfigError: when the adapter cannot run as asked.
-    """
-    folder = find_adapter(source, revision)
-    config = read_config(folder)
-    changes = {k: v for k, v in {"n_tok": n_tok, "recurrent": recurrent}.items() if v is not None}
-    config = with_rule(config, rule, **changes)
-    if isinstance(base, PreTrainedModel):
-        stock = base
-    else:
-        stock = load_base(base or _beside(folder, config.base_model), device=device, dtype=dtype, **options)
-    stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
-    name = stock.name_or_path or type(stock).__name__
-    model = CCMModel(stock, config, stage1=stage1)
-    if config.base_fingerprint and model.base_id != config.base_fingerprint:
-        raise AdapterError(
-            f"The adapter {source} belongs to the base model {config.base_model} (fingerprint "
-            f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
-        )
-    load_tensors_into(model, _read_weights(folder / WEIGHTS), str(folder))
-    return model.eval()
-
-
-def load_base(
-    source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
-) -> PreTrainedModel:
-    """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
-
-    Raises:
-        ConfigError: when the model or the device does not exist.
-        UnsupportedModelError: when the seams do not reach a model of its type.
-    """
-    place = check_device(device)
-    try:
-        check_family(AutoConfig.from_pretrained(source).model_type, str(source))
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    except OSError as error:
-        raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
-        base = base.float()
-    return base if "device_map" in options else base.to(place)
-
-
-def check_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, the CPU where None.
-
-    Raises:
-        ConfigError: when this machine has no such device.
-    """
-    try:
-        place = torch.device(device or "cpu")
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = [
-            "cpu",
-            *(["cuda"] if torch.cuda.is_available() else []),
-            *(["mps"] if torch.backends.mps.is_available() else []),
-        ]
-        raise ConfigError(f"There is no device {device!r} here; this machine has {', '.join(there)}.") from error
-    return place
-
-
-def load_tensors_into(model: CCMModel, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy an adapter's tensors into a model.
+def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+    """Copy an adapter's tensors into a model's ``own`` of the same names.
 
     Raises:
         AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
     """
-    own = model.adapter_tensors()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
         raise AdapterError(f"{where} does not fit the model: missing {missing[:4]}, unknown {unknown[:4]}.")
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise AdapterError(f"{where}: {name} has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}.")
+        shapes = tuple(tensor.shape), tuple(own[name].shape)
+        if shapes[0] != shapes[1]:
+            raise AdapterError(f"{where}: {name} has shape {shapes[0]}, the model {shapes[1]}.")
         if not tensor.isfinite().all():
             raise AdapterError(f"{where}: {name} holds values that are not finite.")
     with torch.no_grad():
@@ -212,12 +147,16 @@ def load_tensors_into(model: CCMModel, tensors: Mapping[str, Tensor], where: str
             own[name].copy_(tensor)
 
 
-def _beside(folder: Path, base_model: str) -> str:
-    """Where the base is: a path that the config gives from the adapter's folder, or what else it names."""
-    if not base_model:
+def base_of(folder: Path, config: CCMConfig) -> str:
+    """Where the base of an adapter is: a folder that the config names from the adapter's own, or what else it names.
+
+    Raises:
+        AdapterError: when it names none.
+    """
+    if not config.base_model:
         raise AdapterError(f"{folder} does not name its base model; give it as `base`.")
-    near = folder / base_model
-    return str(near) if near.is_dir() else base_model
+    near = folder / config.base_model
+    return str(near) if near.is_dir() else config.base_model
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from ccm.adapter import PlainLoRA, initial_embeddings
 from ccm.attention import ParallelPass
-from ccm.checkpoint import load_tensors_into, read_plain_lora, read_stage1
+from ccm.checkpoint import read_plain_lora, read_stage1
 from ccm.config import CCMConfig, LoRASettings
 from ccm.console import quiet
 from ccm.layout import IGNORE, Layout, Sample, Step, build_layout
@@ -74,7 +74,7 @@ class Goldens:
         model = CCMModel(base, config, stage1=merged).eval()
         if adapter:
             own = _to_ours(read_plain_lora(self.folder / "adapters" / adapter), config.n_tok)
-            load_tensors_into(model, {"comp_embeddings.weight": model.comp_embeddings.weight.detach(), **own}, adapter)
+            model.load_adapter({"comp_embeddings.weight": model.comp_embeddings.weight.detach(), **own}, adapter)
         return model
 
 

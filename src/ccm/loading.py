@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ccm.base import load_base
 from ccm.builtin import NAME, WEIGHTS
-from ccm.checkpoint import find_adapter, load_base, load_model, read_config
+from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
 from ccm.errors import ConfigError
 from ccm.model import CCMModel
@@ -39,7 +40,7 @@ def load(
         rule: as in :class:`CCMConfig`; the adapter's own where None.
         n_tok: N to insist on.
         recurrent: another value of the flag.
-        device: such as "cpu" or "cuda:0"; the CPU where None.
+        device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
         dtype: one of "auto", "float32", "bfloat16", "float16".
         options: passed on to ``AutoModelForCausalLM.from_pretrained``.
 
@@ -56,7 +57,7 @@ def load(
         adapter = _builtin_adapter(rule)
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     if adapter is not None:
-        loaded = load_model(adapter, base, rule=rule, n_tok=n_tok, recurrent=recurrent, **place)
+        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, n_tok=n_tok, recurrent=recurrent, **place)
         return loaded, _tokenizer(loaded.base.name_or_path)
     assert base is not None
     return _without_adapter(base, rule, place)

@@ -6,6 +6,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ccm.adapter import (
-    CompEmbedding,
-    PlainLoRA,
-    TableEmbedding,
-    attention_modules,
-    inject_lora,
-    merge_stage1,
-)
+from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.attention import EAGER, SDPA, CompressingPass, ParallelPass
+from ccm.base import attention_modules, entry_sizes, load_base
+from ccm.checkpoint import SavedAdapter, base_of, copy_tensors, find_adapter, read_adapter, with_rule, write_adapter
 from ccm.config import CCMConfig
-from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
+from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.layout import IGNORE, Layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord
@@ -83,6 +79,75 @@ class CCMModel(nn.Module):
         base.register_forward_pre_hook(_attach_view, with_kwargs=True)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.to(base.device)
+
+    # Files -----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: str | Path,
+        base: str | Path | PreTrainedModel | None = None,
+        *,
+        rule: str | None = None,
+        n_tok: int | None = None,
+        recurrent: bool | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        revision: str | None = None,
+        **options: Any,
+    ) -> CCMModel:
+        """A base model with an adapter of ours.
+
+        Args:
+            adapter: folder or Hub id.
+            base: the base model, or where to load it from; the place that the adapter names where None.
+            rule: another rule to run under (see :func:`ccm.checkpoint.with_rule`).
+            n_tok: N to insist on.
+            recurrent: another value of the flag.
+            device: where to put a base that is loaded here; a CUDA device if there is one where None.
+            dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
+            revision: of the adapter on the Hub.
+            options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            AdapterError: when the adapter is absent, damaged, or of another base model.
+            ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
+            UnsupportedModelError: when the seams do not reach the base.
+        """
+        folder = find_adapter(adapter, revision)
+        saved = read_adapter(folder)
+        changes = {k: v for k, v in {"n_tok": n_tok, "recurrent": recurrent}.items() if v is not None}
+        config = with_rule(saved.config, rule, **changes)
+        if isinstance(base, PreTrainedModel):
+            stock = base
+        else:
+            stock = load_base(base or base_of(folder, config), device=device, dtype=dtype, **options)
+        name = stock.name_or_path or type(stock).__name__
+        model = cls(stock, config, stage1=saved.stage1)
+        if config.base_fingerprint and model.base_id != config.base_fingerprint:
+            raise AdapterError(
+                f"The adapter {adapter} belongs to the base model {config.base_model} (fingerprint "
+                f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
+            )
+        model.load_adapter(saved.tensors, str(folder))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter: settings, trained tensors, stage-1 adapter; not the base model.
+
+        Raises:
+            AdapterError: when the path is a file.
+        """
+        config = replace(self.config, base_fingerprint=self.base_id)
+        write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1), folder)
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
+
+        Raises:
+            AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
+        """
+        copy_tensors(tensors, self.adapter_tensors(), where)
 
     # What the model is -----------------------------------------------------------------------------------------------
 
@@ -349,14 +414,6 @@ class CCMModel(nn.Module):
                 "Begin a new memory, roll back, or split the text and drop what is old."
             )
         return ids, mask
-
-
-def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
-    """Per layer, the K/V heads and their dimension."""
-    text = base.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ((heads, dim),) * text.num_hidden_layers
 
 
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ccm.base import load_base
 from ccm.builtin import WEIGHTS
 from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, training_dialogue
-from ccm.checkpoint import load_base, save_adapter
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.model import CCMModel
@@ -28,6 +28,7 @@ from ccm.turns import Turns, make_turns
 
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
 VOCABULARY = 1024
+POOL = 16  # batches whose dialogues are drawn and sorted together
 MAX_OFFSET = 2048  # of the first token in training, so that depth is not a matter of positions
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
 _SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
@@ -109,24 +110,37 @@ def to_sample(dialogue: Dialogue, turns: Turns, *, only_questions: bool = False)
 
 
 def batches(
-    seed: int, turns: Turns, *, tokens: int, long_share: float, rate: float = 0.3, only_questions: bool = False
+    seed: int,
+    turns: Turns,
+    *,
+    tokens: int,
+    longest: int,
+    long_share: float,
+    rate: float,
+    only_questions: bool = False,
 ) -> Iterator[list[Sample]]:
-    """Endless batches of about ``tokens`` tokens, of dialogues of 4-16 turns and, at that share, of 17-48 turns.
+    """Endless batches of about ``tokens`` tokens, of dialogues of like length: they are drawn in pools and sorted.
 
-    Dialogues of like length go together: they are drawn in pools of 16 batches, sorted, and cut.
+    Args:
+        seed: of the dialogues.
+        turns: how they become tokens.
+        tokens: of a batch, padding included.
+        longest: dialogues have 4 to so many turns.
+        long_share: share of the tokens that comes from dialogues of 17-48 turns instead.
+        rate: share of the names and cities that are made up.
+        only_questions: whether replies to questions alone are targets.
     """
     rng = random.Random(seed)
     while True:
         cut: list[list[Sample]] = []
-        for shortest, longest, share in ((4, 16, 1.0 - long_share), (17, 48, long_share)):
+        for shortest, most, share in ((4, longest, 1.0 - long_share), (17, 48, long_share)):
             pool: list[Sample] = []
-            while sum(map(_length, pool)) < 16 * tokens * share:
-                dialogue = training_dialogue(rng, rng.randint(shortest, longest))
-                pool.append(to_sample(invented(rng, dialogue, rate), turns, only_questions=only_questions))
-            pool.sort(key=_length)
-            cut += _cut(pool, tokens)
+            while sum(map(_length, pool)) < POOL * tokens * share:
+                dialogue = invented(rng, training_dialogue(rng, rng.randint(shortest, most)), rate)
+                pool.append(to_sample(dialogue, turns, only_questions=only_questions))
+            cut += _cut(sorted(pool, key=_length), tokens)
         rng.shuffle(cut)
-        yield from cut
+        yield from filter(None, cut)
 
 
 def _length(sample: Sample) -> int:
@@ -197,7 +211,7 @@ def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, 
         wanted = layout.targets != IGNORE
         return cross_entropy(base.lm_head(hidden[wanted]), layout.targets[wanted])
 
-    data = batches(seed, turns, tokens=tokens, long_share=0.2)
+    data = batches(seed, turns, tokens=tokens, longest=16, long_share=0.2, rate=0.3)
     train(
         [*base.parameters()],
         loss_of,
@@ -219,17 +233,27 @@ def save_half(base: LlamaForCausalLM, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """One of the shipped adapters."""
+    """One of the shipped adapters.
+
+    Attributes:
+        name: of its folder.
+        config: rule, N, LoRA.
+        long_share: share of the tokens that comes from dialogues of 17-48 turns instead of 4-14.
+        steps: optimizer steps.
+        lr: peak learning rate.
+    """
 
     name: str
     config: CCMConfig
-    steps: int
+    long_share: float
+    steps: int = 1300
     lr: float = 2e-3
 
 
+_LORA = LoRASettings(r=16, alpha=32)
 ADAPTERS = (
-    AdapterRecipe("concat", CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16), turns=TURNS), steps=1500),
-    AdapterRecipe("merge", CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=16), turns=TURNS), steps=1500),
+    AdapterRecipe("concat", CCMConfig(rule="concat", n_tok=2, lora=_LORA, turns=TURNS), long_share=0.1),
+    AdapterRecipe("merge", CCMConfig(rule="merge", n_tok=4, lora=_LORA, turns=TURNS), long_share=0.0),
 )
 
 
@@ -256,9 +280,9 @@ def train_adapter(
         assert loss is not None
         return loss
 
-    data = batches(seed, turns, tokens=tokens, long_share=0.2, only_questions=True)
+    data = batches(seed, turns, tokens=tokens, longest=14, long_share=recipe.long_share, rate=0.05, only_questions=True)
     trained = [*model.adapter_tensors().values()]
-    save = partial(save_adapter, model, folder)
+    save = partial(model.save_pretrained, folder)
     train(trained, loss_of, data, steps=recipe.steps, lr=recipe.lr, weight_decay=0.0, name=recipe.name, save=save)
 
 

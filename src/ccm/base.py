@@ -1,0 +1,103 @@
+"""The stock model: which families the seams reach, where their parts are, and how they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ccm.errors import ConfigError, UnsupportedModelError
+
+_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
+    "llama": _QKVO,
+    "mistral": _QKVO,
+    "qwen2": _QKVO,
+    "qwen3": _QKVO,
+    "gemma3_text": _QKVO,
+    "phi3": ("qkv_proj", "o_proj"),
+    "smollm3": _QKVO,
+    "olmo2": _QKVO,
+    "gpt_neox": ("query_key_value", "dense"),
+}
+
+
+def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
+    """The attention modules of all layers, in order.
+
+    Raises:
+        UnsupportedModelError: when the model is not of a family that both seams reach.
+    """
+    family = base.config.model_type
+    check_family(family, type(base).__name__)
+    names = PROJECTIONS[family]
+    found = [m for m in base.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
+    if len(found) != base.config.num_hidden_layers:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} has {base.config.num_hidden_layers} layers, but {len(found)} attention modules "
+            f"with {', '.join(names)}; this version of transformers lays the family out differently."
+        )
+    return found
+
+
+def check_family(model_type: str, name: str) -> None:
+    """Refuse a type of model that the seams do not reach.
+
+    Raises:
+        UnsupportedModelError: with the list of those that they do.
+    """
+    if model_type not in PROJECTIONS:
+        raise UnsupportedModelError(
+            f"{name} is of the type {model_type!r}, which is not supported. "
+            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
+        )
+
+
+def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
+    """Per layer, the K/V heads and their dimension."""
+    text = base.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ((heads, dim),) * text.num_hidden_layers
+
+
+def load_base(
+    source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
+) -> PreTrainedModel:
+    """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
+
+    Raises:
+        ConfigError: when the model or the device does not exist.
+        UnsupportedModelError: when the seams do not reach a model of its type.
+    """
+    place = check_device(device)
+    try:
+        check_family(AutoConfig.from_pretrained(source).model_type, str(source))
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    except OSError as error:
+        raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
+        base = base.float()
+    return base if "device_map" in options else base.to(place)
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; where None, a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigError: when this machine has no such device.
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else []),
+            *(["mps"] if torch.backends.mps.is_available() else []),
+        ]
+        raise ConfigError(f"There is no device {device!r} here; this machine has {', '.join(there)}.") from error
+    return place
