@@ -16,8 +16,8 @@ from ccm.model import CCMModel
 EARLY, LATE, PROMPT = 4, 64, 20
 RULES = {"merge N=8": (models.MERGE, 1.20), "concat N=2": (models.CONCAT, None), "full context": (models.FULL, None)}
 SETTING = (
-    f"Time to the first token: `model.generate` of one token after a prompt of {PROMPT} tokens, batch 1, at turn {LATE} "
-    f"beside turn {EARLY}; and the bytes of keys and values held. Every turn has {models.STEP_TOKENS} tokens."
+    f"Time to the first token: `model.generate` of one token after a prompt of {PROMPT} tokens, batch 1, at turn "
+    f"{LATE} beside turn {EARLY}; and the bytes of keys and values held. Every turn has {models.STEP_TOKENS} tokens."
 )
 
 

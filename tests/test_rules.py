@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ccm.errors import ConfigError, IrreversibleError
 from ccm.layout import Sample, Step
+from ccm.model import CCMModel
 from ccm.rules import EMA, RULES, Concat, Merge, make_rule
 
 
