@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 def quiet() -> None:
-    """No progress bars or hints of the libraries between our own lines."""
+    """No progress bars, hints and warnings of the libraries between our own lines."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from ccm.base import load_base
 from ccm.builtin import WEIGHTS
 from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, training_dialogue
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
+from ccm.console import quiet
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.model import CCMModel
 from ccm.rules import make_rule
@@ -257,19 +261,13 @@ ADAPTERS = (
 )
 
 
-def train_adapter(
-    folder: Path,
-    base_folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: AdapterRecipe,
-    *,
-    tokens: int,
-    seed: int,
-) -> None:
-    """A compression adapter on the base, with the replies to all questions of whole dialogues in one parallel pass."""
+def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, seed: int, threads: int) -> None:
+    """A compression adapter on the base in ``folder``: replies to all questions of a dialogue, in one parallel pass."""
+    quiet()
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    base = load_base(base_folder)
-    model = CCMModel(base, replace(recipe.config, base_model=f"../{base_folder.name}")).train()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "base")
+    model = CCMModel(load_base(folder / "base", device="cpu"), replace(recipe.config, base_model="../base")).train()
     turns = make_turns(tokenizer, TURNS)
     offsets = torch.Generator().manual_seed(seed)
 
@@ -282,28 +280,30 @@ def train_adapter(
 
     data = batches(seed, turns, tokens=tokens, longest=14, long_share=recipe.long_share, rate=0.05, only_questions=True)
     trained = [*model.adapter_tensors().values()]
-    save = partial(model.save_pretrained, folder)
+    save = partial(model.save_pretrained, folder / recipe.name)
     train(trained, loss_of, data, steps=recipe.steps, lr=recipe.lr, weight_decay=0.0, name=recipe.name, save=save)
 
 
 def main() -> None:
-    """Build everything, or a part of it, into a folder."""
+    """Build everything, or a part of it, into a folder; the adapters are trained side by side."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
-    parser.add_argument("--only", choices=["base", *(recipe.name for recipe in ADAPTERS)], help="only this part")
+    parser.add_argument("--only", choices=["base", "adapters"], help="only this part")
     parser.add_argument("--base-steps", type=int, default=3500)
     parser.add_argument("--adapter-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     args = parser.parse_args()
+    quiet()
     base = args.output / "base"
     base.mkdir(parents=True, exist_ok=True)
-    if args.only in (None, "base"):
+    if args.only != "adapters":
         train_base(base, build_tokenizer(base), steps=args.base_steps, tokens=args.tokens, seed=1)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    for recipe in ADAPTERS:
-        if args.only in (None, recipe.name):
-            recipe = replace(recipe, steps=args.adapter_steps or recipe.steps)
-            train_adapter(args.output / recipe.name, base, tokenizer, recipe, tokens=args.tokens, seed=2)
+    if args.only != "base":
+        recipes = [replace(recipe, steps=args.adapter_steps or recipe.steps) for recipe in ADAPTERS]
+        threads = max(1, (os.cpu_count() or 1) // len(recipes))
+        work = partial(train_adapter, args.output, tokens=args.tokens, seed=2, threads=threads)
+        with ProcessPoolExecutor(len(recipes), mp_context=get_context("spawn")) as pool:
+            list(pool.map(work, recipes))
 
 
 if __name__ == "__main__":
