@@ -55,7 +55,7 @@ def slow_visible(
     for i, (block, _, position) in enumerate(tokens):
         row = []
         for j, (other, comp, other_position) in enumerate(tokens):
-            near = window is None or position - other_position < window
+            near = window is None or comp or position - other_position < window
             own = block == other and near
             reads = recurrent or block == query
             memory = rule in ("concat", "gist") and comp and other < block and reads
@@ -158,7 +158,7 @@ def test_memory_entries_under_a_window_equal_the_slow_loop(window: int) -> None:
     mask = torch.tensor([[True, False, True, True], [True, True, True, True]])
     entries = torch.tensor([[-1, 0, 3, 4], [0, 1, 2, -1]])
     positions = torch.tensor([[5, 6, 7], [3, 4, 5]])
-    visible = CachedPass(mask, entries, positions).visible(window)
+    visible = CachedPass(mask, entries, positions, None).visible(window)
     for b in range(2):
         for q in range(3):
             for m in range(4):

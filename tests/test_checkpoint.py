@@ -26,10 +26,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ccm.base import check_device, load_base
 from ccm.checkpoint import (
-    check_device,
     find_adapter,
-    load_base,
     read_plain_lora,
     read_stage1,
     with_rule,

@@ -143,9 +143,8 @@ def test_a_conversation_that_has_not_begun_can_be_stacked_with_one_that_has(rule
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_stacked_conversations_of_different_ages_go_on_together(rule: str, sink: bool) -> None:
     model = tiny_model(rule, sink=sink)
-    rows = [make_sample([3, 4, 2], 3, seed=1), make_sample([5], 2, seed=2)]
-    old = compress_all(model, Sample(rows[0].steps[:2], rows[0].query))
-    memory = Memory.stack([old, model.empty_memory()])
+    rows = [make_sample(lengths, 3, seed=len(lengths)) for lengths in ([3, 4, 2], [6, 1], [5])]
+    memory = Memory.stack([compress_all(model, Sample(row.steps[:-1], row.query)) for row in rows])
     memory = compress_batch(model, [Sample(row.steps[-1:], row.query) for row in rows], memory)
     ids, mask = pad_left([row.query.ids for row in rows])
     with torch.no_grad():

@@ -74,7 +74,10 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
     wrapped = get_peft_model(base, LoraConfig(**settings))
     named = {f"base_model.model.{name}": tensor for name, tensor in lora.tensors.items()}
-    result = set_peft_model_state_dict(wrapped, named)
+    try:
+        result = set_peft_model_state_dict(wrapped, named)
+    except RuntimeError as error:
+        raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {error}") from error
     if result.unexpected_keys:
         raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {result.unexpected_keys[:4]}.")
     return wrapped.merge_and_unload()

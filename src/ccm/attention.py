@@ -87,9 +87,10 @@ class ParallelPass:
     def _build_mask(self, window: int | None) -> Tensor:
         lay = self.layout
         q, k = lay.blocks[:, :, None], lay.blocks[:, None, :]
+        comp = (lay.slots >= 0)[:, None, :]
         own = (q == k).tril()  # padding is a block of its own (-1): no row is ever empty
         if window is not None:
-            own &= lay.positions[:, :, None] - lay.positions[:, None, :] < window
+            own &= comp | (lay.positions[:, :, None] - lay.positions[:, None, :] < window)
         if self.sink:
             first = (lay.blocks >= 0).long().argmax(1)
             own |= (torch.arange(k.shape[-1], device=k.device) == first[:, None])[:, None, :] & (q >= 0)
@@ -97,21 +98,26 @@ class ParallelPass:
             written = torch.arange(1, lay.steps + 1, device=k.device).repeat_interleave(lay.n_tok)
             memory = self.rule.holds(written, q) & lay.reads[:, :, None]
             return torch.cat([own, memory], dim=-1)[:, None]
-        comp = (lay.slots >= 0)[:, None, :]
         return (own | (comp & self.rule.holds(k + 1, q) & lay.reads[:, :, None]))[:, None]
 
 
 class CachedPass:
     """Text, and COMP tokens if any, after a memory that stands in the first M columns of the cache.
 
-    The stock causal mask is right but for one thing: a sliding window must not cover compressed entries, and must be
-    measured in positions where entries are raw.
+    The stock causal mask is right but for one thing: a sliding window must not cover compressed entries and the sink,
+    and must be measured in positions where entries are raw.
+
+    Args:
+        mask: (B, M) which columns of the memory are entries.
+        entry_positions: (B, M) their text positions, negative where they are compressed.
+        positions: (B, T) of the text.
+        sink: (B,) column of the first token, in the memory or in the text after it; None without a sink.
     """
 
-    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor) -> None:
+    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor, sink: Tensor | None) -> None:
         self.rows: Tensor | None = None
         self.hidden: Tensor | None = None
-        self._mask, self._entries, self._positions = mask, entry_positions, positions
+        self._mask, self._entries, self._positions, self._sink = mask, entry_positions, positions, sink
         self._visible: dict[int, Tensor] = {}
 
     def attend(
@@ -122,7 +128,12 @@ class CachedPass:
         memory = self.visible(window)
         if mask.dtype != torch.bool:
             memory = additive(memory, mask.dtype)
-        return key, value, torch.cat([memory, mask[..., memory.shape[-1] :]], dim=-1)
+        mask = torch.cat([memory, mask[..., memory.shape[-1] :]], dim=-1)
+        if self._sink is not None:
+            mask[torch.arange(len(mask), device=mask.device), ..., self._sink] = (
+                True if mask.dtype == torch.bool else 0.0
+            )
+        return key, value, mask
 
     def visible(self, window: int) -> Tensor:
         """(B, 1, T, M): which memory entries each query sees under a sliding window."""
@@ -136,8 +147,18 @@ class CachedPass:
 class CompressingPass(CachedPass):
     """A cached pass that ends in the N COMP tokens of one step; keeps the rule's write weights of every layer."""
 
-    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor, rule: Rule, n_tok: int, step: Tensor):
-        super().__init__(mask, entry_positions, positions)
+    def __init__(
+        self,
+        mask: Tensor,
+        entry_positions: Tensor,
+        positions: Tensor,
+        sink: Tensor | None,
+        *,
+        rule: Rule,
+        n_tok: int,
+        step: Tensor,
+    ) -> None:
+        super().__init__(mask, entry_positions, positions, sink)
         batch, length = positions.shape
         columns = torch.arange(length - n_tok, length, device=positions.device)
         self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + columns).flatten()

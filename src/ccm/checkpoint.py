@@ -176,9 +176,11 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     """
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
-    settings = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    settings = _read_settings(folder / PEFT_CONFIG)
     safe = [p for p in (folder / "adapter_model.safetensors", folder / "model.safetensors") if p.is_file()]
     raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
+    if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise AdapterError(f"The weights in {folder} are not a table of tensors by name.")
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in raw.items()}
     rows = [name for name in tensors if name.endswith("comp_embeddings.weight")]
     comp = tensors.pop(rows[0]) if rows else None
@@ -186,6 +188,19 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     if unknown:
         raise AdapterError(f"{folder} holds tensors that are no LoRA: {unknown[:4]}.")
     return PlainLoRA(settings, tensors, comp)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} is damaged: {error}") from error
+    missing = [
+        name for name in ("r", "lora_alpha", "target_modules") if not isinstance(settings, dict) or name not in settings
+    ]
+    if missing:
+        raise AdapterError(f"{path} is not the configuration of a LoRA: it lacks {missing}.")
+    return settings
 
 
 def read_stage1(folder: Path) -> PlainLoRA:

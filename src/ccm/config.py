@@ -91,6 +91,9 @@ class CCMConfig:
     def __post_init__(self) -> None:
         if isinstance(self.n_tok, bool) or not isinstance(self.n_tok, int) or self.n_tok < 1:
             raise ConfigError(f"n_tok is {self.n_tok!r}; it must be a whole number of at least 1.")
+        for name, kind in (("lora", LoRASettings), ("turns", TurnFormat), ("rule_options", Mapping)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a table of settings.")
         for name, allowed in (("positions", get_args(Positions)), ("embeddings", get_args(Embeddings))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
@@ -110,6 +113,8 @@ class CCMConfig:
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} holds {values!r}; it must be a table of settings.")
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)

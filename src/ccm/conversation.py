@@ -127,9 +127,8 @@ class Conversation:
         reply: list[int] = []
         yield from self._stream(self.memory, prompt, cache, reply)
         step = torch.tensor([[*prompt, *reply]], device=self.model.device)
-        reusable = cache.memory is self.memory  # otherwise it holds more: the COMP entries of the closing
         with torch.no_grad():
-            memory = self.model.compress(self.memory, step, cache=cache if reusable else None)
+            memory = self.model.compress(self.memory, step, cache=cache)
         if not self.model.rule.reversible:
             self._earlier.append(self.memory)
         if self._text is not None:

@@ -143,6 +143,8 @@ class Memory:
             IrreversibleError: when the rule mixes steps, so that none can be taken out.
             InputError: when a conversation has fewer steps.
         """
+        if self.closed:
+            raise InputError("This memory was closed: its steps are no longer apart. Roll back the open memory.")
         if not 0 <= steps <= min(map(len, self.steps)):
             raise InputError(f"Cannot roll back {steps} steps; the memory holds {min(map(len, self.steps))}.")
         if steps == 0:
@@ -233,8 +235,8 @@ class Memory:
             raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
         try:
             save_tensors(target, tensors, {"ccm_memory": json.dumps(manifest)})
-        except OSError as error:
-            raise MemoryFileError(f"The memory cannot be saved as {path}: {error.strerror}.") from error
+        except (OSError, SafetensorError) as error:
+            raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
 
     @staticmethod
     def load(path: str | Path, origin: Origin) -> Memory:
@@ -263,6 +265,8 @@ class Memory:
 
 
 def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
+    if not isinstance(manifest, dict):
+        raise MemoryFileError(f"{path} has a damaged manifest: it is a {type(manifest).__name__}, not an object.")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise MemoryFileError(f"{path} has format version {version}; this ccm reads version {FORMAT_VERSION}.")
@@ -277,7 +281,7 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
             )
     try:
         config = CCMConfig.from_dict(manifest["config"])
-    except (CCMError, KeyError, TypeError) as error:
+    except (CCMError, KeyError, TypeError, AttributeError) as error:
         raise MemoryFileError(f"{path} has a damaged manifest: {error}") from error
     for name in ("rule", "rule_options", "n_tok", "recurrent", "sink", "positions"):
         theirs, mine = getattr(config, name), getattr(origin.config, name)
@@ -306,11 +310,18 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
-    shapes = {(x.shape[0], x.shape[2]) for x in (*memory.keys, *memory.values)}
+    if [x.shape for x in memory.keys] != [x.shape for x in memory.values]:
+        raise MemoryFileError(f"{path} holds keys and values of different sizes.")
+    shapes = {(x.shape[0], x.shape[2]) for x in memory.keys}
     rows = {memory.batch, len(memory.steps), *memory.offset.shape}
     if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape or len(rows) != 1:
         raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}, rows {sorted(rows)}.")
     return memory
+
+
+def sink_column(mask: Tensor) -> Tensor:
+    """(B,) column of the first token of each row of a mask (B, S) over memory and text."""
+    return mask.long().argmax(1)
 
 
 class MemoryCache(DynamicCache):
@@ -322,10 +333,16 @@ class MemoryCache(DynamicCache):
         for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
             self.update(key, value, layer)
 
-    def view(self, positions: Tensor) -> CachedPass:
-        """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows."""
+    def view(self, positions: Tensor, mask: Tensor | None) -> CachedPass:
+        """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.
+
+        ``mask`` (B, S) is that of the memory and all text so far; None where there is no padding.
+        """
         beams = positions.shape[0] // self.memory.batch
-        mask, entries = self.memory.mask, self.memory.positions
+        entries = (self.memory.mask, self.memory.positions)
         if beams > 1:
-            mask, entries = mask.repeat_interleave(beams, 0), entries.repeat_interleave(beams, 0)
-        return CachedPass(mask, entries, positions)
+            entries = (entries[0].repeat_interleave(beams, 0), entries[1].repeat_interleave(beams, 0))
+        sink = None
+        if self.memory.origin.config.sink:
+            sink = positions.new_zeros(positions.shape[0]) if mask is None else sink_column(mask)
+        return CachedPass(*entries, positions, sink)

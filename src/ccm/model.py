@@ -24,7 +24,7 @@ from ccm.config import CCMConfig
 from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.layout import IGNORE, Layout
-from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord
+from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord, sink_column
 from ccm.rules import make_rule
 
 
@@ -177,8 +177,8 @@ class CCMModel(nn.Module):
         tensors = self.adapter_tensors()
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
-            settings = replace(self.config, base_model="", base_fingerprint="").to_dict()
-            self._origin = versions, Origin(self.config, self.base_id, fingerprint_tensors(tensors, settings))
+            config = replace(self.config, base_model="", base_fingerprint="")  # wherever the base was found
+            self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, config.to_dict()))
         return self._origin[1]
 
     def load_memory(self, path: str | Path) -> Memory:
@@ -235,7 +235,7 @@ class CCMModel(nn.Module):
             ids: (B, T) token ids of the step, padded on the left.
             mask: (B, T) bool, False at padding; all True where None.
             cache: a cache that began with ``memory`` and has read the first tokens of ``ids`` already, as ``generate``
-                leaves it: they are not read again. It is used up.
+                leaves it: they are not read again, and it is used up. One that does not fit is not used.
 
         Raises:
             InputError: when a step is empty or runs beyond the model's positions, or the memory is closed or foreign.
@@ -244,6 +244,8 @@ class CCMModel(nn.Module):
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
         ids, mask = self._text(memory, ids, mask)
         lengths = mask.sum(1).tolist()
+        if cache is not None and not (cache.memory is memory and cache.get_seq_length() <= memory.width + ids.shape[1]):
+            cache = None  # of a closed memory, or of more text than this: read the step afresh
         if self.rule.forgets:
             return memory.after([StepRecord(n, 0, 0) for n in lengths])
         if self.rule.compresses != "step":
@@ -283,12 +285,14 @@ class CCMModel(nn.Module):
         nothing = memory.mask.new_zeros(memory.batch, 0)
         ids = memory.positions.new_zeros(memory.batch, 0)
         weights = self._run(memory, cache, ids, nothing, n_tok=self.config.n_tok)
+        begun = memory.mask.any(1, keepdim=True)  # a conversation without steps has nothing to compress
         if self.rule.keeps_text:
             comp = torch.full((memory.batch, self.config.n_tok), COMPRESSED, device=ids.device)
-            closed = self._extend(memory, cache, torch.ones_like(comp, dtype=torch.bool), comp)
+            closed = self._extend(memory, cache, begun.expand_as(comp), comp)
         else:
             closed = self._fold(memory.first(0), memory, cache, nothing, weights)
-        return replace(closed, offset=memory.offset + self._comp_positions, closed=True)
+            closed = replace(closed, mask=closed.mask & begun)
+        return replace(closed, offset=memory.offset + self._comp_positions * begun[:, 0], closed=True)
 
     def read(self, memory: Memory, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is.
@@ -331,6 +335,12 @@ class CCMModel(nn.Module):
         ids, mask = self._text(memory, ids, mask)
         cache = self.close(memory).cache() if cache is None else cache
         memory = cache.memory
+        defaults = self.base.generation_config
+        copies = options.get("num_beams") or defaults.num_beams or 1
+        if copies == 1:
+            copies = options.get("num_return_sequences") or defaults.num_return_sequences or 1
+        if copies > 1:  # generate repeats its other inputs by itself
+            cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
             options["suppress_tokens"] = list(range(self.vocab_size, self.vocab_size + self.config.n_tok))
         positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), _positions(memory, mask)], dim=1)
@@ -354,11 +364,15 @@ class CCMModel(nn.Module):
         fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
         step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
-        current = CompressingPass(source.mask, source.positions, positions, self.rule, n_tok, step)
+        read = torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
+        sink = sink_column(read) if self.config.sink else None
+        current = CompressingPass(
+            source.mask, source.positions, positions, sink, rule=self.rule, n_tok=n_tok, step=step
+        )
         if fed.shape[1]:
             self.base.base_model(
                 inputs_embeds=self._embed(fed, slots),
-                attention_mask=torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1).long(),
+                attention_mask=read.long(),
                 position_ids=positions,
                 past_key_values=cache,
                 ccm=current,
@@ -381,7 +395,7 @@ class CCMModel(nn.Module):
         """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
         n, sink = self.config.n_tok, int(self.config.sink)
         read = torch.cat([source.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
-        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
+        first, rows = sink_column(read), torch.arange(memory.batch, device=read.device)
 
         def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
             head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
@@ -428,5 +442,5 @@ def _attach_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along."""
     cache = kwargs.get("past_key_values")
     if isinstance(cache, MemoryCache) and "ccm" not in kwargs:
-        kwargs["ccm"] = cache.view(kwargs["position_ids"])
+        kwargs["ccm"] = cache.view(kwargs["position_ids"], kwargs.get("attention_mask"))
     return args, kwargs

@@ -46,7 +46,7 @@ class Rule(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name:
+        if "name" in cls.__dict__:
             RULES[cls.name] = cls
 
     @property
@@ -190,7 +190,7 @@ def _unroll(a: Tensor) -> Tensor:
     """
     a = a.clone()
     a[:, :, 0] = 1.0
-    keep = torch.log1p(-a[:, :, 1:])
+    keep = torch.log1p(-a[:, :, 1:].clamp(max=1.0 - torch.finfo(a.dtype).eps))  # a gate may saturate at 1
     total = torch.cat([torch.zeros_like(a[:, :, :1]), keep.cumsum(2)], dim=2)  # log of prod_{2<=r<=t} (1 - a_r)
     steps = a.shape[2]
     lower = torch.ones(steps, steps, dtype=torch.bool, device=a.device).tril()[..., None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ccm.config import TurnFormat
@@ -119,9 +120,12 @@ class TemplateTurns(Turns):
 
     def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool) -> str:
         system = [{"role": "system", "content": self.form.preamble}] if self.form.preamble else []
-        return self.tokenizer.apply_chat_template(
-            system + messages, tokenize=False, add_generation_prompt=reply_follows
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                system + messages, tokenize=False, add_generation_prompt=reply_follows
+            )
+        except TemplateError as error:
+            raise ConfigError(f"The tokenizer's chat template refuses the conversation: {error}.") from error
 
     def _after_marker(self, rendered: str) -> str:
         _, found, rest = rendered.rpartition(self._MARKER)

@@ -74,13 +74,13 @@ def evaluate_recall(
         batch: conversations held at a time.
         progress: called with the number of finished dialogues.
     """
-    rng = random.Random(f"recall {seed}")
     turns = make_turns(tokenizer, model.config.turns)
     verdicts: Counter[tuple[str, Verdict]] = Counter()
     entries = held = full = 0
     for begin in range(0, dialogues, batch):
-        group = [recall_dialogue(rng, steps) for _ in range(min(batch, dialogues - begin))]
-        untold = [untold_question(rng, dialogue) for dialogue in group]
+        rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
+        group = [recall_dialogue(rng, steps) for rng in rngs]
+        untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
         memory = _hold(model, turns, group, verdicts)
         replies, _ = _exchange(model, turns, memory, untold)
         verdicts.update(("untold", judge(r, t.asked or "", None)) for r, t in zip(replies, untold, strict=True))

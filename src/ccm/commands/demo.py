@@ -34,7 +34,7 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     model, tokenizer = ccm.load(**choice)
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example
-    steps = [turns.exchange(*_split(line), first=i == 0) for i, line in enumerate(context)]
+    steps = [Step(turns.exchange(*_split(line), first=i == 0).ids) for i, line in enumerate(context)]
     memory = model.empty_memory()
     with torch.no_grad():
         for step in steps:
