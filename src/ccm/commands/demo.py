@@ -116,11 +116,12 @@ def _show(context: list[str], question: str, expected: str, rows: dict[str, tupl
     for line in context:
         console.print(f"[dim]{line}[/]")
     console.print(f"[bold]{question}[/]   expected: {expected}\n")
-    table = Table("path", "reply", "loss on the expected answer")
+    table = Table("path", "reply", "loss")
     for name, (reply, loss) in rows.items():
         table.add_row(name, reply, f"{loss:.4f}")
     console.print(table)
     console.print(
+        "loss: mean over the tokens of the expected answer\n"
         f"memory: {memory.entries[0]} entries, {size(memory.nbytes)}; "
         f"full context: {memory.tokens[0]} tokens, {size(memory.tokens[0] * memory.entry_nbytes)}"
     )
