@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers everywhere; say CUDA_VISIBLE_DEVICES=0 for -m gpu
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

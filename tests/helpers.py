@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +33,47 @@ from ccm.model import CCMModel
 VOCAB, PAD, BOS, EOS = 97, 0, 1, 2
 WINDOW = 4  # of the families that slide: shorter than most steps
 POSITIONS = 128
-RULE_NAMES = ("concat", "merge", "ema", "gist", "full", "none", "pos_control")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a rule promises, N = 2. Entries are those after steps of 3, 5 and 2 tokens, and of the closed memory."""
+
+    name: str
+    compresses: str
+    open: tuple[int, int, int]
+    closed: int
+    sink: int  # entries that a sink adds to the closed memory
+    reversible: bool = True
+    mixes: bool = False
+    keeps_text: bool = False
+    forgets: bool = False
+    adapters: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+TABLE = [
+    Row("concat", "step", (2, 4, 6), 6, sink=1, adapters=("gist",)),
+    Row("merge", "step", (2, 2, 2), 2, sink=1, reversible=False, mixes=True),
+    Row(
+        "ema",
+        "step",
+        (2, 2, 2),
+        2,
+        sink=1,
+        reversible=False,
+        mixes=True,
+        adapters=("merge",),
+        options={"weight": 0.3},
+    ),
+    Row("gist", "context", (3, 8, 10), 2, sink=1),
+    Row("full", "never", (3, 8, 10), 10, sink=0, keeps_text=True),
+    Row("none", "never", (0, 0, 0), 0, sink=0, forgets=True),
+    Row("pos_control", "context", (3, 8, 10), 12, sink=0, keeps_text=True, adapters=("concat", "gist")),
+]
+RULE_NAMES = tuple(row.name for row in TABLE)
+COMPRESSING = tuple(row.name for row in TABLE if row.compresses != "never")
+PUBLISHED = ("concat", "merge", "ema", "gist", "full", "none", "pos_control")  # those that the slow oracles know
 TOLERANCE = 1e-4  # on logits of size 1 to 10, in float32
 
 _SIZES: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import (
     BOS,
-    RULE_NAMES,
+    PUBLISHED,
     ccm_config,
     compress_all,
     layout_of,
@@ -69,7 +69,7 @@ def slow_visible(
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("sink", [False, True])
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("rule", PUBLISHED)
 def test_masks_equal_the_slow_loops(rule: str, sink: bool, recurrent: bool, window: int | None) -> None:
     @given(samples(max_rows=3))
     def check(rows: list[Sample]) -> None:
@@ -111,7 +111,7 @@ def test_the_table_of_the_semantics_by_hand() -> None:
     assert visible("none") == ["x"]
 
 
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("rule", PUBLISHED)
 def test_no_row_of_a_mask_is_empty(rule: str) -> None:
     """A softmax over nothing is NaN; padding sees padding."""
     current = parallel_pass([make_sample([1], 1), make_sample([6, 6, 6], 5)], rule, sink=True)
@@ -201,7 +201,7 @@ def test_what_the_mask_hides_changes_nothing(rule: str) -> None:
 def test_masks_are_made_from_steps_and_never_from_ids() -> None:
     rows = [make_sample([3, 2], 2, seed=1)]
     same = [Sample([Step([BOS] * 3), Step([0] * 2)], Step([0] * 2))]
-    for rule in RULE_NAMES:
+    for rule in PUBLISHED:
         masks = (parallel_pass(batch, rule, sink=True).mask() for batch in (rows, same))
         assert torch.equal(*masks)
 

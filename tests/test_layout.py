@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from helpers import BOS, EOS, PAD, RULE_NAMES, ccm_config, make_sample, samples
+from helpers import BOS, EOS, PAD, PUBLISHED, ccm_config, make_sample, samples
 from hypothesis import given
 
 from ccm.errors import InputError
@@ -39,7 +39,7 @@ def slow_row(sample: Sample, rule: str, n_tok: int, positions: str) -> list[tupl
 
 
 @pytest.mark.parametrize("positions", ["skip", "base"])
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("rule", PUBLISHED)
 def test_layout_equals_the_slow_builder(rule: str, positions: str) -> None:
     @given(samples(max_rows=3))
     def check(rows: list[Sample]) -> None:
@@ -81,7 +81,7 @@ def test_only_the_query_reads_the_memory_of_isolated_steps(recurrent: bool, expe
     assert layout(rows, n_tok=1, recurrent=recurrent).reads[0].tolist() == expected
 
 
-@pytest.mark.parametrize("rule", [name for name in RULE_NAMES if name != "none"])
+@pytest.mark.parametrize("rule", [name for name in PUBLISHED if name != "none"])
 def test_every_target_stands_at_its_token(rule: str) -> None:
     first = Sample([Step([10, 11], [11, 12]), Step([12, 13])], Step([14, 15], [IGNORE, EOS]))
     second = Sample([Step([20])], Step([21, 22, 23], [22, 23, EOS]))
@@ -98,7 +98,7 @@ def test_targets_of_a_forgotten_context_are_forgotten_with_it() -> None:
     assert got.targets.tolist() == [[15, EOS]]
 
 
-@pytest.mark.parametrize("rule", RULE_NAMES)
+@pytest.mark.parametrize("rule", PUBLISHED)
 def test_the_samples_lists_are_never_changed(rule: str) -> None:
     rows = [
         Sample([Step([3, 4], [4, 5]), Step([6])], Step([7, 8], [8, EOS])),

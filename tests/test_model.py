@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import (
+    COMPRESSING,
     PAD,
     POSITIONS,
     RULE_NAMES,
@@ -33,7 +34,6 @@ from ccm.layout import IGNORE, Sample, Step
 from ccm.memory import Memory
 from ccm.model import CCMModel
 
-COMPRESSING = ("concat", "merge", "ema", "gist", "pos_control")
 ROWS = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2), make_sample([2, 7], 5, seed=3)]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
 from helpers import (
+    TABLE,
+    Row,
     assert_close,
     compress_all,
     compress_batch,
@@ -31,33 +32,7 @@ from ccm.layout import Sample, Step
 from ccm.model import CCMModel
 from ccm.rules import EMA, RULES, Concat, Merge, make_rule
 
-
-@dataclass(frozen=True)
-class Row:
-    """What a rule promises, N = 2. Entries are those after steps of 3, 5 and 2 tokens, and of the closed memory."""
-
-    name: str
-    compresses: str
-    open: tuple[int, int, int]
-    closed: int
-    sink: int  # entries that a sink adds to the closed memory
-    reversible: bool = True
-    keeps_text: bool = False
-    forgets: bool = False
-    adapters: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-TABLE = [
-    Row("concat", "step", (2, 4, 6), 6, sink=1, adapters=("gist",)),
-    Row("merge", "step", (2, 2, 2), 2, sink=1, reversible=False),
-    Row("ema", "step", (2, 2, 2), 2, sink=1, reversible=False, options={"weight": 0.3}),
-    Row("gist", "context", (3, 8, 10), 2, sink=1),
-    Row("full", "never", (3, 8, 10), 10, sink=0, keeps_text=True),
-    Row("none", "never", (0, 0, 0), 0, sink=0, forgets=True),
-    Row("pos_control", "context", (3, 8, 10), 12, sink=0, keeps_text=True, adapters=("concat", "gist")),
-]
-MIXING = [row for row in TABLE if not row.reversible]
+MIXING = [row for row in TABLE if row.mixes]
 SAMPLE = make_sample([3, 5, 2], 3)
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 

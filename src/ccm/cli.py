@@ -22,6 +22,12 @@ RuleName = Annotated[
     str | None, typer.Option(help="Rule of memory: concat, merge, full, none ... (the adapter's own).")
 ]
 NTok = Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")]
+Recurrent = Annotated[
+    bool | None,
+    typer.Option(
+        "--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
@@ -42,6 +48,7 @@ def chat(
     adapter: Adapter = None,
     rule: RuleName = None,
     n_tok: NTok = None,
+    recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
     load: Annotated[Path | None, typer.Option(help="Go on from a saved memory.")] = None,
@@ -61,7 +68,15 @@ def chat(
     from ccm.conversation import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
-    choice = {"model": model, "adapter": adapter, "rule": rule, "n_tok": n_tok, "device": device, "dtype": dtype}
+    choice = {
+        "model": model,
+        "adapter": adapter,
+        "rule": rule,
+        "n_tok": n_tok,
+        "recurrent": recurrent,
+        "device": device,
+        "dtype": dtype,
+    }
     raise typer.Exit(run(choice, sampling, load, as_json=json))
 
 

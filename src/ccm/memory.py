@@ -157,7 +157,7 @@ class Memory:
         for step in lost:
             if step.entries is None:
                 raise IrreversibleError(
-                    f"The rule {self.origin.config.rule!r} mixes all steps into the same entries and cannot roll back. "
+                    f"The rule {self.origin.config.rule!r} does not keep its steps apart and cannot roll back. "
                     "Keep the earlier Memory instead: updates never change it, and under such a rule it stays small."
                 )
             width -= step.entries
@@ -270,15 +270,11 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise MemoryFileError(f"{path} has format version {version}; this ccm reads version {FORMAT_VERSION}.")
-    for part, mine in (("base", origin.base), ("adapter", origin.adapter)):
-        if manifest.get(part) != mine:
-            raise MemoryFileError(
-                f"{path} was made with another {part} model ({manifest.get(part)}) than the one loaded ({mine}); "
-                "a memory can be read only by the model and adapter that wrote it."
-                if part == "base"
-                else f"{path} was made with another adapter ({manifest.get(part)}) than the one loaded ({mine}); "
-                "load that adapter to read it."
-            )
+    if manifest.get("base") != origin.base:
+        raise MemoryFileError(
+            f"{path} was made with another base model ({manifest.get('base')}) than the one loaded ({origin.base}); "
+            "a memory can be read only by the model and adapter that wrote it."
+        )
     try:
         config = CCMConfig.from_dict(manifest["config"])
     except (CCMError, KeyError, TypeError, AttributeError) as error:
@@ -290,6 +286,11 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
                 f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; "
                 f"load the model with {theirs!r}."
             )
+    if manifest.get("adapter") != origin.adapter:
+        raise MemoryFileError(
+            f"{path} was made with another adapter ({manifest.get('adapter')}) than the one loaded ({origin.adapter}); "
+            "load that adapter to read it."
+        )
 
 
 def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:

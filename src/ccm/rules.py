@@ -87,7 +87,10 @@ class Rule(nn.Module):
         return None
 
     def fold(self, memory: Tensor, fresh: Tensor, weight: Tensor | None) -> Tensor:
-        """Mem(t) of shape (B, K, M', D) from Mem(t-1) (B, K, M, D) and h(t) (B, K, N, D)."""
+        """Mem(t) of shape (B, K, M', D) from Mem(t-1) (B, K, M, D) and h(t) (B, K, N, D), the sink left out.
+
+        Also called for the mask of entries: booleans of shape (B, 1, M, 1), with ``weight`` None.
+        """
         return torch.cat([memory, fresh], dim=2)
 
 
@@ -172,6 +175,7 @@ class EMA(Merge):
     """Merge with a constant weight after the first step: an exponential moving average (paper, Table 16)."""
 
     name = "ema"
+    adapters = ("merge",)
 
     def __init__(self, weight: float = 0.5) -> None:
         super().__init__()

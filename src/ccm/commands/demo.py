@@ -45,6 +45,7 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
         parallel = _parallel(model, turns, steps, later, answer)
         online = _online(model, turns, memory, later, answer)
         nothing = _online(model, turns, model.empty_memory(), alone, answer)
+    memory = model.close(memory)
     _show(
         context,
         question,
