@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import compressing, peak_memory, reading, training, turns
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
+from benchmarks.models import MODEL
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "training": training.run,
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     machine = describe_machine()
     print(f"{', '.join(f'{key} {value}' for key, value in machine.items())}; clock: {options.clock}.")
-    print(f"{machine_note(asked.quick)}\n")
+    print(f"Model: {MODEL}.{' Quick run: the figures show only that everything runs.' * asked.quick}\n")
     results = {}
     for name in asked.only or BENCHMARKS:
         report = BENCHMARKS[name](options)
@@ -43,13 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.json:
         everything = {"machine": machine, "options": asdict(options), "results": results}
         asked.json.write_text(json.dumps(everything, indent=2) + "\n")
-
-
-def machine_note(quick: bool) -> str:
-    """The model that all tables are of, and a warning where the figures mean nothing."""
-    from benchmarks.models import MODEL
-
-    return f"Model: {MODEL}." + (" Quick run: the figures show only that everything runs." if quick else "")
 
 
 def _parser() -> argparse.ArgumentParser:

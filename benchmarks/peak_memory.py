@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,40 +26,46 @@ SETTING = (
 )
 
 
+class Bytes(NamedTuple):
+    """Memory of one process: before the first step, and the most it ever had."""
+
+    rest: int
+    peak: int
+
+    @property
+    def steps(self) -> int:
+        """What the steps took."""
+        return self.peak - self.rest
+
+
 def run(options: Options) -> Report:
     """Measure every variant in a fresh process; ``options`` change nothing, as nothing is timed."""
     if not STATUS.exists():
         return Report("Peak memory of the training step", "Not measured: this system has no /proc.", [""], [])
-    data = [{"subject": name} | _measure_apart(name) for name in (PLAIN, *OURS)]
-    plain = data[0]
+    measured = {name: _measure_apart(name) for name in (PLAIN, *OURS)}
     rows = [
-        [
-            str(d["subject"]),
-            f"{d['rest'] / 2**20:.0f}",
-            f"{d['peak'] / 2**20:.0f}",
-            f"{(d['peak'] - d['rest']) / 2**20:.0f}",
-            f"**{(d['peak'] - d['rest']) / (plain['peak'] - plain['rest']):.3f}**",
-        ]
-        for d in data
+        [name, *(f"{n / 2**20:.0f}" for n in (m.rest, m.peak, m.steps)), f"**{m.steps / measured[PLAIN].steps:.3f}**"]
+        for name, m in measured.items()
     ]
     columns = ["", "MiB at rest", "MiB at the peak", "MiB of the steps", "ratio"]
+    data = [{"subject": name} | m._asdict() for name, m in measured.items()]
     return Report("Peak memory of the training step", SETTING, columns, rows, data)
 
 
-def _measure_apart(name: str) -> dict[str, int]:
+def _measure_apart(name: str) -> Bytes:
     command = [sys.executable, "-m", "benchmarks.peak_memory", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return Bytes(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(name: str) -> dict[str, int]:
-    """Bytes at rest and at the peak of this process."""
+def _measure(name: str) -> Bytes:
+    """Measure in this process."""
     torch.set_num_threads(1)
     step = training_step(name)
     rest = _status("VmRSS")
     for _ in range(STEPS):
         step()
-    return {"rest": rest, "peak": _status("VmHWM")}
+    return Bytes(rest, _status("VmHWM"))
 
 
 def _status(field: str) -> int:

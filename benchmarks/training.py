@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
+from peft import LoraConfig, inject_adapter_in_model
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from benchmarks import models
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
@@ -26,22 +26,21 @@ SETTING = (
 
 def run(options: Options) -> Report:
     """Time the steps in turns."""
-    steps = {name: training_step(name) for name in (PLAIN, *OURS)}
-    taken = time_in_turns({name: Subject(lambda _, step=step: step()) for name, step in steps.items()}, options)
+    taken = time_in_turns({name: Subject(training_step(name)) for name in (PLAIN, *OURS)}, options)
     rows = [compare(taken, name, PLAIN, limit) for name, (_, limit) in OURS.items()]
     return report_comparisons("Training step", SETTING, rows)
 
 
-def training_step(name: str) -> Callable[[], None]:
+def training_step(name: str) -> Callable[..., None]:
     """The training step of that name: gradients zeroed, forward, backward. The batch is laid out already."""
     return _plain_step() if name == PLAIN else _our_step(OURS[name][0])
 
 
-def _our_step(config: CCMConfig) -> Callable[[], None]:
+def _our_step(config: CCMConfig) -> Callable[..., None]:
     model = models.ccm_model(config).train()
     layout = build_layout(models.training_samples(), config, model.rule, pad_id=0)
 
-    def step() -> None:
+    def step(_: None = None) -> None:
         model.zero_grad()
         loss = model(layout).loss
         assert loss is not None
@@ -50,14 +49,14 @@ def _our_step(config: CCMConfig) -> Callable[[], None]:
     return step
 
 
-def _plain_step() -> Callable[[], None]:
+def _plain_step() -> Callable[..., None]:
     model = plain_lora().train()
     samples = models.training_samples()
     ids = torch.tensor([[token for step in (*s.steps, s.query) for token in step.ids] for s in samples])
     targets = torch.tensor([s.query.targets for s in samples])[:, -models.TARGET_TOKENS :]
     columns = torch.arange(ids.shape[1] - models.TARGET_TOKENS, ids.shape[1])
 
-    def step() -> None:
+    def step(_: None = None) -> None:
         model.zero_grad()
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
         cross_entropy(logits.flatten(0, 1).float(), targets.flatten()).backward()
@@ -65,10 +64,10 @@ def _plain_step() -> Callable[[], None]:
     return step
 
 
-def plain_lora() -> nn.Module:
+def plain_lora() -> PreTrainedModel:
     """The stock model with PEFT's ordinary LoRA, of our rank and scale, on the same projections."""
-    lora = CONCAT.lora
+    model, lora = models.stock_model(), CONCAT.lora
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    return get_peft_model(
-        models.stock_model(), LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
-    )
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
+    inject_adapter_in_model(config, model)  # freezes the rest
+    return model
