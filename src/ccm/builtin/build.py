@@ -31,7 +31,7 @@ from ccm.rules import make_rule
 from ccm.turns import Turns, make_turns
 
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
-VOCABULARY = 2048  # most words of the dialogues whole: a value in pieces is hard to carry in a few entries
+VOCABULARY = 1024
 POOL = 16  # batches whose dialogues are drawn and sorted together
 MAX_OFFSET = 2048  # of the first token in training, so that depth is not a matter of positions
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
@@ -67,7 +67,7 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def base_config() -> LlamaConfig:
-    """The sizes of the built-in base model: 2.16 M parameters."""
+    """The sizes of the built-in base model: 1.97 M parameters."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -215,7 +215,7 @@ def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, 
         wanted = layout.targets != IGNORE
         return cross_entropy(base.lm_head(hidden[wanted]), layout.targets[wanted])
 
-    data = batches(seed, turns, tokens=tokens, longest=16, long_share=0.15, rate=0.3)
+    data = batches(seed, turns, tokens=tokens, longest=16, long_share=0.2, rate=0.3)
     train(
         [*base.parameters()],
         loss_of,
@@ -289,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
     parser.add_argument("--only", choices=["base", "adapters"], help="only this part")
-    parser.add_argument("--base-steps", type=int, default=2200)
+    parser.add_argument("--base-steps", type=int, default=3500)
     parser.add_argument("--adapter-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     args = parser.parse_args()
