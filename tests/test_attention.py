@@ -139,11 +139,19 @@ def test_comp_rows_are_numbered_through_the_flattened_batch() -> None:
     assert current.rows.tolist() == [5, 6, 9 + 2, 9 + 3, 9 + 6, 9 + 7]
 
 
+class _Layer:
+    layer_idx = 0
+
+
+def _seen(module: _Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return key, value
+
+
 def test_mixed_memory_columns_are_the_mean_of_the_rows_own_comp_columns() -> None:
     rows = [make_sample([1], 2), make_sample([2, 3], 1)]
     current = parallel_pass(rows, "merge")
     key = torch.randn(2, 3, current.layout.ids.shape[1], 4)
-    extended, value, _ = current.attend(0, key, key + 1, None, None)
+    extended, value = current.attend(_seen, _Layer(), key, key, key + 1, None)
     memory = extended[:, :, key.shape[2] :]
     assert memory.shape == (2, 3, 4, 4)
     torch.testing.assert_close(value[:, :, key.shape[2] :], memory + 1)

@@ -55,6 +55,12 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
         assert turns[1]["full_context_tokens"] == turns[0]["step_tokens"] + turns[1]["step_tokens"]
 
 
+def test_options_of_a_rule_reach_it(monkeypatch, capsys) -> None:
+    arguments = ("chat", "--rule", "ema", "--rule-option", "weight=0.25")
+    assert call(monkeypatch, *arguments, stdin="/memory\n") == 0
+    assert "ema (weight = 0.25), N = 4" in capsys.readouterr().err
+
+
 def test_full_context_holds_every_token(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "chat", "--json", "--rule", "full", stdin="My name is Anna.\n") == 0
     turn = json.loads(capsys.readouterr().out)
@@ -105,6 +111,9 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
     [
         (["--rule", "nonsense"], "the rules are"),
         (["--rule", "gist"], "trained for the rule"),
+        (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
+        (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),
+        (["--rule", "merge", "--rule-option", "weight=0.3"], "has no options ['weight']"),
         (["--n-tok", "3"], "n_tok 2"),
         (["--device", "nonsense"], "There is no device 'nonsense'"),
         (["--device", "cuda:77"], "There is no device 'cuda:77'"),

@@ -146,3 +146,8 @@ def test_a_layout_moves_as_a_whole() -> None:
     moved = got.to("meta")
     assert all(getattr(moved, name).is_meta for name, value in vars(got).items() if isinstance(value, torch.Tensor))
     assert moved.n_tok == got.n_tok
+
+
+def test_a_step_without_tokens_is_refused_with_its_row() -> None:
+    with pytest.raises(InputError, match="row 1 has no tokens"):
+        layout([make_sample([2], 1), Sample([Step([3]), Step([])], Step([4]))])

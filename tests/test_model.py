@@ -27,6 +27,7 @@ from helpers import (
 from hypothesis import given
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig
 
 from ccm.config import LoRASettings
 from ccm.errors import ConfigError, InputError
@@ -191,7 +192,15 @@ def test_greedy_generation_from_memory_equals_repeated_parallel_passes(rule: str
     assert greedy(model, compress_all(model, ROWS[0]), [ROWS[0].query.ids], 6)[0].tolist() == expected
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"generation_config": GenerationConfig(num_beams=3, pad_token_id=PAD)},
+    ],
+    ids=["beams", "sequences", "config"],
+)
 def test_beam_search_over_full_context_equals_the_stock_models(options: dict) -> None:
     model, stock = tiny_model("full"), tiny_base()
     for row in ROWS[:2]:
@@ -386,6 +395,14 @@ def test_text_beyond_the_models_positions_is_refused_with_both_numbers(rule: str
     else:
         with pytest.raises(InputError, match="roll back"):
             model.read(memory, fits)
+
+
+def test_a_parallel_pass_beyond_the_models_positions_is_refused() -> None:
+    model = tiny_model()
+    most = POSITIONS - model.config.n_tok
+    assert model(layout_of(model, [make_sample([most // 2], most - most // 2)])).logits.isfinite().all()
+    with pytest.raises(InputError, match=f"position {POSITIONS + 1}.*made for {POSITIONS}"):
+        model(layout_of(model, [make_sample([60], 69)]))
 
 
 def test_memory_takes_no_text_positions() -> None:

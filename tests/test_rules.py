@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ccm.errors import ConfigError, IrreversibleError
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
-from ccm.rules import EMA, RULES, Concat, Merge, make_rule
+from ccm.rules import EMA, RULES, Concat, Merge, _unroll, make_rule
 
 MIXING = [row for row in TABLE if row.mixes]
 SAMPLE = make_sample([3, 5, 2], 3)
@@ -144,6 +144,11 @@ def test_a_long_running_mean_in_half_precision_does_not_drift() -> None:
         memory = merge.fold(memory, new, merge.write(0, torch.tensor([t]), None))
     assert memory.dtype == torch.bfloat16
     assert memory.item() == 1.5
+
+
+def test_a_saturated_gate_in_half_precision_lets_nothing_of_the_step_before_through() -> None:
+    mix = _unroll(torch.ones(1, 1, 3, 1, dtype=torch.bfloat16))[0, 0, ..., 0]
+    assert_close(mix, torch.eye(3), 1e-6)
 
 
 @pytest.mark.parametrize("row", MIXING, ids=lambda row: row.name)

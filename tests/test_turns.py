@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from ccm.config import TurnFormat
 from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE
-from ccm.turns import Turns, make_turns
+from ccm.turns import TemplateTurns, Turns, make_turns
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<think>", "</think>"]
 CHATML = (
@@ -159,6 +159,13 @@ def test_a_template_that_shows_earlier_replies_otherwise_still_gives_the_turn_al
     made = turns(THINKING, eos="<|im_end|>")
     assert read(made, made.prompt("so", first=False)) == "<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
     assert "think" not in read(made, made.prompt("so", first=False))
+
+
+def test_a_user_may_write_the_marker_of_the_alignment() -> None:
+    made = turns(THINKING, eos="<|im_end|>")
+    for text in (TemplateTurns._MARKER, f"a {TemplateTurns._MARKER}- b"):
+        expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        assert read(made, made.prompt(text, first=False)) == expected
 
 
 def test_a_template_without_any_marks_between_turns() -> None:

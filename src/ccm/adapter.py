@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ccm.base import PROJECTIONS, attention_modules
@@ -33,13 +34,13 @@ class CompLinear(LoraLinear):
         rows = getattr(_active, "rows", None)
         if rows is None or self.disable_adapters:
             return result
-        flat = result.reshape(-1, result.shape[-1])
-        picked = x.reshape(-1, x.shape[-1])[rows]
+        flat = result.view(-1, result.shape[-1])
+        picked = x.reshape(-1, x.shape[-1]).index_select(0, rows)
         for name in self.active_adapters:
-            a, b = self.lora_A[name], self.lora_B[name]
-            update = b(a(self.lora_dropout[name](picked.to(a.weight.dtype)))) * self.scaling[name]
-            flat.index_add_(0, rows, update.to(flat.dtype))  # also with no rows: distributed training needs the graph
-        return flat.view(result.shape)
+            a, b = self.lora_A[name].weight, self.lora_B[name].weight  # not the modules: their calls take longer
+            low = linear(self.lora_dropout[name](picked.to(a.dtype)), a) * self.scaling[name]
+            flat.index_add_(0, rows, linear(low, b).to(flat.dtype))  # also with no rows: distributed training needs it
+        return result
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         raise ConfigError("A conditional LoRA acts on COMP tokens alone; it cannot be merged into the base weights.")

@@ -1,9 +1,9 @@
 """Seam 1: what a token may attend to, on stock models, through registered attention and mask functions.
 
 A *pass* object rides on ``model(..., ccm=pass)`` and reaches every attention call. It answers two questions: which
-hidden rows are COMP tokens (``rows``, for seam 2), and how keys, values and mask change in this layer (``attend``).
-Without a pass the registered functions are the stock ones. Shapes: B batch, H heads, K kv heads, T queries, S keys,
-M memory entries, D head dim. True = may attend.
+hidden rows are COMP tokens (``rows``, for seam 2), and what this layer attends to (``attend``). Without a pass the
+registered functions are the stock ones. Shapes: B batch, H heads, K kv heads, T queries, S keys, M memory entries,
+D head dim. True = may attend.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from ccm.chunks import Chunks
 from ccm.layout import Layout
 from ccm.rules import Rule
 
 SDPA, EAGER = "ccm_sdpa", "ccm_eager"  # "sdpa" in the name: models that cannot use it refuse, as they should
+
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]  # (module, query, key, value, mask, **kwargs)
 
 
 class Pass(Protocol):
@@ -32,9 +36,25 @@ class Pass(Protocol):
     hidden: Tensor | None
 
     def attend(
-        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (B, K, S, D) and mask (B, 1, T, S) as the layer shall use them."""
+        self,
+        stock: Attention,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the ``stock`` attention gives, (B, T, H, D) and its weights, for the keys, values and mask of the pass.
+
+        Args:
+            stock: attention of the model as it is.
+            module: the attention layer that calls.
+            query: (B, H, T, D).
+            key: (B, K, S, D), like ``value``.
+            mask: (B, 1, T, S), the stock model's; None hides nothing that is not in the future.
+            kwargs: what else the layer hands to its attention function, ``sliding_window`` among them.
+        """
         ...
 
 
@@ -55,14 +75,25 @@ class ParallelPass:
             self._mix = None if constant is None else constant.to(layout.ids.device)
         self.mixes = layout.steps > 0 and (rule.needs_content or self._mix is not None)
         self._masks: dict[int | None, Tensor] = {}
+        self._chunks: dict[int | None, Chunks | None] = {}
 
     def attend(
-        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        stock: Attention,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         if self.mixes:
-            mix = self._mixing(layer)
+            mix = self._mixing(module.layer_idx)
             key, value = (torch.cat([x, self._mixed(mix, x)], dim=2) for x in (key, value))
-        return key, value, self.mask(window)
+        window = kwargs.get("sliding_window")
+        if (chunks := self.chunks(window)) is not None:
+            return chunks.attend(stock, module, query, key, value, **kwargs), None
+        return stock(module, query, key, value, self.mask(window), **kwargs)
 
     def _mixing(self, layer: int) -> Tensor:
         if self._mix is not None:
@@ -83,6 +114,12 @@ class ParallelPass:
         if window not in self._masks:
             self._masks[window] = self._build_mask(window)
         return self._masks[window]
+
+    def chunks(self, window: int | None = None) -> Chunks | None:
+        """How the mask falls into chunks; None where the attention should see it whole."""
+        if window not in self._chunks:
+            self._chunks[window] = Chunks.of(self.mask(window))
+        return self._chunks[window]
 
     def _build_mask(self, window: int | None) -> Tensor:
         lay = self.layout
@@ -121,10 +158,22 @@ class CachedPass:
         self._visible: dict[int, Tensor] = {}
 
     def attend(
-        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        if window is None or mask is None:  # None: the stock mask hides nothing
-            return key, value, mask
+        self,
+        stock: Attention,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        window = kwargs.get("sliding_window")
+        if window is not None and mask is not None:  # None: the stock mask hides nothing
+            mask = self._uncovered(mask, window)
+        return stock(module, query, key, value, mask, **kwargs)
+
+    def _uncovered(self, mask: Tensor, window: int) -> Tensor:
+        """The stock mask of a sliding window, with what of the memory must be seen beyond it."""
         memory = self.visible(window)
         if mask.dtype != torch.bool:
             memory = additive(memory, mask.dtype)
@@ -133,7 +182,7 @@ class CachedPass:
             mask[torch.arange(len(mask), device=mask.device), ..., self._sink] = (
                 True if mask.dtype == torch.bool else 0.0
             )
-        return key, value, mask
+        return mask
 
     def visible(self, window: int) -> Tensor:
         """(B, 1, T, M): which memory entries each query sees under a sliding window."""
@@ -144,8 +193,15 @@ class CachedPass:
         return self._visible[window]
 
 
+class AllWritten(Exception):  # noqa: N818
+    """The last layer's keys and values are in the cache: nothing that the model would compute from here on is used."""
+
+
 class CompressingPass(CachedPass):
-    """A cached pass that ends in the N COMP tokens of one step; keeps the rule's write weights of every layer."""
+    """A cached pass that ends in the N COMP tokens of one step; keeps the rule's write weights of every layer.
+
+    It ends in :class:`AllWritten`, raised at the last of the ``layers``: their keys and values are all that is wanted.
+    """
 
     def __init__(
         self,
@@ -157,20 +213,30 @@ class CompressingPass(CachedPass):
         rule: Rule,
         n_tok: int,
         step: Tensor,
+        layers: int,
     ) -> None:
         super().__init__(mask, entry_positions, positions, sink)
         batch, length = positions.shape
         columns = torch.arange(length - n_tok, length, device=positions.device)
         self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + columns).flatten()
         self.weights: dict[int, Tensor | None] = {}
-        self._rule, self._n_tok, self._step = rule, n_tok, step
+        self._rule, self._n_tok, self._step, self._last = rule, n_tok, step, layers - 1
 
     def attend(
-        self, layer: int, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        stock: Attention,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         content = self.hidden[:, -self._n_tok :] if self._rule.needs_content and self.hidden is not None else None
-        self.weights[layer] = self._rule.write(layer, self._step, content)
-        return super().attend(layer, key, value, mask, window)
+        self.weights[module.layer_idx] = self._rule.write(module.layer_idx, self._step, content)
+        if module.layer_idx == self._last:
+            raise AllWritten
+        return super().attend(stock, module, query, key, value, mask, **kwargs)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -182,7 +248,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attention(
-    stock: Callable,
+    stock: Attention,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -191,11 +257,9 @@ def _attention(
     ccm: Pass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as the model calls it: the pass may change keys, values and mask, the stock function does the rest."""
-    if ccm is not None:
-        window = kwargs.get("sliding_window")
-        key, value, attention_mask = ccm.attend(module.layer_idx, key, value, attention_mask, window)
-    return stock(module, query, key, value, attention_mask, **kwargs)
+    """Attention as the model calls it."""
+    attend = stock if ccm is None else partial(ccm.attend, stock)
+    return attend(module, query, key, value, attention_mask, **kwargs)
 
 
 def _stock_eager(

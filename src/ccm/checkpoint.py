@@ -124,7 +124,7 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
             f"The adapter was trained for the rule {config.rule!r} and cannot run as {rule!r}; "
             f"it runs as {', '.join(sorted([config.rule, *fits]))}."
         )
-    return replace(config, rule=rule, rule_options={}, **changes)
+    return replace(config, rule=rule, **{"rule_options": {}, **changes})
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:

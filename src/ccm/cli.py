@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ccm.errors import CCMError
+from ccm.errors import CCMError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
@@ -20,6 +21,9 @@ Model = Annotated[
 Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder or Hub id.")]
 RuleName = Annotated[
     str | None, typer.Option(help="Rule of memory: concat, merge, full, none ... (the adapter's own).")
+]
+RuleOptions = Annotated[
+    list[str] | None, typer.Option("--rule-option", help="NAME=VALUE, such as weight=0.3 for ema; repeatable.")
 ]
 NTok = Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")]
 Recurrent = Annotated[
@@ -47,6 +51,7 @@ def chat(
     model: Model = None,
     adapter: Adapter = None,
     rule: RuleName = None,
+    rule_option: RuleOptions = None,
     n_tok: NTok = None,
     recurrent: Recurrent = None,
     device: Device = None,
@@ -72,6 +77,7 @@ def chat(
         "model": model,
         "adapter": adapter,
         "rule": rule,
+        "rule_options": _options(rule_option),
         "n_tok": n_tok,
         "recurrent": recurrent,
         "device": device,
@@ -86,13 +92,23 @@ def demo(
     model: Model = None,
     adapter: Adapter = None,
     rule: RuleName = None,
+    rule_option: RuleOptions = None,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
     from ccm.commands.demo import run
 
-    run({"model": model, "adapter": adapter, "rule": rule, "device": device, "dtype": dtype}, file)
+    options = _options(rule_option)
+    choice = {
+        "model": model,
+        "adapter": adapter,
+        "rule": rule,
+        "rule_options": options,
+        "device": device,
+        "dtype": dtype,
+    }
+    run(choice, file)
 
 
 @evaluate.callback()
@@ -103,6 +119,7 @@ def _evaluate() -> None:
 @evaluate.command()
 def builtin(
     rule: RuleName = None,
+    rule_option: RuleOptions = None,
     steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
@@ -116,8 +133,28 @@ def builtin(
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.commands.evaluate import run_builtin
 
-    choice = {"model": model, "adapter": adapter, "rule": rule, "device": device, "dtype": dtype}
+    options = _options(rule_option)
+    choice = {
+        "model": model,
+        "adapter": adapter,
+        "rule": rule,
+        "rule_options": options,
+        "device": device,
+        "dtype": dtype,
+    }
     run_builtin(choice, steps=steps, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+
+
+def _options(given: list[str] | None) -> dict[str, Any] | None:
+    """NAME=VALUE pairs as a table; a value is written as in JSON."""
+    table = {}
+    for pair in given or ():
+        name, _, value = pair.partition("=")
+        try:
+            table[name] = loads(value)
+        except ValueError:
+            raise ConfigError(f"--rule-option {pair}: write NAME=VALUE with a number, such as weight=0.3.") from None
+    return table or None
 
 
 def main() -> None:

@@ -236,10 +236,11 @@ def _compare_tensors(gold: dict[str, Tensor], own: dict[str, Tensor | None], n_t
 
 def check_train(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     """Five AdamW steps."""
-    cases = goldens.json("manifest_parallel.json")["cases"]
-    for path in sorted((goldens.folder / "train").glob("*.safetensors")):
-        case = path.stem.removesuffix("_adamw5")
-        gold = goldens.tensors(f"train/{path.name}")
+    manifest = goldens.json("manifest_parallel.json")
+    cases = manifest["cases"]
+    for name in manifest["train"]:
+        case = name.removesuffix("_adamw5")
+        gold = goldens.tensors(f"train/{name}.safetensors")
         expected = gold.pop("losses")
         model = _parallel_model(goldens, case, cases[case])
         layout = build_layout(_samples(goldens, model.config, model.rule.forgets), model.config, model.rule, pad_id=0)

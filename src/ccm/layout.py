@@ -111,8 +111,11 @@ def build_layout(samples: Sequence[Sample], config: CCMConfig, rule: Rule, pad_i
     """Lay out a batch of samples as the rule wants them: which steps are there, and where COMP tokens follow.
 
     Raises:
-        InputError: when the batch, or a row of it, is empty.
+        InputError: when the batch, a row of it, or a step is empty.
     """
+    for i, sample in enumerate(samples):
+        if not all(step.ids for step in sample.steps):
+            raise InputError(f"A step of row {i} has no tokens; leave it out, or give it at least one.")
     rows = [_build_row(sample, config, rule, pad_id) for sample in samples]
     if not rows or not all(row.columns for row in rows):
         raise InputError("A batch needs at least one row, and every row at least one token.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def load(
     adapter: str | Path | None = None,
     *,
     rule: str | None = None,
+    rule_options: Mapping[str, Any] | None = None,
     n_tok: int | None = None,
     recurrent: bool | None = None,
     device: str | torch.device | None = None,
@@ -38,6 +40,7 @@ def load(
         adapter: folder or Hub id of an adapter of ours. The built-in model has its own; another base without one runs
             only under rules that compress nothing.
         rule: as in :class:`CCMConfig`; the adapter's own where None.
+        rule_options: such as ``{"weight": 0.3}`` for the rule "ema"; the adapter's own, or the rule's defaults.
         n_tok: N to insist on.
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
@@ -51,25 +54,27 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
     if rule is not None:
-        make_rule(rule)
+        make_rule(rule, dict(rule_options or {}))
     base = WEIGHTS / "base" if model == NAME or (model is None and adapter is None) else model
     if adapter is None and base == WEIGHTS / "base":
         adapter = _builtin_adapter(rule)
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     if adapter is not None:
-        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, n_tok=n_tok, recurrent=recurrent, **place)
+        changes = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
+        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, **changes, **place)
         return loaded, _tokenizer(loaded.base.name_or_path)
     assert base is not None
     return _without_adapter(base, rule, place)
 
 
 def _builtin_adapter(rule: str | None) -> Path:
-    """The shipped adapter of that rule; the first for rules that compress nothing, or where None is asked for."""
+    """The shipped adapter of that rule, or one that it runs with; the first where None is asked for or none fits."""
     folders = sorted(path.parent for path in WEIGHTS.glob("*/ccm_config.json"))
     if not folders:
         raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
     by_rule = {read_config(find_adapter(folder)).rule: folder for folder in folders}
-    return by_rule.get(rule or "", folders[0])
+    fits = [] if rule is None else [rule, *make_rule(rule).adapters]
+    return next((by_rule[name] for name in fits if name in by_rule), folders[0])
 
 
 def _without_adapter(base: str | Path, rule: str | None, place: dict[str, Any]) -> tuple[CCMModel, Any]:

@@ -332,7 +332,8 @@ class MemoryCache(DynamicCache):
         super().__init__()
         self.memory = memory
         for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
-            self.update(key, value, layer)
+            self.update(key[:, :, :0], value[:, :, :0], layer)
+            self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
 
     def view(self, positions: Tensor, mask: Tensor | None) -> CachedPass:
         """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.

@@ -7,6 +7,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
-from ccm.attention import EAGER, SDPA, CompressingPass, ParallelPass
+from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import attention_modules, entry_sizes, load_base
 from ccm.checkpoint import SavedAdapter, base_of, copy_tensors, find_adapter, read_adapter, with_rule, write_adapter
 from ccm.config import CCMConfig
@@ -76,6 +77,7 @@ class CCMModel(nn.Module):
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
         self.comp_embeddings = embedding(base, config.n_tok)
         self.base = base
+        self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
         base.register_forward_pre_hook(_attach_view, with_kwargs=True)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.to(base.device)
@@ -89,6 +91,7 @@ class CCMModel(nn.Module):
         base: str | Path | PreTrainedModel | None = None,
         *,
         rule: str | None = None,
+        rule_options: Mapping[str, Any] | None = None,
         n_tok: int | None = None,
         recurrent: bool | None = None,
         device: str | torch.device | None = None,
@@ -102,6 +105,7 @@ class CCMModel(nn.Module):
             adapter: folder or Hub id.
             base: the base model, or where to load it from; the place that the adapter names where None.
             rule: another rule to run under (see :func:`ccm.checkpoint.with_rule`).
+            rule_options: other options of the rule; its defaults where the rule is another than the adapter's own.
             n_tok: N to insist on.
             recurrent: another value of the flag.
             device: where to put a base that is loaded here; a CUDA device if there is one where None.
@@ -116,8 +120,8 @@ class CCMModel(nn.Module):
         """
         folder = find_adapter(adapter, revision)
         saved = read_adapter(folder)
-        changes = {k: v for k, v in {"n_tok": n_tok, "recurrent": recurrent}.items() if v is not None}
-        config = with_rule(saved.config, rule, **changes)
+        changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
+        config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
         if isinstance(base, PreTrainedModel):
             stock = base
         else:
@@ -163,11 +167,7 @@ class CCMModel(nn.Module):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
-        lora = {
-            name.replace(".default.", "."): parameter
-            for name, parameter in self.base.named_parameters()
-            if "lora_" in name
-        }
+        lora = {f"{name.removesuffix('.default')}.weight": module.weight for name, module in self._lora}
         rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
         return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
 
@@ -195,7 +195,16 @@ class CCMModel(nn.Module):
     # Parallel --------------------------------------------------------------------------------------------------------
 
     def forward(self, layout: Layout) -> ParallelOutput:
-        """The whole recursion in one pass. Logits are computed at columns with a target, or at all if there is none."""
+        """The whole recursion in one pass. Logits are computed at columns with a target, or at all if there is none.
+
+        Raises:
+            InputError: when the layout runs beyond the model's positions.
+        """
+        if (end := int(layout.positions.max()) + 1) > self.max_positions:
+            raise InputError(
+                f"This batch ends at position {end}, but the model was made for {self.max_positions}. "
+                "Leave steps out, or shorten them."
+            )
         current = ParallelPass(layout, self.rule, sink=self.config.sink)
         trained = layout.targets != IGNORE
         any_target = bool(trained.any())
@@ -335,11 +344,7 @@ class CCMModel(nn.Module):
         ids, mask = self._text(memory, ids, mask)
         cache = self.close(memory).cache() if cache is None else cache
         memory = cache.memory
-        defaults = self.base.generation_config
-        copies = options.get("num_beams") or defaults.num_beams or 1
-        if copies == 1:
-            copies = options.get("num_return_sequences") or defaults.num_return_sequences or 1
-        if copies > 1:  # generate repeats its other inputs by itself
+        if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
             options["suppress_tokens"] = list(range(self.vocab_size, self.vocab_size + self.config.n_tok))
@@ -352,6 +357,16 @@ class CCMModel(nn.Module):
             **options,
         )
         return output[:, ids.shape[1] :]
+
+    def _copies(self, options: Mapping[str, Any]) -> int:
+        """Rows that ``generate`` makes of each one it is given: beams or, without them, sequences to return."""
+        configs = (options.get("generation_config"), self.base.generation_config)
+        sources = [options, *(vars(config) for config in configs if config is not None)]
+        beams, sequences = (
+            next((source[name] for source in sources if source.get(name)), 1)
+            for name in ("num_beams", "num_return_sequences")
+        )
+        return beams if beams > 1 else sequences
 
     def _run(
         self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
@@ -367,16 +382,24 @@ class CCMModel(nn.Module):
         read = torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
         sink = sink_column(read) if self.config.sink else None
         current = CompressingPass(
-            source.mask, source.positions, positions, sink, rule=self.rule, n_tok=n_tok, step=step
+            source.mask,
+            source.positions,
+            positions,
+            sink,
+            rule=self.rule,
+            n_tok=n_tok,
+            step=step,
+            layers=len(source.keys),
         )
         if fed.shape[1]:
-            self.base.base_model(
-                inputs_embeds=self._embed(fed, slots),
-                attention_mask=read.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                ccm=current,
-            )
+            with suppress(AllWritten):
+                self.base.base_model(
+                    inputs_embeds=self._embed(fed, slots),
+                    attention_mask=read.long(),
+                    position_ids=positions,
+                    past_key_values=cache,
+                    ccm=current,
+                )
         return current.weights
 
     def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:

@@ -190,9 +190,10 @@ class EMA(Merge):
 def _unroll(a: Tensor) -> Tensor:
     """Write weights a (B, K, T, N) to mixing weights (B, K, T to, T from, N): a_s prod_{s<r<=t} (1 - a_r) for s <= t.
 
-    In log space and masked before exp: the upper triangle would overflow at a few dozen steps.
+    In log space and masked before exp: the upper triangle would overflow at a few dozen steps. At least in float32:
+    in half precision a gate that is all but closed would still let a hundredth of the memory through.
     """
-    a = a.clone()
+    a = a.to(torch.promote_types(a.dtype, torch.float32), copy=True)
     a[:, :, 0] = 1.0
     keep = torch.log1p(-a[:, :, 1:].clamp(max=1.0 - torch.finfo(a.dtype).eps))  # a gate may saturate at 1
     total = torch.cat([torch.zeros_like(a[:, :, :1]), keep.cumsum(2)], dim=2)  # log of prod_{2<=r<=t} (1 - a_r)

@@ -110,9 +110,13 @@ class TemplateTurns(Turns):
         return self._encode(self._render([{"role": "user", "content": text}], reply_follows=True))
 
     def _later(self, text: str) -> list[int]:
-        before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": self._MARKER}]
-        closing = self._after_marker(self._render(before, reply_follows=False))
-        following = self._after_marker(self._render([*before, {"role": "user", "content": text}], reply_follows=True))
+        marker = self._MARKER
+        while marker in text:
+            marker += "-"
+        before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": marker}]
+        after = [*before, {"role": "user", "content": text}]
+        closing = self._after(marker, self._render(before, reply_follows=False))
+        following = self._after(marker, self._render(after, reply_follows=True))
         same = 0
         while same < min(len(closing), len(following)) and closing[same] == following[same]:
             same += 1
@@ -127,8 +131,8 @@ class TemplateTurns(Turns):
         except TemplateError as error:
             raise ConfigError(f"The tokenizer's chat template refuses the conversation: {error}.") from error
 
-    def _after_marker(self, rendered: str) -> str:
-        _, found, rest = rendered.rpartition(self._MARKER)
+    def _after(self, marker: str, rendered: str) -> str:
+        _, found, rest = rendered.rpartition(marker)
         if not found:
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return rest

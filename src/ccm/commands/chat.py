@@ -71,7 +71,9 @@ class Commands:
         memory, config = self.conversation.memory, self.conversation.model.config
         tokens, entries = memory.tokens[0], memory.entries[0]
         ratio = f", {tokens / entries:.1f} tokens an entry" if entries else ""
-        kind = f"{config.rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
+        options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
+        rule = f"{config.rule} ({options})" if options else config.rule
+        kind = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
         self.console.print(
             f"{kind}: {len(memory.steps[0])} steps, {tokens} tokens in {entries} entries{ratio}; {size(memory.nbytes)} "
             f"(full context {size(tokens * memory.entry_nbytes)})"
