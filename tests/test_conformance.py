@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from ccm import conformance
 
 ROOT = Path(__file__).resolve().parent
-GOLDENS = next((p for p in (ROOT / "goldens", ROOT.parents[1] / "shared" / "goldens") if p.is_dir()), None)
+COMPLETE = ROOT.parents[1] / "shared" / "goldens"
+GOLDENS = next((p for p in (ROOT / "goldens", COMPLETE) if p.is_dir()), None)
 pytestmark = pytest.mark.skipif(GOLDENS is None, reason="there is no folder of recorded numbers (tests/goldens)")
 IMPLEMENTED = [name for name, check in conformance.GROUPS.items() if check is not None]
 
@@ -40,6 +41,12 @@ def copy(tmp_path: Path) -> Path:
 def test_we_compute_the_recorded_numbers(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(GOLDENS, group) == 0
     assert "passed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPLETE.is_dir(), reason="the complete recorded numbers are not beside the project")
+def test_we_compute_all_recorded_numbers() -> None:
+    assert status(COMPLETE) == 0
 
 
 def test_a_changed_number_fails_with_its_case(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

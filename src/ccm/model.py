@@ -6,8 +6,8 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,11 @@ class ParallelOutput:
     """What a parallel pass gives.
 
     Attributes:
-        logits: (B, C, V) at ``columns``.
-        columns: (C,) the columns of the layout that were asked for.
+        logits: (P, V) at the P tokens that have a target, row by row; (B, T, V) where the layout has no target.
         loss: mean cross-entropy over all targets of the batch; None where the layout has none.
     """
 
     logits: Tensor
-    columns: Tensor
     loss: Tensor | None
 
 
@@ -195,7 +193,7 @@ class CCMModel(nn.Module):
     # Parallel --------------------------------------------------------------------------------------------------------
 
     def forward(self, layout: Layout) -> ParallelOutput:
-        """The whole recursion in one pass. Logits are computed at columns with a target, or at all if there is none.
+        """The whole recursion in one pass. Logits are computed at tokens with a target, or at all if there is none.
 
         Raises:
             InputError: when the layout runs beyond the model's positions.
@@ -206,20 +204,32 @@ class CCMModel(nn.Module):
                 "Leave steps out, or shorten them."
             )
         current = ParallelPass(layout, self.rule, sink=self.config.sink)
-        trained = layout.targets != IGNORE
-        any_target = bool(trained.any())
-        columns = (trained.any(0) if any_target else torch.ones_like(trained[0])).nonzero().flatten()
-        logits = self.base(
-            inputs_embeds=self._embed(layout.ids, layout.slots),
-            attention_mask=current.mask(),
-            position_ids=layout.positions,
-            use_cache=False,
-            logits_to_keep=columns,
-            ccm=current,
-        ).logits[..., : self.vocab_size]
-        targets = layout.targets[:, columns]
-        loss = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
-        return ParallelOutput(logits, columns, loss if any_target else None)
+        targets = layout.targets.flatten()
+        trained = (targets != IGNORE).nonzero().flatten()
+        with self._head_reads(trained) if len(trained) else nullcontext():
+            logits = self.base(
+                inputs_embeds=self._embed(layout.ids, layout.slots),
+                attention_mask=current.mask(),
+                position_ids=layout.positions,
+                use_cache=False,
+                ccm=current,
+            ).logits[..., : self.vocab_size]
+        if not len(trained):
+            return ParallelOutput(logits, None)
+        return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
+
+    @contextmanager
+    def _head_reads(self, rows: Tensor) -> Iterator[None]:
+        """Meanwhile the model computes logits (1, P, V) of these P rows of its (B * T) hidden states alone."""
+
+        def pick(head: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
+            return (hidden[0].flatten(0, 1)[rows][None],)
+
+        handle = self.base.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
         return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)

@@ -41,6 +41,15 @@ def test_memory_recalls_and_is_at_least_five_times_smaller(rule: str, least: flo
     assert report.full_context_bytes >= 5 * report.memory_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "least", "most"), [("full", 0.97, 1.0), ("concat", 0.85, 1.0), ("merge", 0.7, 1.0), ("none", 0.0, 0.06)]
+)
+def test_recall_of_500_fresh_dialogues(rule: str, least: float, most: float) -> None:
+    report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=500)
+    assert least <= report.recall <= most
+
+
 def test_recall_does_not_depend_on_the_batch() -> None:
     loaded = ccm.load("builtin")
     reports = [evaluate_recall(*loaded, dialogues=6, batch=batch, seed=3) for batch in (2, 6)]

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.base import load_base
-from ccm.builtin import WEIGHTS
+from ccm.builtin import WEIGHTS, words
 from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, training_dialogue
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.console import quiet
@@ -31,12 +31,13 @@ from ccm.rules import make_rule
 from ccm.turns import Turns, make_turns
 
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
-VOCABULARY = 1024
+VOCABULARY = 3072  # the words of the dialogues whole: a value in pieces is hard to carry in a few entries
 POOL = 16  # batches whose dialogues are drawn and sorted together
 MAX_OFFSET = 2048  # of the first token in training, so that depth is not a matter of positions
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
 _SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
 _ENDINGS = ["", "", "n", "r", "s", "l", "x", "nd", "rt", "th"]
+_REAL = [word for word in words.NAMES + words.CITIES if word not in HELD_OUT and " " not in word]
 _NAMED = ("name", "home", "sister", "brother", "friend")
 
 
@@ -67,7 +68,7 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def base_config() -> LlamaConfig:
-    """The sizes of the built-in base model: 1.97 M parameters."""
+    """The sizes of the built-in base model: 2.36 M parameters."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -82,10 +83,10 @@ def base_config() -> LlamaConfig:
     )
 
 
-def invented(rng: random.Random, dialogue: Dialogue, rate: float) -> Dialogue:
+def invented(rng: random.Random, dialogue: Dialogue, rate: float, spliced: float) -> Dialogue:
     """Some names and cities replaced by made-up ones, all through the dialogue: copying is learned, not a list."""
     told = {value for turn in dialogue.turns for kind, value in turn.told if kind in _NAMED}
-    swaps = {value: _made_up(rng) for value in sorted(told) if rng.random() < rate}
+    swaps = {value: _made_up(rng, spliced) for value in sorted(told) if rng.random() < rate}
     if not swaps:
         return dialogue
     swaps |= {old.lower(): new.lower() for old, new in swaps.items()}
@@ -97,9 +98,14 @@ def invented(rng: random.Random, dialogue: Dialogue, rate: float) -> Dialogue:
     return replace(dialogue, turns=tuple(replace(t, user=swap(t.user), reply=swap(t.reply)) for t in dialogue.turns))
 
 
-def _made_up(rng: random.Random) -> str:
+def _made_up(rng: random.Random, spliced: float) -> str:
+    """The beginning of one real word and the end of another or, but for a share of ``spliced``, syllables."""
     while True:
-        word = "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(_ENDINGS)
+        if spliced and rng.random() < spliced:
+            one, two = rng.choices(_REAL, k=2)
+            word = one[: rng.randint(1, 4)] + two[-rng.randint(2, 5) :]
+        else:
+            word = "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(_ENDINGS)
         if word.title() not in HELD_OUT and len(word) > 2:
             return word.title()
 
@@ -121,7 +127,10 @@ def batches(
     longest: int,
     long_share: float,
     rate: float,
+    spliced: float = 0.5,
+    asking: float = 0.42,
     only_questions: bool = False,
+    ramp: int = 0,
 ) -> Iterator[list[Sample]]:
     """Endless batches of about ``tokens`` tokens, of dialogues of like length: they are drawn in pools and sorted.
 
@@ -132,19 +141,25 @@ def batches(
         longest: dialogues have 4 to so many turns.
         long_share: share of the tokens that comes from dialogues of 17-48 turns instead.
         rate: share of the names and cities that are made up.
+        spliced: share of these that are made of two real ones, not of syllables.
+        asking: share of the turns that are questions.
         only_questions: whether replies to questions alone are targets.
+        ramp: batches over which ``longest`` is reached, from dialogues of 4 turns on.
     """
-    rng = random.Random(seed)
+    rng, given = random.Random(seed), 0
     while True:
         cut: list[list[Sample]] = []
-        for shortest, most, share in ((4, longest, 1.0 - long_share), (17, 48, long_share)):
+        most = longest if given >= ramp else 4 + (longest - 4) * given // ramp
+        for turn_range, share in (((4, most), 1.0 - long_share), ((17, 48), long_share)):
             pool: list[Sample] = []
             while sum(map(_length, pool)) < POOL * tokens * share:
-                dialogue = invented(rng, training_dialogue(rng, rng.randint(shortest, most)), rate)
-                pool.append(to_sample(dialogue, turns, only_questions=only_questions))
+                dialogue = training_dialogue(rng, rng.randint(*turn_range), asking=asking)
+                pool.append(to_sample(invented(rng, dialogue, rate, spliced), turns, only_questions=only_questions))
             cut += _cut(sorted(pool, key=_length), tokens)
+        cut = [*filter(None, cut)]
         rng.shuffle(cut)
-        yield from filter(None, cut)
+        yield from cut
+        given += len(cut)
 
 
 def _length(sample: Sample) -> int:
@@ -194,14 +209,51 @@ def train(
             save()
 
 
-def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, tokens: int, seed: int) -> None:
+@dataclass(frozen=True)
+class BasePhase:
+    """A stretch of the base's training, with a schedule of its own.
+
+    Attributes:
+        steps: optimizer steps.
+        lr: peak learning rate.
+        rate: share of the names and cities that are made up.
+        spliced: share of these that are made of two real ones.
+        seed: of its dialogues and offsets.
+    """
+
+    steps: int
+    lr: float
+    rate: float
+    spliced: float
+    seed: int
+
+
+BASE_PHASES = (
+    BasePhase(steps=3000, lr=3e-3, rate=0.25, spliced=0.0, seed=1),
+    BasePhase(steps=1400, lr=2.5e-3, rate=0.5, spliced=0.5, seed=11),
+)
+
+
+def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int) -> None:
     """The base model, from scratch, with every reply of whole dialogues in full context; saved in half precision."""
-    torch.manual_seed(seed)
+    torch.manual_seed(BASE_PHASES[0].seed)
     base = LlamaForCausalLM(base_config())
+    for phase in BASE_PHASES:
+        _train_base(base, tokenizer, phase, tokens=tokens, save=partial(save_half, base, folder))
+
+
+def _train_base(
+    base: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    phase: BasePhase,
+    *,
+    tokens: int,
+    save: Callable[[], None],
+) -> None:
     turns = make_turns(tokenizer, TURNS)
     config = CCMConfig(rule="full")
     rule = make_rule("full")
-    offsets = torch.Generator().manual_seed(seed)
+    offsets = torch.Generator().manual_seed(phase.seed)
 
     def loss_of(samples: list[Sample]) -> torch.Tensor:
         layout = build_layout(samples, config, rule, tokenizer.pad_token_id)
@@ -215,17 +267,9 @@ def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int, 
         wanted = layout.targets != IGNORE
         return cross_entropy(base.lm_head(hidden[wanted]), layout.targets[wanted])
 
-    data = batches(seed, turns, tokens=tokens, longest=16, long_share=0.2, rate=0.3)
-    train(
-        [*base.parameters()],
-        loss_of,
-        data,
-        steps=steps,
-        lr=3e-3,
-        weight_decay=0.05,
-        name="base",
-        save=lambda: save_half(base, folder),
-    )
+    data = batches(phase.seed, turns, tokens=tokens, longest=16, long_share=0.2, rate=phase.rate, spliced=phase.spliced)
+    trained = [*base.parameters()]
+    train(trained, loss_of, data, steps=phase.steps, lr=phase.lr, weight_decay=0.05, name="base", save=save)
 
 
 def save_half(base: LlamaForCausalLM, folder: Path) -> None:
@@ -250,7 +294,7 @@ class AdapterRecipe:
     name: str
     config: CCMConfig
     long_share: float
-    steps: int = 1300
+    steps: int = 2300
     lr: float = 2e-3
 
 
@@ -278,7 +322,17 @@ def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, seed: int
         assert loss is not None
         return loss
 
-    data = batches(seed, turns, tokens=tokens, longest=14, long_share=recipe.long_share, rate=0.05, only_questions=True)
+    data = batches(
+        seed,
+        turns,
+        tokens=tokens,
+        longest=14,
+        long_share=recipe.long_share,
+        rate=0.05,
+        asking=0.55,
+        only_questions=True,
+        ramp=recipe.steps // 3,
+    )
     trained = [*model.adapter_tensors().values()]
     save = partial(model.save_pretrained, folder / recipe.name)
     train(trained, loss_of, data, steps=recipe.steps, lr=recipe.lr, weight_decay=0.0, name=recipe.name, save=save)
@@ -289,7 +343,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
     parser.add_argument("--only", choices=["base", "adapters"], help="only this part")
-    parser.add_argument("--base-steps", type=int, default=3500)
     parser.add_argument("--adapter-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     args = parser.parse_args()
@@ -297,7 +350,7 @@ def main() -> None:
     base = args.output / "base"
     base.mkdir(parents=True, exist_ok=True)
     if args.only != "adapters":
-        train_base(base, build_tokenizer(base), steps=args.base_steps, tokens=args.tokens, seed=1)
+        train_base(base, build_tokenizer(base), tokens=args.tokens)
     if args.only != "base":
         recipes = [replace(recipe, steps=args.adapter_steps or recipe.steps) for recipe in ADAPTERS]
         threads = max(1, (os.cpu_count() or 1) // len(recipes))

@@ -234,8 +234,8 @@ class _Writer:
         return self.rng.choice(self.order[-third:] if draw < 0.7 else self.order)
 
 
-def training_dialogue(rng: random.Random, steps: int, split: str = "train") -> Dialogue:
-    """A random mixture of `steps` turns; at most all but one of the fact kinds are told."""
+def training_dialogue(rng: random.Random, steps: int, split: str = "train", asking: float = 0.42) -> Dialogue:
+    """A random mixture of `steps` turns, `asking` the share of questions; at most all but one fact kinds are told."""
     writer = _Writer(rng, split)
     limit = max(1, min(len(FACTS) - 1, round(steps * rng.uniform(0.2, 0.8))))
     for step in range(steps):
@@ -243,7 +243,7 @@ def training_dialogue(rng: random.Random, steps: int, split: str = "train") -> D
             writer.chat(words.GREETINGS)
         elif step == steps - 1 and rng.random() < 0.08:
             writer.chat(words.GOODBYES)
-        elif rng.random() < (0.42 if writer.facts else 0.03):
+        elif rng.random() < (asking if writer.facts else 0.03):
             writer.ask_any()
         else:
             _training_line(writer, limit)
