@@ -60,7 +60,7 @@ def load(
         adapter = _builtin_adapter(rule)
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     if adapter is not None:
-        changes = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
+        changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
         loaded = CCMModel.from_pretrained(adapter, base, rule=rule, **changes, **place)
         return loaded, _tokenizer(loaded.base.name_or_path)
     assert base is not None
