@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.base import load_base
 from ccm.builtin import WEIGHTS, words
-from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, training_dialogue
+from ccm.builtin.generator import HELD_OUT, Dialogue, corpus, recall_dialogue, training_dialogue
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.console import quiet
 from ccm.layout import IGNORE, Sample, Step, build_layout
@@ -119,47 +119,73 @@ def to_sample(dialogue: Dialogue, turns: Turns, *, only_questions: bool = False)
     return Sample(steps[:-1], steps[-1])
 
 
-def batches(
-    seed: int,
-    turns: Turns,
-    *,
-    tokens: int,
-    longest: int,
-    long_share: float,
-    rate: float,
-    spliced: float = 0.5,
-    asking: float = 0.42,
-    only_questions: bool = False,
-    ramp: int = 0,
-) -> Iterator[list[Sample]]:
-    """Endless batches of about ``tokens`` tokens, of dialogues of like length: they are drawn in pools and sorted.
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with a schedule and dialogues of its own.
 
-    Args:
-        seed: of the dialogues.
-        turns: how they become tokens.
-        tokens: of a batch, padding included.
-        longest: dialogues have 4 to so many turns.
-        long_share: share of the tokens that comes from dialogues of 17-48 turns instead.
+    Attributes:
+        steps: optimizer steps.
+        lr: peak learning rate.
+        seed: of the dialogues and their offsets.
+        longest: the short dialogues have 4 to so many turns.
+        long_share: share of the tokens that comes from dialogues of 17 to 48 turns instead.
         rate: share of the names and cities that are made up.
         spliced: share of these that are made of two real ones, not of syllables.
         asking: share of the turns that are questions.
-        only_questions: whether replies to questions alone are targets.
-        ramp: batches over which ``longest`` is reached, from dialogues of 4 turns on.
+        dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
+        ramp: steps over which ``longest`` is reached, from 4 turns on.
     """
-    rng, given = random.Random(seed), 0
+
+    steps: int
+    lr: float
+    seed: int
+    longest: int
+    long_share: float
+    rate: float
+    spliced: float = 0.5
+    asking: float = 0.42
+    dense: float = 0.0
+    ramp: int = 0
+
+
+def batches(phase: Phase, turns: Turns, *, tokens: int, only_questions: bool = False) -> Iterator[list[Sample]]:
+    """Endless batches of about ``tokens`` tokens, of dialogues of like length: they are drawn in pools and sorted.
+
+    Args:
+        phase: which dialogues.
+        turns: how they become tokens.
+        tokens: of a batch, padding included.
+        only_questions: whether replies to questions alone are targets.
+    """
+    rng, given = random.Random(phase.seed), 0
     while True:
+        longest = phase.longest if given >= phase.ramp else 4 + (phase.longest - 4) * given // phase.ramp
         cut: list[list[Sample]] = []
-        most = longest if given >= ramp else 4 + (longest - 4) * given // ramp
-        for turn_range, share in (((4, most), 1.0 - long_share), ((17, 48), long_share)):
+        for draw, share in (
+            (partial(_short, phase, longest), 1.0 - phase.long_share),
+            (lambda rng: training_dialogue(rng, rng.randint(17, 48), asking=phase.asking), phase.long_share),
+        ):
             pool: list[Sample] = []
             while sum(map(_length, pool)) < POOL * tokens * share:
-                dialogue = training_dialogue(rng, rng.randint(*turn_range), asking=asking)
-                pool.append(to_sample(invented(rng, dialogue, rate, spliced), turns, only_questions=only_questions))
+                dialogue = invented(rng, draw(rng), phase.rate, phase.spliced)
+                pool.append(to_sample(dialogue, turns, only_questions=only_questions))
             cut += _cut(sorted(pool, key=_length), tokens)
         cut = [*filter(None, cut)]
         rng.shuffle(cut)
         yield from cut
         given += len(cut)
+
+
+def _short(phase: Phase, longest: int, rng: random.Random) -> Dialogue:
+    if phase.dense and rng.random() < phase.dense:
+        return _dense(rng)
+    return training_dialogue(rng, rng.randint(4, longest), asking=phase.asking)
+
+
+def _dense(rng: random.Random) -> Dialogue:
+    facts = rng.randint(2, 9)
+    questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
+    return recall_dialogue(rng, lines + questions, facts, questions, split="train")
 
 
 def _length(sample: Sample) -> int:
@@ -209,28 +235,32 @@ def train(
             save()
 
 
-@dataclass(frozen=True)
-class BasePhase:
-    """A stretch of the base's training, with a schedule of its own.
+def train_phases(
+    phases: tuple[Phase, ...],
+    parameters: list[torch.Tensor],
+    loss_of: Callable[[list[Sample], torch.Tensor], torch.Tensor],
+    turns: Turns,
+    *,
+    tokens: int,
+    only_questions: bool,
+    weight_decay: float,
+    name: str,
+    save: Callable[[], None],
+) -> None:
+    """One phase after the other; ``loss_of`` gets the samples and the position (B, 1) of each row's first token."""
+    for phase in phases:
+        offsets = torch.Generator().manual_seed(phase.seed)
 
-    Attributes:
-        steps: optimizer steps.
-        lr: peak learning rate.
-        rate: share of the names and cities that are made up.
-        spliced: share of these that are made of two real ones.
-        seed: of its dialogues and offsets.
-    """
+        def loss(samples: list[Sample], offsets: torch.Generator = offsets) -> torch.Tensor:
+            return loss_of(samples, torch.randint(0, MAX_OFFSET + 1, (len(samples), 1), generator=offsets))
 
-    steps: int
-    lr: float
-    rate: float
-    spliced: float
-    seed: int
+        data = batches(phase, turns, tokens=tokens, only_questions=only_questions)
+        train(parameters, loss, data, steps=phase.steps, lr=phase.lr, weight_decay=weight_decay, name=name, save=save)
 
 
 BASE_PHASES = (
-    BasePhase(steps=3000, lr=3e-3, rate=0.25, spliced=0.0, seed=1),
-    BasePhase(steps=1400, lr=2.5e-3, rate=0.5, spliced=0.5, seed=11),
+    Phase(steps=3000, lr=3e-3, seed=1, longest=16, long_share=0.2, rate=0.25, spliced=0.0),
+    Phase(steps=1400, lr=2.5e-3, seed=11, longest=16, long_share=0.2, rate=0.5),
 )
 
 
@@ -238,42 +268,35 @@ def train_base(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int)
     """The base model, from scratch, with every reply of whole dialogues in full context; saved in half precision."""
     torch.manual_seed(BASE_PHASES[0].seed)
     base = LlamaForCausalLM(base_config())
-    for phase in BASE_PHASES:
-        _train_base(base, tokenizer, phase, tokens=tokens, save=partial(save_half, base, folder))
-
-
-def _train_base(
-    base: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    phase: BasePhase,
-    *,
-    tokens: int,
-    save: Callable[[], None],
-) -> None:
-    turns = make_turns(tokenizer, TURNS)
     config = CCMConfig(rule="full")
     rule = make_rule("full")
-    offsets = torch.Generator().manual_seed(phase.seed)
 
-    def loss_of(samples: list[Sample]) -> torch.Tensor:
+    def loss_of(samples: list[Sample], start: torch.Tensor) -> torch.Tensor:
         layout = build_layout(samples, config, rule, tokenizer.pad_token_id)
-        shift = torch.randint(0, MAX_OFFSET + 1, (len(samples), 1), generator=offsets)
         hidden = base.model(
             layout.ids,
             attention_mask=(layout.blocks >= 0).long(),
-            position_ids=layout.positions + shift,
+            position_ids=layout.positions + start,
             use_cache=False,
         ).last_hidden_state
         wanted = layout.targets != IGNORE
         return cross_entropy(base.lm_head(hidden[wanted]), layout.targets[wanted])
 
-    data = batches(phase.seed, turns, tokens=tokens, longest=16, long_share=0.2, rate=phase.rate, spliced=phase.spliced)
-    trained = [*base.parameters()]
-    train(trained, loss_of, data, steps=phase.steps, lr=phase.lr, weight_decay=0.05, name="base", save=save)
+    train_phases(
+        BASE_PHASES,
+        [*base.parameters()],
+        loss_of,
+        make_turns(tokenizer, TURNS),
+        tokens=tokens,
+        only_questions=False,
+        weight_decay=0.05,
+        name="base",
+        save=partial(save_half, base, folder),
+    )
 
 
 def save_half(base: LlamaForCausalLM, folder: Path) -> None:
-    """Write a copy in half precision: 4 MB, and what the adapters are then trained on."""
+    """Write a copy in half precision: 5 MB, and what the adapters are then trained on."""
     copy = LlamaForCausalLM(base.config).half()
     copy.load_state_dict(base.state_dict())
     copy.save_pretrained(folder)
@@ -286,56 +309,59 @@ class AdapterRecipe:
     Attributes:
         name: of its folder.
         config: rule, N, LoRA.
-        long_share: share of the tokens that comes from dialogues of 17-48 turns instead of 4-14.
-        steps: optimizer steps.
-        lr: peak learning rate.
+        phases: of its training.
     """
 
     name: str
     config: CCMConfig
-    long_share: float
-    steps: int = 2300
-    lr: float = 2e-3
+    phases: tuple[Phase, ...]
 
 
-_LORA = LoRASettings(r=16, alpha=32)
 ADAPTERS = (
-    AdapterRecipe("concat", CCMConfig(rule="concat", n_tok=2, lora=_LORA, turns=TURNS), long_share=0.1),
-    AdapterRecipe("merge", CCMConfig(rule="merge", n_tok=4, lora=_LORA, turns=TURNS), long_share=0.0),
+    AdapterRecipe(
+        "concat",
+        CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16, alpha=32), turns=TURNS),
+        (
+            Phase(steps=2300, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=766),
+            Phase(steps=700, lr=1.5e-3, seed=3, longest=14, long_share=0.1, rate=0.05, asking=0.55),
+        ),
+    ),
+    AdapterRecipe(
+        "merge",
+        CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128), turns=TURNS),
+        (
+            Phase(steps=500, lr=2e-3, seed=2, longest=14, long_share=0.0, rate=0.05, asking=0.55, ramp=500),
+            Phase(steps=1900, lr=2e-3, seed=4, longest=14, long_share=0.0, rate=0.05, dense=0.7),
+        ),
+    ),
 )
 
 
-def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, seed: int, threads: int) -> None:
+def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, threads: int) -> None:
     """A compression adapter on the base in ``folder``: replies to all questions of a dialogue, in one parallel pass."""
     quiet()
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.phases[0].seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "base")
     model = CCMModel(load_base(folder / "base", device="cpu"), replace(recipe.config, base_model="../base")).train()
-    turns = make_turns(tokenizer, TURNS)
-    offsets = torch.Generator().manual_seed(seed)
 
-    def loss_of(samples: list[Sample]) -> torch.Tensor:
+    def loss_of(samples: list[Sample], start: torch.Tensor) -> torch.Tensor:
         layout = build_layout(samples, model.config, model.rule, tokenizer.pad_token_id)
-        shift = torch.randint(0, MAX_OFFSET + 1, (len(samples), 1), generator=offsets)
-        loss = model(replace(layout, positions=layout.positions + shift)).loss
+        loss = model(replace(layout, positions=layout.positions + start)).loss
         assert loss is not None
         return loss
 
-    data = batches(
-        seed,
-        turns,
+    train_phases(
+        recipe.phases,
+        [*model.adapter_tensors().values()],
+        loss_of,
+        make_turns(tokenizer, TURNS),
         tokens=tokens,
-        longest=14,
-        long_share=recipe.long_share,
-        rate=0.05,
-        asking=0.55,
         only_questions=True,
-        ramp=recipe.steps // 3,
+        weight_decay=0.0,
+        name=recipe.name,
+        save=partial(model.save_pretrained, folder / recipe.name),
     )
-    trained = [*model.adapter_tensors().values()]
-    save = partial(model.save_pretrained, folder / recipe.name)
-    train(trained, loss_of, data, steps=recipe.steps, lr=recipe.lr, weight_decay=0.0, name=recipe.name, save=save)
 
 
 def main() -> None:
@@ -343,7 +369,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
     parser.add_argument("--only", choices=["base", "adapters"], help="only this part")
-    parser.add_argument("--adapter-steps", type=int, help="instead of the recipes' own")
     parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     args = parser.parse_args()
     quiet()
@@ -352,11 +377,10 @@ def main() -> None:
     if args.only != "adapters":
         train_base(base, build_tokenizer(base), tokens=args.tokens)
     if args.only != "base":
-        recipes = [replace(recipe, steps=args.adapter_steps or recipe.steps) for recipe in ADAPTERS]
-        threads = max(1, (os.cpu_count() or 1) // len(recipes))
-        work = partial(train_adapter, args.output, tokens=args.tokens, seed=2, threads=threads)
-        with ProcessPoolExecutor(len(recipes), mp_context=get_context("spawn")) as pool:
-            list(pool.map(work, recipes))
+        threads = max(1, (os.cpu_count() or 1) // len(ADAPTERS))
+        work = partial(train_adapter, args.output, tokens=args.tokens, threads=threads)
+        with ProcessPoolExecutor(len(ADAPTERS), mp_context=get_context("spawn")) as pool:
+            list(pool.map(work, ADAPTERS))
 
 
 if __name__ == "__main__":
