@@ -24,10 +24,12 @@ from helpers import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from ccm import loading
 from ccm.base import check_device, load_base
 from ccm.checkpoint import (
+    SavedAdapter,
     find_adapter,
     read_plain_lora,
     read_stage1,
@@ -111,6 +113,62 @@ def test_an_unsupported_base_is_refused_before_it_is_loaded(tmp_path: Path) -> N
         load_base(tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["frobnicate", None])
+def test_a_type_that_transformers_does_not_know_is_refused_with_those_we_do(tmp_path: Path, model_type: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnsupportedModelError, match=rf"{model_type!r}.*llama"):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickled", "cut pickle", "other sizes", "no sizes"])
+def test_damaged_files_of_a_base_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    tiny_base().save_pretrained(tmp_path)
+    weights, settings = tmp_path / "model.safetensors", tmp_path / "config.json"
+    mark = tmp_path / "executed"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif "pickle" in damage:
+        weights.unlink()
+        torch.save({"weight": Malicious(mark)}, tmp_path / "pytorch_model.bin")
+        if damage == "cut pickle":
+            (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:100])
+    else:
+        size = 64 if damage == "other sizes" else "wide"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "hidden_size": size}))
+    with pytest.raises(ConfigError, match=rf"{tmp_path}.*damaged") as refusal:
+        load_base(tmp_path)
+    assert "weights_only" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not mark.exists()
+
+
+def test_the_error_of_a_base_comes_before_that_of_its_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="The base model .*nowhere"):
+        loading.load(tmp_path / "nowhere", rule="full")
+
+
+def test_settings_hold_without_an_adapter_too() -> None:
+    base = f"{loading.WEIGHTS}/../weights/base"
+    model, _ = loading.load(base, rule="full", n_tok=77, recurrent=False, device="cpu")
+    assert (model.config.n_tok, model.config.recurrent) == (77, False)
+    with pytest.raises(ConfigError, match="n_tok is 0"):
+        loading.load(base, rule="full", n_tok=0)
+
+
+def test_options_of_the_hub_reach_the_config_and_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, Any]] = {}
+
+    def spy(owner: type, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **given: (seen.setdefault(name, given), real(*args, **given))[1])
+
+    spy(PretrainedConfig, "get_config_dict")
+    spy(AutoTokenizer, "from_pretrained")
+    asked = {"token": "secret", "revision": "main", "local_files_only": True}
+    loading.load(f"{loading.WEIGHTS}/../weights/base", rule="full", device="cpu", **asked)
+    assert all(asked.items() <= seen[name].items() for name in ("get_config_dict", "from_pretrained"))
+
+
 @pytest.mark.parametrize("wrong", [lambda: tiny_base(seed=9), lambda: tiny_base("llama_gqa")])
 def test_another_base_is_refused_with_both_fingerprints(folder: Path, wrong: Callable[[], Any]) -> None:
     mine = json.loads((folder / CONFIG).read_text())["base_fingerprint"]
@@ -126,7 +184,7 @@ def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Pat
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
-    for device in ("cuda:77", "toaster"):
+    for device in ("cuda:77", "toaster", "meta"):
         with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
             check_device(device)
     assert check_device(None).type == "cpu"
@@ -179,6 +237,15 @@ def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(AdapterError, match="is a file"):
         tiny_model().save_pretrained(tmp_path / "file")
+    with pytest.raises(AdapterError, match="file/sub cannot be made a folder"):
+        tiny_model().save_pretrained(tmp_path / "file" / "sub")
+
+
+def test_the_parameters_of_a_rule_are_for_that_rule_alone() -> None:
+    tensors = {"comp_embeddings.weight": torch.ones(2, 4), "rule.gates.0.weight": torch.ones(1, 4)}
+    saved = SavedAdapter(CCMConfig(rule="gated"), tensors, None)
+    assert saved.tensors_for("gated") == tensors
+    assert list(saved.tensors_for("full")) == ["comp_embeddings.weight"]
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -274,6 +341,14 @@ def test_a_stage_1_adapter_is_saved_inside_and_merged_again(tmp_path: Path) -> N
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert_close(loaded.read(loaded.empty_memory(), ids), wrapped(ids).logits, 1e-5)
+
+
+def test_an_adapter_saved_over_one_with_stage_1_leaves_nothing_of_it(tmp_path: Path) -> None:
+    save_plain_lora(tmp_path / "plain")
+    CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "plain")).save_pretrained(tmp_path / "adapter")
+    tiny_model().save_pretrained(tmp_path / "adapter")
+    loaded = CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
+    assert torch.equal(online_logits(loaded, SAMPLE), online_logits(tiny_model(), SAMPLE))
 
 
 def test_without_its_stage_1_adapter_or_with_another_one_an_adapter_is_refused(tmp_path: Path) -> None:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from ccm import cli
+from ccm.builtin import WEIGHTS
+from ccm.commands.chat import base_name
 from ccm.console import size
+from ccm.conversation import Conversation
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str | bytes = "", terminal: bool = False) -> int:
     """Run the command line in this process; returns its exit status."""
+    raw = stdin.encode() if isinstance(stdin, str) else stdin
     monkeypatch.setattr(sys, "argv", ["ccm", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "dumb")  # no colours
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     return int(exit_.value.code or 0)
@@ -33,6 +42,7 @@ def test_a_pipe_gives_one_reply_a_line_and_statistics_elsewhere(monkeypatch, cap
     assert call(monkeypatch, "chat", stdin="My name is Anna.\nWhat is my name?\n") == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
+    assert "Anna" in out.splitlines()[1]
     assert err.count("tokens; memory") == 2
     assert "-> 2 tokens; memory 4 entries, 24 KB (full context: " in err
 
@@ -83,7 +93,68 @@ def test_compare_shows_three_replies(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "chat", stdin="I live in Oslo.\n/compare Where do I live?\n") == 0
     err = capsys.readouterr().err
     assert all(name in err for name in ("memory", "full", "none"))
-    assert "You live in Oslo." in err
+    assert err.count("You live in Oslo.") == 2  # from the memory, and from full context
+
+
+def test_a_terminal_shows_the_model_the_replies_and_the_numbers(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", stdin="My name is Anna.\nWhat is my name?\n", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert "builtin, concat, N = 2" in out
+    assert out.count("Anna") >= 1
+    assert out.count("tokens; memory") == 2
+
+
+@pytest.mark.parametrize("line", ["/x[/]", "/load [/i] :x:"])
+def test_a_terminal_shows_errors_as_they_are(monkeypatch, capsys, line: str) -> None:
+    assert call(monkeypatch, "chat", stdin=f"{line}\n/memory\n", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert line.split(" ", 1)[-1] in out
+    assert "0 steps" in out
+
+
+def test_replies_are_shown_as_they_are(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Conversation, "compare", lambda self, text: {"memory": "a [/i] :x:", "full": None})
+    assert call(monkeypatch, "chat", stdin="/compare x\n") == 0
+    assert "a [/i] :x:" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_does_not_end_the_chat(monkeypatch, capsys) -> None:
+    def interrupted(self: Conversation, text: str) -> dict[str, str | None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "compare", interrupted)
+    assert call(monkeypatch, "chat", stdin="/compare x\n/memory\n", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert "interrupted" in out
+    assert "0 steps" in out
+
+
+def test_an_interrupted_reply_does_not_end_the_chat(monkeypatch, capsys) -> None:
+    def interrupted(self: Conversation, text: str) -> Generator[str, None, None]:
+        yield "Your name"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "say", interrupted)
+    assert call(monkeypatch, "chat", stdin="Hello.\n/memory\n/quit\n/nonsense\n", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert "interrupted" in out
+    assert "0 steps" in out
+    assert "nonsense" not in out
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", stdin=b"My name is \xff.\nThank you!\n") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "llama-3-8b"
+    shutil.copytree(WEIGHTS / "base", folder)
+    assert base_name(str(folder)) == "llama-3-8b"
+    monkeypatch.chdir(folder)
+    assert base_name(".") == "llama-3-8b"
+    assert base_name(str(WEIGHTS / "concat" / ".." / "base")) == "builtin"
+    assert base_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
 
 
 @pytest.mark.parametrize(
@@ -113,12 +184,18 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--rule", "gist"], "trained for the rule"),
         (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
         (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),
+        (["--rule", "ema", "--rule-option", "weight=null"], "weight of the rule 'ema' is None"),
+        (["--rule", "ema", "--rule-option", 'weight="0.3"'], "weight of the rule 'ema' is '0.3'"),
+        (["--rule", "ema", "--rule-option", "weight=NaN"], "weight of the rule 'ema' is nan"),
         (["--rule", "merge", "--rule-option", "weight=0.3"], "has no options ['weight']"),
         (["--n-tok", "3"], "n_tok 2"),
         (["--device", "nonsense"], "There is no device 'nonsense'"),
         (["--device", "cuda:77"], "There is no device 'cuda:77'"),
         (["--dtype", "int8"], "allowed: auto, float32"),
         (["--temperature", "-1"], "temperature is -1"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0"),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
         (["--load", "."], "is a directory"),
         (["--load", "no-such-file"], "There is no file"),
         (["--adapter", "tests"], "holds no adapter"),
@@ -151,6 +228,24 @@ def test_the_demo_takes_another_example(monkeypatch, capsys, tmp_path: Path) -> 
     file.write_text("too short\n", encoding="utf-8")
     assert call(monkeypatch, "demo", "--file", str(file)) == 2
     assert "needs a turn, a question and an answer" in capsys.readouterr().err
+
+
+def test_the_demo_shows_an_example_as_it_is(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("[/] hello | hi\nWhat [/] is my name?\nI [/] :x: know.\n", encoding="utf-8")
+    assert call(monkeypatch, "demo", "--file", str(file)) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("[/] hello | hi", "What [/] is my name?", "I [/] :x: know."))
+
+
+def test_the_demo_allows_for_the_rounding_of_half_precision(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "demo", "--dtype", "bfloat16") == 0
+
+
+@pytest.mark.parametrize("verb", [["chat"], ["demo"], ["evaluate", "builtin"]])
+def test_every_verb_checks_n_tok(monkeypatch, capsys, verb: list[str]) -> None:
+    assert call(monkeypatch, *verb, "--n-tok", "3") == 2
+    assert "n_tok 2" in capsys.readouterr().err
 
 
 def test_evaluate_reports_recall(monkeypatch, capsys) -> None:

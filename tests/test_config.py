@@ -56,7 +56,7 @@ def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], me
 
 @pytest.mark.parametrize("n_tok", [0, -1, 2.0, "2", True, None])
 def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; .*at least 1"):
+    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; .*whole number"):
         CCMConfig(n_tok=n_tok)
 
 
@@ -69,6 +69,7 @@ def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
         (lambda: LoRASettings(r=0), "lora.r is 0; .*at least 1"),
         (lambda: LoRASettings(dropout=1.0), r"lora.dropout is 1.0; .*\[0, 1\)"),
         (lambda: LoRASettings(dropout=-0.1), "lora.dropout is -0.1"),
+        (lambda: LoRASettings(alpha=float("nan")), "lora.alpha is nan; .*finite"),
     ],
 )
 def test_values_that_are_not_allowed_are_refused_with_those_that_are(make: Any, message: str) -> None:
@@ -81,6 +82,27 @@ def test_values_that_are_not_allowed_are_refused_with_those_that_are(make: Any, 
 def test_a_table_of_settings_must_be_a_table(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         CCMConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rule": ["concat"]}, r"rule is \['concat'\]; it must be a text"),
+        ({"base_model": 3}, "base_model is 3; it must be a text"),
+        ({"sink": "no"}, "sink is 'no'; it must be true or false"),
+        ({"recurrent": None}, "recurrent is None; it must be true or false"),
+        ({"sink": 1}, "sink is 1; it must be true or false"),
+        ({"positions": ["skip"]}, r"positions is \['skip'\]; allowed: skip, base"),
+        ({"lora": {"r": 16.0}}, "lora.r is 16.0; it must be a whole number"),
+        ({"lora": {"r": True}}, "lora.r is True; it must be a whole number"),
+        ({"lora": {"alpha": "16"}}, "lora.alpha is '16'; it must be a number"),
+        ({"lora": {"dropout": None}}, "lora.dropout is None; it must be a number"),
+        ({"turns": {"separator": None}}, "turns.separator is None; it must be a text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_the_one_it_must_have(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CCMConfig.from_dict(values)
 
 
 def test_settings_cannot_be_changed_in_place() -> None:

@@ -98,6 +98,43 @@ def test_a_missing_file_fails(copy: Path, group: str, pattern: str, capsys: pyte
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_a_reference_that_is_not_a_number_fails(copy: Path) -> None:
+    for path in (copy / "recursive").glob("*.npz"):
+        with np.load(path) as file:
+            np.savez(path, **{**file, "loss_recursive": np.float32("nan")})
+    assert status(copy, "recursive") == 1
+
+
+@pytest.mark.parametrize("differences", [{}, {"offset": float("nan")}])
+def test_a_case_that_compares_nothing_fails(
+    differences: dict[str, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(conformance.GROUPS, "interact", lambda _: iter([("case", differences)]))
+    assert status(GOLDENS, "interact") == 1
+    assert "case: " in capsys.readouterr().out
+
+
+def test_an_interaction_without_turns_fails(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (copy / "interact").glob("*.npz"):
+        with np.load(path) as file:
+            np.savez(path, **{name: file[name] for name in file.files if not name.startswith("query_")})
+    assert status(copy, "interact") == 1
+    assert "nothing was compared" in capsys.readouterr().out
+
+
+def test_recorded_gradients_that_are_none_fail(copy: Path) -> None:
+    for path in (copy / "grads").glob("*.safetensors"):
+        save_file({}, path)
+    assert status(copy, "grads") == 1
+
+
+def test_a_manifest_without_its_entry_fails_and_names_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "manifest_parallel.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "train"}))
+    assert status(copy, "train") == 1
+    assert "absent from the manifest, the recorded arrays or the model: 'train'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("group", ["parallel", "grads", "recursive", "interact"])
 def test_an_empty_manifest_fails(copy: Path, group: str, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "manifest_parallel.json").write_text('{"cases": {}}')

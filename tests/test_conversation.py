@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,25 @@ def test_text_beyond_the_models_positions_is_refused_and_nothing_is_lost(loaded)
     assert chat.memory is before
 
 
+def test_a_turn_without_room_for_a_reply_is_refused_before_anything_is_streamed(loaded, monkeypatch) -> None:
+    chat = Conversation(*loaded)
+    before = chat.memory
+    needed = len(chat.turns.prompt(LINES[0], first=True)) + loaded[0].config.n_tok
+    monkeypatch.setattr(CCMModel, "max_positions", needed)
+    with pytest.raises(InputError, match="no room for a reply"):
+        next(chat.say(LINES[0]))
+    assert chat.memory is before
+    monkeypatch.setattr(CCMModel, "max_positions", needed + 1)
+    chat.answer(LINES[0])
+    assert chat.memory.tokens[0] <= needed - loaded[0].config.n_tok + 1
+
+
+def test_a_closed_memory_is_refused_before_anything_is_streamed(loaded) -> None:
+    chat = Conversation(*loaded, memory=replace(loaded[0].empty_memory(), closed=True))
+    with pytest.raises(InputError, match="closed"):
+        next(chat.say(LINES[0]))
+
+
 def test_undo_gives_back_the_memory_before_each_turn(loaded) -> None:
     chat = Conversation(*loaded)
     states = [chat.memory]
@@ -112,7 +132,12 @@ def test_a_saved_memory_goes_on_as_the_conversation_would_have(loaded, tmp_path:
     other = Conversation(*loaded)
     other.load(tmp_path / "anna.memory")
     assert same(chat.memory, other.memory)
-    assert other.answer("What is my name?") == chat.answer("What is my name?")
+    if not loaded[0].rule.reversible:
+        with pytest.raises(InputError, match="none from before a memory was loaded"):
+            other.undo()
+    reply = other.answer("What is my name?")
+    assert reply == chat.answer("What is my name?")
+    assert "Anna" in reply or loaded[0].config.rule != "concat"
     assert other.compare("What is my name?")["full"] is None
 
 
@@ -166,7 +191,22 @@ def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
     assert any(talk(1) != talk(seed) for seed in range(2, 6))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 1e-40},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
+)
 def test_sampling_settings_without_meaning_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)

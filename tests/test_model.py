@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from helpers import (
@@ -265,7 +267,7 @@ def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) ->
     model = tiny_model(rule, sink=True)
     memory = compress_all(model, ROWS[0])
     prompt = torch.tensor([ROWS[0].query.ids])
-    for cache, cut in ((memory.cache(), 4), (model.close(memory).cache(), 0), (model.empty_memory().cache(), 0)):
+    for cache, cut in ((memory.cache(), 4), (model.close(memory).cache(), 0)):
         reply = model.generate(memory, prompt, cache=cache, max_new_tokens=6, do_sample=False)
         text = torch.cat([prompt, reply[:, : 6 - cut]], dim=1)
         with torch.no_grad():
@@ -277,6 +279,55 @@ def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) ->
         assert got.width == expected.width
         assert_close(got.keys[-1], expected.keys[-1])
         assert_close(got.values[-1], expected.values[-1])
+    for other in (model.empty_memory().cache(), cache):  # of another memory; one that has read text already
+        with pytest.raises(InputError, match="take a fresh one"):
+            model.generate(memory, prompt, cache=other, max_new_tokens=6)
+
+
+def test_a_cache_of_beams_is_not_used_to_compress() -> None:
+    model = tiny_model("concat")
+    memory = compress_all(model, ROWS[0])
+    cache, prompt = memory.cache(), torch.tensor([ROWS[0].query.ids])
+    reply = model.generate(memory, prompt, cache=cache, max_new_tokens=6, do_sample=False, num_beams=3)
+    text = torch.cat([prompt, reply], dim=1)
+    with torch.no_grad():
+        assert_close(model.compress(memory, text, cache=cache).keys[-1], model.compress(memory, text).keys[-1])
+
+
+def test_a_base_that_carries_an_adapter_is_refused() -> None:
+    model = tiny_model("concat")
+    with pytest.raises(ConfigError, match="already carries an adapter"):
+        CCMModel(model.base, model.config)
+
+
+def test_a_rope_that_changes_with_length_limits_the_positions() -> None:
+    factors = [1.0] * 4
+    rope: dict = {"rope_type": "longrope", "short_factor": factors, "long_factor": [2.0] * 4, "rope_theta": 1e4}
+    rope["original_max_position_embeddings"] = 32
+    base = tiny_base("phi3", original_max_position_embeddings=32, rope_parameters=rope)
+    assert tiny_model(base=base).max_positions == 32
+
+
+def test_a_reply_beyond_the_models_positions_is_refused_before_it_begins() -> None:
+    model = tiny_model("full")
+    with pytest.raises(InputError, match=f"position {POSITIONS + 5}.*made for {POSITIONS}"):
+        model.generate(model.empty_memory(), torch.tensor([[5, 6]]), max_new_tokens=POSITIONS + 3)
+
+
+def test_a_training_pass_leaves_other_threads_their_logits() -> None:
+    model = tiny_model("concat")
+    layout = layout_of(model, [Sample(ROWS[0].steps, Step([7, 8], [IGNORE, 2]))])
+    text, shapes = torch.tensor([[5, 6, 7]]), []
+    reading = threading.Thread(target=lambda: shapes.append(model.read(model.empty_memory(), text).shape))
+
+    def run_the_other(*_: object) -> None:
+        reading.start()
+        reading.join()
+
+    handle = model.base.model.norm.register_forward_hook(lambda *a: None if reading.ident else run_the_other())
+    assert model(layout).logits.shape == (1, VOCAB)
+    handle.remove()
+    assert shapes == [(1, 3, VOCAB)]
 
 
 def test_a_closed_memory_takes_no_more_steps_and_is_not_closed_twice() -> None:

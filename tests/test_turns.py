@@ -118,6 +118,13 @@ def test_an_exchange_trains_the_reply_and_the_eos_that_is_never_read(template: s
     assert list(step.targets[len(prompt) - 1 :]) == [*reply, made.eos_id]
 
 
+def test_a_chat_template_ends_replies_with_its_own_token() -> None:
+    made = turns(CHATML, eos="</s>")
+    end = made.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (made.eos_id, turns(BARE, eos="</s>").eos_id) == (end, made.tokenizer.eos_token_id)
+    assert made.exchange("hi", "yes", first=True).targets[-1] == end
+
+
 def test_the_eos_is_the_tokenizers_own() -> None:
     assert turns(CHATML, eos="<|im_end|>").eos_id == tokenizer().convert_tokens_to_ids("<|im_end|>")
 

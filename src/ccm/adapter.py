@@ -22,6 +22,7 @@ from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_tensors
 
+_UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "bias", "layers_to_transform")
 _active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
 
 
@@ -70,8 +71,11 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     """Add a stage-1 LoRA to the base's weights; returns the stock model.
 
     Raises:
-        AdapterError: when the adapter has tensors for which the model has no place.
+        AdapterError: when the adapter is more than a plain LoRA, or has tensors for which the model has no place.
     """
+    unread = [k for k in _UNREAD if lora.settings.get(k) not in (None, False, {}, "none")]
+    if unread:
+        raise AdapterError(f"The stage-1 adapter uses {', '.join(unread)}; only a plain LoRA can be merged.")
     settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
     wrapped = get_peft_model(base, LoraConfig(**settings))
     named = {f"base_model.model.{name}": tensor for name, tensor in lora.tensors.items()}
@@ -88,8 +92,11 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
     """Put the LoRA on every attention projection of the model, in place, in float32; base weights are frozen.
 
     Raises:
+        ConfigError: when the model carries an adapter already.
         UnsupportedModelError: when any projection of any layer was not adapted.
     """
+    if any(isinstance(module, LoraLinear) for module in base.modules()):
+        raise ConfigError("This base model already carries an adapter; load a fresh one for another.")
     attentions = attention_modules(base)
     names = PROJECTIONS[base.config.model_type]
     config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=[*names])

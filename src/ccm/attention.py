@@ -69,11 +69,9 @@ class ParallelPass:
         self.layout, self.rule, self.sink = layout, rule, sink
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
-        self._mix: Tensor | None = None
-        if layout.steps and not rule.needs_content:
-            constant = rule.mixing(0, layout.steps, layout.n_tok, None)
-            self._mix = None if constant is None else constant.to(layout.ids.device)
-        self.mixes = layout.steps > 0 and (rule.needs_content or self._mix is not None)
+        self.mixes = layout.steps > 0 and (
+            rule.needs_content or rule.mixing(0, layout.steps, layout.n_tok, None) is not None
+        )
         self._masks: dict[int | None, Tensor] = {}
         self._chunks: dict[int | None, Chunks | None] = {}
 
@@ -96,13 +94,14 @@ class ParallelPass:
         return stock(module, query, key, value, self.mask(window), **kwargs)
 
     def _mixing(self, layer: int) -> Tensor:
-        if self._mix is not None:
-            return self._mix
-        assert self.hidden is not None
-        columns = self.layout.comp_columns[:, :, None].expand(-1, -1, self.hidden.shape[-1])
-        mix = self.rule.mixing(layer, self.layout.steps, self.layout.n_tok, self.hidden.gather(1, columns))
+        content = None
+        if self.rule.needs_content:
+            assert self.hidden is not None
+            columns = self.layout.comp_columns[:, :, None].expand(-1, -1, self.hidden.shape[-1])
+            content = self.hidden.gather(1, columns)
+        mix = self.rule.mixing(layer, self.layout.steps, self.layout.n_tok, content)
         assert mix is not None
-        return mix
+        return mix.to(self.layout.ids.device)
 
     def _mixed(self, mix: Tensor, x: Tensor) -> Tensor:
         columns = self.layout.comp_columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1])

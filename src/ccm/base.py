@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ccm.errors import ConfigError, UnsupportedModelError
+from ccm.files import SafetensorError
 
+HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
     "llama": _QKVO,
@@ -43,7 +47,7 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
     return found
 
 
-def check_family(model_type: str, name: str) -> None:
+def check_family(model_type: str | None, name: str) -> None:
     """Refuse a type of model that the seams do not reach.
 
     Raises:
@@ -70,15 +74,25 @@ def load_base(
     """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
 
     Raises:
-        ConfigError: when the model or the device does not exist.
+        ConfigError: when the model or the device does not exist, or the model's files are damaged.
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place = check_device(device)
     try:
-        check_family(AutoConfig.from_pretrained(source).model_type, str(source))
+        settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
+        check_family(settings.get("model_type"), str(source))
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
         raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except StrictDataclassError as error:
+        raise ConfigError(f"The config.json of {source} is damaged: {' '.join(str(error).split())}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ConfigError(
+            f"The base model {source} cannot be loaded: its weights are damaged, hold more than tensors, or do not fit "
+            "its config.json. Copy it again, with weights in safetensors."
+        ) from error
     if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
         base = base.float()
     return base if "device_map" in options else base.to(place)
@@ -92,7 +106,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
     """
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
+        torch.zeros(1, device=place).item()  # "meta" has no values to read
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = [
             "cpu",

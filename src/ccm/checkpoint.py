@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,22 +44,31 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
     stage1: PlainLoRA | None
 
+    def tensors_for(self, rule: str) -> dict[str, Tensor]:
+        """The tensors for a model under that rule: another one than the adapter's own has no use for its parameters."""
+        return {n: t for n, t in self.tensors.items() if rule == self.config.rule or not n.startswith("rule.")}
+
 
 def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
     """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
 
     Raises:
-        AdapterError: when the path is a file.
+        AdapterError: when the path is a file, or no folder can be made there.
     """
     target = Path(folder)
     if target.is_file():
         raise AdapterError(f"{folder} is a file; name a folder for the adapter.")
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdapterError(f"{folder} cannot be made a folder ({error}); name another one for the adapter.") from error
     if adapter.stage1:
         (target / STAGE1).mkdir(exist_ok=True)
         named = {f"base_model.model.{name}": tensor for name, tensor in adapter.stage1.tensors.items()}
         save_tensors(target / STAGE1 / "adapter_model.safetensors", named, {"format": "pt"})
         save_json(target / STAGE1 / PEFT_CONFIG, adapter.stage1.settings)
+    elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # of the adapter that is now replaced
+        shutil.rmtree(target / STAGE1)
     save_tensors(target / WEIGHTS, adapter.tensors, {"format": "pt"})
     save_json(target / CONFIG, adapter.config.to_dict())
 
@@ -100,7 +110,7 @@ def read_config(folder: Path) -> CCMConfig:
     """
     try:
         return CCMConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterError(f"{folder / CONFIG} is damaged: {error}") from error
 
 
@@ -108,7 +118,7 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
     """The config for running an adapter under another rule, where that makes sense.
 
     Any adapter runs under rules that compress nothing (their LoRA is never active); others only under its own rule
-    or one that names it in ``Rule.adapters``.
+    or one that names it in ``Rule.adapters``. See :meth:`SavedAdapter.tensors_for`.
 
     Raises:
         ConfigError: on an unknown rule, one that the adapter was not trained for, or another N.

@@ -73,16 +73,7 @@ def chat(
     from ccm.conversation import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
-    choice = {
-        "model": model,
-        "adapter": adapter,
-        "rule": rule,
-        "rule_options": _options(rule_option),
-        "n_tok": n_tok,
-        "recurrent": recurrent,
-        "device": device,
-        "dtype": dtype,
-    }
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
     raise typer.Exit(run(choice, sampling, load, as_json=json))
 
 
@@ -93,21 +84,15 @@ def demo(
     adapter: Adapter = None,
     rule: RuleName = None,
     rule_option: RuleOptions = None,
+    n_tok: NTok = None,
+    recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
     from ccm.commands.demo import run
 
-    options = _options(rule_option)
-    choice = {
-        "model": model,
-        "adapter": adapter,
-        "rule": rule,
-        "rule_options": options,
-        "device": device,
-        "dtype": dtype,
-    }
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
     run(choice, file)
 
 
@@ -126,6 +111,8 @@ def builtin(
     batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 100,
     model: Model = None,
     adapter: Adapter = None,
+    n_tok: NTok = None,
+    recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -133,16 +120,31 @@ def builtin(
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.commands.evaluate import run_builtin
 
-    options = _options(rule_option)
-    choice = {
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    run_builtin(choice, steps=steps, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+
+
+def _choice(
+    model: str | None,
+    adapter: str | None,
+    rule: str | None,
+    rule_option: list[str] | None,
+    n_tok: int | None,
+    recurrent: bool | None,
+    device: str | None,
+    dtype: str,
+) -> dict[str, Any]:
+    """The model that was asked for, as ``ccm.load`` takes it."""
+    return {
         "model": model,
         "adapter": adapter,
         "rule": rule,
-        "rule_options": options,
+        "rule_options": _options(rule_option),
+        "n_tok": n_tok,
+        "recurrent": recurrent,
         "device": device,
         "dtype": dtype,
     }
-    run_builtin(choice, steps=steps, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
 
 
 def _options(given: list[str] | None) -> dict[str, Any] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ccm.errors import ConfigError
 
@@ -30,8 +31,11 @@ class LoRASettings:
     conditional: bool = True
 
     def __post_init__(self) -> None:
+        _check_types(self, "lora.")
         if self.r < 1:
             raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"lora.alpha is {self.alpha}; it must be finite.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
 
@@ -54,8 +58,7 @@ class TurnFormat:
     preamble: str = ""
 
     def __post_init__(self) -> None:
-        if self.template not in get_args(Template):
-            raise ConfigError(f"turns.template is {self.template!r}; allowed: {', '.join(get_args(Template))}.")
+        _check_types(self, "turns.")
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,9 @@ class CCMConfig:
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_tok, bool) or not isinstance(self.n_tok, int) or self.n_tok < 1:
-            raise ConfigError(f"n_tok is {self.n_tok!r}; it must be a whole number of at least 1.")
-        for name, kind in (("lora", LoRASettings), ("turns", TurnFormat), ("rule_options", Mapping)):
-            if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a table of settings.")
-        for name, allowed in (("positions", get_args(Positions)), ("embeddings", get_args(Embeddings))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
+        _check_types(self)
+        if self.n_tok < 1:
+            raise ConfigError(f"n_tok is {self.n_tok}; it must be a whole number of at least 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -107,9 +105,26 @@ class CCMConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: on a key that this version does not know, naming it.
+            ConfigError: on a key that this version does not know, or a value that it does not allow, naming it.
         """
         return _build(cls, values, "ccm_config.json")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _check_types(settings: LoRASettings | TurnFormat | CCMConfig, prefix: str = "") -> None:
+    """Refuse a field whose value is not of its declared type; a whole number will do for a float."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value, kind = getattr(settings, name), get_origin(hint) or hint
+        if kind is Literal:
+            fits, allowed = value in get_args(hint), f"allowed: {', '.join(get_args(hint))}"
+        else:
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            fits = fits and (kind is bool or not isinstance(value, bool))  # to Python, True is a whole number
+            allowed = f"it must be {_KINDS.get(kind, 'a table of settings')}"
+        if not fits:
+            raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.")
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import warnings
 
+from rich.console import Console
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that shows text as it is: in what users and models write, ``[b]`` is no markup and ``:x:`` no emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
 
 def quiet() -> None:
     """No progress bars, hints and warnings of the libraries between our own lines."""

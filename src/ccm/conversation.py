@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ccm.model import CCMModel
 from ccm.turns import make_turns
 
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
+COLDEST = 1e-6  # far below it, logits divided by the temperature overflow
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Sampling:
     """How replies are chosen; greedy unless a temperature is given.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; else at least :data:`COLDEST`.
         top_k: only the k likeliest tokens; 0 is all.
         top_p: only the likeliest tokens that together have this probability.
-        repetition_penalty: above 1 discourages tokens that have occurred.
+        repetition_penalty: above 1 discourages tokens that have occurred, below 1 (and above 0) encourages them.
         max_new_tokens: the longest reply, in tokens.
-        seed: of the sampling; None leaves torch's generator as it is.
+        seed: of the sampling, from 0 to 2**63 - 1; None leaves torch's generator as it is.
+
+    Raises:
+        InputError: when a value is not allowed.
     """
 
     temperature: float = 0.0
@@ -46,14 +51,22 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or above.")
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be 0 (greedy), or finite and at least {COLDEST}."
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0 or self.max_new_tokens < 1:
             raise InputError(
                 f"top_k is {self.top_k} and max_new_tokens {self.max_new_tokens}; at least 0 and 1 are allowed."
             )
+        if not 0.0 < self.repetition_penalty < math.inf:
+            raise InputError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be finite and above 0; 1 changes nothing."
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1.")
 
     def options(self) -> dict[str, Any]:
         """As ``generate`` takes them."""
@@ -114,14 +127,17 @@ class Conversation:
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str, None, None]:
         """Yield the reply piece by piece; once it is complete, the exchange is compressed into the memory.
 
         A reply that is not consumed to its end, or is interrupted, leaves the memory as it was.
 
         Raises:
-            InputError: when the text is empty, or the model's positions do not suffice.
+            InputError: before anything is generated, when the text is empty, the model's positions leave no room for a
+                reply, or the memory is closed.
         """
+        if self.memory.closed:
+            raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
         prompt = self._prompt(text)
         cache = self.model.close(self.memory).cache()
         reply: list[int] = []
@@ -153,7 +169,8 @@ class Conversation:
             raise InputError("There is no exchange to take back.")
         if not self.model.rule.reversible and not self._earlier:
             raise InputError(
-                f"Under the rule {self.model.config.rule!r} only the last {UNDO} exchanges can be taken back."
+                f"No earlier memory is at hand: under the rule {self.model.config.rule!r} the last {UNDO} exchanges "
+                "can be taken back, but none from before a memory was loaded."
             )
         self.memory = self.memory.rollback() if self.model.rule.reversible else self._earlier.pop()
         if self._text:
@@ -198,10 +215,22 @@ class Conversation:
             pass
         return self.turns.decode(reply)
 
-    def _stream(self, memory: Memory, prompt: list[int], cache: MemoryCache | None, reply: list[int]) -> Iterator[str]:
-        """Yield text as it is generated in a thread; fills ``reply`` with its token ids, without the closing EOS."""
+    def _stream(
+        self, memory: Memory, prompt: list[int], cache: MemoryCache | None, reply: list[int]
+    ) -> Generator[str, None, None]:
+        """Yield text as it is generated in a thread; fills ``reply`` with its token ids, without the closing EOS.
+
+        Raises:
+            InputError: when the model's positions leave no room for a token of a reply and the COMP tokens after it.
+        """
+        end = int(memory.offset[0]) + len(prompt)
+        room = self.model.max_positions - end - self.model.config.n_tok
+        if room < 1:
+            raise InputError(
+                f"This text ends at position {end}, which leaves no room for a reply within the "
+                f"{self.model.max_positions} that the model was made for. Begin anew, take exchanges back, or be brief."
+            )
         ids = torch.tensor([prompt], device=self.model.device)
-        room = self.model.max_positions - int(memory.offset[0]) - len(prompt) - self.model.config.n_tok
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = _Stop()
         failure: list[BaseException] = []
@@ -216,7 +245,7 @@ class Conversation:
                     cache=cache,
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([stop]),
-                    max_new_tokens=max(1, min(self.sampling.max_new_tokens, room)),
+                    max_new_tokens=min(self.sampling.max_new_tokens, room),
                     eos_token_id=self.turns.eos_id,
                     pad_token_id=self.turns.eos_id,
                     **self.sampling.options(),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 SAMPLE = 1024  # values looked at in each tensor of the sample
 TENSORS = 64  # tensors in the sample
-_SIZES = (
+_SETTINGS = (
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -24,6 +24,17 @@ _SIZES = (
     "head_dim",
     "rope_parameters",
     "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "no_rope_layers",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "use_parallel_residual",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
 )
 
 
@@ -34,7 +45,8 @@ def fingerprint_base(base: PreTrainedModel, stage1: str = "") -> str:
     tensors: a cast to another floating-point dtype or a move to another device rounds values but keeps their signs,
     while a fine-tuning step flips many. ``stage1`` is the fingerprint of a stage-1 adapter that is merged afterwards.
     """
-    digest = hashlib.sha256(json.dumps({k: getattr(base.config, k, None) for k in _SIZES}, sort_keys=True).encode())
+    config = base.config.get_text_config()
+    digest = hashlib.sha256(json.dumps({k: getattr(config, k, None) for k in _SETTINGS}, sort_keys=True).encode())
     weights = {name: tensor for name, tensor in sorted(base.state_dict().items()) if tensor.ndim >= 2}
     names = list(weights)
     for name in names[:: max(1, len(names) // TENSORS)][:TENSORS]:

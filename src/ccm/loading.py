@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ccm.base import load_base
+from ccm.base import HUB, load_base
 from ccm.builtin import NAME, WEIGHTS
 from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
@@ -45,7 +46,8 @@ def load(
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
         dtype: one of "auto", "float32", "bfloat16", "float16".
-        options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+        options: passed on to ``AutoModelForCausalLM.from_pretrained``, and those of the Hub to the tokenizer's, too.
+            With an adapter, ``revision`` is the adapter's.
 
     Raises:
         ConfigError: when model, rule, device or dtype cannot be had.
@@ -59,12 +61,12 @@ def load(
     if adapter is None and base == WEIGHTS / "base":
         adapter = _builtin_adapter(rule)
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
+    changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
-        changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
         loaded = CCMModel.from_pretrained(adapter, base, rule=rule, **changes, **place)
-        return loaded, _tokenizer(loaded.base.name_or_path)
+        return loaded, _tokenizer(loaded.base.name_or_path, {**options, "revision": None})
     assert base is not None
-    return _without_adapter(base, rule, place)
+    return _without_adapter(base, rule, {k: v for k, v in changes.items() if v is not None}, place)
 
 
 def _builtin_adapter(rule: str | None) -> Path:
@@ -77,18 +79,22 @@ def _builtin_adapter(rule: str | None) -> Path:
     return next((by_rule[name] for name in fits if name in by_rule), folders[0])
 
 
-def _without_adapter(base: str | Path, rule: str | None, place: dict[str, Any]) -> tuple[CCMModel, Any]:
+def _without_adapter(
+    base: str | Path, rule: str | None, changes: dict[str, Any], place: dict[str, Any]
+) -> tuple[CCMModel, PreTrainedTokenizerBase]:
     if rule is None or make_rule(rule).compresses != "never":
         raise ConfigError(
             f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
         )
-    tokenizer = _tokenizer(base)
+    config = CCMConfig(rule=rule, **changes)
+    stock, tokenizer = load_base(base, **place), _tokenizer(base, place)
     turns = TurnFormat(template="chat" if tokenizer.chat_template else "separators")
-    return CCMModel(load_base(base, **place), CCMConfig(rule=rule, turns=turns)).eval(), tokenizer
+    return CCMModel(stock, replace(config, turns=turns)).eval(), tokenizer
 
 
-def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def _tokenizer(source: str | Path, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    hub = {name: options[name] for name in (*HUB, "trust_remote_code") if options.get(name) is not None}
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
         raise ConfigError(f"There is no tokenizer in {source}: {str(error).splitlines()[0]}") from error

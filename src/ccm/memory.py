@@ -294,6 +294,7 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
 
 
 def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
+    _check_parts(path, tensors, manifest)
     layers = sum(name.startswith("keys.") for name in tensors)
     try:
         memory = Memory(
@@ -304,20 +305,50 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
             offset=tensors["offset"],
             steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
             origin=origin,
-            closed=bool(manifest["closed"]),
+            closed=manifest["closed"],
         )
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
     if [x.shape for x in memory.keys] != [x.shape for x in memory.values]:
         raise MemoryFileError(f"{path} holds keys and values of different sizes.")
     shapes = {(x.shape[0], x.shape[2]) for x in memory.keys}
     rows = {memory.batch, len(memory.steps), *memory.offset.shape}
     if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape or len(rows) != 1:
         raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}, rows {sorted(rows)}.")
+    _check_records(path, memory)
     return memory
+
+
+def _check_parts(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+    """Every tensor must be a part of a memory, with that part's dimensions and dtype, and finite."""
+    dtype = manifest.get("dtype")
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+        raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {dtype!r}, not one of floating point.")
+    parts = {"keys": (4, dtype), "values": (4, dtype), "mask": (2, "bool"), "positions": (2, "int64")}
+    parts["offset"] = (1, "int64")
+    for name, tensor in tensors.items():
+        found, wanted = (tensor.ndim, str(tensor.dtype).removeprefix("torch.")), parts.get(name.partition(".")[0])
+        if found != wanted:
+            raise MemoryFileError(f"{path} is damaged: {name} has dimensions and dtype {found}, expected {wanted}.")
+        if not tensor.isfinite().all():
+            raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
+
+
+def _check_records(path: str | Path, memory: Memory) -> None:
+    """The steps' records must be counts; those of an open memory must add up to its entries and offset."""
+    if not isinstance(memory.closed, bool):
+        raise MemoryFileError(f"{path} has a damaged manifest: closed is {memory.closed!r}, not true or false.")
+    for row, held, offset in zip(memory.steps, memory.entries, memory.offset.tolist(), strict=True):
+        mixed = [step.entries is None for step in row]
+        counts = [n for step in row for n in step if n is not None]
+        if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and n >= 0 for n in counts):
+            raise MemoryFileError(f"{path} has a damaged manifest: the steps {row} are not three counts each.")
+        entries, positions = sum(step.entries or 0 for step in row), sum(step.positions for step in row)
+        if not memory.closed and ((not any(mixed) and entries != held) or positions != offset):
+            raise MemoryFileError(
+                f"{path} is damaged: its steps add up to {entries} entries and {positions} positions, "
+                f"but it holds {held} and ends at {offset}."
+            )
 
 
 def sink_column(mask: Tensor) -> Tensor:

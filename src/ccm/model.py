@@ -6,6 +6,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -77,8 +78,10 @@ class CCMModel(nn.Module):
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
         base.register_forward_pre_hook(_attach_view, with_kwargs=True)
+        base.get_output_embeddings().register_forward_pre_hook(_pick)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
-        self.to(base.device)
+        self.rule.to(base.device)
+        self.comp_embeddings.to(base.device)
 
     # Files -----------------------------------------------------------------------------------------------------------
 
@@ -131,7 +134,7 @@ class CCMModel(nn.Module):
                 f"The adapter {adapter} belongs to the base model {config.base_model} (fingerprint "
                 f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
             )
-        model.load_adapter(saved.tensors, str(folder))
+        model.load_adapter(saved.tensors_for(config.rule), str(folder))
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -160,8 +163,12 @@ class CCMModel(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """Text positions the base model was made for."""
-        return self.base.config.get_text_config().max_position_embeddings
+        """Text positions the base model was made for, without those at which its rope changes."""
+        config = self.base.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":  # beyond it, other frequencies: keys in a memory would no longer fit
+            return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        return config.max_position_embeddings
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
@@ -206,7 +213,7 @@ class CCMModel(nn.Module):
         current = ParallelPass(layout, self.rule, sink=self.config.sink)
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
-        with self._head_reads(trained) if len(trained) else nullcontext():
+        with _head_reads(trained) if len(trained) else nullcontext():
             logits = self.base(
                 inputs_embeds=self._embed(layout.ids, layout.slots),
                 attention_mask=current.mask(),
@@ -217,19 +224,6 @@ class CCMModel(nn.Module):
         if not len(trained):
             return ParallelOutput(logits, None)
         return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
-
-    @contextmanager
-    def _head_reads(self, rows: Tensor) -> Iterator[None]:
-        """Meanwhile the model computes logits (1, P, V) of these P rows of its (B * T) hidden states alone."""
-
-        def pick(head: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
-            return (hidden[0].flatten(0, 1)[rows][None],)
-
-        handle = self.base.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
         return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)
@@ -263,8 +257,12 @@ class CCMModel(nn.Module):
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
         ids, mask = self._text(memory, ids, mask)
         lengths = mask.sum(1).tolist()
-        if cache is not None and not (cache.memory is memory and cache.get_seq_length() <= memory.width + ids.shape[1]):
-            cache = None  # of a closed memory, or of more text than this: read the step afresh
+        if cache is not None and not (
+            cache.memory is memory
+            and cache.get_seq_length() <= memory.width + ids.shape[1]
+            and cache.layers[0].keys.shape[0] == memory.batch
+        ):
+            cache = None  # of a closed memory, of more text than this, or of beams: read the step afresh
         if self.rule.forgets:
             return memory.after([StepRecord(n, 0, 0) for n in lengths])
         if self.rule.compresses != "step":
@@ -352,7 +350,11 @@ class CCMModel(nn.Module):
             InputError: when the text is empty or runs beyond the model's positions, or the memory is foreign.
         """
         ids, mask = self._text(memory, ids, mask)
-        cache = self.close(memory).cache() if cache is None else cache
+        if cache is None:
+            cache = self.close(memory).cache()
+        elif cache.memory.steps != memory.steps or cache.get_seq_length() != cache.memory.width:
+            raise InputError("This cache is not of this memory, or has read text already; take a fresh one.")
+        self._check_end(memory, mask.sum(1) + (options.get("max_new_tokens") or 0))
         memory = cache.memory
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
@@ -453,6 +455,10 @@ class CCMModel(nn.Module):
         lengths = mask.sum(1)
         if not mask.numel() or not lengths.min():
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        self._check_end(memory, lengths)
+        return ids, mask
+
+    def _check_end(self, memory: Memory, lengths: Tensor) -> None:
         comp = 0 if self.rule.compresses == "never" else self.config.n_tok
         end = int((memory.offset + lengths).max()) + comp
         if end > self.max_positions:
@@ -460,10 +466,27 @@ class CCMModel(nn.Module):
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
                 "Begin a new memory, roll back, or split the text and drop what is old."
             )
-        return ids, mask
 
 
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
+
+
+_head = threading.local()  # .rows: of the (B * T) hidden states, those of which this thread wants logits
+
+
+@contextmanager
+def _head_reads(rows: Tensor) -> Iterator[None]:
+    """Meanwhile a model called in this thread computes logits (1, P, V) of these P rows alone."""
+    _head.rows = rows
+    try:
+        yield
+    finally:
+        _head.rows = None
+
+
+def _pick(head: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
+    rows = getattr(_head, "rows", None)
+    return None if rows is None else (hidden[0].flatten(0, 1)[rows][None],)
 
 
 def _positions(memory: Memory, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ A rule is one class with two faces that must agree:
 * online, for use: how the entries of a new step fold into the memory so far (:meth:`Rule.fold`).
 
 A rule also says when a context is compressed and whether raw text stays. Nothing outside this file knows a rule by
-name. A new rule is one subclass here and one row in ``tests/test_rules.py``.
+name. A new rule is one subclass here and one row in ``TABLE`` of ``tests/helpers.py``.
 
 Shapes: B batch, K kv heads, T steps, N COMP tokens a step, D head dim.
 """
@@ -179,8 +179,10 @@ class EMA(Merge):
 
     def __init__(self, weight: float = 0.5) -> None:
         super().__init__()
-        if not 0.0 < weight < 1.0:
-            raise ConfigError(f"The weight of the rule 'ema' is {weight}; it must lie strictly between 0 and 1.")
+        if not (isinstance(weight, int | float) and 0.0 < weight < 1.0):
+            raise ConfigError(
+                f"The weight of the rule 'ema' is {weight!r}; it must be a number strictly between 0 and 1."
+            )
         self.weight = weight
 
     def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:

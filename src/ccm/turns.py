@@ -33,7 +33,11 @@ class Turns:
         if tokenizer.eos_token_id is None:
             raise ConfigError("The tokenizer has no EOS token, so no reply would ever end; set tokenizer.eos_token.")
         self.tokenizer, self.form = tokenizer, form
-        self.eos_id: int = tokenizer.eos_token_id
+
+    @cached_property
+    def eos_id(self) -> int:
+        """The token that ends a reply."""
+        return self.tokenizer.eos_token_id
 
     def prompt(self, text: str, *, first: bool) -> list[int]:
         """Token ids of a user's turn, up to where the reply begins.
@@ -106,6 +110,14 @@ class TemplateTurns(Turns):
         if not tokenizer.chat_template:
             raise ConfigError('The tokenizer has no chat template; use TurnFormat(template="separators").')
 
+    @cached_property
+    def eos_id(self) -> int:
+        """The special token with which the template closes a reply; the tokenizer's EOS where it has none."""
+        closing = self._encode(self._after(self._MARKER, self._render(_reply(self._MARKER), reply_follows=False)))
+        if closing and closing[0] in self.tokenizer.added_tokens_decoder:
+            return closing[0]
+        return super().eos_id
+
     def _first(self, text: str) -> list[int]:
         return self._encode(self._render([{"role": "user", "content": text}], reply_follows=True))
 
@@ -113,7 +125,7 @@ class TemplateTurns(Turns):
         marker = self._MARKER
         while marker in text:
             marker += "-"
-        before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": marker}]
+        before = _reply(marker)
         after = [*before, {"role": "user", "content": text}]
         closing = self._after(marker, self._render(before, reply_follows=False))
         following = self._after(marker, self._render(after, reply_follows=True))
@@ -136,3 +148,8 @@ class TemplateTurns(Turns):
         if not found:
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return rest
+
+
+def _reply(text: str) -> list[dict[str, str]]:
+    """A conversation whose last reply is ``text``."""
+    return [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": text}]

@@ -16,12 +16,13 @@ from ccm.memory import Memory
 from ccm.model import CCMModel
 from ccm.turns import Turns, make_turns
 
+QUESTIONS = 4  # the last turns of a dialogue, which are judged; long dialogues have earlier ones
 MAX_REPLY = 32  # tokens; the longest reply of the training dialogues has fewer
 
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Shares are of questions; a dialogue asks four told facts, and one that was never told.
+    """Shares are of the questions in the last four steps, on told facts, and of one more on what was never told.
 
     Attributes:
         recall: right value, and no other of its kind.
@@ -79,7 +80,7 @@ def evaluate_recall(
     entries = held = full = 0
     for begin in range(0, dialogues, batch):
         rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
-        group = [recall_dialogue(rng, steps) for rng in rngs]
+        group = [recall_dialogue(rng, steps, questions=QUESTIONS) for rng in rngs]
         untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
         memory = _hold(model, turns, group, verdicts)
         replies, _ = _exchange(model, turns, memory, untold)
@@ -107,10 +108,11 @@ def evaluate_recall(
 
 def _hold(model: CCMModel, turns: Turns, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]) -> Memory:
     memory = model.empty_memory(len(group))
-    for step in zip(*(dialogue.turns for dialogue in group), strict=True):
+    steps = [*zip(*(dialogue.turns for dialogue in group), strict=True)]
+    for number, step in enumerate(steps, start=1):
         replies, memory = _exchange(model, turns, memory, step)
         for reply, turn in zip(replies, step, strict=True):
-            if turn.asked and turn.value:
+            if turn.asked and turn.value and number > len(steps) - QUESTIONS:
                 verdict = judge(reply, turn.asked, turn.value)
                 verdicts["told", verdict] += 1
                 verdicts["held out", verdict] += turn.value in HELD_OUT

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import ccm
-from ccm.console import quiet, size
+from ccm.builtin import NAME, WEIGHTS
+from ccm.console import plain_console, quiet, size
 from ccm.conversation import Conversation, Sampling, TurnReport
 from ccm.errors import CCMError, InputError
 
@@ -26,7 +29,17 @@ def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, *, as_jso
     if load is not None:
         conversation.load(load)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    if isinstance(sys.stdin, TextIOWrapper):  # in its own way of decoding, one stray byte would end the conversation
+        sys.stdin.reconfigure(encoding=None if on_terminal else "utf-8", errors="replace")
     return _terminal(conversation) if on_terminal else _pipe(conversation, as_json=as_json)
+
+
+def base_name(source: str) -> str:
+    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id."""
+    folder = Path(source).resolve()
+    if folder == (WEIGHTS / "base").resolve():
+        return NAME
+    return folder.name if folder.is_dir() else source
 
 
 def statistics(conversation: Conversation, report: TurnReport) -> str:
@@ -122,44 +135,42 @@ def _file(path: str, command: str) -> str:
 def _terminal(conversation: Conversation) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     commands = Commands(conversation, console)
     config = conversation.model.config
-    name = Path(conversation.model.base.name_or_path).parent.parent.name or conversation.model.base.name_or_path
-    console.print(
-        f"[bold]ccm[/] {ccm.__version__}  {name}, {config.rule}, N = {config.n_tok}  [dim]/help, Ctrl-D to leave[/]"
-    )
+    what = f" {ccm.__version__}  {base_name(conversation.model.base.name_or_path)}, {config.rule}, N = {config.n_tok}  "
+    console.print(Text.assemble(("ccm", "bold"), what, ("/help, Ctrl-D to leave", "dim")))
     while True:
         try:
             line = input("\nyou  ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return 0
+        try:
             if line.startswith("/"):
                 commands.obey(line)
             elif line:
                 _reply(conversation, console, line)
         except CCMError as error:
-            console.print(f"[red]{error}[/]", markup=True)
-        except (EOFError, KeyboardInterrupt):
-            console.print()
+            console.print(str(error), style="red")
+        except KeyboardInterrupt:
+            console.print("\ninterrupted; the memory is as it was", style="dim")
+        except EOFError:
             return 0
 
 
 def _reply(conversation: Conversation, console: Console, line: str) -> None:
-    console.print("[bold cyan]ccm[/]  ", end="")
-    pieces = conversation.say(line)
-    try:
+    console.print(Text("ccm  ", "bold cyan"), end="")
+    with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
         for piece in pieces:
-            console.print(piece, end="", markup=False)
-    except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
-        console.print("\n[dim]interrupted; the memory is as it was before this turn[/]")
-        return
+            console.print(piece, end="")
     assert conversation.last is not None
-    console.print(f"\n[dim]     {statistics(conversation, conversation.last)}[/]")
+    console.print(f"\n     {statistics(conversation, conversation.last)}", style="dim")
 
 
 def _pipe(conversation: Conversation, *, as_json: bool) -> int:
     """One user turn a line in, one reply a line out; the rest goes to standard error. 1 if any line failed."""
-    commands = Commands(conversation, Console(stderr=True, highlight=False, soft_wrap=True))
+    commands = Commands(conversation, plain_console(stderr=True))
     failed = 0
     for raw in sys.stdin:
         line = raw.rstrip("\r\n")
