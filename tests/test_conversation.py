@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_an_interrupted_reply_leaves_the_memory_as_it_was(loaded) -> None:
     pieces.close()
     assert chat.memory is before
     assert chat.answer(LINES[1])
+
+
+def test_an_interrupt_at_the_very_start_leaves_no_thread_behind(loaded, monkeypatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    start, before = threading.Thread.start, threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(Conversation(*loaded).say(LINES[0]))
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\t\n"])

@@ -256,12 +256,13 @@ class Conversation:
                 streamer.end()
 
         thread = threading.Thread(target=work, daemon=True)
-        thread.start()
         try:
+            thread.start()  # in here: an interrupt may come while it starts
             yield from streamer
         finally:
             stop.asked = True
-            thread.join()
+            if thread.is_alive():
+                thread.join()
         if failure:
             raise failure[0]
         if reply and reply[-1] == self.turns.eos_id:

@@ -14,9 +14,9 @@ from ccm.builtin.generator import HELD_OUT
 def test_it_is_small_and_of_the_llama_architecture() -> None:
     model, tokenizer = ccm.load("builtin")
     parameters = sum(p.numel() for name, p in model.base.named_parameters() if "lora_" not in name)
-    assert 1.8e6 < parameters < 2.2e6
+    assert 2.0e6 < parameters < 2.5e6
     assert model.base.config.model_type == "llama"
-    assert len(tokenizer) == 1024
+    assert len(tokenizer) == 3072
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 12 * 2**20
 
 
@@ -33,7 +33,7 @@ def test_full_context_recalls_and_no_context_does_not(rule: str, least: float, m
     assert report.invented <= 0.2 or rule == "none"
 
 
-@pytest.mark.parametrize(("rule", "least", "entries"), [("concat", 0.3, 24), ("merge", 0.0, 4)])
+@pytest.mark.parametrize(("rule", "least", "entries"), [("concat", 0.75, 24), ("merge", 0.1, 4)])
 def test_memory_recalls_and_is_at_least_five_times_smaller(rule: str, least: float, entries: int) -> None:
     report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=24, batch=24, seed=5)
     assert report.recall >= least
