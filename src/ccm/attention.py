@@ -192,7 +192,7 @@ class CachedPass:
         return self._visible[window]
 
 
-class AllWritten(Exception):  # noqa: N818
+class AllWritten(Exception):  # noqa: N818  a signal as StopIteration is, not an error
     """The last layer's keys and values are in the cache: nothing that the model would compute from here on is used."""
 
 
