@@ -86,7 +86,7 @@ def load_base(
         raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     except StrictDataclassError as error:
         raise ConfigError(f"The config.json of {source} is damaged: {' '.join(str(error).split())}") from error
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device, not the files
         raise
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ConfigError(
