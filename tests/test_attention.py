@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import (
@@ -13,6 +15,7 @@ from helpers import (
     make_sample,
     parallel_logits,
     samples,
+    tiny_base,
     tiny_model,
 )
 from hypothesis import given
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from ccm.attention import CachedPass, ParallelPass, additive
 from ccm.layout import Layout, Sample, Step, build_layout
+from ccm.model import CCMModel
 from ccm.rules import make_rule
 
 N_TOK = 2
@@ -182,28 +186,30 @@ def test_a_boolean_mask_becomes_numbers_to_add() -> None:
         assert numbers.tolist() == [0.0, torch.finfo(dtype).min]
 
 
+@pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gist"])
-def test_what_the_mask_hides_changes_nothing(rule: str) -> None:
-    """The mask reaches every layer: without recurrence, a query's own logits are what COMP tokens carry, no more."""
-    model = tiny_model(rule, recurrent=False, n_tok=1)
-    row = make_sample([4], 3)
-    layout = layout_of(model, [row])
-    seen: list[Tensor] = []
+def test_text_reaches_a_query_through_the_entries_alone(rule: str, recurrent: bool) -> None:
+    """In one layer, what COMP tokens write does not depend on the text: then nothing of it may reach the query."""
+    for layers in (1, 2):
+        model = tiny_model(rule, recurrent=recurrent, base=tiny_base("llama", num_hidden_layers=layers))
+        layout = layout_of(model, [make_sample([4, 3], 3)])
+        before = _logits(model, layout)
+        for column in range(layout.ids.shape[1]):
+            ids = layout.ids.clone()
+            ids[0, column] = 60
+            touched = ((_logits(model, replace(layout, ids=ids)) - before).abs().amax(-1) > 1e-6)[0]
+            text = layout.slots[0, column] < 0  # the id at a COMP column is never looked up
+            assert touched[column] == text
+            assert not touched[:column].any()
+            query = layout.blocks[0] == layout.blocks[0].max()
+            if text and not query[column]:
+                assert touched[query].all() == (layers == 2)
+                assert touched[query].any() == (layers == 2)
 
-    def logits(changed: Layout) -> Tensor:
-        with torch.no_grad():
-            return model(changed).logits[0]
 
-    seen.append(logits(layout))
-    for column in range(layout.ids.shape[1]):
-        ids = layout.ids.clone()
-        ids[0, column] = 60
-        difference = (logits(Layout(**{**vars(layout), "ids": ids})) - seen[0]).abs().amax(-1)
-        touched = (difference > 1e-6).nonzero().flatten()
-        if layout.slots[0, column] >= 0:
-            assert not touched.numel()  # the id at a COMP column is never looked up
-        else:
-            assert touched.min() >= column
+def _logits(model: CCMModel, layout: Layout) -> Tensor:
+    with torch.no_grad():
+        return model(layout).logits
 
 
 def test_masks_are_made_from_steps_and_never_from_ids() -> None:

@@ -89,6 +89,24 @@ def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch,
     assert err.rstrip().splitlines()[-1].startswith("full, N = 2: 1 steps")
 
 
+def test_undo_takes_a_count(monkeypatch, capsys) -> None:
+    for rule in ("concat", "merge"):
+        lines = ["My name is Anna.", "I live in Oslo.", "Thank you!", "/undo 2"]
+        assert call(monkeypatch, "chat", "--rule", rule, stdin="\n".join(lines)) == 0
+        assert f"{rule}, N = {2 if rule == 'concat' else 4}: 1 steps" in capsys.readouterr().err
+
+
+def test_json_gives_one_object_for_every_line(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", "--json", stdin="/memory\n \nMy name is Anna.\n/undo 5\n") == 1
+    out, err = capsys.readouterr()
+    output, empty, turn, undo = map(json.loads, out.splitlines())
+    assert not err
+    assert "0 steps" in output["output"]
+    assert "is empty" in empty["error"]
+    assert turn["memory_entries"] == 2
+    assert "Cannot take 5" in undo["error"]
+
+
 def test_compare_shows_three_replies(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "chat", stdin="I live in Oslo.\n/compare Where do I live?\n") == 0
     err = capsys.readouterr().err
@@ -167,6 +185,11 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/load .", "is a directory"),
         ("/save .", "is a directory"),
         ("/undo", "no exchange"),
+        ("/undo 2", "there is no exchange"),
+        ("/undo two", "takes a count"),
+        ("/reset now", "takes nothing after it, but 'now'"),
+        ("/save no/such/folder", "There is no folder no/such"),
+        ("/save pyproject.toml", "is not a saved memory"),
         ("/compare", "needs a question"),
     ],
 )
@@ -181,7 +204,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--rule", "nonsense"], "the rules are"),
-        (["--rule", "gist"], "trained for the rule"),
+        (["--rule", "gist"], "it runs as concat, ema, full, merge, none, pos_control"),
         (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
         (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),
         (["--rule", "ema", "--rule-option", "weight=null"], "weight of the rule 'ema' is None"),
@@ -256,6 +279,17 @@ def test_evaluate_reports_recall(monkeypatch, capsys) -> None:
     assert report["recall"] > 0.8
     assert report["memory_bytes"] == report["full_context_bytes"]
     assert call(monkeypatch, "evaluate", "builtin", "--steps", "3") == 2
+
+
+def test_evaluate_shows_a_table_that_fits_a_terminal_and_its_progress(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(monkeypatch, "evaluate", "builtin", "--dialogues", "4", "--batch", "2") == 0
+    out, err = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    assert all(name in out for name in ("concat, N = 2", "recall", "held-out", "invented", "x smaller"))
+    assert [line.rpartition(",")[0] for line in err.splitlines()] == [
+        f"concat, 12 steps: {done} of 4 dialogues" for done in (2, 4)
+    ]
 
 
 def test_sizes_read_well() -> None:

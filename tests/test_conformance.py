@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ccm import conformance
+from ccm.conformance import __main__ as command
 
 ROOT = Path(__file__).resolve().parent
 COMPLETE = ROOT.parents[1] / "shared" / "goldens"
@@ -27,7 +28,7 @@ def status(folder: Path, *groups: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit) as end:
-            conformance.main()
+            command.main()
     return end.value.code
 
 
@@ -70,6 +71,15 @@ def test_a_changed_loss_of_a_training_step_fails(copy: Path) -> None:
     tensors["losses"][2] += 1e-4
     save_file(tensors, path)
     assert status(copy, "train") == 1
+
+
+@pytest.mark.parametrize("group", ["grads", "train"])
+def test_a_tensor_that_was_not_recorded_fails(copy: Path, group: str) -> None:
+    for path in (copy / group).glob("*.safetensors"):
+        tensors = load_file(path)
+        del tensors[next(name for name in tensors if "layers.0.self_attn.q_proj" in name)]
+        save_file(tensors, path)
+    assert status(copy, group) == 1
 
 
 def test_a_number_that_is_none_fails(copy: Path) -> None:

@@ -137,6 +137,31 @@ def test_undo_gives_back_the_memory_before_each_turn(loaded) -> None:
         chat.undo()
 
 
+def test_several_exchanges_are_taken_back_at_once_or_none(loaded) -> None:
+    chat = Conversation(*loaded)
+    for line in LINES:
+        chat.answer(line)
+    after = chat.memory
+    for count in (0, 4):
+        with pytest.raises(InputError, match=f"Cannot take {count} exchanges back: there are 3"):
+            chat.undo(count)
+    assert chat.memory is after
+    chat.undo(2)
+    assert len(chat.memory.steps[0]) == 1
+    assert chat.compare("What is my name?")["full"] == "Your name is Anna."
+
+
+def test_a_memory_of_several_conversations_is_refused(loaded, tmp_path: Path) -> None:
+    both = loaded[0].empty_memory(2)
+    with pytest.raises(InputError, match="holds 2 conversations"):
+        Conversation(*loaded, memory=both)
+    both.save(tmp_path / "both.memory")
+    chat = Conversation(*loaded)
+    with pytest.raises(InputError, match="holds 2 conversations"):
+        chat.load(tmp_path / "both.memory")
+    assert chat.memory.batch == 1
+
+
 def test_a_saved_memory_goes_on_as_the_conversation_would_have(loaded, tmp_path: Path) -> None:
     chat = Conversation(*loaded)
     for line in LINES[:2]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import (
     FAMILIES,
+    RULE_NAMES,
     WINDOW,
     WINDOWED,
     assert_close,
@@ -42,14 +43,14 @@ from ccm.memory import Memory
 # Steps, query and whole context all run beyond the window.
 ROWS = [make_sample([3, 9, 2], 7, seed=1), make_sample([6, 1, 8], 2, seed=2)]
 KERNELS = ("sdpa", "eager")
+EAGER = [("concat", "eager"), ("merge", "eager"), ("full", "eager")]
 
 
 def test_every_supported_model_type_is_tested() -> None:
     assert {make().model_type for make in FAMILIES.values()} == set(PROJECTIONS)
 
 
-@pytest.mark.parametrize("attn", KERNELS)
-@pytest.mark.parametrize("rule", ["concat", "merge", "full"])
+@pytest.mark.parametrize(("rule", "attn"), [*((name, "sdpa") for name in RULE_NAMES), *EAGER])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parallel_equals_online(family: str, rule: str, attn: str) -> None:
     model = tiny_model(rule, family=family, attn=attn)

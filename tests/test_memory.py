@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ccm import files
-from ccm.errors import InputError, IrreversibleError, MemoryFileError
+from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
 from ccm.layout import Sample
 from ccm.memory import Memory, Origin
 from ccm.model import CCMModel
@@ -173,8 +173,10 @@ def test_a_row_of_a_stack_is_the_memory_it_was(rule: str, sink: bool) -> None:
 
 @pytest.mark.parametrize("row", [-1, 2])
 def test_a_row_that_is_not_there_is_refused(row: int) -> None:
-    with pytest.raises(IndexError, match=f"no conversation {row}; the memory holds 2"):
-        tiny_model().empty_memory(2)[row]
+    memory = tiny_model().empty_memory(2)
+    with pytest.raises(RowError, match=f"no conversation {row}; the memory holds 2"):
+        memory[row]
+    assert len(list(memory)) == 2
 
 
 def test_memories_of_different_origins_do_not_stack() -> None:
@@ -262,7 +264,7 @@ def test_a_missing_file_or_folder_is_named(saved: tuple[CCMModel, Path]) -> None
     model, path = saved
     with pytest.raises(MemoryFileError, match=r"no file .*absent"):
         model.load_memory(path.parent / "absent")
-    with pytest.raises(MemoryFileError, match=r"cannot be saved as .*nowhere"):
+    with pytest.raises(MemoryFileError, match=r"no folder .*nowhere to save memory in"):
         model.load_memory(path).save(path.parent / "nowhere" / "memory")
 
 
@@ -429,6 +431,19 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
             model.empty_memory().save(target)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("held", ["text", "tensors"])
+def test_a_file_that_is_no_memory_is_not_overwritten(saved: tuple[CCMModel, Path], held: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    if held == "text":
+        other.write_text("Dear diary")
+    else:
+        save_file({"a": torch.zeros(2)}, other)
+    before = other.read_bytes()
+    with pytest.raises(MemoryFileError, match="is not a saved memory"):
+        saved[0].empty_memory().save(other)
+    assert other.read_bytes() == before
 
 
 def test_saving_replaces_the_file_in_one_move(saved: tuple[CCMModel, Path]) -> None:

@@ -242,6 +242,44 @@ def test_generation_never_yields_a_comp_row_of_the_table() -> None:
     assert drawn[0].tolist() == greedy_by_parallel(model, ROWS[0], 8)
 
 
+def test_tokens_that_the_caller_suppresses_stay_suppressed_beside_the_comp_rows() -> None:
+    model = tiny_model("concat", embeddings="table")
+    memory, query = compress_all(model, ROWS[0]), [ROWS[0].query.ids]
+    first = int(greedy(model, memory, query, 1)[0, 0])
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight[VOCAB:] *= 1000
+    drawn = greedy(model, memory, query, 4, suppress_tokens=[first])
+    assert drawn.max() < VOCAB
+    assert drawn[0, 0] != first
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("rule", ["concat", "merge", "full", "none"])
+def test_the_base_reads_on_from_a_memory_by_itself(rule: str, sink: bool) -> None:
+    """Mask and positions are those of text after the memory, also where the memories of a batch differ in length."""
+    model = tiny_model(rule, sink=sink, family="mistral_window")
+    rows = [make_sample([3], 4, seed=1), make_sample([2, 6, 1], 4, seed=2)]
+    memory = Memory.stack([compress_all(model, row) for row in rows])
+    ids = torch.tensor([row.query.ids for row in rows])
+    with torch.no_grad():
+        cache = memory.cache()
+        begun, rest = (model.base(part, past_key_values=cache).logits for part in (ids[:, :3], ids[:, 3:]))
+        assert_close(torch.cat([begun, rest], dim=1), model.read(memory, ids))
+
+
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_under_gradient_checkpointing_there_is_no_memory(rule: str) -> None:
+    model = tiny_model(rule)
+    memory, ids = model.empty_memory(), torch.tensor([[5, 6]])
+    model.base.gradient_checkpointing_enable()
+    for online in (model.compress, model.read, model.generate):
+        model.train()
+        with pytest.raises(InputError, match=r"call model.eval\(\)"):
+            online(memory, ids)
+    model.eval()
+    assert model.compress(memory, ids).tokens == (2,)
+
+
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_compress_with_the_cache_of_a_generation_equals_compress_from_scratch(rule: str) -> None:
     model = tiny_model(rule, sink=True)

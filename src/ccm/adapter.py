@@ -145,7 +145,10 @@ class CompEmbedding(nn.Module):
 
 
 class TableEmbedding(nn.Module):
-    """The COMP embeddings as the last N rows of the base's own table (ablation): only those rows are trained."""
+    """The COMP embeddings as the last N rows of the base's own table (ablation): only those rows get gradients.
+
+    An optimizer is given the whole table: its weight decay must be 0, or it shrinks the other rows.
+    """
 
     def __init__(self, base: PreTrainedModel, n_tok: int) -> None:
         super().__init__()

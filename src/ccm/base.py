@@ -80,6 +80,8 @@ def load_base(
     place = check_device(device)
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"The config.json of {source} is damaged: it holds no object.")
         check_family(settings.get("model_type"), str(source))
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:

@@ -83,8 +83,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     return SavedAdapter(read_config(folder), _read_weights(folder / WEIGHTS), stage1)
 
 
-def find_adapter(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of an adapter: a local one, or a snapshot of a Hub repository.
+def find_adapter(source: str | Path, **hub: Any) -> Path:
+    """The folder of an adapter: a local one, or a snapshot of a Hub repository, had with the ``hub`` options.
 
     Raises:
         AdapterError: when there is none, or it holds no adapter of ours.
@@ -92,7 +92,7 @@ def find_adapter(source: str | Path, revision: str | None = None) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(str(source), revision=revision))
+            folder = Path(snapshot_download(str(source), **hub))
         except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             raise AdapterError(f"There is no folder {source}, and no such adapter on the Hub ({error}).") from error
     if (folder / CONFIG).is_file():

@@ -108,7 +108,7 @@ def builtin(
     steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
-    batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 100,
+    batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 50,
     model: Model = None,
     adapter: Adapter = None,
     n_tok: NTok = None,

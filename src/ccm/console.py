@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that shows text as it is: in what users and models write, ``[b]`` is no markup and ``:x:`` no emoji."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how much of ``total`` is done and the time left, on standard error: a bar, or lines where it is no terminal.
+
+    Yields:
+        what is to be called with the number done so far.
+    """
+    if not sys.stderr.isatty():
+        begun = time.monotonic()
+
+        def line(done: int) -> None:
+            left = (time.monotonic() - begun) / done * (total - done)
+            print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def quiet() -> None:

@@ -108,8 +108,11 @@ class Conversation:
     Args:
         model: the model.
         tokenizer: of its base model.
-        memory: where to go on from; a new conversation where None.
+        memory: where to go on from, of one conversation; a new one where None.
         sampling: how replies are chosen.
+
+    Raises:
+        InputError: when the memory holds several conversations.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Conversation:
         self.model, self.tokenizer = model, tokenizer
         self.turns = make_turns(tokenizer, model.config.turns)
         self.sampling = sampling or Sampling()
-        self.memory = memory or model.empty_memory()
+        self.memory = _single(memory or model.empty_memory())
         self.last: TurnReport | None = None
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
@@ -159,22 +162,27 @@ class Conversation:
         assert self.last is not None
         return self.last.reply
 
-    def undo(self) -> None:
-        """Take the last exchange back.
+    def undo(self, count: int = 1) -> None:
+        """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
 
         Raises:
-            InputError: when there is none that can be.
+            InputError: when there are fewer, or fewer that can be taken back.
         """
-        if not self.memory.steps[0]:
-            raise InputError("There is no exchange to take back.")
-        if not self.model.rule.reversible and not self._earlier:
+        made = len(self.memory.steps[0])
+        if not 1 <= count <= made:
+            have = f"there are {made}; allowed are 1 to {made}" if made else "there is no exchange to take back"
+            raise InputError(f"Cannot take {count} exchanges back: {have}.")
+        if self.model.rule.reversible:
+            self.memory = self.memory.rollback(count)
+        elif count > len(self._earlier):
             raise InputError(
-                f"No earlier memory is at hand: under the rule {self.model.config.rule!r} the last {UNDO} exchanges "
-                "can be taken back, but none from before a memory was loaded."
+                f"Cannot take {count} exchanges back, but {len(self._earlier)}: under the rule "
+                f"{self.model.config.rule!r} at most the last {UNDO} can be, and none from before a memory was loaded."
             )
-        self.memory = self.memory.rollback() if self.model.rule.reversible else self._earlier.pop()
+        else:
+            self.memory = [self._earlier.pop() for _ in range(count)][-1]
         if self._text:
-            self._text.pop()
+            del self._text[-count:]
 
     def reset(self) -> None:
         """Begin anew."""
@@ -186,7 +194,7 @@ class Conversation:
 
     def load(self, path: str | Path) -> None:
         """Go on from a saved memory; the present one stays where the file cannot be used."""
-        self._begin(self.model.load_memory(path), None)
+        self._begin(_single(self.model.load_memory(path)), None)
 
     def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
         self.memory, self._text, self.last = memory, text, None
@@ -278,6 +286,12 @@ class Conversation:
             full_context_tokens=tokens,
             full_context_bytes=tokens * self.memory.entry_nbytes,
         )
+
+
+def _single(memory: Memory) -> Memory:
+    if memory.batch != 1:
+        raise InputError(f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row].")
+    return memory
 
 
 class _Stop(StoppingCriteria):

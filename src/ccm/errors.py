@@ -25,5 +25,9 @@ class MemoryFileError(CCMError, ValueError):
     """A saved memory that is damaged, of another format version, or of another model or adapter."""
 
 
+class RowError(CCMError, IndexError):
+    """A conversation that the batch does not have."""
+
+
 class IrreversibleError(CCMError, ValueError):
     """A rollback of a memory whose rule mixes steps, so that no single step can be taken out again."""

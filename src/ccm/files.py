@@ -52,10 +52,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, its tensors unread.
+
+    Raises:
+        OSError: when there is no such file.
+        SafetensorError: when the file is not whole.
+    """
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-__all__ = ["SafetensorError", "load_tensors", "save_json", "save_tensors", "write_atomically"]
+__all__ = ["SafetensorError", "load_tensors", "read_metadata", "save_json", "save_tensors", "write_atomically"]

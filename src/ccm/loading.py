@@ -16,7 +16,7 @@ from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
 from ccm.errors import ConfigError
 from ccm.model import CCMModel
-from ccm.rules import make_rule
+from ccm.rules import RULES, make_rule
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -70,13 +70,18 @@ def load(
 
 
 def _builtin_adapter(rule: str | None) -> Path:
-    """The shipped adapter of that rule, or one that it runs with; the first where None is asked for or none fits."""
+    """The shipped adapter of that rule, or one that it runs with; the first where any would do."""
     folders = sorted(path.parent for path in WEIGHTS.glob("*/ccm_config.json"))
     if not folders:
         raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
     by_rule = {read_config(find_adapter(folder)).rule: folder for folder in folders}
-    fits = [] if rule is None else [rule, *make_rule(rule).adapters]
-    return next((by_rule[name] for name in fits if name in by_rule), folders[0])
+    if rule is None or make_rule(rule).compresses == "never":
+        return folders[0]
+    for name in (rule, *make_rule(rule).adapters):
+        if name in by_rule:
+            return by_rule[name]
+    runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
+    raise ConfigError(f"The built-in model has no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}.")
 
 
 def _without_adapter(

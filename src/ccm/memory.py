@@ -20,8 +20,8 @@ from transformers import DynamicCache
 
 from ccm.attention import CachedPass
 from ccm.config import CCMConfig
-from ccm.errors import CCMError, InputError, IrreversibleError, MemoryFileError
-from ccm.files import SafetensorError, load_tensors, save_tensors
+from ccm.errors import CCMError, InputError, IrreversibleError, MemoryFileError, RowError
+from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
 
 FORMAT_VERSION = 1
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
@@ -110,8 +110,15 @@ class Memory:
         return tuple((x.shape[1], x.shape[3]) for x in self.keys)
 
     def cache(self) -> MemoryCache:
-        """A cache for ``model.generate`` or ``model.forward`` that begins with this memory, which stays as it is."""
+        """A cache that begins with this memory, which stays as it is.
+
+        For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory.
+        """
         return MemoryCache(self)
+
+    def positions_of(self, mask: Tensor) -> Tensor:
+        """(B, T) positions of text that follows the memory, padded where ``mask`` (B, T) is False."""
+        return self.offset[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """The same memory on a device or in a dtype."""
@@ -164,9 +171,13 @@ class Memory:
         return replace(self.first(width), offset=self.offset - sum(step.positions for step in lost), steps=(kept,))
 
     def __getitem__(self, row: int) -> Memory:
-        """One conversation of the batch, without the batch's padding."""
+        """One conversation of the batch, without the batch's padding.
+
+        Raises:
+            RowError: when the batch has no such row; iterating over a memory ends by it.
+        """
         if not 0 <= row < self.batch:
-            raise IndexError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
+            raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
         keep = self.mask[row].nonzero().flatten()
         one = self._each(lambda x: x[row : row + 1].index_select(2, keep))
         return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],))
@@ -215,7 +226,7 @@ class Memory:
         """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
 
         Raises:
-            MemoryFileError: when the path is a directory or cannot be written.
+            MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
         """
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -233,6 +244,10 @@ class Memory:
         target = Path(path)
         if target.is_dir():
             raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
+        if not target.parent.is_dir():
+            raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
+        if target.exists() and not _holds_memory(target):
+            raise MemoryFileError(f"{path} exists and is not a saved memory; name another file, or delete it first.")
         try:
             save_tensors(target, tensors, {"ccm_memory": json.dumps(manifest)})
         except (OSError, SafetensorError) as error:
@@ -262,6 +277,14 @@ class Memory:
             ) from error
         _check_manifest(path, manifest, origin)
         return _from_tensors(path, tensors, manifest, origin)
+
+
+def _holds_memory(path: Path) -> bool:
+    """Whether a file is a memory's, of whatever model: only such a one is overwritten."""
+    try:
+        return "ccm_memory" in read_metadata(path)
+    except (OSError, SafetensorError):
+        return False
 
 
 def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
@@ -366,16 +389,23 @@ class MemoryCache(DynamicCache):
             self.update(key[:, :, :0], value[:, :, :0], layer)
             self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
 
-    def view(self, positions: Tensor, mask: Tensor | None) -> CachedPass:
+    def mask_before(self, length: int) -> Tensor:
+        """(B, S) bool, of the memory, what was read since, and ``length`` tokens more, without padding in the text."""
+        text = self.get_seq_length() - self.memory.width + length
+        return torch.cat([self.memory.mask, self.memory.mask.new_ones(self.memory.batch, text)], dim=1)
+
+    def positions_of(self, mask: Tensor, length: int) -> Tensor:
+        """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""
+        return self.memory.positions_of(mask[:, self.memory.width :])[:, -length:]
+
+    def view(self, positions: Tensor, mask: Tensor) -> CachedPass:
         """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.
 
-        ``mask`` (B, S) is that of the memory and all text so far; None where there is no padding.
+        ``mask`` (B, S) is that of the memory and all text so far.
         """
         beams = positions.shape[0] // self.memory.batch
         entries = (self.memory.mask, self.memory.positions)
         if beams > 1:
             entries = (entries[0].repeat_interleave(beams, 0), entries[1].repeat_interleave(beams, 0))
-        sink = None
-        if self.memory.origin.config.sink:
-            sink = positions.new_zeros(positions.shape[0]) if mask is None else sink_column(mask)
+        sink = sink_column(mask) if self.memory.origin.config.sink else None
         return CachedPass(*entries, positions, sink)

@@ -6,9 +6,8 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from transformers import PreTrainedModel
 
 from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
-from ccm.base import attention_modules, entry_sizes, load_base
+from ccm.base import HUB, attention_modules, entry_sizes, load_base
 from ccm.checkpoint import SavedAdapter, base_of, copy_tensors, find_adapter, read_adapter, with_rule, write_adapter
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
+from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord, sink_column
 from ccm.rules import make_rule
@@ -78,7 +78,7 @@ class CCMModel(nn.Module):
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
         base.register_forward_pre_hook(_attach_view, with_kwargs=True)
-        base.get_output_embeddings().register_forward_pre_hook(_pick)
+        base.get_output_embeddings().register_forward_pre_hook(pick)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.rule.to(base.device)
         self.comp_embeddings.to(base.device)
@@ -112,14 +112,14 @@ class CCMModel(nn.Module):
             device: where to put a base that is loaded here; a CUDA device if there is one where None.
             dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
             revision: of the adapter on the Hub.
-            options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+            options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
 
         Raises:
             AdapterError: when the adapter is absent, damaged, or of another base model.
             ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
             UnsupportedModelError: when the seams do not reach the base.
         """
-        folder = find_adapter(adapter, revision)
+        folder = find_adapter(adapter, revision=revision, **{k: options[k] for k in HUB if k in options})
         saved = read_adapter(folder)
         changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
         config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
@@ -178,7 +178,8 @@ class CCMModel(nn.Module):
 
     @property
     def origin(self) -> Origin:
-        """The identity that memories of this model carry; it follows the adapter as it is trained."""
+        """The identity that memories of this model carry. It follows the adapter as it is trained; only changes made
+        through a tensor's ``.data`` go unseen."""
         tensors = self.adapter_tensors()
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
@@ -213,7 +214,7 @@ class CCMModel(nn.Module):
         current = ParallelPass(layout, self.rule, sink=self.config.sink)
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
-        with _head_reads(trained) if len(trained) else nullcontext():
+        with head_reads(trained) if len(trained) else nullcontext():
             logits = self.base(
                 inputs_embeds=self._embed(layout.ids, layout.slots),
                 attention_mask=current.mask(),
@@ -251,7 +252,8 @@ class CCMModel(nn.Module):
                 leaves it: they are not read again, and it is used up. One that does not fit is not used.
 
         Raises:
-            InputError: when a step is empty or runs beyond the model's positions, or the memory is closed or foreign.
+            InputError: when a step is empty or runs beyond the model's positions, the memory is closed or foreign, or
+                the model keeps no cache.
         """
         if memory.closed:
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
@@ -268,7 +270,7 @@ class CCMModel(nn.Module):
         if self.rule.compresses != "step":
             cache = memory.cache() if cache is None else cache
             self._run(memory, cache, ids, mask, n_tok=0)
-            read = self._extend(memory, cache, mask, _positions(memory, mask))
+            read = self._extend(memory, cache, mask, memory.positions_of(mask))
             return read.after([StepRecord(n, n, n) for n in lengths])
         source = memory
         if not self.config.recurrent:
@@ -315,14 +317,15 @@ class CCMModel(nn.Module):
         """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is.
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions, or the memory is foreign.
+            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, or the model
+                keeps no cache.
         """
         ids, mask = self._text(memory, ids, mask)
         memory = self.close(memory)
         return self.base(
             input_ids=ids,
             attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
-            position_ids=_positions(memory, mask),
+            position_ids=memory.positions_of(mask),
             past_key_values=memory.cache(),
         ).logits[..., : self.vocab_size]
 
@@ -347,7 +350,8 @@ class CCMModel(nn.Module):
             (B, G) the new token ids.
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions, or the memory is foreign.
+            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, or the model
+                keeps no cache.
         """
         ids, mask = self._text(memory, ids, mask)
         if cache is None:
@@ -359,8 +363,9 @@ class CCMModel(nn.Module):
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
-            options["suppress_tokens"] = list(range(self.vocab_size, self.vocab_size + self.config.n_tok))
-        positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), _positions(memory, mask)], dim=1)
+            comp = range(self.vocab_size, self.vocab_size + self.config.n_tok)
+            options["suppress_tokens"] = [*(options.get("suppress_tokens") or ()), *comp]
+        positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), memory.positions_of(mask)], dim=1)
         output = self.base.generate(
             ids,
             attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
@@ -387,7 +392,7 @@ class CCMModel(nn.Module):
         done = cache.get_seq_length() - source.width
         slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
         start = source.offset + mask.sum(1)
-        positions = torch.cat([_positions(source, mask)[:, done:], start[:, None] + slot], dim=1)
+        positions = torch.cat([source.positions_of(mask)[:, done:], start[:, None] + slot], dim=1)
         fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
         step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
@@ -450,6 +455,11 @@ class CCMModel(nn.Module):
         """Ids and mask of a text that follows the memory, checked, on the model's device."""
         if memory.origin != self.origin:
             raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
+        if self.base.training and self.base.is_gradient_checkpointing:
+            raise InputError(
+                "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
+                "first, or train with the parallel pass."
+            )
         ids = ids.to(self.device)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(self.device).bool()
         lengths = mask.sum(1)
@@ -471,32 +481,16 @@ class CCMModel(nn.Module):
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
 
 
-_head = threading.local()  # .rows: of the (B * T) hidden states, those of which this thread wants logits
-
-
-@contextmanager
-def _head_reads(rows: Tensor) -> Iterator[None]:
-    """Meanwhile a model called in this thread computes logits (1, P, V) of these P rows alone."""
-    _head.rows = rows
-    try:
-        yield
-    finally:
-        _head.rows = None
-
-
-def _pick(head: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
-    rows = getattr(_head, "rows", None)
-    return None if rows is None else (hidden[0].flatten(0, 1)[rows][None],)
-
-
-def _positions(memory: Memory, mask: Tensor) -> Tensor:
-    """(B, T) positions of text that follows the memory; padding gets what is harmless."""
-    return memory.offset[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
-
-
 def _attach_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along."""
+    """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along; mask and positions
+    are the text's after the memory where the caller gives none."""
     cache = kwargs.get("past_key_values")
     if isinstance(cache, MemoryCache) and "ccm" not in kwargs:
-        kwargs["ccm"] = cache.view(kwargs["position_ids"], kwargs.get("attention_mask"))
+        text = args[0] if args else kwargs.get("input_ids")
+        text = kwargs["inputs_embeds"] if text is None else text
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = cache.mask_before(text.shape[1]).long()
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = cache.positions_of(kwargs["attention_mask"], text.shape[1])
+        kwargs["ccm"] = cache.view(kwargs["position_ids"], kwargs["attention_mask"])
     return args, kwargs

@@ -22,6 +22,7 @@ from ccm.builtin.generator import (
     training_dialogue,
     untold_question,
 )
+from ccm.errors import InputError
 
 PEOPLE = ("name", "sister", "brother", "friend")
 
@@ -223,6 +224,16 @@ def test_recall_dialogue(steps: int, split: str) -> None:
     assert changed > 10
 
 
+def test_some_questions_of_a_recall_dialogue_may_ask_for_what_was_never_told() -> None:
+    kinds = Counter[bool]()
+    for seed in range(100):
+        dialogue = recall_dialogue(random.Random(seed), facts=6, untold=0.25)
+        for turn in dialogue.turns[-4:]:
+            assert (turn.value is None) == (turn.asked not in dialogue.facts)
+            kinds[turn.value is None] += 1
+    assert 0.15 < kinds[True] / kinds.total() < 0.35
+
+
 @pytest.mark.parametrize(("steps", "facts", "questions"), [(5, 2, 2), (8, 8, 4), (20, 11, 11), (3, 1, 1), (30, 7, 0)])
 def test_recall_dialogue_other_sizes(steps: int, facts: int, questions: int) -> None:
     dialogue = recall_dialogue(random.Random(0), steps, facts, questions)
@@ -232,7 +243,7 @@ def test_recall_dialogue_other_sizes(steps: int, facts: int, questions: int) -> 
 
 @pytest.mark.parametrize(("steps", "facts", "questions"), [(6, 8, 4), (30, 12, 4), (20, 3, 4)])
 def test_recall_dialogue_impossible(steps: int, facts: int, questions: int) -> None:
-    with pytest.raises(ValueError, match="cannot tell"):
+    with pytest.raises(InputError, match="cannot tell"):
         recall_dialogue(random.Random(0), steps, facts, questions)
 
 
@@ -249,7 +260,7 @@ def test_untold_question() -> None:
         assert turn.asked in set(KINDS) - set(dialogue.facts)
         assert turn.value is None
         assert turn.reply == UNKNOWN_REPLY
-    with pytest.raises(ValueError, match="every kind"):
+    with pytest.raises(InputError, match="every kind"):
         untold_question(rng, Dialogue((), dict.fromkeys(KINDS, "x")))
 
 

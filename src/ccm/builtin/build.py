@@ -76,6 +76,7 @@ def base_config() -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=6,
         max_position_embeddings=3072,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -132,8 +133,8 @@ class Phase:
         rate: share of the names and cities that are made up.
         spliced: share of these that are made of two real ones, not of syllables.
         asking: share of the turns that are questions.
-        dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
-        ramp: steps over which ``longest`` is reached, from 4 turns on.
+        dense: share of the short dialogues that first tell up to 9 facts, and then ask for them.
+        ramp: steps over which the short dialogues grow from 4 turns to ``longest``, the dense ones from 2 facts to 9.
     """
 
     steps: int
@@ -178,14 +179,14 @@ def batches(phase: Phase, turns: Turns, *, tokens: int, only_questions: bool = F
 
 def _short(phase: Phase, longest: int, rng: random.Random) -> Dialogue:
     if phase.dense and rng.random() < phase.dense:
-        return _dense(rng)
+        return _dense(9 * longest // phase.longest, rng)
     return training_dialogue(rng, rng.randint(4, longest), asking=phase.asking)
 
 
-def _dense(rng: random.Random) -> Dialogue:
-    facts = rng.randint(2, 9)
+def _dense(most: int, rng: random.Random) -> Dialogue:
+    facts = rng.randint(1, most)
     questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
-    return recall_dialogue(rng, lines + questions, facts, questions, split="train")
+    return recall_dialogue(rng, lines + questions, facts, questions, split="train", untold=0.1)
 
 
 def _length(sample: Sample) -> int:
@@ -259,8 +260,8 @@ def train_phases(
 
 
 BASE_PHASES = (
-    Phase(steps=3000, lr=3e-3, seed=1, longest=16, long_share=0.2, rate=0.25, spliced=0.0),
-    Phase(steps=1400, lr=2.5e-3, seed=11, longest=16, long_share=0.2, rate=0.5),
+    Phase(steps=2700, lr=3e-3, seed=1, longest=16, long_share=0.2, rate=0.25, spliced=0.0),
+    Phase(steps=1100, lr=2.5e-3, seed=11, longest=16, long_share=0.2, rate=0.5),
 )
 
 
@@ -309,30 +310,24 @@ class AdapterRecipe:
     Attributes:
         name: of its folder.
         config: rule, N, LoRA.
-        phases: of its training.
+        phase: its training.
     """
 
     name: str
     config: CCMConfig
-    phases: tuple[Phase, ...]
+    phase: Phase
 
 
 ADAPTERS = (
     AdapterRecipe(
         "concat",
-        CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16, alpha=32), turns=TURNS),
-        (
-            Phase(steps=2300, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=766),
-            Phase(steps=700, lr=1.5e-3, seed=3, longest=14, long_share=0.1, rate=0.05, asking=0.55),
-        ),
+        CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16, alpha=32, dropout=0.0), turns=TURNS),
+        Phase(steps=2400, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=800),
     ),
     AdapterRecipe(
         "merge",
-        CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128), turns=TURNS),
-        (
-            Phase(steps=500, lr=2e-3, seed=2, longest=14, long_share=0.0, rate=0.05, asking=0.55, ramp=500),
-            Phase(steps=1900, lr=2e-3, seed=4, longest=14, long_share=0.0, rate=0.05, dense=0.7),
-        ),
+        CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
+        Phase(steps=2400, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=1000),
     ),
 )
 
@@ -341,7 +336,7 @@ def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, threads: 
     """A compression adapter on the base in ``folder``: replies to all questions of a dialogue, in one parallel pass."""
     quiet()
     torch.set_num_threads(threads)
-    torch.manual_seed(recipe.phases[0].seed)
+    torch.manual_seed(recipe.phase.seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "base")
     model = CCMModel(load_base(folder / "base", device="cpu"), replace(recipe.config, base_model="../base")).train()
 
@@ -352,7 +347,7 @@ def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, threads: 
         return loss
 
     train_phases(
-        recipe.phases,
+        (recipe.phase,),
         [*model.adapter_tensors().values()],
         loss_of,
         make_turns(tokenizer, TURNS),

@@ -61,7 +61,7 @@ def evaluate_recall(
     steps: int = 12,
     dialogues: int = 500,
     seed: int = 0,
-    batch: int = 100,
+    batch: int = 50,
     progress: Callable[[int], None] = lambda done: None,
 ) -> RecallReport:
     """Hold fresh conversations in batches and judge the replies to the questions.

@@ -21,6 +21,7 @@ from ccm.builtin.words import (
     STATEMENT_TAILS,
     Kind,
 )
+from ccm.errors import InputError
 
 __all__ = [
     "FACTS",
@@ -264,16 +265,17 @@ def _training_line(writer: _Writer, limit: int) -> None:
 
 
 def recall_dialogue(
-    rng: random.Random, steps: int = 12, facts: int = 8, questions: int = 4, split: str = "eval"
+    rng: random.Random, steps: int = 12, facts: int = 8, questions: int = 4, split: str = "eval", untold: float = 0.0
 ) -> Dialogue:
     """First tell `facts` facts in steps - questions turns, then ask `questions` of them.
 
-    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there
-    are many, earlier questions; where turns are short, some lines tell two facts.
+    A share `untold` of the questions asks for what was never told instead. The pet's sentence counts as
+    one fact. Turns left over are small talk, changes and, where there are many, earlier questions; where
+    turns are short, some lines tell two facts.
     """
     lines = steps - questions
     if not (questions <= facts <= min(len(FACTS), 2 * lines)):
-        raise ValueError(f"cannot tell {facts} and ask {questions} facts in {steps} turns")
+        raise InputError(f"A dialogue of {steps} steps cannot tell {facts} facts and ask for {questions} of them.")
     writer = _Writer(rng, split)
     for action in _recall_plan(rng, lines, facts):
         if action in ("change", "ask") and not writer.order:
@@ -289,7 +291,8 @@ def recall_dialogue(
         else:
             writer.chat()
     for name in rng.sample(writer.order, questions):
-        writer.ask(name)
+        instead = untold and rng.random() < untold and writer.untold()
+        writer.ask(rng.choice(instead) if instead else name)
     return writer.dialogue()
 
 
@@ -314,7 +317,7 @@ def untold_question(rng: random.Random, dialogue: Dialogue) -> Turn:
     """A question on a kind that the dialogue never tells; the reply is `UNKNOWN_REPLY`."""
     untold = [name for name in KINDS if name not in dialogue.facts]
     if not untold:
-        raise ValueError("every kind of fact is told")
+        raise InputError("This dialogue tells every kind of fact; none is left to ask for.")
     return _Writer(rng, "eval")._question(rng.choice(untold))
 
 

@@ -57,28 +57,31 @@ class Commands:
 
     def __init__(self, conversation: Conversation, console: Console) -> None:
         self.conversation, self.console = conversation, console
-        self.table: dict[str, tuple[Callable[[str], None], str]] = {
-            "/memory": (self.memory, "what the memory holds"),
-            "/save": (self.save, "FILE  save the memory"),
-            "/load": (self.load, "FILE  go on from a saved memory"),
-            "/undo": (self.undo, "take the last exchange back"),
-            "/reset": (self.reset, "begin anew"),
-            "/compare": (self.compare, "QUESTION  answer with memory, with full context, and with none"),
-            "/help": (self.help, "this list"),
-            "/quit": (self.quit, "leave (Ctrl-D does, too)"),
+        self.table: dict[str, tuple[Callable[[str], None], str, str]] = {
+            "/memory": (self.memory, "", "what the memory holds"),
+            "/save": (self.save, "FILE", "save the memory"),
+            "/load": (self.load, "FILE", "go on from a saved memory"),
+            "/undo": (self.undo, "[COUNT]", "take the last exchange back, or as many as COUNT says"),
+            "/reset": (self.reset, "", "begin anew"),
+            "/compare": (self.compare, "QUESTION", "answer with memory, with full context, and with none"),
+            "/help": (self.help, "", "this list"),
+            "/quit": (self.quit, "", "leave (Ctrl-D does, too)"),
         }
 
     def obey(self, line: str) -> None:
         """Do what the line says.
 
         Raises:
-            InputError: when there is no such command, or it lacks what it needs.
+            InputError: when there is no such command, or it lacks what it needs, or takes less.
             EOFError: on /quit.
         """
         name, _, rest = line.partition(" ")
         if name not in self.table:
             raise InputError(f"There is no command {name}; the commands are {', '.join(self.table)}.")
-        self.table[name][0](rest.strip())
+        do, takes, _what = self.table[name]
+        if rest.strip() and not takes:
+            raise InputError(f"{name} takes nothing after it, but {rest.strip()!r} follows.")
+        do(rest.strip())
 
     def memory(self, _: str) -> None:
         memory, config = self.conversation.memory, self.conversation.model.config
@@ -100,8 +103,10 @@ class Commands:
         self.conversation.load(_file(path, "/load"))
         self.memory("")
 
-    def undo(self, _: str) -> None:
-        self.conversation.undo()
+    def undo(self, count: str) -> None:
+        if count and not (count.isascii() and count.isdigit()):
+            raise InputError(f"/undo takes a count of exchanges, such as: /undo 2; not {count!r}.")
+        self.conversation.undo(int(count or 1))
         self.memory("")
 
     def reset(self, _: str) -> None:
@@ -117,9 +122,9 @@ class Commands:
         self.console.print(table)
 
     def help(self, _: str) -> None:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for name, (_do, what) in self.table.items():
-            table.add_row(name, what)
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+        for name, (_do, takes, what) in self.table.items():
+            table.add_row(f"{name} {takes}", what)
         self.console.print(table)
 
     def quit(self, _: str) -> None:
@@ -169,18 +174,23 @@ def _reply(conversation: Conversation, console: Console, line: str) -> None:
 
 
 def _pipe(conversation: Conversation, *, as_json: bool) -> int:
-    """One user turn a line in, one reply a line out; the rest goes to standard error. 1 if any line failed."""
+    """One user turn a line in, one reply a line out; the rest goes to standard error. 1 if any line failed.
+
+    With ``as_json`` every line in gives one object out: a turn's report, a command's output, or an error.
+    """
     commands = Commands(conversation, plain_console(stderr=True))
     failed = 0
     for raw in sys.stdin:
         line = raw.rstrip("\r\n")
         try:
             if line.startswith("/"):
-                commands.obey(line)
+                with commands.console.capture() as output:
+                    commands.obey(line)
+                _tell(output.get(), "output", as_json=as_json)
                 continue
             conversation.answer(line)
         except CCMError as error:
-            print(f"ccm: {error}", file=sys.stderr)
+            _tell(str(error) if as_json else f"ccm: {error}\n", "error", as_json=as_json)
             failed = 1
             continue
         except EOFError:
@@ -195,3 +205,10 @@ def _pipe(conversation: Conversation, *, as_json: bool) -> int:
             print(" ".join(report.reply.split()), flush=True)
             print(statistics(conversation, report), file=sys.stderr)
     return failed
+
+
+def _tell(text: str, kind: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({kind: text.rstrip()}, ensure_ascii=False), flush=True)
+    else:
+        print(text, end="", file=sys.stderr, flush=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import ccm
-from ccm.builtin.evaluate import evaluate_recall
-from ccm.console import quiet, size
+from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
+from ccm.console import plain_console, progress, quiet, size
 from ccm.errors import InputError
 
 
@@ -28,46 +26,32 @@ def run_builtin(choice: dict[str, Any], *, steps: int, dialogues: int, seed: int
         )
     quiet()
     model, tokenizer = ccm.load(**choice)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"{model.config.rule}, {steps} steps", total=dialogues)
+    with progress(f"{model.config.rule}, {steps} steps", dialogues, "dialogues") as advance:
         report = evaluate_recall(
-            model,
-            tokenizer,
-            steps=steps,
-            dialogues=dialogues,
-            seed=seed,
-            batch=batch,
-            progress=lambda done: progress.update(task, completed=done),
+            model, tokenizer, steps=steps, dialogues=dialogues, seed=seed, batch=batch, progress=advance
         )
-    if as_json:
-        print(json.dumps(report.to_dict()))
-        return
-    table = Table(
-        "rule",
-        "N",
-        "steps",
-        "recall",
-        "held-out names",
-        "wrong “I don't know”",
-        "wrong value",
-        "invented",
-        "memory",
-        "full context",
-        "smaller by",
-    )
+    print(json.dumps(report.to_dict())) if as_json else plain_console().print(_table(report))
+
+
+def _table(report: RecallReport) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     share = "{:.1%}".format
-    table.add_row(
-        report.rule,
-        str(report.n_tok),
-        str(report.steps),
-        share(report.recall),
-        "-" if report.recall_held_out is None else share(report.recall_held_out),
-        share(report.unknown),
-        share(report.wrong),
-        share(report.invented),
-        f"{report.entries:.1f} entries, {size(report.memory_bytes)}",
-        size(report.full_context_bytes),
-        f"{report.full_context_bytes / report.memory_bytes:.1f} x" if report.memory_bytes else "-",
-    )
-    Console(highlight=False).print(table)
+    memory = f"{report.entries:.1f} entries, {size(report.memory_bytes)}"
+    smaller = f", {report.full_context_bytes / report.memory_bytes:.1f} x smaller" if report.memory_bytes else ""
+    rows = {
+        "rule": f"{report.rule}, N = {report.n_tok}",
+        "dialogues": f"{report.dialogues} of {report.steps} steps, seed {report.seed}",
+        "recall": f"{share(report.recall)}  of the told facts asked for in the last {QUESTIONS} steps",
+        "  held-out": f"{_maybe(report.recall_held_out)}  of those whose value is a name or city that no training saw",
+        "wrong value": f"{share(report.wrong)}  of the told facts",
+        "wrong “I don't know”": f"{share(report.unknown)}  of the told facts",
+        "invented": f"{share(report.invented)}  of facts never told, answered with a value",
+        "memory": f"{memory}; full context {size(report.full_context_bytes)}{smaller}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _maybe(share: float | None) -> str:
+    return "none asked" if share is None else f"{share:.1%}"

@@ -1,0 +1,78 @@
+"""Conformance: are we equal to numbers recorded from the authors' code? ``python -m ccm.conformance DIR``.
+
+Each group of a goldens folder is one function that yields (case, differences by quantity). A quantity's tolerance
+stands in :data:`TOLERANCE`; 0 means exactly equal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from ccm.conformance.goldens import Goldens, Group, raise_to
+from ccm.conformance.online import check_interact, check_recursive
+from ccm.conformance.parallel import check_grads, check_parallel, check_train
+
+TOLERANCE = {
+    "layout": 0.0,
+    "mask": 0.0,
+    "greedy": 0.0,
+    "offset": 0.0,
+    "mixing": 1e-6,
+    "embedding": 1e-6,
+    "parameter": 1e-5,
+    "loss": 2e-5,
+    "gradient": 1e-4,
+    "logits": 2e-4,
+    "kv": 2e-4,
+    "log-likelihood": 1e-3,
+}
+
+GROUPS: dict[str, Group | None] = {
+    "parallel": check_parallel,
+    "grads": check_grads,
+    "train": check_train,
+    "recursive": check_recursive,
+    "interact": check_interact,
+    "stream": None,
+    "t5": None,
+    "adapters": None,
+    "data": None,
+    "metrics": None,
+}
+
+
+def run(folder: Path, groups: list[str]) -> bool:
+    """Check the groups, print a line for each, and say whether all that is implemented passed."""
+    goldens, passed = Goldens(folder), True
+    print(f"{'group':<10} {'cases':>5}  {'largest differences':<76} result")
+    for name in groups:
+        check = GROUPS[name]
+        if check is None:
+            print(f"{name:<10} {'':>5}  {'':<76} not implemented")
+            continue
+        worst: dict[str, float] = defaultdict(float)
+        failures, cases = [], 0
+        try:
+            for case, differences in check(goldens):
+                cases += 1
+                raise_to(worst, differences)
+                if not differences:
+                    failures.append(f"{case}: nothing was compared")
+                failures += [
+                    f"{case}: {q} {d:.3g} > {TOLERANCE[q]:g}"
+                    for q, d in differences.items()
+                    if not d <= TOLERANCE[q]  # also where it is not a number
+                ]
+        except FileNotFoundError as error:
+            failures.append(f"absent file: {error.filename or error}")
+        except KeyError as error:
+            failures.append(f"absent from the manifest, the recorded arrays or the model: {error}")
+        if not cases:
+            failures.append("no case was checked")
+        passed &= not failures
+        largest = ", ".join(f"{quantity} {difference:.2g}" for quantity, difference in worst.items())
+        print(f"{name:<10} {cases:>5}  {largest:<76} {'FAILED' if failures else 'passed'}")
+        for failure in failures:
+            print(f"           {failure}")
+    return passed

@@ -1,0 +1,87 @@
+"""What the documents show is run as it is written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import assert_close, make_sample, online_logits, parallel_logits, tiny_model
+from peft import LoraConfig, get_peft_model
+
+from ccm import rules
+from ccm.base import load_base
+from ccm.builtin import WEIGHTS
+from ccm.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the documents are not beside the tests")
+
+
+def examples(document: str) -> list[str]:
+    """The Python code of a document, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def test_the_example_of_the_readme(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = examples("README.md")
+    names: dict = {}
+    exec(code, names)
+    out, err = capsys.readouterr()
+    assert "Your name is Anna.   [" in out
+    assert not err
+    assert (tmp_path / "anna.memory").is_file()
+    assert len(names["earlier"].steps[0]) == 2
+
+
+def test_the_examples_of_how_it_works() -> None:
+    names: dict = {}
+    for code in examples("docs/how-it-works.md"):
+        exec(code, names)
+    assert names["logits"].shape == (*names["query"].shape, names["model"].vocab_size)
+    assert names["turns"].decode(names["reply"][0].tolist()) == "Your name is Anna."
+
+
+def test_the_rules_of_contributing() -> None:
+    before = set(RULES)
+    try:
+        for code in examples("CONTRIBUTING.md"):
+            if code.startswith("class"):
+                exec(code, {**vars(rules)})
+        new = set(RULES) - before
+        assert new == {"recent", "window"}
+        for name in new:
+            model, row = tiny_model(name), make_sample([3, 5, 2, 4, 1, 2], 3)
+            (logits,) = parallel_logits(model, [row])
+            assert_close(online_logits(model, row), logits)
+    finally:
+        for name in set(RULES) - before:
+            del RULES[name]
+
+
+def test_the_examples_for_users_of_the_authors_code(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(WEIGHTS / "base", "BASE")
+    stage1 = get_peft_model(load_base("BASE"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    stage1.save_pretrained("llama-7b-no")
+    names: dict = {}
+    for code in examples("docs/from-the-authors.md"):
+        exec(code, names)
+    assert capsys.readouterr().out.strip()
+    assert names["model"].config.rule == "concat"
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^make (\w+)", text, re.M))
+    assert targets
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+
+
+def test_the_rules_are_all_in_the_tables() -> None:
+    for document in ("README.md", "docs/how-it-works.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        assert all(f"| `{name}` |" in text for name in RULES)
