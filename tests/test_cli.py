@@ -278,7 +278,8 @@ def test_evaluate_reports_recall(monkeypatch, capsys) -> None:
     assert report["dialogues"] == 8
     assert report["recall"] > 0.8
     assert report["memory_bytes"] == report["full_context_bytes"]
-    assert call(monkeypatch, "evaluate", "builtin", "--steps", "3") == 2
+    for bad in (["--steps", "3"], ["--facts", "3"], ["--facts", "12"], ["--dialogues", "0"]):
+        assert call(monkeypatch, "evaluate", "builtin", *bad) == 2
 
 
 def test_evaluate_shows_a_table_that_fits_a_terminal_and_its_progress(monkeypatch, capsys) -> None:

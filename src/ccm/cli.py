@@ -106,6 +106,7 @@ def builtin(
     rule: RuleName = None,
     rule_option: RuleOptions = None,
     steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
+    facts: Annotated[int, typer.Option(help="Facts that the others tell, 4 to 11.")] = 8,
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
     batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 50,
@@ -121,7 +122,7 @@ def builtin(
     from ccm.commands.evaluate import run_builtin
 
     choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
-    run_builtin(choice, steps=steps, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+    run_builtin(choice, steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
 
 
 def _choice(

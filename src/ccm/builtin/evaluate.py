@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, untold_question
+from ccm.errors import InputError
 from ccm.memory import Memory
 from ccm.model import CCMModel
 from ccm.turns import Turns, make_turns
@@ -38,6 +39,7 @@ class RecallReport:
     rule: str
     n_tok: int
     steps: int
+    facts: int
     dialogues: int
     seed: int
     recall: float
@@ -59,6 +61,7 @@ def evaluate_recall(
     tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int = 12,
+    facts: int = 8,
     dialogues: int = 500,
     seed: int = 0,
     batch: int = 50,
@@ -70,17 +73,23 @@ def evaluate_recall(
         model: the model under its rule.
         tokenizer: of its base.
         steps: user lines a dialogue, of which the last four ask.
+        facts: told in the others, 4 to 11.
         dialogues: how many.
         seed: of the dialogues.
         batch: conversations held at a time.
         progress: called with the number of finished dialogues.
+
+    Raises:
+        InputError: when so many steps cannot tell so many facts, or there is nothing to hold.
     """
+    if dialogues < 1 or batch < 1:
+        raise InputError(f"dialogues is {dialogues} and batch {batch}; both are at least 1.")
     turns = make_turns(tokenizer, model.config.turns)
     verdicts: Counter[tuple[str, Verdict]] = Counter()
     entries = held = full = 0
     for begin in range(0, dialogues, batch):
         rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
-        group = [recall_dialogue(rng, steps, questions=QUESTIONS) for rng in rngs]
+        group = [recall_dialogue(rng, steps, facts, QUESTIONS) for rng in rngs]
         untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
         memory = _hold(model, turns, group, verdicts)
         replies, _ = _exchange(model, turns, memory, untold)
@@ -93,6 +102,7 @@ def evaluate_recall(
         rule=model.config.rule,
         n_tok=model.config.n_tok,
         steps=steps,
+        facts=facts,
         dialogues=dialogues,
         seed=seed,
         recall=_share(verdicts, "told", Verdict.RIGHT) or 0.0,

@@ -10,25 +10,28 @@ from rich.table import Table
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.console import plain_console, progress, quiet, size
-from ccm.errors import InputError
 
 
-def run_builtin(choice: dict[str, Any], *, steps: int, dialogues: int, seed: int, batch: int, as_json: bool) -> None:
+def run_builtin(
+    choice: dict[str, Any], *, steps: int, facts: int, dialogues: int, seed: int, batch: int, as_json: bool
+) -> None:
     """Recall of told facts: a table, or one JSON object.
 
     Raises:
         InputError: on numbers that make no dialogue.
     """
-    if steps < 8 or dialogues < 1 or batch < 1:
-        raise InputError(
-            f"steps is {steps}, dialogues {dialogues}, batch {batch}; a dialogue has at least 8 steps (four tell eight "
-            "facts, four ask), and the others are at least 1."
-        )
     quiet()
     model, tokenizer = ccm.load(**choice)
     with progress(f"{model.config.rule}, {steps} steps", dialogues, "dialogues") as advance:
         report = evaluate_recall(
-            model, tokenizer, steps=steps, dialogues=dialogues, seed=seed, batch=batch, progress=advance
+            model,
+            tokenizer,
+            steps=steps,
+            facts=facts,
+            dialogues=dialogues,
+            seed=seed,
+            batch=batch,
+            progress=advance,
         )
     print(json.dumps(report.to_dict())) if as_json else plain_console().print(_table(report))
 
@@ -40,7 +43,7 @@ def _table(report: RecallReport) -> Table:
     smaller = f", {report.full_context_bytes / report.memory_bytes:.1f} x smaller" if report.memory_bytes else ""
     rows = {
         "rule": f"{report.rule}, N = {report.n_tok}",
-        "dialogues": f"{report.dialogues} of {report.steps} steps, seed {report.seed}",
+        "dialogues": f"{report.dialogues} of {report.steps} steps that tell {report.facts} facts, seed {report.seed}",
         "recall": f"{share(report.recall)}  of the told facts asked for in the last {QUESTIONS} steps",
         "  held-out": f"{_maybe(report.recall_held_out)}  of those whose value is a name or city that no training saw",
         "wrong value": f"{share(report.wrong)}  of the told facts",
