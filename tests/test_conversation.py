@@ -147,6 +147,7 @@ def test_several_exchanges_are_taken_back_at_once_or_none(loaded) -> None:
             chat.undo(count)
     assert chat.memory is after
     chat.undo(2)
+    assert chat.last is None
     assert len(chat.memory.steps[0]) == 1
     assert chat.compare("What is my name?")["full"] == "Your name is Anna."
 

@@ -254,7 +254,7 @@ def test_tokens_that_the_caller_suppresses_stay_suppressed_beside_the_comp_rows(
 
 
 @pytest.mark.parametrize("sink", [False, True])
-@pytest.mark.parametrize("rule", ["concat", "merge", "full", "none"])
+@pytest.mark.parametrize("rule", RULE_NAMES)
 def test_the_base_reads_on_from_a_memory_by_itself(rule: str, sink: bool) -> None:
     """Mask and positions are those of text after the memory, also where the memories of a batch differ in length."""
     model = tiny_model(rule, sink=sink, family="mistral_window")
@@ -262,9 +262,56 @@ def test_the_base_reads_on_from_a_memory_by_itself(rule: str, sink: bool) -> Non
     memory = Memory.stack([compress_all(model, row) for row in rows])
     ids = torch.tensor([row.query.ids for row in rows])
     with torch.no_grad():
-        cache = memory.cache()
+        expected = model.read(memory, ids)
+        cache = model.close(memory).cache()
         begun, rest = (model.base(part, past_key_values=cache).logits for part in (ids[:, :3], ids[:, 3:]))
-        assert_close(torch.cat([begun, rest], dim=1), model.read(memory, ids))
+        assert_close(torch.cat([begun, rest], dim=1), expected)
+        cache = model.close(memory).cache()
+        assert_close(model.base(ids, None, None, cache).logits, expected)
+        inner = model.base.base_model(ids, past_key_values=model.close(memory).cache())
+        assert_close(model.base.lm_head(inner.last_hidden_state), expected)
+        if memory.width:
+            with pytest.raises(InputError, match="The attention mask has 4 columns"):
+                model.base(ids, past_key_values=model.close(memory).cache(), attention_mask=torch.ones_like(ids))
+            with pytest.raises(InputError, match="call generate of the CCMModel"):
+                model.base.generate(ids, past_key_values=model.close(memory).cache(), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("rule", ["gist", "pos_control"])
+def test_an_open_memory_of_a_rule_that_compresses_once_gives_no_cache(rule: str) -> None:
+    model = tiny_model(rule)
+    memory = compress_all(model, ROWS[0])
+    with pytest.raises(InputError, match=r"model.close\(memory\).cache\(\)"):
+        memory.cache()
+    query = torch.tensor([ROWS[0].query.ids])
+    closed = model.close(memory).cache()
+    assert model.generate(memory, query, cache=closed, max_new_tokens=4).equal(
+        model.generate(memory, query, max_new_tokens=4)
+    )
+
+
+def test_a_cache_of_another_conversation_or_adapter_is_refused() -> None:
+    model, other = tiny_model("merge"), tiny_model("merge", n_tok=3)
+    memory, query = compress_all(model, ROWS[0]), torch.tensor([ROWS[0].query.ids])
+    again = compress_all(model, ROWS[0])
+    for cache in (again.cache(), compress_all(other, ROWS[0]).cache()):
+        with pytest.raises(InputError, match="cache is not of this memory"):
+            model.generate(memory, query, cache=cache, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_ids_that_do_not_fit_are_refused_with_what_would(rule: str) -> None:
+    model = tiny_model(rule)
+    one, both = torch.tensor([[5, 6]]), torch.tensor([[5, 6], [7, 8]])
+    for online in (model.compress, model.read, model.generate):
+        for memory, ids in ((model.empty_memory(), both), (model.empty_memory(2), one), (model.empty_memory(), one[0])):
+            with pytest.raises(InputError, match=rf"must be \({memory.batch}, T\)"):
+                online(memory, ids)
+        with pytest.raises(InputError, match="and their mask"):
+            online(model.empty_memory(), one, torch.ones(1, 3, dtype=torch.bool))
+        for bad in (-1, VOCAB):
+            with pytest.raises(InputError, match=f"0 to {VOCAB - 1}"):
+                online(model.empty_memory(), torch.tensor([[5, bad]]))
 
 
 @pytest.mark.parametrize("rule", RULE_NAMES)
@@ -272,12 +319,18 @@ def test_under_gradient_checkpointing_there_is_no_memory(rule: str) -> None:
     model = tiny_model(rule)
     memory, ids = model.empty_memory(), torch.tensor([[5, 6]])
     model.base.gradient_checkpointing_enable()
-    for online in (model.compress, model.read, model.generate):
-        model.train()
+    reading = (model.read, model.generate) if model.rule.forgets else (model.compress, model.read, model.generate)
+    model.train()
+    for online in reading:
         with pytest.raises(InputError, match=r"call model.eval\(\)"):
             online(memory, ids)
     model.eval()
-    assert model.compress(memory, ids).tokens == (2,)
+    memory = model.compress(memory, ids)
+    assert memory.tokens == (2,)
+    if model.rule.compresses == "context":
+        model.train()
+        with pytest.raises(InputError, match=r"call model.eval\(\)"):
+            model.close(memory)
 
 
 @pytest.mark.parametrize("rule", RULE_NAMES)
@@ -285,7 +338,7 @@ def test_compress_with_the_cache_of_a_generation_equals_compress_from_scratch(ru
     model = tiny_model(rule, sink=True)
     memory = compress_all(model, ROWS[0])
     prompt = torch.tensor([ROWS[0].query.ids])
-    cache = memory.cache()  # an open one under gist too: what is closed takes no more steps
+    cache = model.close(memory).cache()
     reply = model.generate(memory, prompt, cache=cache, max_new_tokens=5, do_sample=False)
     text = torch.cat([prompt, reply], dim=1)
     with torch.no_grad():

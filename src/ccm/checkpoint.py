@@ -24,7 +24,7 @@ from ccm.adapter import PlainLoRA
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
-from ccm.rules import RULES, make_rule
+from ccm.rules import RULES, rule_class
 
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
 PEFT_CONFIG = "adapter_config.json"
@@ -127,7 +127,7 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
         raise ConfigError(f"The adapter was trained with n_tok {config.n_tok}; it cannot run with {changes['n_tok']}.")
     if rule is None or rule == config.rule:
         return replace(config, **changes)
-    wanted = type(make_rule(rule))
+    wanted = rule_class(rule)
     if wanted.compresses != "never" and config.rule not in wanted.adapters:
         fits = [r.name for r in RULES.values() if r.compresses == "never" or config.rule in r.adapters]
         raise ConfigError(

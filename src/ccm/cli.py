@@ -106,7 +106,7 @@ def builtin(
     rule: RuleName = None,
     rule_option: RuleOptions = None,
     steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
-    facts: Annotated[int, typer.Option(help="Facts that the others tell, 4 to 11.")] = 8,
+    facts: Annotated[int, typer.Option(help="Facts that the others tell, 4 to 10.")] = 8,
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
     batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 50,

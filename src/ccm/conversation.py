@@ -176,11 +176,13 @@ class Conversation:
             self.memory = self.memory.rollback(count)
         elif count > len(self._earlier):
             raise InputError(
-                f"Cannot take {count} exchanges back, but {len(self._earlier)}: under the rule "
-                f"{self.model.config.rule!r} at most the last {UNDO} can be, and none from before a memory was loaded."
+                f"Cannot take {count} exchanges back, {len(self._earlier)} at most: under the rule "
+                f"{self.model.config.rule!r} the last {UNDO} are kept, and none from before a memory was loaded. "
+                "Load an earlier memory, or reset."
             )
         else:
             self.memory = [self._earlier.pop() for _ in range(count)][-1]
+        self.last = None
         if self._text:
             del self._text[-count:]
 

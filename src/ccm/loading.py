@@ -16,7 +16,7 @@ from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
 from ccm.errors import ConfigError
 from ccm.model import CCMModel
-from ccm.rules import RULES, make_rule
+from ccm.rules import RULES, rule_class
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -56,7 +56,7 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
     if rule is not None:
-        make_rule(rule, dict(rule_options or {}))
+        rule_class(rule)
     base = WEIGHTS / "base" if model == NAME or (model is None and adapter is None) else model
     if adapter is None and base == WEIGHTS / "base":
         adapter = _builtin_adapter(rule)
@@ -75,9 +75,9 @@ def _builtin_adapter(rule: str | None) -> Path:
     if not folders:
         raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
     by_rule = {read_config(find_adapter(folder)).rule: folder for folder in folders}
-    if rule is None or make_rule(rule).compresses == "never":
+    if rule is None or rule_class(rule).compresses == "never":
         return folders[0]
-    for name in (rule, *make_rule(rule).adapters):
+    for name in (rule, *rule_class(rule).adapters):
         if name in by_rule:
             return by_rule[name]
     runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
@@ -87,7 +87,7 @@ def _builtin_adapter(rule: str | None) -> Path:
 def _without_adapter(
     base: str | Path, rule: str | None, changes: dict[str, Any], place: dict[str, Any]
 ) -> tuple[CCMModel, PreTrainedTokenizerBase]:
-    if rule is None or make_rule(rule).compresses != "never":
+    if rule is None or rule_class(rule).compresses != "never":
         raise ConfigError(
             f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
         )

@@ -22,6 +22,7 @@ from ccm.attention import CachedPass
 from ccm.config import CCMConfig
 from ccm.errors import CCMError, InputError, IrreversibleError, MemoryFileError, RowError
 from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
+from ccm.rules import RULES
 
 FORMAT_VERSION = 1
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
@@ -113,7 +114,14 @@ class Memory:
         """A cache that begins with this memory, which stays as it is.
 
         For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory.
+
+        Raises:
+            InputError: when the memory is open under a rule that compresses once a context.
         """
+        if RULES[self.origin.config.rule].compresses == "context" and self.width and not self.closed:
+            raise InputError(
+                "This memory is open: its context is not compressed yet. Take model.close(memory).cache()."
+            )
         return MemoryCache(self)
 
     def positions_of(self, mask: Tensor) -> Tensor:
@@ -246,9 +254,11 @@ class Memory:
             raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
         if not target.parent.is_dir():
             raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
-        if target.exists() and not _holds_memory(target):
-            raise MemoryFileError(f"{path} exists and is not a saved memory; name another file, or delete it first.")
         try:
+            if target.exists() and target.stat().st_size and not _holds_memory(target):
+                raise MemoryFileError(
+                    f"{path} exists and is not a saved memory; name another file, or delete it first."
+                )
             save_tensors(target, tensors, {"ccm_memory": json.dumps(manifest)})
         except (OSError, SafetensorError) as error:
             raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
@@ -283,7 +293,7 @@ def _holds_memory(path: Path) -> bool:
     """Whether a file is a memory's, of whatever model: only such a one is overwritten."""
     try:
         return "ccm_memory" in read_metadata(path)
-    except (OSError, SafetensorError):
+    except SafetensorError:
         return False
 
 
@@ -389,14 +399,22 @@ class MemoryCache(DynamicCache):
             self.update(key[:, :, :0], value[:, :, :0], layer)
             self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
 
-    def mask_before(self, length: int) -> Tensor:
-        """(B, S) bool, of the memory, what was read since, and ``length`` tokens more, without padding in the text."""
-        text = self.get_seq_length() - self.memory.width + length
-        return torch.cat([self.memory.mask, self.memory.mask.new_ones(self.memory.batch, text)], dim=1)
+    def mask_before(self, rows: int, length: int) -> Tensor:
+        """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more: none of the text is padding.
+
+        With beams, ``rows`` is a multiple of the memory's.
+        """
+        memory = self.memory.mask.repeat_interleave(rows // self.memory.batch, 0)
+        return torch.cat([memory, memory.new_ones(rows, self.get_seq_length() - self.memory.width + length)], dim=1)
 
     def positions_of(self, mask: Tensor, length: int) -> Tensor:
         """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""
         return self.memory.positions_of(mask[:, self.memory.width :])[:, -length:]
+
+    def follows(self, positions: Tensor) -> bool:
+        """Whether text at these positions (rows, T) comes after the memory; ``rows`` as in :meth:`mask_before`."""
+        offset = self.memory.offset.repeat_interleave(positions.shape[0] // self.memory.batch)
+        return bool((positions >= offset[:, None]).all())
 
     def view(self, positions: Tensor, mask: Tensor) -> CachedPass:
         """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.

@@ -6,6 +6,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -77,7 +78,8 @@ class CCMModel(nn.Module):
         self.comp_embeddings = embedding(base, config.n_tok)
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
-        base.register_forward_pre_hook(_attach_view, with_kwargs=True)
+        for module in (base, base.base_model):
+            module.register_forward_pre_hook(_attach_view, with_kwargs=True)
         base.get_output_embeddings().register_forward_pre_hook(pick)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.rule.to(base.device)
@@ -268,14 +270,14 @@ class CCMModel(nn.Module):
         if self.rule.forgets:
             return memory.after([StepRecord(n, 0, 0) for n in lengths])
         if self.rule.compresses != "step":
-            cache = memory.cache() if cache is None else cache
+            cache = MemoryCache(memory) if cache is None else cache
             self._run(memory, cache, ids, mask, n_tok=0)
             read = self._extend(memory, cache, mask, memory.positions_of(mask))
             return read.after([StepRecord(n, n, n) for n in lengths])
         source = memory
         if not self.config.recurrent:
             source, cache = memory.sink_only(), None
-        cache = source.cache() if cache is None else cache
+        cache = MemoryCache(source) if cache is None else cache
         weights = self._run(source, cache, ids, mask, n_tok=self.config.n_tok)
         folded = self._fold(memory, source, cache, mask, weights)
         added = [new - old for new, old in zip(folded.entries, memory.entries, strict=True)]
@@ -300,7 +302,7 @@ class CCMModel(nn.Module):
         """
         if self.rule.compresses != "context" or not memory.width or memory.closed:
             return memory
-        cache = memory.cache()
+        cache = MemoryCache(memory)
         nothing = memory.mask.new_zeros(memory.batch, 0)
         ids = memory.positions.new_zeros(memory.batch, 0)
         weights = self._run(memory, cache, ids, nothing, n_tok=self.config.n_tok)
@@ -350,21 +352,26 @@ class CCMModel(nn.Module):
             (B, G) the new token ids.
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, or the model
-                keeps no cache.
+            InputError: when the text is empty or it and the new tokens run beyond the model's positions, the memory is
+                foreign, the cache is of another or has read text already, or the model keeps no cache.
         """
         ids, mask = self._text(memory, ids, mask)
         if cache is None:
             cache = self.close(memory).cache()
-        elif cache.memory.steps != memory.steps or cache.get_seq_length() != cache.memory.width:
+        elif (
+            cache.memory.origin != memory.origin
+            or cache.memory.steps is not memory.steps
+            or cache.get_seq_length() != cache.memory.width
+        ):
             raise InputError("This cache is not of this memory, or has read text already; take a fresh one.")
-        self._check_end(memory, mask.sum(1) + (options.get("max_new_tokens") or 0))
+        most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
+        self._check_end(memory, mask.sum(1) + max(most, 0))
         memory = cache.memory
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
             comp = range(self.vocab_size, self.vocab_size + self.config.n_tok)
-            options["suppress_tokens"] = [*(options.get("suppress_tokens") or ()), *comp]
+            options["suppress_tokens"] = [*(self._option(options, "suppress_tokens") or ()), *comp]
         positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), memory.positions_of(mask)], dim=1)
         output = self.base.generate(
             ids,
@@ -377,13 +384,14 @@ class CCMModel(nn.Module):
 
     def _copies(self, options: Mapping[str, Any]) -> int:
         """Rows that ``generate`` makes of each one it is given: beams or, without them, sequences to return."""
+        beams, sequences = (self._option(options, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        return beams if beams > 1 else sequences
+
+    def _option(self, options: Mapping[str, Any], name: str) -> Any:
+        """An option of ``generate``, wherever it is set; None where it is not."""
         configs = (options.get("generation_config"), self.base.generation_config)
         sources = [options, *(vars(config) for config in configs if config is not None)]
-        beams, sequences = (
-            next((source[name] for source in sources if source.get(name)), 1)
-            for name in ("num_beams", "num_return_sequences")
-        )
-        return beams if beams > 1 else sequences
+        return next((source[name] for source in sources if source.get(name)), None)
 
     def _run(
         self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
@@ -409,6 +417,7 @@ class CCMModel(nn.Module):
             layers=len(source.keys),
         )
         if fed.shape[1]:
+            _check_caching(self.base)
             with suppress(AllWritten):
                 self.base.base_model(
                     inputs_embeds=self._embed(fed, slots),
@@ -455,13 +464,18 @@ class CCMModel(nn.Module):
         """Ids and mask of a text that follows the memory, checked, on the model's device."""
         if memory.origin != self.origin:
             raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
-        if self.base.training and self.base.is_gradient_checkpointing:
-            raise InputError(
-                "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
-                "first, or train with the parallel pass."
-            )
         ids = ids.to(self.device)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(self.device).bool()
+        if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
+            raise InputError(
+                f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
+                f"{memory.batch} conversations both must be ({memory.batch}, T)."
+            )
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise InputError(
+                f"The ids reach from {int(ids.min())} to {int(ids.max())}; those of the model are 0 to "
+                f"{self.vocab_size - 1}. Is the tokenizer that of the base model?"
+            )
         lengths = mask.sum(1)
         if not mask.numel() or not lengths.min():
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
@@ -481,16 +495,40 @@ class CCMModel(nn.Module):
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
 
 
-def _attach_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along; mask and positions
-    are the text's after the memory where the caller gives none."""
+    are those of text after the memory where the caller gives none."""
+    if args:
+        kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, MemoryCache) and "ccm" not in kwargs:
-        text = args[0] if args else kwargs.get("input_ids")
-        text = kwargs["inputs_embeds"] if text is None else text
-        if kwargs.get("attention_mask") is None:
-            kwargs["attention_mask"] = cache.mask_before(text.shape[1]).long()
-        if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = cache.positions_of(kwargs["attention_mask"], text.shape[1])
-        kwargs["ccm"] = cache.view(kwargs["position_ids"], kwargs["attention_mask"])
-    return args, kwargs
+    if not isinstance(cache, MemoryCache) or "ccm" in kwargs:
+        return (), kwargs
+    _check_caching(module)
+    text = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        mask = cache.mask_before(*text.shape[:2]).long()
+    elif mask.ndim == 2 and mask.shape[1] != cache.get_seq_length() + text.shape[1]:
+        raise InputError(
+            f"The attention mask has {mask.shape[1]} columns; after a memory it has one for each of its "
+            f"{cache.memory.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
+            "out where nothing is padded; to generate, call generate of the CCMModel."
+        )
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = cache.positions_of(mask, text.shape[1])
+    elif cache.get_seq_length() == cache.memory.width and not cache.follows(positions):
+        raise InputError(
+            f"The text is to begin at position {int(positions.min())}, but the memory ends at "
+            f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."
+        )
+    view = cache.view(positions, mask)
+    return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
+
+
+def _check_caching(module: PreTrainedModel) -> None:
+    if module.training and module.is_gradient_checkpointing:
+        raise InputError(
+            "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
+            "first, or train with the parallel pass."
+        )

@@ -205,16 +205,30 @@ def _unroll(a: Tensor) -> Tensor:
     return torch.where(lower, ratio, -torch.inf).exp() * a[:, :, None]
 
 
+def rule_class(name: str) -> type[Rule]:
+    """The class of that rule.
+
+    Raises:
+        ConfigError: when there is none, with the list of those that exist.
+    """
+    if name not in RULES:
+        raise ConfigError(f"There is no rule {name!r}; the rules are {', '.join(sorted(RULES))}.")
+    return RULES[name]
+
+
 def make_rule(name: str, options: dict[str, Any] | None = None) -> Rule:
     """The rule of that name.
 
     Raises:
-        ConfigError: on an unknown rule or option, with the list of those that exist.
+        ConfigError: on an unknown rule, and on options that it does not have or lacks.
     """
-    if name not in RULES:
-        raise ConfigError(f"There is no rule {name!r}; the rules are {', '.join(sorted(RULES))}.")
-    known = [p for p in inspect.signature(RULES[name].__init__).parameters if p not in ("self", "args", "kwargs")]
-    unknown = sorted(set(options or {}) - set(known))
-    if unknown:
-        raise ConfigError(f"The rule {name!r} has no options {unknown}; it has {known or 'none'}.")
-    return RULES[name](**(options or {}))
+    rule, given = rule_class(name), options or {}
+    accepted = inspect.signature(rule.__init__).parameters.values()
+    known = {p.name: p.default for p in accepted if p.name not in ("self", "args", "kwargs")}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ConfigError(f"The rule {name!r} has no options {unknown}; it has {[*known] or 'none'}.")
+    if lacking := [
+        option for option, default in known.items() if default is inspect.Parameter.empty and option not in given
+    ]:
+        raise ConfigError(f"The rule {name!r} needs the options {lacking}; give them as rule_options.")
+    return rule(**given)

@@ -73,7 +73,7 @@ def evaluate_recall(
         model: the model under its rule.
         tokenizer: of its base.
         steps: user lines a dialogue, of which the last four ask.
-        facts: told in the others, 4 to 11.
+        facts: told in the others, 4 to 10: at least one is never told.
         dialogues: how many.
         seed: of the dialogues.
         batch: conversations held at a time.
@@ -82,8 +82,11 @@ def evaluate_recall(
     Raises:
         InputError: when so many steps cannot tell so many facts, or there is nothing to hold.
     """
-    if dialogues < 1 or batch < 1:
-        raise InputError(f"dialogues is {dialogues} and batch {batch}; both are at least 1.")
+    if not (4 <= facts <= 10 and 2 * (steps - QUESTIONS) >= facts and dialogues >= 1 and batch >= 1):
+        raise InputError(
+            f"steps is {steps}, facts {facts}, dialogues {dialogues}, batch {batch}; a dialogue tells 4 to 10 facts, "
+            f"at most two a step, in all steps but the last {QUESTIONS}; the others are at least 1."
+        )
     turns = make_turns(tokenizer, model.config.turns)
     verdicts: Counter[tuple[str, Verdict]] = Counter()
     entries = held = full = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -75,13 +76,13 @@ class Commands:
             InputError: when there is no such command, or it lacks what it needs, or takes less.
             EOFError: on /quit.
         """
-        name, _, rest = line.partition(" ")
+        name, rest = (*line.split(maxsplit=1), "")[:2]
         if name not in self.table:
             raise InputError(f"There is no command {name}; the commands are {', '.join(self.table)}.")
         do, takes, _what = self.table[name]
-        if rest.strip() and not takes:
-            raise InputError(f"{name} takes nothing after it, but {rest.strip()!r} follows.")
-        do(rest.strip())
+        if rest and not takes:
+            raise InputError(f"{name} takes nothing after it, but {rest!r} follows.")
+        do(rest)
 
     def memory(self, _: str) -> None:
         memory, config = self.conversation.memory, self.conversation.model.config
@@ -104,7 +105,7 @@ class Commands:
         self.memory("")
 
     def undo(self, count: str) -> None:
-        if count and not (count.isascii() and count.isdigit()):
+        if count and not re.fullmatch(r"[0-9]{1,9}", count):
             raise InputError(f"/undo takes a count of exchanges, such as: /undo 2; not {count!r}.")
         self.conversation.undo(int(count or 1))
         self.memory("")
@@ -131,10 +132,13 @@ class Commands:
         raise EOFError
 
 
-def _file(path: str, command: str) -> str:
+def _file(path: str, command: str) -> Path:
     if not path:
         raise InputError(f"{command} needs a file name, such as: {command} anna.memory")
-    return path
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise InputError(f"{path} names no folder: {error}") from error
 
 
 def _terminal(conversation: Conversation) -> int:
@@ -174,23 +178,23 @@ def _reply(conversation: Conversation, console: Console, line: str) -> None:
 
 
 def _pipe(conversation: Conversation, *, as_json: bool) -> int:
-    """One user turn a line in, one reply a line out; the rest goes to standard error. 1 if any line failed.
+    """One user turn a line in, one line out: its reply or, with ``as_json``, its report or error as an object.
 
-    With ``as_json`` every line in gives one object out: a turn's report, a command's output, or an error.
+    The rest goes to standard error. Returns 1 if any line failed.
     """
     commands = Commands(conversation, plain_console(stderr=True))
     failed = 0
     for raw in sys.stdin:
-        line = raw.rstrip("\r\n")
+        line = raw.strip()
         try:
             if line.startswith("/"):
-                with commands.console.capture() as output:
-                    commands.obey(line)
-                _tell(output.get(), "output", as_json=as_json)
+                commands.obey(line)
                 continue
             conversation.answer(line)
         except CCMError as error:
-            _tell(str(error) if as_json else f"ccm: {error}\n", "error", as_json=as_json)
+            print(f"ccm: {error}", file=sys.stderr, flush=True)
+            if as_json and not line.startswith("/"):
+                print(json.dumps({"error": str(error)}, ensure_ascii=False), flush=True)
             failed = 1
             continue
         except EOFError:
@@ -205,10 +209,3 @@ def _pipe(conversation: Conversation, *, as_json: bool) -> int:
             print(" ".join(report.reply.split()), flush=True)
             print(statistics(conversation, report), file=sys.stderr)
     return failed
-
-
-def _tell(text: str, kind: str, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({kind: text.rstrip()}, ensure_ascii=False), flush=True)
-    else:
-        print(text, end="", file=sys.stderr, flush=True)

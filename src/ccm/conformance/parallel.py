@@ -68,6 +68,7 @@ def check_parallel(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
             {
                 "layout": _layout_difference(gold, kept, layout, ours, entry),
                 "mask": _mask_difference(gold, kept, layout, ours, model),
+                **({"mixing": _mixing_difference(gold, layout, model)} if "sum_mask" in gold else {}),
                 "logits": largest(logits[ours], gold["logits"][kept]),
                 "loss": largest(loss, gold["loss"]),
                 "log-likelihood": _likelihood_difference(gold, logits, layout),
@@ -110,6 +111,19 @@ def _mask_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, mod
             expected[:, steps * layout.n_tok - sums.shape[1] : steps * layout.n_tok] = sums
             different += int((used != expected).sum())
     return float(different)
+
+
+def _mixing_difference(gold: dict, layout: Layout, model: CCMModel) -> float:
+    """Of the weights with which COMP columns are averaged; the authors keep those of the memories that are read."""
+    mix = model.rule.mixing(0, layout.steps, layout.n_tok, None)
+    assert mix is not None
+    worst = 0.0
+    for row, weights in enumerate(gold["sum_attn_mask"]):
+        sums = gold["sum_mask"][row].bool()
+        theirs = weights[sums][:, gold["comp_mask"][row].bool() & ~sums]
+        read, count = theirs.shape
+        worst = max(worst, largest(mix[0, 0, count - read : count, :count].float(), theirs.float()))
+    return worst
 
 
 def _likelihood_difference(gold: dict, logits: Tensor, layout: Layout) -> float:
