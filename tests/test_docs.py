@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import assert_close, make_sample, online_logits, parallel_logits, tiny_model
+from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from ccm import rules
+from ccm import cli, rules
 from ccm.base import load_base
 from ccm.builtin import WEIGHTS
 from ccm.rules import RULES
@@ -44,18 +46,29 @@ def test_the_examples_of_how_it_works() -> None:
     assert names["turns"].decode(names["reply"][0].tolist()) == "Your name is Anna."
 
 
-def test_the_rules_of_contributing() -> None:
-    before = set(RULES)
+def test_the_rules_of_contributing_and_their_rows() -> None:
+    before, rows = set(RULES), {}
     try:
         for code in examples("CONTRIBUTING.md"):
             if code.startswith("class"):
                 exec(code, {**vars(rules)})
-        new = set(RULES) - before
-        assert new == {"recent", "window"}
-        for name in new:
-            model, row = tiny_model(name), make_sample([3, 5, 2, 4, 1, 2], 3)
-            (logits,) = parallel_logits(model, [row])
-            assert_close(online_logits(model, row), logits)
+            else:
+                row = eval(code.strip().rstrip(","), {"Row": Row})
+                rows[row.name] = row
+        assert rows.keys() == set(RULES) - before == {"recent", "window"}
+        for row in rows.values():
+            model = tiny_model(row.name, rule_options=row.options)
+            told = make_sample([3, 5, 2], 3)
+            (logits,) = parallel_logits(model, [told])
+            assert_close(online_logits(model, told), logits)
+            memories = [compress_all(model, replace(told, steps=told.steps[:count])) for count in (1, 2, 3)]
+            assert tuple(memory.entries[0] for memory in memories) == row.open
+            assert model.close(memories[-1]).entries == (row.closed,)
+            assert (model.rule.compresses, model.rule.reversible, model.rule.adapters) == (
+                row.compresses,
+                row.reversible,
+                row.adapters,
+            )
     finally:
         for name in set(RULES) - before:
             del RULES[name]
@@ -73,12 +86,19 @@ def test_the_examples_for_users_of_the_authors_code(capsys, tmp_path: Path, monk
     assert names["model"].config.rule == "concat"
 
 
-def test_every_command_of_the_readme_exists() -> None:
+def test_every_command_of_the_readme_exists(monkeypatch) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^make (\w+)", text, re.M))
     assert targets
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+    commands = re.findall(r"^ccm ([^#\n]+)", text, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["ccm", *command.split(), "--help"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0
 
 
 def test_the_rules_are_all_in_the_tables() -> None:

@@ -76,7 +76,6 @@ def base_config() -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=6,
         max_position_embeddings=3072,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -260,8 +259,8 @@ def train_phases(
 
 
 BASE_PHASES = (
-    Phase(steps=2700, lr=3e-3, seed=1, longest=16, long_share=0.2, rate=0.25, spliced=0.0),
-    Phase(steps=1100, lr=2.5e-3, seed=11, longest=16, long_share=0.2, rate=0.5),
+    Phase(steps=3000, lr=3e-3, seed=1, longest=16, long_share=0.2, rate=0.25, spliced=0.0),
+    Phase(steps=1400, lr=2.5e-3, seed=11, longest=16, long_share=0.2, rate=0.5),
 )
 
 
@@ -321,13 +320,13 @@ class AdapterRecipe:
 ADAPTERS = (
     AdapterRecipe(
         "concat",
-        CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=16, alpha=32, dropout=0.0), turns=TURNS),
-        Phase(steps=2400, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=800),
+        CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
+        Phase(steps=2100, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=700),
     ),
     AdapterRecipe(
         "merge",
         CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
-        Phase(steps=2400, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=1000),
+        Phase(steps=2100, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=900),
     ),
 )
 
