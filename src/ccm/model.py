@@ -495,14 +495,16 @@ class CCMModel(nn.Module):
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
 
 
-def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along; mask and positions
     are those of text after the memory where the caller gives none."""
+    if "ccm" in kwargs:
+        return None
     if args:
         kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
     cache = kwargs.get("past_key_values")
-    if not isinstance(cache, MemoryCache) or "ccm" in kwargs:
-        return (), kwargs
+    if not isinstance(cache, MemoryCache):
+        return None
     _check_caching(module)
     text = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
     mask = kwargs.get("attention_mask")

@@ -28,6 +28,15 @@ def test_batches_are_full_reproducible_and_never_hold_held_out_words() -> None:
         assert not set(text.replace(".", " ").split()) & HELD_OUT
 
 
+def test_every_batch_teaches_something() -> None:
+    """A dialogue in which nobody asks has no target where questions alone are taught; a batch of such has no loss."""
+    _, tokenizer = ccm.load("builtin")
+    turns = make_turns(tokenizer, build.TURNS)
+    phase = replace(build.ADAPTERS[0].phase, asking=0.1, ramp=0)
+    for batch, _ in zip(build.batches(phase, turns, tokens=128, only_questions=True), range(100), strict=False):
+        assert any(target >= 0 for row in batch for step in (*row.steps, row.query) for target in step.targets)
+
+
 def test_made_up_words_are_of_one_word_and_not_held_out() -> None:
     rng = random.Random(0)
     made = [build._made_up(rng, spliced) for spliced in (0.0, 1.0) for _ in range(500)]

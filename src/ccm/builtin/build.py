@@ -170,7 +170,7 @@ def batches(phase: Phase, turns: Turns, *, tokens: int, only_questions: bool = F
                 dialogue = invented(rng, draw(rng), phase.rate, phase.spliced)
                 pool.append(to_sample(dialogue, turns, only_questions=only_questions))
             cut += _cut(sorted(pool, key=_length), tokens)
-        cut = [*filter(None, cut)]
+        cut = [batch for batch in cut if any(map(_teaches, batch))]
         rng.shuffle(cut)
         yield from cut
         given += len(cut)
@@ -186,6 +186,10 @@ def _dense(most: int, rng: random.Random) -> Dialogue:
     facts = rng.randint(1, most)
     questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
     return recall_dialogue(rng, lines + questions, facts, questions, split="train", untold=0.1)
+
+
+def _teaches(sample: Sample) -> bool:
+    return any(target != IGNORE for step in (*sample.steps, sample.query) for target in step.targets)
 
 
 def _length(sample: Sample) -> int:
@@ -321,12 +325,12 @@ ADAPTERS = (
     AdapterRecipe(
         "concat",
         CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
-        Phase(steps=2100, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=700),
+        Phase(steps=2000, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=700),
     ),
     AdapterRecipe(
         "merge",
         CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
-        Phase(steps=2100, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=900),
+        Phase(steps=2000, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=900),
     ),
 )
 
