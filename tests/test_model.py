@@ -318,6 +318,7 @@ def test_ids_that_do_not_fit_are_refused_with_what_would(rule: str) -> None:
 def test_under_gradient_checkpointing_there_is_no_memory(rule: str) -> None:
     model = tiny_model(rule)
     memory, ids = model.empty_memory(), torch.tensor([[5, 6]])
+    model.base.generation_config.max_new_tokens = 1
     model.base.gradient_checkpointing_enable()
     reading = (model.read, model.generate) if model.rule.forgets else (model.compress, model.read, model.generate)
     model.train()
@@ -358,7 +359,7 @@ def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) ->
     model = tiny_model(rule, sink=True)
     memory = compress_all(model, ROWS[0])
     prompt = torch.tensor([ROWS[0].query.ids])
-    for cache, cut in ((memory.cache(), 4), (model.close(memory).cache(), 0)):
+    for cache, cut in ((model.close(memory).cache(), 4), (model.close(memory).cache(), 0)):
         reply = model.generate(memory, prompt, cache=cache, max_new_tokens=6, do_sample=False)
         text = torch.cat([prompt, reply[:, : 6 - cut]], dim=1)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from ccm.turns import make_turns
 def test_batches_are_full_reproducible_and_never_hold_held_out_words() -> None:
     _, tokenizer = ccm.load("builtin")
     turns = make_turns(tokenizer, build.TURNS)
-    phase = replace(build.ADAPTERS[1].phase, ramp=8)
+    phase = replace(build.ADAPTERS[1].phases[1], ramp=8)
     first, second = (build.batches(phase, turns, tokens=1024, only_questions=True) for _ in range(2))
     for _ in range(40):
         batch = next(first)
@@ -32,7 +32,7 @@ def test_every_batch_teaches_something() -> None:
     """A dialogue in which nobody asks has no target where questions alone are taught; a batch of such has no loss."""
     _, tokenizer = ccm.load("builtin")
     turns = make_turns(tokenizer, build.TURNS)
-    phase = replace(build.ADAPTERS[0].phase, asking=0.1, ramp=0)
+    phase = replace(build.ADAPTERS[0].phases[0], asking=0.1, ramp=0)
     for batch, _ in zip(build.batches(phase, turns, tokens=128, only_questions=True), range(100), strict=False):
         assert any(target >= 0 for row in batch for step in (*row.steps, row.query) for target in step.targets)
 
@@ -51,7 +51,7 @@ def test_the_recipe_runs_and_gives_what_chat_opens(tmp_path: Path, monkeypatch: 
     (tmp_path / "base").mkdir()
     build.train_base(tmp_path / "base", build.build_tokenizer(tmp_path / "base"), tokens=512)
     for recipe in build.ADAPTERS:
-        brief = replace(recipe, phase=replace(recipe.phase, steps=2))
+        brief = replace(recipe, phases=tuple(replace(phase, steps=2) for phase in recipe.phases))
         build.train_adapter(tmp_path, brief, tokens=512, threads=1)
         model, tokenizer = ccm.load(adapter=tmp_path / recipe.name)
         assert isinstance(ccm.Conversation(model, tokenizer).answer("My name is Anna."), str)

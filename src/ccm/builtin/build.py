@@ -132,8 +132,8 @@ class Phase:
         rate: share of the names and cities that are made up.
         spliced: share of these that are made of two real ones, not of syllables.
         asking: share of the turns that are questions.
-        dense: share of the short dialogues that first tell up to 9 facts, and then ask for them.
-        ramp: steps over which the short dialogues grow from 4 turns to ``longest``, the dense ones from 2 facts to 9.
+        dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
+        ramp: steps over which ``longest`` is reached, from 4 turns on.
     """
 
     steps: int
@@ -178,14 +178,14 @@ def batches(phase: Phase, turns: Turns, *, tokens: int, only_questions: bool = F
 
 def _short(phase: Phase, longest: int, rng: random.Random) -> Dialogue:
     if phase.dense and rng.random() < phase.dense:
-        return _dense(9 * longest // phase.longest, rng)
+        return _dense(rng)
     return training_dialogue(rng, rng.randint(4, longest), asking=phase.asking)
 
 
-def _dense(most: int, rng: random.Random) -> Dialogue:
-    facts = rng.randint(1, most)
+def _dense(rng: random.Random) -> Dialogue:
+    facts = rng.randint(2, 9)
     questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
-    return recall_dialogue(rng, lines + questions, facts, questions, split="train", untold=0.1)
+    return recall_dialogue(rng, lines + questions, facts, questions, split="train")
 
 
 def _teaches(sample: Sample) -> bool:
@@ -313,24 +313,27 @@ class AdapterRecipe:
     Attributes:
         name: of its folder.
         config: rule, N, LoRA.
-        phase: its training.
+        phases: of its training.
     """
 
     name: str
     config: CCMConfig
-    phase: Phase
+    phases: tuple[Phase, ...]
 
 
 ADAPTERS = (
     AdapterRecipe(
         "concat",
         CCMConfig(rule="concat", n_tok=2, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
-        Phase(steps=2000, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=700),
+        (Phase(steps=2000, lr=2e-3, seed=2, longest=14, long_share=0.1, rate=0.05, asking=0.55, ramp=700),),
     ),
     AdapterRecipe(
         "merge",
-        CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128, dropout=0.0), turns=TURNS),
-        Phase(steps=2000, lr=3e-3, seed=4, longest=14, long_share=0.0, rate=0.05, asking=0.55, dense=0.8, ramp=900),
+        CCMConfig(rule="merge", n_tok=4, lora=LoRASettings(r=64, alpha=128), turns=TURNS),
+        (
+            Phase(steps=500, lr=2e-3, seed=2, longest=14, long_share=0.0, rate=0.05, asking=0.55, ramp=500),
+            Phase(steps=1900, lr=2e-3, seed=4, longest=14, long_share=0.0, rate=0.05, dense=0.7),
+        ),
     ),
 )
 
@@ -339,7 +342,7 @@ def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, threads: 
     """A compression adapter on the base in ``folder``: replies to all questions of a dialogue, in one parallel pass."""
     quiet()
     torch.set_num_threads(threads)
-    torch.manual_seed(recipe.phase.seed)
+    torch.manual_seed(recipe.phases[0].seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "base")
     model = CCMModel(load_base(folder / "base", device="cpu"), replace(recipe.config, base_model="../base")).train()
 
@@ -350,7 +353,7 @@ def train_adapter(folder: Path, recipe: AdapterRecipe, *, tokens: int, threads: 
         return loss
 
     train_phases(
-        (recipe.phase,),
+        recipe.phases,
         [*model.adapter_tensors().values()],
         loss_of,
         make_turns(tokenizer, TURNS),

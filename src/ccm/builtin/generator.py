@@ -265,13 +265,12 @@ def _training_line(writer: _Writer, limit: int) -> None:
 
 
 def recall_dialogue(
-    rng: random.Random, steps: int = 12, facts: int = 8, questions: int = 4, split: str = "eval", untold: float = 0.0
+    rng: random.Random, steps: int = 12, facts: int = 8, questions: int = 4, split: str = "eval"
 ) -> Dialogue:
     """First tell `facts` facts in steps - questions turns, then ask `questions` of them.
 
-    A share `untold` of the questions asks for what was never told instead. The pet's sentence counts as
-    one fact. Turns left over are small talk, changes and, where there are many, earlier questions; where
-    turns are short, some lines tell two facts.
+    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there
+    are many, earlier questions; where turns are short, some lines tell two facts.
     """
     lines = steps - questions
     if not (questions <= facts <= min(len(FACTS), 2 * lines)):
@@ -291,8 +290,7 @@ def recall_dialogue(
         else:
             writer.chat()
     for name in rng.sample(writer.order, questions):
-        instead = untold and rng.random() < untold and writer.untold()
-        writer.ask(rng.choice(instead) if instead else name)
+        writer.ask(name)
     return writer.dialogue()
 
 
