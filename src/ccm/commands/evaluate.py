@@ -45,7 +45,7 @@ def _table(report: RecallReport) -> Table:
         "rule": f"{report.rule}, N = {report.n_tok}",
         "dialogues": f"{report.dialogues} of {report.steps} steps that tell {report.facts} facts, seed {report.seed}",
         "recall": f"{share(report.recall)}  of the told facts asked for in the last {QUESTIONS} steps",
-        "  held-out": f"{_maybe(report.recall_held_out)}  of those with a name or city that no training saw",
+        "  held-out": _held_out(report.recall_held_out),
         "wrong value": f"{share(report.wrong)}  of the told facts",
         "wrong “I don't know”": f"{share(report.unknown)}  of the told facts",
         "invented": f"{share(report.invented)}  of facts never told, answered with a value",
@@ -56,5 +56,6 @@ def _table(report: RecallReport) -> Table:
     return table
 
 
-def _maybe(share: float | None) -> str:
-    return "none asked" if share is None else f"{share:.1%}"
+def _held_out(share: float | None) -> str:
+    what = "with a name or city that no training saw"
+    return f"none was asked {what}" if share is None else f"{share:.1%}  of those {what}"
