@@ -26,7 +26,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from ccm import loading
+from ccm import checkpoint, loading
 from ccm.base import check_device, load_base
 from ccm.checkpoint import (
     SavedAdapter,
@@ -145,6 +145,18 @@ def test_damaged_files_of_a_base_are_refused_in_one_line(tmp_path: Path, damage:
 def test_the_error_of_a_base_comes_before_that_of_its_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="The base model .*nowhere"):
         loading.load(tmp_path / "nowhere", rule="full")
+
+
+def test_options_of_the_hub_reach_the_adapters_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"token": "secret", "revision": "main", "cache_dir": "there"}
+
+    def download(source: str, **given: Any) -> str:
+        assert given == asked
+        raise OSError("not there")
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    with pytest.raises(AdapterError, match="nobody/adapter.*not there"):
+        CCMModel.from_pretrained("nobody/adapter", **asked)
 
 
 def test_settings_hold_without_an_adapter_too() -> None:

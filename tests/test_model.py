@@ -364,10 +364,7 @@ def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) ->
         text = torch.cat([prompt, reply[:, : 6 - cut]], dim=1)
         with torch.no_grad():
             expected = model.compress(memory, text)
-            try:
-                got = model.compress(memory, text, cache=cache)
-            except InputError:
-                continue
+            got = model.compress(memory, text, cache=cache)
         assert got.width == expected.width
         assert_close(got.keys[-1], expected.keys[-1])
         assert_close(got.values[-1], expected.values[-1])

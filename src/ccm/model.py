@@ -471,14 +471,15 @@ class CCMModel(nn.Module):
                 f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
                 f"{memory.batch} conversations both must be ({memory.batch}, T)."
             )
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-            raise InputError(
-                f"The ids reach from {int(ids.min())} to {int(ids.max())}; those of the model are 0 to "
-                f"{self.vocab_size - 1}. Is the tokenizer that of the base model?"
-            )
         lengths = mask.sum(1)
         if not mask.numel() or not lengths.min():
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        lowest, highest = map(int, ids.aminmax())
+        if lowest < 0 or highest >= self.vocab_size:
+            raise InputError(
+                f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
+                "tokenizer that of the base model?"
+            )
         self._check_end(memory, lengths)
         return ids, mask
 

@@ -33,7 +33,10 @@ def run_builtin(
             batch=batch,
             progress=advance,
         )
-    print(json.dumps(report.to_dict())) if as_json else plain_console().print(_table(report))
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        plain_console().print(_table(report))
 
 
 def _table(report: RecallReport) -> Table:
