@@ -123,8 +123,10 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
     Raises:
         ConfigError: on an unknown rule, one that the adapter was not trained for, or another N.
     """
-    if "n_tok" in changes and changes["n_tok"] != config.n_tok:
-        raise ConfigError(f"The adapter was trained with n_tok {config.n_tok}; it cannot run with {changes['n_tok']}.")
+    (least, most), wanted_n = config.n_tok_range, changes.get("n_tok", config.n_tok)
+    if not least <= wanted_n <= most:
+        trained = f"n_tok {least}" if least == most else f"n_tok from {least} to {most}"
+        raise ConfigError(f"The adapter was trained with {trained}; it cannot run with {wanted_n}.")
     if rule is None or rule == config.rule:
         return replace(config, **changes)
     wanted = rule_class(rule)

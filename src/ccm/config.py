@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ccm.errors import ConfigError
 
 Positions = Literal["skip", "base"]
 Embeddings = Literal["separate", "table"]
 Template = Literal["separators", "chat"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class LoRASettings:
     conditional: bool = True
 
     def __post_init__(self) -> None:
-        _check_types(self, "lora.")
+        check_types(self, "lora.")
         if self.r < 1:
             raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
         if not math.isfinite(self.alpha):
@@ -58,7 +61,7 @@ class TurnFormat:
     preamble: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self, "turns.")
+        check_types(self, "turns.")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class CCMConfig:
         rule: name of the rule by which the steps' COMP entries become the memory (``ccm.rules.RULES``).
         rule_options: keyword arguments of that rule, e.g. ``{"weight": 0.3}`` for "ema".
         n_tok: N, the COMP tokens a step (or a context, under gist).
+        min_n_tok: the smallest N that the adapter is trained with; ``n_tok`` alone where None.
+        max_n_tok: the largest, and so the number of COMP embeddings; ``n_tok`` alone where None.
         recurrent: whether a step sees Mem(t-1) while it is read and compressed.
         sink: whether the first token stays visible to all, as one extra entry outside any mixing.
         positions: "skip" (COMP tokens take no text positions) or "base" (they count like text).
@@ -82,6 +87,8 @@ class CCMConfig:
     rule: str = "concat"
     rule_options: Mapping[str, Any] = field(default_factory=dict)
     n_tok: int = 2
+    min_n_tok: int | None = None
+    max_n_tok: int | None = None
     recurrent: bool = True
     sink: bool = False
     positions: Positions = "skip"
@@ -92,9 +99,20 @@ class CCMConfig:
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.n_tok < 1:
             raise ConfigError(f"n_tok is {self.n_tok}; it must be a whole number of at least 1.")
+        least, most = self.n_tok_range
+        if not 1 <= least <= self.n_tok <= most:
+            raise ConfigError(f"n_tok is {self.n_tok}; it must be from min_n_tok, {least}, to max_n_tok, {most}.")
+
+    @property
+    def n_tok_range(self) -> tuple[int, int]:
+        """The smallest and the largest N that the adapter is trained with."""
+        return (
+            self.n_tok if self.min_n_tok is None else self.min_n_tok,
+            self.n_tok if self.max_n_tok is None else self.max_n_tok,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -107,37 +125,62 @@ class CCMConfig:
         Raises:
             ConfigError: on a key that this version does not know, or a value that it does not allow, naming it.
         """
-        return _build(cls, values, "ccm_config.json")
+        return build_settings(cls, values, "ccm_config.json", " Was it written by a newer ccm?")
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def _check_types(settings: LoRASettings | TurnFormat | CCMConfig, prefix: str = "") -> None:
-    """Refuse a field whose value is not of its declared type; a whole number will do for a float."""
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Refuse a field of a dataclass whose value is not of its declared type; a whole number will do for a float.
+
+    Raises:
+        ConfigError: naming the field, its value and what is allowed.
+    """
     for name, hint in get_type_hints(type(settings)).items():
-        value, kind = getattr(settings, name), get_origin(hint) or hint
-        if kind is Literal:
-            fits, allowed = value in get_args(hint), f"allowed: {', '.join(get_args(hint))}"
-        else:
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            fits = fits and (kind is bool or not isinstance(value, bool))  # to Python, True is a whole number
-            allowed = f"it must be {_KINDS.get(kind, 'a table of settings')}"
-        if not fits:
+        value, choices = getattr(settings, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if not any(_fits(value, choice) for choice in choices):
+            allowed = " or ".join(map(_allowed, choices))
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.")
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return value in get_args(hint)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    return fits and (kind is bool or not isinstance(value, bool))  # to Python, True is a whole number
+
+
+def _allowed(hint: Any) -> str:
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return f"allowed: {', '.join(map(str, get_args(hint)))}"
+    return "null" if kind is NoneType else f"it must be {_KINDS.get(kind, 'a table of settings')}"
+
+
+def _table_of(hint: Any) -> type | None:
+    """The dataclass that a field holds, or may hold; None where it holds plain values."""
+    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((choice for choice in choices if is_dataclass(choice)), None)  # type: ignore[return-value]
+
+
+def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T:
+    """A dataclass of settings, those within it included, from plain values.
+
+    Raises:
+        ConfigError: on what is no table, on unknown keys with the likeliest known one, and on values not allowed.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} holds {values!r}; it must be a table of settings.")
-    hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{where} has unknown keys {unknown}; known: {sorted(known)}. Was it written by a newer ccm?")
+    hints, known = get_type_hints(cls), [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(map(str, set(values) - set(known))):
+        near = [match for key in unknown for match in get_close_matches(key, known, n=1)]
+        meant = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"{where} has unknown keys {unknown};{meant} known: {sorted(known)}.{advice}")
     nested = {
-        name: _build(hints[name], value, f"{where}: {name}")
+        name: build_settings(table, value, f"{where}: {name}", advice)
         for name, value in values.items()
-        if hints[name] in (LoRASettings, TurnFormat) and isinstance(value, Mapping)
+        if (table := _table_of(hints[name])) and value is not None and not isinstance(value, table)
     }
     return cls(**{**values, **nested})

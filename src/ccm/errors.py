@@ -13,6 +13,14 @@ class InputError(CCMError, ValueError):
     """Text, token ids or tensors that cannot be processed as given."""
 
 
+class DataError(CCMError, ValueError):
+    """Training or evaluation data that is absent or malformed."""
+
+
+class TrainingError(CCMError, RuntimeError):
+    """A training that cannot begin, go on, or be saved."""
+
+
 class UnsupportedModelError(CCMError, ValueError):
     """A base model whose attention or projections the two seams do not reach."""
 

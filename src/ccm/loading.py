@@ -42,7 +42,7 @@ def load(
             only under rules that compress nothing.
         rule: as in :class:`CCMConfig`; the adapter's own where None.
         rule_options: such as ``{"weight": 0.3}`` for the rule "ema"; the adapter's own, or the rule's defaults.
-        n_tok: N to insist on.
+        n_tok: another N of those that the adapter was trained with, or its own to insist on.
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
         dtype: one of "auto", "float32", "bfloat16", "float16".
@@ -64,7 +64,7 @@ def load(
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
         loaded = CCMModel.from_pretrained(adapter, base, rule=rule, **changes, **place)
-        return loaded, _tokenizer(loaded.base.name_or_path, {**options, "revision": None})
+        return loaded, load_tokenizer(loaded.base.name_or_path, {**options, "revision": None})
     assert base is not None
     return _without_adapter(base, rule, {k: v for k, v in changes.items() if v is not None}, place)
 
@@ -92,13 +92,19 @@ def _without_adapter(
             f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
         )
     config = CCMConfig(rule=rule, **changes)
-    stock, tokenizer = load_base(base, **place), _tokenizer(base, place)
+    stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
     turns = TurnFormat(template="chat" if tokenizer.chat_template else "separators")
     return CCMModel(stock, replace(config, turns=turns)).eval(), tokenizer
 
 
-def _tokenizer(source: str | Path, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    hub = {name: options[name] for name in (*HUB, "trust_remote_code") if options.get(name) is not None}
+def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the Hub, had with what of the ``options`` is the Hub's.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    given = options or {}
+    hub = {name: given[name] for name in (*HUB, "trust_remote_code") if given.get(name) is not None}
     try:
         return AutoTokenizer.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:

@@ -68,14 +68,15 @@ class CCMModel(nn.Module):
         self.rule = make_rule(config.rule, dict(config.rule_options))
         hidden = base.config.get_text_config().hidden_size
         heads = entry_sizes(base)[0][0]
-        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=config.n_tok)
+        most = config.n_tok_range[1]
+        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=most)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
         base.set_attn_implementation(_OURS.get(base.config._attn_implementation, SDPA))
         if base.config._attn_implementation not in (SDPA, EAGER):
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         inject_lora(base, config.lora)
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
-        self.comp_embeddings = embedding(base, config.n_tok)
+        self.comp_embeddings = embedding(base, most)
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
         for module in (base, base.base_model):
@@ -109,7 +110,7 @@ class CCMModel(nn.Module):
             base: the base model, or where to load it from; the place that the adapter names where None.
             rule: another rule to run under (see :func:`ccm.checkpoint.with_rule`).
             rule_options: other options of the rule; its defaults where the rule is another than the adapter's own.
-            n_tok: N to insist on.
+            n_tok: another N of those that the adapter was trained with, or its own to insist on.
             recurrent: another value of the flag.
             device: where to put a base that is loaded here; a CUDA device if there is one where None.
             dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
@@ -370,7 +371,7 @@ class CCMModel(nn.Module):
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
-            comp = range(self.vocab_size, self.vocab_size + self.config.n_tok)
+            comp = range(self.vocab_size, self.vocab_size + self.config.n_tok_range[1])
             options["suppress_tokens"] = [*(self._option(options, "suppress_tokens") or ()), *comp]
         positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), memory.positions_of(mask)], dim=1)
         output = self.base.generate(

@@ -15,6 +15,7 @@ Shapes: B batch, K kv heads, T steps, N COMP tokens a step, D head dim.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -187,6 +188,36 @@ class EMA(Merge):
 
     def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
         return torch.full_like(step, self.weight, dtype=torch.get_default_dtype())[:, None, :, None]
+
+
+class Gate(Merge):
+    """Merge with a learned weight: a_t = sigmoid(w x + b), of its own for each layer, K/V head and slot.
+
+    x is the attention's input at the COMP token, so that the memory decides by what a step says where it is kept, and
+    what it replaces. The gates are trained with the adapter, in float32.
+
+    Args:
+        bias: b at the start of training; -1 keeps 73 % of the memory at every step.
+    """
+
+    name = "gate"
+    needs_content = True
+
+    def __init__(self, bias: float = -1.0) -> None:
+        super().__init__()
+        if not (isinstance(bias, int | float) and math.isfinite(bias)):
+            raise ConfigError(f"The bias of the rule 'gate' is {bias!r}; it must be a finite number, such as -1.")
+        self.initial = float(bias)
+
+    def build(self, *, layers: int, kv_heads: int, hidden: int, n_tok: int) -> None:
+        self.weight = nn.Parameter(torch.zeros(layers, kv_heads, n_tok, hidden))
+        self.bias = nn.Parameter(torch.full((layers, kv_heads, n_tok), self.initial))
+
+    def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
+        assert content is not None
+        n = content.shape[2]
+        score = torch.einsum("btnh,knh->bktn", content.float(), self.weight[layer, :, :n])
+        return (score + self.bias[layer, :, None, :n]).sigmoid()
 
 
 def _unroll(a: Tensor) -> Tensor:

@@ -49,6 +49,16 @@ class Turns:
             raise InputError(f"The turn {text!r} is empty; write some text.")
         return self._first(text) if first else self._later(text)
 
+    def statement(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a context step that no reply follows.
+
+        Raises:
+            ConfigError: under a chat template, which knows turns with replies only.
+        """
+        raise ConfigError(
+            "A chat template has no place for context steps without replies; use turns.template=separators for them."
+        )
+
     def exchange(self, text: str, reply: str, *, first: bool) -> Step:
         """A turn with its reply as one step; the targets are the reply and the EOS after it."""
         prompt, answer = self.prompt(text, first=first), self.encode_reply(reply)
@@ -76,12 +86,17 @@ class Turns:
 class SeparatorTurns(Turns):
     """The authors' format: fixed strings between the turns."""
 
-    def _first(self, text: str) -> list[int]:
+    def statement(self, text: str, *, first: bool) -> list[int]:
+        if not first:
+            return [*self._separator, *self._encode(text)]
         bos = self.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *self._encode(self.form.preamble + text), *self._reply_separator]
+        return [*([] if bos is None else [bos]), *self._encode(self.form.preamble + text)]
+
+    def _first(self, text: str) -> list[int]:
+        return [*self.statement(text, first=True), *self._reply_separator]
 
     def _later(self, text: str) -> list[int]:
-        return [*self._separator, *self._encode(text), *self._reply_separator]
+        return [*self.statement(text, first=False), *self._reply_separator]
 
     @cached_property
     def _separator(self) -> list[int]:

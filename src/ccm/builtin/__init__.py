@@ -2,5 +2,8 @@
 
 from pathlib import Path
 
+from ccm.config import TurnFormat
+
 NAME = "builtin"
 WEIGHTS = Path(__file__).parent / "weights"
+TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")

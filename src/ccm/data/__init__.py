@@ -1,0 +1,51 @@
+"""Data sets behind one contract: each is one file here, and a row in ``DATA_SETS``."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from ccm.errors import ConfigError
+from ccm.layout import Sample
+from ccm.model import CCMModel
+from ccm.turns import Turns
+
+if TYPE_CHECKING:
+    from ccm.training.recipe import Recipe
+
+DATA_SETS = {"custom": "ccm.data.custom", "builtin": "ccm.data.builtin"}  # module with a function open_data
+
+
+class DataSet(Protocol):
+    """What training asks of a data set."""
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """At least one and about ``count`` training samples: those of number ``index``, always the same.
+
+        So a training that goes on after an interruption finds its place without reading all that came before.
+        """
+        ...
+
+    def held_out(self) -> list[Sample]:
+        """Samples that no pool holds, for evaluation; may be empty."""
+        ...
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        """What the data set measures of a model beside the loss, by name, during training; may be empty."""
+        ...
+
+
+def open_data(recipe: Recipe, turns: Turns) -> DataSet:
+    """The data set of a recipe; its files are read and checked now.
+
+    Raises:
+        ConfigError: when there is no such data set, or it lacks a setting.
+        DataError: when its files are absent or malformed.
+    """
+    name = recipe.data.name
+    if name not in DATA_SETS:
+        near = get_close_matches(name, DATA_SETS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"There is no data set {name!r}.{meant} There are: {', '.join(DATA_SETS)}.")
+    return import_module(DATA_SETS[name]).open_data(recipe, turns)

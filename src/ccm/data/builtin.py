@@ -1,0 +1,142 @@
+"""The dialogues of the built-in model, drawn without end: facts are told, and asked for later."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+from ccm.builtin import words
+from ccm.builtin.evaluate import evaluate_recall
+from ccm.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue
+from ccm.config import build_settings, check_types
+from ccm.layout import Sample, Step
+from ccm.model import CCMModel
+from ccm.training.recipe import Recipe
+from ccm.turns import Turns
+
+_ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
+_SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
+_ENDINGS = ["", "", "n", "r", "s", "l", "x", "nd", "rt", "th"]
+_REAL = [word for word in words.NAMES + words.CITIES if word not in HELD_OUT and " " not in word]
+_NAMED = ("name", "home", "sister", "brother", "friend")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the dialogues are like.
+
+    Attributes:
+        longest: the short dialogues have 4 to so many turns.
+        ramp: samples over which ``longest`` is reached, from 4 turns on.
+        long: share of the dialogues that have 17 to 48 turns instead.
+        asking: share of the turns that are questions.
+        dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
+        made_up: share of the names and cities that are made up, all through a dialogue: copying is learned, not a list.
+        spliced: share of these that are made of two real ones, not of syllables.
+        questions_only: whether the replies to questions are the only targets.
+        recall: dialogues of 12 steps on which an evaluation measures recall; 0 for none.
+    """
+
+    longest: int = 14
+    ramp: int = 0
+    long: float = 0.05
+    asking: float = 0.5
+    dense: float = 0.35
+    made_up: float = 0.5
+    spliced: float = 0.7
+    questions_only: bool = True
+    recall: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.options.")
+
+
+@dataclass(frozen=True)
+class BuiltinData:
+    """Dialogues of the training split as samples, each ending in a question."""
+
+    options: Options
+    turns: Turns
+    seed: int
+    eval_samples: int
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        done = index * count
+        longest = self.options.longest
+        if done < self.options.ramp:
+            longest = 4 + (longest - 4) * done // self.options.ramp
+        return self._draw(random.Random(f"{self.seed} dialogues {index}"), longest, count)
+
+    def held_out(self) -> list[Sample]:
+        return self._draw(random.Random(f"{self.seed} held out"), self.options.longest, self.eval_samples)
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        """Recall of 12 steps, as ``ccm evaluate builtin`` defines it, and what is invented."""
+        if not self.options.recall:
+            return {}
+        report = evaluate_recall(model, self.turns.tokenizer, dialogues=self.options.recall, seed=1)
+        return {"recall": report.recall, "invented": report.invented}
+
+    def _draw(self, rng: random.Random, longest: int, count: int) -> list[Sample]:
+        samples = []
+        while len(samples) < count:
+            dialogue = invented(rng, self._dialogue(rng, longest), self.options.made_up, self.options.spliced)
+            asked = [i for i, turn in enumerate(dialogue.turns) if turn.asked]
+            if asked and asked[-1] > 0:
+                samples.append(self._sample(replace(dialogue, turns=dialogue.turns[: asked[-1] + 1])))
+        return samples
+
+    def _dialogue(self, rng: random.Random, longest: int) -> Dialogue:
+        options = self.options
+        if rng.random() < options.long:
+            return training_dialogue(rng, rng.randint(17, 48), asking=options.asking)
+        if rng.random() < options.dense:
+            facts = rng.randint(2, 9)
+            questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
+            return recall_dialogue(rng, lines + questions, facts, questions, split="train")
+        return training_dialogue(rng, rng.randint(4, longest), asking=options.asking)
+
+    def _sample(self, dialogue: Dialogue) -> Sample:
+        steps = []
+        for i, turn in enumerate(dialogue.turns):
+            step = self.turns.exchange(turn.user, turn.reply, first=i == 0)
+            steps.append(step if turn.asked or not self.options.questions_only else Step(step.ids))
+        return Sample(steps[:-1], steps[-1])
+
+
+def open_data(recipe: Recipe, turns: Turns) -> BuiltinData:
+    """The dialogues of a recipe.
+
+    Raises:
+        ConfigError: on options that it does not have.
+    """
+    options = build_settings(Options, recipe.data.options, "data.options")
+    return BuiltinData(options, turns, recipe.seed, recipe.data.eval_samples)
+
+
+def invented(rng: random.Random, dialogue: Dialogue, rate: float, spliced: float) -> Dialogue:
+    """A dialogue with a share ``rate`` of its names and cities replaced by made-up ones."""
+    told = {value for turn in dialogue.turns for kind, value in turn.told if kind in _NAMED}
+    swaps = {value: _made_up(rng, spliced) for value in sorted(told) if rng.random() < rate}
+    if not swaps:
+        return dialogue
+    swaps |= {old.lower(): new.lower() for old, new in swaps.items()}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, swaps))})\b")
+
+    def swap(text: str) -> str:
+        return pattern.sub(lambda match: swaps[match[0]], text)
+
+    return replace(dialogue, turns=tuple(replace(t, user=swap(t.user), reply=swap(t.reply)) for t in dialogue.turns))
+
+
+def _made_up(rng: random.Random, spliced: float) -> str:
+    """The beginning of one real word and the end of another or, but for a share of ``spliced``, syllables."""
+    while True:
+        if spliced and rng.random() < spliced:
+            one, two = rng.choices(_REAL, k=2)
+            word = one[: rng.randint(1, 4)] + two[-rng.randint(2, 5) :]
+        else:
+            word = "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(_ENDINGS)
+        if word.title() not in HELD_OUT and len(word) > 2:
+            return word.title()

@@ -1,0 +1,298 @@
+"""Your own data: JSON lines of conversations or of steps, or plain text that is cut into chunks.
+
+    {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
+    {"steps": ["...", "..."], "query": "...", "answer": "..."}
+    any .txt file
+
+Everything is read and checked before training begins; up to ten faults are reported at once, by line.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from ccm.errors import ConfigError, DataError
+from ccm.layout import IGNORE, Sample, Step
+from ccm.model import CCMModel
+from ccm.training.recipe import DataSettings, Recipe
+from ccm.turns import Turns, make_turns
+
+FAULTS = 10  # reported at once
+SUFFIXES = (".jsonl", ".json", ".txt")
+
+
+class Example(Protocol):
+    """One conversation, task or stretch of text."""
+
+    @property
+    def length(self) -> int:
+        """The most context steps that a sample of it has, at least 1."""
+        ...
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        """``steps`` steps of context, and the query after them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns of a user and an assistant. A sample is its beginning; every reply is a target, the last is the query's."""
+
+    turns: tuple[tuple[str, str], ...]
+    system: str = ""
+
+    @property
+    def length(self) -> int:
+        return len(self.turns) - 1
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        if self.system:
+            turns = make_turns(turns.tokenizer, replace(turns.form, preamble=self.system))
+        read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: steps + 1])]
+        return Sample(read[:-1], read[-1])
+
+    def parts(self, most: int) -> Iterator[Chat]:
+        """Stretches of at most ``most`` + 1 turns, one after the other; a single turn left over is dropped."""
+        for begin in range(0, len(self.turns), most + 1):
+            if len(part := self.turns[begin : begin + most + 1]) > 1:
+                yield Chat(part, self.system)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target."""
+
+    steps: tuple[str, ...]
+    query: str
+    answer: str
+
+    @property
+    def length(self) -> int:
+        return len(self.steps)
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(self.steps[-steps:])]
+        return Sample(read, turns.exchange(self.query, self.answer, first=False))
+
+    def parts(self, most: int) -> Iterator[Task]:
+        """The task with its latest ``most`` steps."""
+        yield replace(self, steps=self.steps[-most:])
+
+
+@dataclass(frozen=True)
+class Text:
+    """Chunks of running text, as token ids. A sample is its beginning; every token of every chunk is a target."""
+
+    chunks: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.chunks) - 1
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in self.chunks[: steps + 1]]
+        return Sample(read[:-1], read[-1])
+
+
+@dataclass(frozen=True)
+class CustomData:
+    """Examples in memory.
+
+    Attributes:
+        examples: to train on.
+        held: to evaluate on.
+        turns: how they become tokens.
+        random_steps: whether a sample has a random number of steps.
+        seed: of the order and of these numbers.
+    """
+
+    examples: Sequence[Example]
+    held: Sequence[Example]
+    turns: Turns
+    random_steps: bool
+    seed: int
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
+        return [self._at(place) for place in range(index * count, (index + 1) * count)]
+
+    def _at(self, place: int) -> Sample:
+        epoch, within = divmod(place, len(self.examples))
+        example = self.examples[_order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
+        most = example.length
+        steps = random.Random(f"{self.seed} steps {place}").randint(1, most) if self.random_steps else most
+        return example.sample(self.turns, steps)
+
+    def held_out(self) -> list[Sample]:
+        return [example.sample(self.turns, example.length) for example in self.held]
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: str) -> list[int]:
+    return random.Random(seed).sample(range(count), count)
+
+
+def open_data(recipe: Recipe, turns: Turns) -> CustomData:
+    """Read and check the files that a recipe names.
+
+    Raises:
+        ConfigError: when it names none.
+        DataError: when one is absent, empty or malformed.
+    """
+    settings = recipe.data
+    if settings.options:
+        raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
+    if settings.path is None:
+        raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
+    examples = read_examples(settings.path, settings, turns)
+    held: list[Example] = []
+    if settings.eval_path is not None:
+        held = read_examples(settings.eval_path, settings, turns)[: settings.eval_samples or None]
+    elif count := min(settings.eval_samples, len(examples) // 10):
+        order = _order(len(examples), f"{recipe.seed} held out")
+        held = [examples[i] for i in order[:count]]
+        examples = [examples[i] for i in sorted(order[count:])]
+    return CustomData(examples, held, turns, settings.random_steps, recipe.seed)
+
+
+def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[Example]:
+    """All examples of a file, or of all files of a folder.
+
+    Raises:
+        DataError: when there is nothing, or with up to ten faults by file and line.
+    """
+    files = _files(Path(path))
+    examples: list[Example] = []
+    faults: list[str] = []
+    for file in files:
+        found = _text(file, settings, turns) if file.suffix == ".txt" else _lines(file, settings, turns)
+        for where, item in found:
+            if isinstance(item, str):
+                faults.append(f"  {where}: {item}")
+            else:
+                examples.append(item)
+            if len(faults) == FAULTS:
+                break
+    if faults:
+        more = " The first ten faults:" if len(faults) == FAULTS else ""
+        raise DataError(f"{path} cannot be trained on.{more}\n" + "\n".join(faults))
+    if not examples:
+        raise DataError(f"{path} holds no example; nothing could be learned from it.")
+    return examples
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"There is no file or folder {path}; set data.path to where your data is.")
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"The folder {path} holds none of {', '.join('*' + suffix for suffix in SUFFIXES)}.")
+    return files
+
+
+class _Fault(Exception):
+    """What is wrong with a line."""
+
+
+def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
+    """Every example of a file of JSON lines, or what is wrong with it, with file and line."""
+    for number, line in enumerate(_open(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            for part in _parse(line).parts(settings.max_steps):
+                _check_length(part, settings, turns)
+                yield where, part
+        except _Fault as fault:
+            yield where, str(fault)
+
+
+def _open(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _parse(line: str) -> Chat | Task:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Fault(f"not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(value, dict):
+        raise _Fault(f"a {type(value).__name__}; every line is an object in braces")
+    if "messages" in value:
+        return _chat(value["messages"])
+    if {"steps", "query", "answer"} <= value.keys():
+        return _task(value)
+    raise _Fault(f"has the keys {sorted(value)}; give 'messages', or 'steps' with 'query' and 'answer'")
+
+
+def _chat(messages: Any) -> Chat:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise _Fault("'messages' must be a list of objects with role and content")
+    texts = []
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise _Fault(f"the content of message {number} is {content!r}; it must be some text")
+        texts.append((role, content))
+    system = texts.pop(0)[1] if texts and texts[0][0] == "system" else ""
+    first = len(messages) - len(texts) + 1
+    for i, (role, _) in enumerate(texts):
+        wanted = ("user", "assistant")[i % 2]
+        if role != wanted:
+            raise _Fault(f"the role of message {first + i} is {role!r}, expected {wanted!r}: roles must alternate")
+    if len(texts) % 2:
+        raise _Fault("the last message is the user's; end with the assistant's reply")
+    if len(texts) < 4:
+        raise _Fault(f"{len(texts) // 2} turns (a user's message and its reply); at least two are needed")
+    return Chat(tuple((texts[i][1], texts[i + 1][1]) for i in range(0, len(texts), 2)), system)
+
+
+def _task(value: dict[str, Any]) -> Task:
+    steps = value["steps"]
+    if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
+        raise _Fault("'steps' must be a list of at least one text")
+    for name in ("query", "answer"):
+        if not isinstance(value[name], str) or not value[name].strip():
+            raise _Fault(f"'{name}' is {value[name]!r}; it must be some text")
+    return Task(tuple(steps), value["query"], value["answer"])
+
+
+def _check_length(example: Example, settings: DataSettings, turns: Turns) -> None:
+    sample = example.sample(turns, example.length)
+    for number, step in enumerate((*sample.steps, sample.query), start=1):
+        if len(step.ids) > settings.max_step_tokens:
+            raise _Fault(
+                f"step {number} has {len(step.ids)} tokens, at most {settings.max_step_tokens} are allowed; "
+                "shorten it, or raise data.max_step_tokens"
+            )
+
+
+def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
+    """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
+    ids = turns.tokenizer.encode(_open(file), add_special_tokens=False)
+    size, bos = settings.chunk_tokens, turns.tokenizer.bos_token_id
+    chunks = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
+    if len(chunks) < 2:
+        yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
+    for begin in range(0, len(chunks), settings.max_steps + 1):
+        part = chunks[begin : begin + settings.max_steps + 1]
+        if len(part) > 1:
+            head = part[0] if bos is None else (bos, *part[0])
+            yield file.name, Text((head, *part[1:]))

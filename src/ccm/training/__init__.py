@@ -1,0 +1,1 @@
+"""Training of compression adapters: recipe -> data -> batches -> stage -> loop -> adapter folder."""

@@ -1,0 +1,94 @@
+"""Batches: which samples every optimizer step takes, and how they are shared out over passes and processes.
+
+Everything is a function of the recipe's seed and the number of the step, so that every process knows every batch
+without asking, and a training that goes on after an interruption sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ccm.data import DataSet
+from ccm.layout import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are trained on together.
+
+    Attributes:
+        samples: the samples.
+        starts: position of the first token of each.
+        n_tok: N, the COMP tokens a step.
+    """
+
+    samples: Sequence[Sample]
+    starts: Sequence[int]
+    n_tok: int
+
+    def passes(self, tokens: int, processes: int) -> list[Batch]:
+        """This batch in as few parts of at most ``tokens`` tokens, padding included, as every process gets alike many.
+
+        A sample longer than ``tokens`` is a part by itself.
+        """
+        order = sorted(range(len(self.samples)), key=lambda i: length(self.samples[i]))
+        most = -(-len(order) // processes) * processes
+        for count in range(processes, most + 1, processes):
+            parts = [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
+            if all(not part or len(part) * length(self.samples[part[-1]]) <= tokens for part in parts):
+                break
+        return [self._part(part) for part in parts]
+
+    def _part(self, rows: Sequence[int]) -> Batch:
+        return Batch([self.samples[i] for i in rows], [self.starts[i] for i in rows], self.n_tok)
+
+
+def length(sample: Sample) -> int:
+    """Text tokens of a sample."""
+    return sum(len(step.ids) for step in (*sample.steps, sample.query))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a training.
+
+    Attributes:
+        data: where samples come from.
+        size: samples of a batch.
+        pool: batches that are drawn together and sorted by length.
+        n_tok: the fewest and the most COMP tokens a step; every batch draws its own.
+        max_offset: the last position that a sample may begin at.
+        seed: of all draws.
+    """
+
+    data: DataSet
+    size: int
+    pool: int
+    n_tok: tuple[int, int]
+    max_offset: int
+    seed: int
+
+    def since(self, step: int) -> Iterator[Batch]:
+        """The batches of the steps number ``step``, from 0, and all that follow, without end."""
+        while True:
+            index, within = divmod(step, self.pool)
+            for samples in self._pool(index)[within:]:
+                yield self._batch(step, samples)
+                step += 1
+
+    def _pool(self, index: int) -> list[list[Sample]]:
+        """``pool`` batches of samples of like length, in random order."""
+        rng = random.Random(f"{self.seed} pool {index}")
+        samples = self.data.pool(index, self.size * self.pool)
+        rng.shuffle(samples)  # equal lengths are not left in the order of the data
+        samples.sort(key=length)
+        batches = [samples[i : i + self.size] for i in range(0, len(samples), self.size)]
+        rng.shuffle(batches)
+        return batches
+
+    def _batch(self, step: int, samples: list[Sample]) -> Batch:
+        rng = random.Random(f"{self.seed} batch {step}")
+        starts = [rng.randint(0, self.max_offset) for _ in samples]
+        return Batch(samples, starts, rng.randint(*self.n_tok))

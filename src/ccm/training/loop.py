@@ -1,0 +1,276 @@
+"""The loop: batches -> passes -> gradients, shared over processes -> AdamW; checkpoints, log and evaluation beside."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.fsdp import fully_shard
+
+from ccm.data import DataSet, open_data
+from ccm.errors import ConfigError, TrainingError
+from ccm.files import SafetensorError
+from ccm.training.batches import Batch, Batches, length
+from ccm.training.recipe import Recipe
+from ccm.training.run import Checkpoint, Run, moments_of, restore_moments
+from ccm.training.stages import Stage, make_stage, open_turns
+from ccm.turns import Turns
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to tell after some steps.
+
+    Attributes:
+        step: optimizer steps made.
+        losses: by name, means since the last report; "loss" is their weighted sum.
+        lr: the learning rate of the last step.
+        grad_norm: before clipping, of the last step.
+        tokens_per_second: text tokens of all processes, since the last report.
+        seconds: since this process began.
+        seconds_left: to the last step, at the mean speed so far.
+        measured: of the evaluation; empty where there was none.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    seconds: float
+    seconds_left: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat record, ready for JSON."""
+        numbers = {name: getattr(self, name) for name in ("lr", "grad_norm", "tokens_per_second", "seconds")}
+        evaluated = {f"eval_{name}": value for name, value in self.measured.items()}
+        return {"step": self.step, **self.losses, **evaluated, **numbers}
+
+
+def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], None] = lambda report: None) -> Path:
+    """Train as a recipe says; returns the output directory, which holds the result.
+
+    Under ``torchrun``, every process calls this. Ctrl-C saves a checkpoint before it ends the training.
+
+    Args:
+        recipe: with an ``output_dir``.
+        resume: go on from the last checkpoint in it.
+        report: called in the main process every ``log_every`` steps.
+
+    Raises:
+        ConfigError, DataError, AdapterError: when the training cannot begin as asked; nothing is then written.
+        TrainingError: when the loss is not finite, or a checkpoint cannot be saved.
+    """
+    if recipe.output_dir is None:
+        raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
+    run = Run(Path(recipe.output_dir), recipe, resume=resume)
+    turns = open_turns(recipe)
+    return Training(recipe, run, open_data(recipe, turns), turns, report).go()
+
+
+class Training:
+    """One training under way."""
+
+    def __init__(
+        self, recipe: Recipe, run: Run, data: DataSet, turns: Turns, report: Callable[[Report], None]
+    ) -> None:
+        self.recipe, self.run, self.data, self.report = recipe, run, data, report
+        trackers = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
+        on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers, project_dir=run.folder)
+        self.main = self.accelerator.is_main_process
+        torch.manual_seed(recipe.seed)  # the same adapter in every process
+        self.stage: Stage = make_stage(recipe, turns)
+        self.stage.module.train()
+        self.parameters = [*self.stage.trained.values()]
+        if recipe.shard:
+            shard(self.stage)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
+        least = 1 if recipe.random_n_tok else recipe.adapter.n_tok
+        n_tok = (least, recipe.adapter.n_tok)
+        self.batches = Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
+        half = next(self.stage.module.parameters()).dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
+        self.step = 0
+
+    def go(self) -> Path:
+        """Train to the last step, and write the result."""
+        if self.main:
+            self.run.begin()
+        self._resume()
+        if self.recipe.tensorboard or self.recipe.wandb:
+            self.accelerator.init_trackers("ccm")
+        try:
+            self._steps()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            self.accelerator.end_training()
+        if self.main:
+            self._write()
+        return self.run.folder
+
+    def _resume(self) -> None:
+        checkpoint = self.run.last()
+        if checkpoint is None:
+            return
+        with torch.no_grad():
+            for name, tensor in self.stage.trained.items():
+                tensor.copy_(checkpoint.tensors[name])
+        restore_moments(self.optimizer, self.stage.trained, checkpoint)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": checkpoint.scale})
+        self.step = checkpoint.step
+        if self.main:
+            self.run.forget_after(self.step)
+
+    def _steps(self) -> None:
+        recipe, begun = self.recipe, time.monotonic()
+        sums: dict[str, float] = {}
+        first, told, since, tokens = self.step, self.step, begun, 0
+        for batch in self.batches.since(self.step):
+            if self.step >= recipe.max_steps:
+                return
+            losses, grad_norm = self._step(batch)
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            tokens += sum(map(length, batch.samples))
+            if self._due(recipe.log_every) or self._due(recipe.eval_every):
+                now = time.monotonic()
+                self._tell(
+                    Report(
+                        step=self.step,
+                        losses={name: value / (self.step - told) for name, value in sums.items()},
+                        lr=self._rate(self.step - 1),
+                        grad_norm=grad_norm,
+                        tokens_per_second=tokens / (now - since),
+                        seconds=now - begun,
+                        seconds_left=(now - begun) / (self.step - first) * (recipe.max_steps - self.step),
+                        measured=self._evaluate() if self._due(recipe.eval_every) else {},
+                    )
+                )
+                sums, told, since, tokens = {}, self.step, time.monotonic(), 0
+            if self._due(recipe.save_every):
+                self._save()
+
+    def _due(self, every: int) -> bool:
+        """Whether something is to be done now that is done every so many steps, and after the last."""
+        return self.step == self.recipe.max_steps or (every > 0 and self.step % every == 0)
+
+    def _rate(self, step: int) -> float:
+        """The learning rate: a linear rise, then a cosine down to its end."""
+        recipe = self.recipe
+        rise = math.ceil(recipe.warmup * recipe.max_steps)
+        if step < rise:
+            return recipe.lr * (step + 1) / (rise + 1)
+        done = (step - rise) / max(recipe.max_steps - rise, 1)
+        return recipe.lr * (recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _step(self, batch: Batch) -> tuple[dict[str, float], float]:
+        """One optimizer step; returns the losses and the norm of the gradient."""
+        rate, index = self._rate(self.step), self.accelerator.process_index
+        torch.manual_seed(hash((self.recipe.seed, self.step, index)) % (1 << 62))  # of the dropout: nothing to save
+        losses = self._gradients(batch)
+        self.step += 1
+        if not math.isfinite(losses["loss"]):
+            raise TrainingError(
+                f"The loss is {losses['loss']} at step {self.step}; the training cannot go on. Lower lr (now {rate:g}), "
+                "or use dtype=bfloat16 where it was float16. Earlier checkpoints are whole."
+            )
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses, norm
+
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        """Gradients of the mean losses of a whole batch, the same in every process; returns these losses."""
+        objective = self.stage.objective
+        counts = objective.counts(batch.samples)
+        mine = batch.passes(self.recipe.pass_tokens, self.accelerator.num_processes)
+        found = dict.fromkeys(counts, 0.0)
+        for part in mine[self.accelerator.process_index :: self.accelerator.num_processes]:
+            sums = self.stage.sums(part)
+            self.scaler.scale(objective.total(sums, counts)).backward()
+            for name, value in sums.items():
+                found[name] += value.item() / max(counts[name], 1)
+        if self.accelerator.num_processes > 1:
+            found = self._sum_over_processes(found)
+        return {"loss": sum(objective.weights[name] * value for name, value in found.items()), **found}
+
+    def _sum_over_processes(self, losses: dict[str, float]) -> dict[str, float]:
+        """Add up what the processes found, gradients and losses, in one exchange a step."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        values = torch.tensor([*losses.values()], device=self.accelerator.device)
+        flat = torch.cat([values, *(p.grad.flatten() for p in self.parameters if p.grad is not None)])
+        dist.all_reduce(flat)
+        for parameter, grad in zip(
+            self.parameters, flat[len(values) :].split([p.numel() for p in self.parameters]), strict=True
+        ):
+            parameter.grad = grad.view_as(parameter)
+        return dict(zip(losses, flat[: len(values)].tolist(), strict=True))
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Mean losses over the samples held out, and what the data set measures of the model."""
+        samples, objective = self.data.held_out(), self.stage.objective
+        self.stage.module.eval()
+        measured = {}
+        if samples:
+            whole = Batch(samples, [0] * len(samples), self.recipe.adapter.n_tok)
+            counts, found = objective.counts(samples), dict.fromkeys(objective.weights, 0.0)
+            parts = whole.passes(self.recipe.pass_tokens, self.accelerator.num_processes)
+            for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+                for name, value in self.stage.sums(part).items():
+                    found[name] += value.item() / max(counts[name], 1)
+            values = self.accelerator.reduce(torch.tensor([*found.values()], device=self.accelerator.device), "sum")
+            measured = dict(zip(found, values.tolist(), strict=True))
+        measured |= self.stage.measure(self.data)
+        self.stage.module.train()
+        return measured
+
+    def _tell(self, report: Report) -> None:
+        if not self.main:
+            return
+        record = report.to_dict()
+        self.run.log(record)
+        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=report.step)
+        self.report(report)
+
+    def _save(self) -> None:
+        if self.main:
+            trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
+            moments = moments_of(self.optimizer, self.stage.trained)
+            self.run.save(Checkpoint(self.step, trained, moments, self.scaler.get_scale()))
+        self.accelerator.wait_for_everyone()
+
+    def _write(self) -> None:
+        try:
+            self.stage.save(self.run.folder)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and say --resume."
+            ) from error
+
+
+def shard(stage: Stage) -> None:
+    """Spread the layers of the frozen base over all processes (FSDP2); what is trained stays whole in each."""
+    trained = {*stage.trained.values()}
+    layers = [m for m in stage.module.modules() if type(m).__name__ in stage.base._no_split_modules]
+    for layer in layers:
+        fully_shard(layer, ignored_params=trained)

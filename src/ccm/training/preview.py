@@ -1,0 +1,81 @@
+"""A look at a training before it begins: one sample as the model sees it, and what it will need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ccm.base import entry_sizes
+from ccm.layout import IGNORE, Sample, build_layout
+from ccm.training.recipe import Recipe
+from ccm.training.stages import Stage
+
+
+def picture(sample: Sample, stage: Stage) -> str:
+    """A sample's blocks, one a line, COMP slots made visible; below a block, what is learned in it.
+
+    block 0 | <s>My name is Anna.<|assistant|>Hello. [COMP 1][COMP 2]
+    block 1 | <|user|>What is my name?<|assistant|>Your name is Anna.
+            > Your name is Anna.</s>
+    """
+    layout = build_layout([stage.objective.targeted(sample)], stage.config, stage.rule, 0)
+    blocks, slots, ids, targets = (x[0].tolist() for x in (layout.blocks, layout.slots, layout.ids, layout.targets))
+    lines = []
+    for block in dict.fromkeys(blocks):
+        columns = [i for i, b in enumerate(blocks) if b == block]
+        text = stage.tokenizer.decode([ids[i] for i in columns if slots[i] < 0])
+        comp = "".join(f"[COMP {slots[i] + 1}]" for i in columns if slots[i] >= 0)
+        lines.append(f"block {block:<2} | {_line(text)} {comp}".rstrip())
+        if learned := [targets[i] for i in columns if targets[i] != IGNORE]:
+            lines.append(f"         > {_line(stage.tokenizer.decode(learned))}")
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "\\n")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """About how many bytes a process needs.
+
+    Attributes:
+        weights: of the model.
+        trained: gradients and optimizer moments.
+        activations: kept for the backward pass, of one pass of ``pass_tokens`` tokens.
+        logits: at the targets, with their gradients.
+    """
+
+    weights: int
+    trained: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.trained + self.activations + self.logits
+
+
+def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
+    """What a training needs, from its sizes: of the sample's kind, a pass is filled with ``pass_tokens`` tokens.
+
+    Activations of a layer and token: the inputs of both norms and of all projections, queries, keys and values, the
+    attention's output, and three rows within the MLP. Gradient checkpointing keeps one row a layer, and one layer.
+    """
+    config = stage.base.config.get_text_config()
+    width = next(stage.module.parameters()).element_size()
+    heads, dim = entry_sizes(stage.base)[0]
+    attention = 2 * config.num_attention_heads * dim + 2 * heads * dim
+    row = config.hidden_size
+    layer = (4 * row + attention + 4 * config.intermediate_size) * width
+    layers = config.num_hidden_layers
+    kept = layer * layers if not recipe.gradient_checkpointing else row * width * layers + layer
+    counts = stage.objective.counts([sample])
+    share = max(counts.values()) / sum(len(step.ids) for step in (*sample.steps, sample.query))
+    trained = sum(tensor.numel() for tensor in stage.trained.values())
+    return Estimate(
+        weights=sum(p.numel() * p.element_size() for p in stage.module.parameters()),
+        trained=12 * trained,
+        activations=recipe.pass_tokens * kept,
+        logits=int(recipe.pass_tokens * share) * config.vocab_size * 12,
+    )

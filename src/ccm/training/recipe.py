@@ -1,0 +1,265 @@
+"""Recipes: every setting of a training, typed; from YAML files in ``ccm/recipes`` or anywhere, and ``--set key=value``.
+
+A recipe file is a table of the keys of :class:`Recipe`. Its sections ``base:`` and ``compress:`` hold what differs
+between the two stages; the section of the stage that runs is laid over the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ccm.config import CCMConfig, TurnFormat, build_settings, check_types
+from ccm.errors import ConfigError
+
+Stage = Literal["base", "compress"]
+FOLDER = Path(__file__).parent.parent / "recipes"
+OBJECTIVES = ("last", "every", "distill")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is trained on.
+
+    Attributes:
+        name: of the data set (``ccm.data.DATA_SETS``); "custom" reads your own files.
+        path: file, or folder of files.
+        eval_path: likewise, for evaluation; where None, samples are held out of ``path``.
+        eval_samples: how many are held out, at most a tenth.
+        max_steps: most steps of a sample's context; of a longer conversation the latest count.
+        max_step_tokens: most tokens of a step; a longer one is an error.
+        chunk_tokens: of a step, where plain text is cut into chunks.
+        random_steps: whether each sample's context is cut to a random number of steps, drawn anew every time.
+        options: of the data set itself.
+    """
+
+    name: str = "custom"
+    path: str | None = None
+    eval_path: str | None = None
+    eval_samples: int = 64
+    max_steps: int = 16
+    max_step_tokens: int = 512
+    chunk_tokens: int = 128
+    random_steps: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.")
+        for name in ("max_steps", "max_step_tokens", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.eval_samples < 0:
+            raise ConfigError(f"data.eval_samples is {self.eval_samples}; it must be at least 0.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training. The defaults are the authors' (Compressed Context Memory, ICLR 2024), where they state one.
+
+    Attributes:
+        stage: "base" trains the model itself with full context, "compress" an adapter on top of it.
+        model: the base model: folder, Hub id, or "builtin".
+        base_adapter: a plain LoRA to merge into the base first: what the stage "base" made.
+        output_dir: where the run and its result go.
+        data: what is trained on.
+        adapter: the memory and its LoRA; of the stage "base", the LoRA alone. Its turn format is ``turns``.
+        turns: how conversations become tokens; where None, by the model's chat template if it has one.
+        random_n_tok: whether every batch draws its N from 1 to ``adapter.n_tok``, so that one adapter serves them all.
+        objective: weights of the losses "last" (the final output), "every" (each step's answer, given its memory) and
+            "distill" (the model's own full-context distribution on the answers).
+        max_steps: optimizer steps.
+        batch_size: samples a step, over all processes and passes.
+        pass_tokens: most tokens, padding included, that a process takes in one pass; a step makes as many passes as
+            its batch needs.
+        pool: batches that are drawn together and sorted by length, so that little is padded.
+        lr: peak learning rate.
+        lr_end: share of it that the cosine ends with.
+        warmup: share of the steps in which the rate rises from 0.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm.
+        max_offset: every sample's first token has a random position from 0 to this; for short base contexts.
+        merge: stage "base": write a whole model with the LoRA merged, instead of a PEFT adapter.
+        dtype: of the base model; what is trained is float32 in any case.
+        device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
+        gradient_checkpointing: keep no activations within layers: less memory, a third more time.
+        shard: spread the frozen base over all processes (FSDP2); otherwise each holds it whole (DDP).
+        seed: of everything.
+        log_every: steps between two records of the log.
+        eval_every: steps between two evaluations; 0 for none but the last.
+        save_every: steps between two checkpoints; 0 for none but the last.
+        keep: checkpoints that stay.
+        tensorboard: whether to write TensorBoard logs.
+        wandb: whether to write to Weights & Biases.
+    """
+
+    stage: Stage = "compress"
+    model: str = "builtin"
+    base_adapter: str | None = None
+    output_dir: str | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    adapter: CCMConfig = field(default_factory=CCMConfig)
+    turns: TurnFormat | None = None
+    random_n_tok: bool = False
+    objective: Mapping[str, float] = field(default_factory=lambda: {"last": 1.0})
+    max_steps: int = 1000
+    batch_size: int = 128
+    pass_tokens: int = 8192
+    pool: int = 16
+    lr: float = 3e-4
+    lr_end: float = 0.0
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    betas: tuple = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    max_offset: int = 0
+    merge: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str | None = None
+    gradient_checkpointing: bool = False
+    shard: bool = False
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 100
+    keep: int = 2
+    tensorboard: bool = True
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
+        check_types(self)
+        for name in ("max_steps", "batch_size", "pass_tokens", "pool", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("eval_every", "save_every", "max_offset", "weight_decay", "lr_end", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        for name in ("lr", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
+        if len(self.betas) != 2 or not all(isinstance(b, float | int) and 0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"betas is {self.betas!r}; it must be two numbers from 0 to below 1.")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        weights = dict(self.objective)
+        if not weights or not all(isinstance(w, float | int) and 0 <= w < math.inf for w in weights.values()):
+            raise ConfigError(f"objective is {weights!r}; give at least one of {', '.join(OBJECTIVES)} a weight above 0.")
+        if unknown := sorted(weights.keys() - set(OBJECTIVES)):
+            raise ConfigError(f"objective names {unknown}; the objectives are {', '.join(OBJECTIVES)}.")
+        if not any(weights.values()):
+            raise ConfigError("objective gives no loss a weight above 0; nothing would be learned.")
+        if weights.get("every") and not self.adapter.recurrent:
+            raise ConfigError(
+                "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
+                "answer is given. Use 'last', or set adapter.recurrent=true."
+            )
+        if weights.get("distill") and not self.adapter.lora.conditional:
+            raise ConfigError(
+                "The objective 'distill' needs adapter.lora.conditional=true: an update of all tokens changes the "
+                "teacher with the student."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML."""
+        adapter = {k: v for k, v in self.adapter.to_dict().items() if k not in ("turns", "base_model", "base_fingerprint")}
+        return {**asdict(self), "adapter": adapter, "betas": list(self.betas)}
+
+
+def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | None = None) -> Recipe:
+    """A recipe by its name in the package, or from a YAML file.
+
+    Args:
+        source: name or path.
+        changes: ``key=value`` pairs laid over the file, as ``--set`` takes them: keys with dots for what is nested,
+            values as in YAML.
+        stage: another than the file's own.
+
+    Raises:
+        ConfigError: when there is no such recipe, it is no table, or it holds a key or value that is not known.
+    """
+    values = _read(find_recipe(source))
+    sections = {name: values.pop(name, None) or {} for name in ("base", "compress")}
+    given: dict[str, Any] = {}
+    for change in changes:
+        _set(given, change)
+    chosen = stage or given.get("stage") or values.get("stage", "compress")
+    values = _over(_over(values, sections.get(chosen, {})), given)
+    if "turns" in (adapter := values.get("adapter") or {}):
+        raise ConfigError(f"The recipe {source} sets adapter.turns; it is set as turns, such as turns.template=chat.")
+    return build_settings(Recipe, {**values, "adapter": adapter, "stage": chosen}, f"The recipe {source}")
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        ConfigError: with the names of those that there are, the likeliest first.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if str(source) in names:
+        return FOLDER / f"{source}.yaml"
+    near = get_close_matches(str(source), names, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"There is no recipe {source}, as a file or in the package.{meant} There are: {', '.join(names)}.")
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The recipe {path} holds no table of settings.")
+    return values
+
+
+def _set(table: dict[str, Any], change: str) -> None:
+    key, found, value = change.partition("=")
+    if not found or not key:
+        raise ConfigError(f"--set {change}: write key=value, such as max_steps=200 or data.path=chats.jsonl.")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {change}: {parent} was given a value before; it cannot hold {last}.")
+    try:
+        table[last] = _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {change}: the value is not YAML: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 3e-4, without a point, as text."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, table by table; an objective is replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "objective"
+        merged[key] = _over(merged[key], value) if nested else value
+    return merged
+
+
+__all__ = ["OBJECTIVES", "DataSettings", "Recipe", "find_recipe", "load_recipe", "write_recipe"]

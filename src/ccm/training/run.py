@@ -1,0 +1,203 @@
+"""The folder of a run: recipe, log, checkpoints, and in the end the adapter. Whatever happens, the last good state stays.
+
+    OUTPUT/  recipe.yaml  log.jsonl  checkpoints/step-000100/  tensorboard/  [the adapter, or the model]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ccm.errors import ConfigError, TrainingError
+from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, write_atomically
+from ccm.training.recipe import Recipe, write_recipe
+
+RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
+_FREE = {  # settings that may change when a run goes on: they are not part of what is computed
+    "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
+    "keep", "tensorboard", "wandb",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training after so many steps.
+
+    Attributes:
+        step: optimizer steps made.
+        tensors: what is trained, by name.
+        moments: the optimizer's first and second moments, by the same names.
+        scale: of the loss in float16 training.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    moments: tuple[dict[str, Tensor], dict[str, Tensor]]
+    scale: float
+
+
+class Run:
+    """A run's folder. Only the main process writes.
+
+    Args:
+        folder: where.
+        recipe: of the training.
+        resume: go on from the folder's last checkpoint.
+
+    Raises:
+        ConfigError: when the folder holds another run, or, to resume, none or one of another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.folder, self.recipe = folder, recipe
+        self._check(resume)
+
+    def _check(self, resume: bool) -> None:
+        if self.folder.is_file():
+            raise ConfigError(f"output_dir is {self.folder}, a file; name a folder.")
+        held = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        if not resume:
+            if held:
+                what = "another run" if RECIPE in held else f"other files ({', '.join(held[:4])})"
+                raise ConfigError(
+                    f"The output directory {self.folder} holds {what}. Go on with it by --resume, name another one "
+                    "with --set output_dir=DIR, or delete it."
+                )
+            return
+        if RECIPE not in held:
+            raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
+        before = yaml.safe_load((self.folder / RECIPE).read_text(encoding="utf-8"))
+        differing = sorted(
+            key for key, value in self.recipe.to_dict().items() if key not in _FREE and before.get(key) != _plain(value)
+        )
+        if differing:
+            raise ConfigError(
+                f"The run in {self.folder} has other settings: {', '.join(differing)}. Resume with those of its "
+                f"{RECIPE}, or begin another run elsewhere."
+            )
+
+    def begin(self) -> None:
+        """Make the folder and write the recipe into it.
+
+        Raises:
+            TrainingError: when that cannot be done.
+        """
+        try:
+            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            for left in (self.folder / CHECKPOINTS).glob(".*"):
+                shutil.rmtree(left)
+            text = write_recipe(self.recipe)
+            write_atomically(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise TrainingError(f"The output directory {self.folder} cannot be written: {error}.") from error
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add one line to the log."""
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's records of later steps, which are made anew."""
+        path = self.folder / LOG
+        if path.is_file():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, the oldest first."""
+        return sorted((self.folder / CHECKPOINTS).glob("step-*"))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint in one move, then delete the oldest ones.
+
+        Raises:
+            TrainingError: when it cannot be written; those before it are untouched.
+        """
+        target = self.folder / CHECKPOINTS / f"step-{checkpoint.step:06d}"
+        part = target.with_name(f".{target.name}")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            save_tensors(part / "trained.safetensors", checkpoint.tensors)
+            for name, moments in zip(("first", "second"), checkpoint.moments, strict=True):
+                save_tensors(part / f"{name}.safetensors", moments)
+            save_json(part / "state.json", {"step": checkpoint.step, "scale": checkpoint.scale})
+            if target.exists():
+                shutil.rmtree(target)
+            part.replace(target)
+            _sync(target.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            held = self.checkpoints()
+            good = f"The last good one is {held[-1]}; go on from it with --resume" if held else "There is none before it"
+            raise TrainingError(f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}.") from error
+        for old in self.checkpoints()[: -self.recipe.keep]:
+            shutil.rmtree(old)
+
+    def last(self) -> Checkpoint | None:
+        """The newest checkpoint; None where there is none.
+
+        Raises:
+            TrainingError: when it is damaged.
+        """
+        held = self.checkpoints()
+        if not held:
+            return None
+        try:
+            state = json.loads((held[-1] / "state.json").read_text(encoding="utf-8"))
+            first, second, trained = (load_tensors(held[-1] / f"{n}.safetensors")[0] for n in ("first", "second", "trained"))
+            return Checkpoint(int(state["step"]), trained, (first, second), float(state["scale"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"The checkpoint {held[-1]} is damaged ({error}); delete it to go on from the one before."
+            ) from error
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the line that an interruption cut off
+        return 1 << 60
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML gives it back."""
+    return yaml.safe_load(yaml.safe_dump(value))
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+    """The first and second moments of an AdamW, by name; zeros before its first step."""
+    return tuple(
+        {name: optimizer.state[p].get(key, torch.zeros_like(p)) for name, p in trained.items()}
+        for key in ("exp_avg", "exp_avg_sq")
+    )
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> None:
+    """Put an AdamW where it was at a checkpoint."""
+    first, second = checkpoint.moments
+    for name, p in trained.items():
+        optimizer.state[p] = {
+            "step": torch.tensor(float(checkpoint.step)),
+            "exp_avg": first[name].to(p.device),
+            "exp_avg_sq": second[name].to(p.device),
+        }
