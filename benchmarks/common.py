@@ -65,6 +65,7 @@ class Comparison:
         paired: median of the rounds' own ratios.
         low, high: quartiles of the rounds' own ratios.
         limit: what the ratio should not exceed; None where it is only shown.
+        least: what it should not fall below, likewise.
     """
 
     subject: str
@@ -77,6 +78,14 @@ class Comparison:
     high: float
     limit: float | None
     rounds: int
+    least: float | None = None
+
+    @property
+    def bound(self) -> str:
+        """The limit, as the tables show it."""
+        if self.least is not None:
+            return f"at least {self.least:.2f}"
+        return "" if self.limit is None else f"{self.limit:.2f}"
 
 
 @dataclass(frozen=True)
@@ -114,13 +123,20 @@ def time_in_turns(subjects: Mapping[str, Subject], options: Options) -> dict[str
     return taken
 
 
-def compare(taken: Mapping[str, list[float]], subject: str, reference: str, limit: float | None = None) -> Comparison:
+def compare(
+    taken: Mapping[str, list[float]],
+    subject: str,
+    reference: str,
+    limit: float | None = None,
+    least: float | None = None,
+) -> Comparison:
     """The ratio of a subject to its reference."""
     ours, theirs = taken[subject], taken[reference]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     mine, other = median(ours), median(theirs)
-    return Comparison(subject, reference, mine, other, mine / other, median(ratios), low, high, limit, len(ratios))
+    paired, rounds = median(ratios), len(ratios)
+    return Comparison(subject, reference, mine, other, mine / other, paired, low, high, limit, rounds, least)
 
 
 def report_comparisons(title: str, setting: str, comparisons: Sequence[Comparison]) -> Report:
@@ -135,7 +151,7 @@ def report_comparisons(title: str, setting: str, comparisons: Sequence[Compariso
             f"**{c.ratio:.3f}**",
             f"{c.paired:.3f}",
             f"{c.low:.3f} to {c.high:.3f}",
-            "" if c.limit is None else f"{c.limit:.2f}",
+            c.bound,
             str(c.rounds),
         ]
         for c in comparisons

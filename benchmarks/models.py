@@ -49,14 +49,15 @@ def random_ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def training_samples() -> list[Sample]:
+def training_samples(rows: int = ROWS, steps: int = STEPS, step_tokens: int = STEP_TOKENS) -> list[Sample]:
     """The batch to train on: every row has its steps, and a query whose last tokens are targets."""
-    return [_sample(ids) for ids in random_ids(ROWS, STEPS * STEP_TOKENS + QUERY_TOKENS + 1).tolist()]
+    ids = random_ids(rows, steps * step_tokens + QUERY_TOKENS + 1)
+    return [_sample(row, step_tokens) for row in ids.tolist()]
 
 
-def _sample(ids: list[int]) -> Sample:
-    context = STEPS * STEP_TOKENS
-    steps = [Step(ids[i : i + STEP_TOKENS]) for i in range(0, context, STEP_TOKENS)]
+def _sample(ids: list[int], step_tokens: int) -> Sample:
+    context = len(ids) - QUERY_TOKENS - 1
+    steps = [Step(ids[i : i + step_tokens]) for i in range(0, context, step_tokens)]
     untrained = [IGNORE] * (QUERY_TOKENS - TARGET_TOKENS)
     return Sample(steps, Step(ids[context:-1], untrained + ids[-TARGET_TOKENS:]))
 

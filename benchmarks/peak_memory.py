@@ -1,4 +1,4 @@
-"""Peak memory of a training step, each variant in a process of its own.
+"""Peak memory of training steps, each variant in a process of its own.
 
 The peak is the kernel's high-water mark of this program (``VmHWM``). ``getrusage``'s ``ru_maxrss`` will not do: it
 survives ``exec``, so that a child begins with the peak of the process that started it.
@@ -10,13 +10,14 @@ import argparse
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.common import Options, Report
-from benchmarks.training import OURS, PLAIN, training_step
+from benchmarks.training import OURS, PLAIN
 
 STATUS = Path("/proc/self/status")
 STEPS = 3
@@ -42,7 +43,7 @@ def run(options: Options) -> Report:
     """Measure every variant in a fresh process; ``options`` change nothing, as nothing is timed."""
     if not STATUS.exists():
         return Report("Peak memory of the training step", "Not measured: this system has no /proc.", [""], [])
-    measured = {name: _measure_apart(name) for name in (PLAIN, *OURS)}
+    measured = {name: measure_apart("training", name) for name in (PLAIN, *OURS)}
     rows = [
         [name, *(f"{n / 2**20:.0f}" for n in (m.rest, m.peak, m.steps)), f"**{m.steps / measured[PLAIN].steps:.3f}**"]
         for name, m in measured.items()
@@ -52,16 +53,17 @@ def run(options: Options) -> Report:
     return Report("Peak memory of the training step", SETTING, columns, rows, data)
 
 
-def _measure_apart(name: str) -> Bytes:
-    command = [sys.executable, "-m", "benchmarks.peak_memory", name]
+def measure_apart(module: str, name: str) -> Bytes:
+    """Measure the ``training_step`` of that name of a module of the benchmarks, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.peak_memory", module, name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Bytes(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(name: str) -> Bytes:
+def _measure(module: str, name: str) -> Bytes:
     """Measure in this process."""
     torch.set_num_threads(1)
-    step = training_step(name)
+    step = import_module(f"benchmarks.{module}").training_step(name)
     rest = _status("VmRSS")
     for _ in range(STEPS):
         step()
@@ -75,5 +77,7 @@ def _status(field: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure one variant in this process.")
-    parser.add_argument("name", choices=(PLAIN, *OURS))
-    print(json.dumps(_measure(parser.parse_args().name)))
+    parser.add_argument("module", choices=("training", "unrolled"))
+    parser.add_argument("name", help="of a training step in that module")
+    asked = parser.parse_args()
+    print(json.dumps(_measure(asked.module, asked.name)))

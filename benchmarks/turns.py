@@ -68,7 +68,7 @@ def _report(compared: dict[str, Comparison], memories: dict[str, dict[int, Memor
                 f"**{c.ratio:.3f}**",
                 f"{c.paired:.3f}",
                 f"{c.low:.3f} to {c.high:.3f}",
-                "" if c.limit is None else f"{c.limit:.2f}",
+                c.bound,
                 f"{early / 1024:,.0f}",
                 f"{late / 1024:,.0f}",
                 f"{late / early:.2f}",

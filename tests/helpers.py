@@ -46,6 +46,7 @@ class Row:
     sink: int  # entries that a sink adds to the closed memory
     reversible: bool = True
     mixes: bool = False
+    needs_content: bool = False  # the weights depend on what stands at the COMP tokens, so that mixing needs it
     keeps_text: bool = False
     forgets: bool = False
     adapters: tuple[str, ...] = ()
@@ -65,6 +66,17 @@ TABLE = [
         mixes=True,
         adapters=("merge",),
         options={"weight": 0.3},
+    ),
+    Row(
+        "gate",
+        "step",
+        (2, 2, 2),
+        2,
+        sink=1,
+        reversible=False,
+        mixes=True,
+        needs_content=True,
+        options={"bias": 0.5},
     ),
     Row("gist", "context", (3, 8, 10), 2, sink=1),
     Row("full", "never", (3, 8, 10), 10, sink=0, keeps_text=True),

@@ -16,6 +16,8 @@ EVERYTHING = CCMConfig(
     rule="ema",
     rule_options={"weight": 0.3},
     n_tok=4,
+    min_n_tok=1,
+    max_n_tok=6,
     recurrent=False,
     sink=True,
     positions="base",
@@ -61,6 +63,32 @@ def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [({}, (2, 2)), ({"min_n_tok": 1}, (1, 2)), ({"max_n_tok": 4}, (2, 4)), ({"min_n_tok": 1, "max_n_tok": 4}, (1, 4))],
+)
+def test_the_range_of_n_reaches_from_n_to_n_where_no_bound_is_given(
+    bounds: dict[str, int], expected: tuple[int, int]
+) -> None:
+    assert CCMConfig(n_tok=2, **bounds).n_tok_range == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"min_n_tok": 3}, "n_tok is 2; .*min_n_tok, 3"),
+        ({"min_n_tok": 3, "max_n_tok": 4}, "n_tok is 2; .*min_n_tok, 3, to max_n_tok, 4"),
+        ({"max_n_tok": 1}, "n_tok is 2; .*max_n_tok, 1"),
+        ({"min_n_tok": 1, "max_n_tok": 1}, "n_tok is 2; .*min_n_tok, 1, to max_n_tok, 1"),
+        ({"min_n_tok": 0}, "min_n_tok, 0"),
+        ({"min_n_tok": -1, "max_n_tok": 4}, "min_n_tok, -1"),
+    ],
+)
+def test_a_range_that_leaves_n_out_or_begins_below_1_is_refused(bounds: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CCMConfig(n_tok=2, **bounds)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: CCMConfig(positions="absolute"), "positions is 'absolute'; allowed: skip, base"),
@@ -93,6 +121,8 @@ def test_a_table_of_settings_must_be_a_table(name: str, value: Any) -> None:
         ({"recurrent": None}, "recurrent is None; it must be true or false"),
         ({"sink": 1}, "sink is 1; it must be true or false"),
         ({"positions": ["skip"]}, r"positions is \['skip'\]; allowed: skip, base"),
+        ({"min_n_tok": 1.0}, "min_n_tok is 1.0; it must be a whole number or null"),
+        ({"max_n_tok": True}, "max_n_tok is True; it must be a whole number or null"),
         ({"lora": {"r": 16.0}}, "lora.r is 16.0; it must be a whole number"),
         ({"lora": {"r": True}}, "lora.r is True; it must be a whole number"),
         ({"lora": {"alpha": "16"}}, "lora.alpha is '16'; it must be a number"),

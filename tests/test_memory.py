@@ -106,7 +106,7 @@ def test_rollback_of_a_batch_takes_the_same_steps_from_every_row(sink: bool) -> 
     assert stacked.width == max(memory.width for memory in expected)
 
 
-@pytest.mark.parametrize("rule", ["merge", "ema"])
+@pytest.mark.parametrize("rule", ["merge", "ema", "gate"])
 def test_rules_that_mix_cannot_roll_back_and_say_what_to_do(rule: str) -> None:
     memory = compress_all(tiny_model(rule), SAMPLE)
     with pytest.raises(IrreversibleError, match=f"'{rule}'.*Keep the earlier Memory"):
@@ -407,6 +407,21 @@ def test_a_memory_under_other_settings_is_refused_with_both(
     settings = replace(model.config, **change)
     with pytest.raises(MemoryFileError, match=message):
         Memory.load(path, Origin(settings, model.origin.base, model.origin.adapter))
+
+
+def test_a_memory_of_another_n_of_the_same_adapter_is_refused(tmp_path: Path) -> None:
+    tiny_model("merge", n_tok=2, min_n_tok=1, max_n_tok=3).save_pretrained(tmp_path / "adapter")
+    one, other, again = (CCMModel.from_pretrained(tmp_path / "adapter", tiny_base(), n_tok=n) for n in (1, 3, 1))
+    memory = compress_all(one, SAMPLE)
+    memory.save(tmp_path / "memory")
+    with pytest.raises(MemoryFileError, match="n_tok 1, but the model runs with n_tok 3; load the model with 1"):
+        other.load_memory(tmp_path / "memory")
+    for call in (other.compress, other.read, other.generate):
+        with pytest.raises(InputError, match="another model, adapter or rule"):
+            call(memory, QUERY)
+    with pytest.raises(InputError, match="same model, adapter and settings"):
+        Memory.stack([memory, compress_all(other, SAMPLE)])
+    assert_same(again.load_memory(tmp_path / "memory"), memory)
 
 
 @pytest.mark.parametrize("rule", ["full", "merge"])

@@ -65,7 +65,38 @@ def test_parallel_equals_online_in_the_ablations(rule: str, changes: dict) -> No
         assert_close(online_logits(model, row), logits)
 
 
-@pytest.mark.parametrize("rule", ["concat", "merge", "ema"])
+@pytest.mark.parametrize("n_tok", [1, 2])
+@pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist"])
+def test_parallel_equals_online_with_fewer_comp_tokens_than_embeddings(rule: str, n_tok: int) -> None:
+    model = tiny_model(rule, n_tok=n_tok, max_n_tok=3, sink=True)
+
+    @given(samples())
+    def check(rows: list[Sample]) -> None:
+        for row, logits in zip(rows, parallel_logits(model, rows), strict=True):
+            assert_close(online_logits(model, row), logits)
+
+    check()
+
+
+@pytest.mark.parametrize("embeddings", ["separate", "table"])
+@pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist"])
+def test_of_max_n_tok_embeddings_and_gates_the_first_n_tok_count(rule: str, embeddings: str) -> None:
+    model = tiny_model(rule, n_tok=2, max_n_tok=4, embeddings=embeddings)
+    trained = model.adapter_tensors()
+    slots = [trained["comp_embeddings.weight"]]  # all with the slots first
+    if rule == "gate":
+        slots += [trained["rule.weight"].movedim(2, 0), trained["rule.bias"].movedim(2, 0)]
+    before = online_logits(model, ROWS[0])
+    for slot, counts in ((3, False), (2, False), (1, True), (0, True)):
+        for tensor in slots:
+            with torch.no_grad():
+                tensor[slot] += 1
+            changed = (online_logits(model, ROWS[0]) - before).abs().max() > 1e-4
+            assert changed == counts
+            before = online_logits(model, ROWS[0])
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge", "ema", "gate"])
 def test_parallel_equals_online_after_many_steps(rule: str) -> None:
     row = make_sample([1, 2] * 20, 3)
     model = tiny_model(rule)
@@ -73,7 +104,7 @@ def test_parallel_equals_online_after_many_steps(rule: str) -> None:
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
-@pytest.mark.parametrize("rule", ["concat", "merge", "ema", "gist"])
+@pytest.mark.parametrize("rule", ["concat", "merge", "ema", "gate", "gist"])
 def test_gradients_of_the_parallel_pass_equal_those_of_the_recursion(rule: str, recurrent: bool) -> None:
     row, targets = make_sample([3, 4, 2], 3), torch.tensor([7, 8, 9])
     model = tiny_model(rule, recurrent=recurrent, sink=True)
@@ -233,8 +264,10 @@ def test_sampling_from_memory_is_the_same_under_the_same_seed() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_generation_never_yields_a_comp_row_of_the_table() -> None:
-    model = tiny_model("concat", embeddings="table")
+@pytest.mark.parametrize("most", [2, 4])
+def test_generation_never_yields_a_comp_row_of_the_table(most: int) -> None:
+    """Nor one that is not in use, since the adapter was trained for more."""
+    model = tiny_model("concat", embeddings="table", max_n_tok=most)
     with torch.no_grad():
         model.base.get_output_embeddings().weight[VOCAB:] *= 1000
     drawn = greedy(model, compress_all(model, ROWS[0]), [ROWS[0].query.ids], 8)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers import (
     TABLE,
     Row,
     assert_close,
+    ccm_config,
     compress_all,
     compress_batch,
     layout_of,
@@ -25,37 +27,16 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccm.errors import ConfigError, IrreversibleError
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
-from ccm.rules import EMA, RULES, Concat, Merge, _unroll, make_rule
+from ccm.rules import EMA, RULES, Concat, Merge, Rule, _unroll, make_rule
 
-MIXING = [row for row in TABLE if row.mixes]
+MIXING = [row for row in TABLE if row.mixes and not row.needs_content]  # whose weights are constants
 SAMPLE = make_sample([3, 5, 2], 3)
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-
-
-class Gated(Merge):
-    """A rule whose write weights depend on what stands at the COMP tokens, with parameters of its own per layer."""
-
-    needs_content: ClassVar[bool] = True
-
-    def build(self, *, layers: int, kv_heads: int, hidden: int, n_tok: int) -> None:
-        self.gates = nn.ModuleList(nn.Linear(hidden, kv_heads) for _ in range(layers))
-
-    def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
-        assert content is not None
-        return self.gates[layer](content.float()).sigmoid().permute(0, 3, 1, 2)
-
-
-@pytest.fixture
-def gated(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the gated rule, registered for one test."""
-    monkeypatch.setattr(Gated, "name", "gated")
-    monkeypatch.setitem(RULES, "gated", Gated)
-    return "gated"
 
 
 def test_every_registered_rule_has_a_row() -> None:
@@ -71,7 +52,7 @@ def test_what_a_rule_says_of_itself(row: Row) -> None:
     assert rule.reversible == row.reversible
     assert rule.forgets == row.forgets
     assert rule.adapters == row.adapters
-    assert not rule.needs_content
+    assert rule.needs_content == row.needs_content
 
 
 @rows
@@ -191,11 +172,36 @@ def test_concat_keeps_all_and_needs_no_mixing() -> None:
     assert Concat().write(0, torch.tensor([3]), None) is None
 
 
+@pytest.mark.parametrize("bias", ["x", float("inf"), float("nan"), True, None])
+def test_a_bias_of_the_gate_that_is_no_finite_number_is_refused(bias: Any) -> None:
+    with pytest.raises(ConfigError, match=f"bias of the rule 'gate' is {bias!r}; it must be a finite number"):
+        make_rule("gate", {"bias": bias})
+
+
+@pytest.mark.parametrize(("options", "bias"), [({}, -1.0), ({"bias": 2.0}, 2.0), ({"bias": 0}, 0.0)])
+def test_gates_begin_with_the_bias_of_the_options_and_blind_to_the_content(options: dict, bias: float) -> None:
+    rule = CCMModel(tiny_base("llama_gqa"), ccm_config("gate", n_tok=3, rule_options=options)).rule
+    assert torch.equal(rule.weight, torch.zeros(3, 2, 3, 32))  # layers, kv heads, N, hidden
+    assert torch.equal(rule.bias, torch.full((3, 2, 3), bias))
+
+
+@pytest.mark.parametrize("bias", [-1.0, 2.0])
+def test_gates_begin_as_an_exponential_moving_average(bias: float) -> None:
+    gate, content = make_rule("gate", {"bias": bias}), torch.randn(3, 10, 8)
+    gate.build(layers=1, kv_heads=2, hidden=8, n_tok=2)
+    ema = EMA(1 / (1 + math.exp(-bias)))
+    mix = gate.mixing(0, 5, 2, content)
+    assert_close(mix, ema.mixing(0, 5, 2, None).expand(3, 2, 10, 10), 1e-6)
+    step = torch.tensor([1, 2, 5])  # of the three rows
+    weights = gate.write(0, step, content[:, :2])
+    assert_close(weights, ema.write(0, step, None).expand(3, 2, 2, 1), 1e-6)
+
+
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("family", ["llama_gqa", "gemma3", "gpt_neox"])
-def test_gated_parallel_equals_online(gated: str, family: str, sink: bool, recurrent: bool) -> None:
-    model = tiny_model(gated, family=family, sink=sink and family != "gemma3", recurrent=recurrent)
+def test_gated_parallel_equals_online(family: str, sink: bool, recurrent: bool) -> None:
+    model = tiny_model("gate", family=family, sink=sink, recurrent=recurrent)
 
     @given(samples(max_rows=3))
     def check(batch: list[Sample]) -> None:
@@ -205,8 +211,8 @@ def test_gated_parallel_equals_online(gated: str, family: str, sink: bool, recur
     check()
 
 
-def test_gated_batch_online_equals_single_rows(gated: str) -> None:
-    model = tiny_model(gated, sink=True)
+def test_gated_batch_online_equals_single_rows() -> None:
+    model = tiny_model("gate", sink=True)
     batch = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2)]
     ids, mask = pad_left([sample.query.ids for sample in batch])
     with torch.no_grad():
@@ -215,65 +221,81 @@ def test_gated_batch_online_equals_single_rows(gated: str) -> None:
         assert_close(logits[i, mask[i]], online_logits(model, sample))
 
 
-def test_the_gate_depends_on_the_content(gated: str) -> None:
-    model = tiny_model(gated)
+def test_the_gate_depends_on_the_content() -> None:
+    model = tiny_model("gate")
     one, other = model.rule.write_weight(1, torch.tensor([[1]]), torch.randn(2, 1, 2, 32)).unbind()
-    assert (one - other).abs().max() > 1e-3
+    assert (one - other).abs().min() > 1e-3  # in every head and slot
     before = online_logits(model, SAMPLE)
     with torch.no_grad():
-        model.rule.gates[2].bias += 1
+        model.rule.bias[2] += 1
     assert (online_logits(model, SAMPLE) - before).abs().max() > 1e-3
 
 
-def test_the_gate_is_trained_in_every_layer(gated: str) -> None:
-    model = tiny_model(gated)
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 2, 1), (2, 3, 0)])
+def test_every_layer_head_and_slot_has_a_gate_of_its_own(place: tuple[int, int, int]) -> None:
+    layer, head, slot = place
+    rule, content = tiny_model("gate").rule, torch.randn(1, 4, 2, 32)
+    step = torch.arange(1, 5)[None]
+    before = torch.stack([rule.write_weight(i, step, content)[0] for i in range(3)])  # layers, heads, steps, slots
+    with torch.no_grad():
+        rule.weight[place] += 0.1
+    changed = torch.stack([rule.write_weight(i, step, content)[0] for i in range(3)]) != before
+    expected = torch.zeros_like(changed)
+    expected[layer, head, :, slot] = True
+    assert torch.equal(changed, expected)
+
+
+def test_the_gate_is_trained_in_every_layer() -> None:
+    model = tiny_model("gate")
     sample = Sample(SAMPLE.steps, Step([5, 6], [6, 7]))
     model(layout_of(model, [sample])).loss.backward()
-    for gate in model.rule.gates:
-        assert gate.weight.grad.abs().max() > 0
-        assert gate.bias.grad.isfinite().all()
-    assert {"rule.gates.0.weight", "rule.gates.2.bias"} < set(model.adapter_tensors())
+    assert (model.rule.weight.grad.abs().amax((1, 2, 3)) > 0).all()
+    assert (model.rule.bias.grad.abs().amax((1, 2)) > 0).all()
+    assert model.rule.weight.grad.isfinite().all()
+    assert {"rule.weight", "rule.bias"} < set(model.adapter_tensors())
 
 
-def test_the_gate_travels_with_the_adapter(gated: str, tmp_path: Path) -> None:
-    model = tiny_model(gated)
+def test_the_gate_travels_with_the_adapter(tmp_path: Path) -> None:
+    model = tiny_model("gate")
     model.save_pretrained(tmp_path)
     loaded = CCMModel.from_pretrained(tmp_path, tiny_base())
+    assert torch.equal(loaded.rule.weight, model.rule.weight)
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
     assert loaded.origin.adapter == model.origin.adapter
     with torch.no_grad():
-        loaded.rule.gates[0].bias += 1
+        loaded.rule.bias[0] += 1
     assert loaded.origin.adapter != model.origin.adapter
     assert CCMModel.from_pretrained(tmp_path, tiny_base(), rule="full").rule.name == "full"  # which owns no gates
 
 
-def gated_mixing(gated: str, bias: float, dtype: torch.dtype = torch.float32) -> tuple[Merge, Tensor]:
-    """A gated rule whose gates all tend to one side, and its mixing of 80 steps of random content."""
-    rule = make_rule(gated)
+def gate_mixing(bias: float) -> tuple[Rule, Tensor]:
+    """A rule whose gates all tend to one side, and its mixing of 80 steps of random content."""
+    rule = make_rule("gate", {"bias": bias})
     rule.build(layers=1, kv_heads=2, hidden=8, n_tok=2)
     with torch.no_grad():
-        rule.gates[0].bias.fill_(bias)
-    return rule, rule.mixing(0, 80, 2, torch.randn(3, 160, 8).to(dtype))
+        rule.weight.normal_(std=0.2)
+    return rule, rule.mixing(0, 80, 2, torch.randn(3, 160, 8))
 
 
 @pytest.mark.parametrize("bias", [-30.0, -5.0, 0.0, 5.0, 12.0, 18.0, 40.0])
-def test_gated_weights_of_many_steps_are_finite(gated: str, bias: float) -> None:
+def test_gated_weights_of_many_steps_are_finite(bias: float) -> None:
     """A sigmoid rounds to exactly 1 in float32 from about 17 on: a step that overwrites the memory is legal."""
-    rule, mix = gated_mixing(gated, bias)
+    rule, mix = gate_mixing(bias)
     assert mix.isfinite().all()
     assert_close(mix.sum(-1), torch.ones_like(mix.sum(-1)), 1e-4)
     mix.square().sum().backward()
-    assert rule.gates[0].weight.grad.isfinite().all()
+    assert rule.weight.grad.isfinite().all()
+    assert rule.bias.grad.isfinite().all()
 
 
-def test_a_gate_that_is_fully_open_keeps_only_the_last_step(gated: str) -> None:
-    _, mix = gated_mixing(gated, 40.0)
-    assert_close(mix[0, 0], torch.eye(160), 1e-4)
+def test_a_gate_that_is_fully_open_keeps_only_the_last_step() -> None:
+    _, mix = gate_mixing(40.0)
+    assert_close(mix, torch.eye(160).expand_as(mix), 1e-4)
 
 
-def test_a_gate_that_is_fully_shut_keeps_only_the_first_step(gated: str) -> None:
-    _, mix = gated_mixing(gated, -40.0)
-    assert_close(mix[0, 0, :, :2], torch.eye(2).repeat(80, 1), 1e-4)
+def test_a_gate_that_is_fully_shut_keeps_only_the_first_step() -> None:
+    _, mix = gate_mixing(-40.0)
+    assert_close(mix[..., :2], torch.eye(2).repeat(80, 1).expand(3, 2, 160, 2), 1e-4)
 
 
 @pytest.fixture(autouse=True)

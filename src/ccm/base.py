@@ -68,6 +68,15 @@ def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
     return ((heads, dim),) * text.num_hidden_layers
 
 
+def max_positions(base: PreTrainedModel) -> int:
+    """Text positions the model was made for, without those at which its rope changes."""
+    config = base.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond it, other frequencies: keys in a memory would no longer fit
+        return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    return config.max_position_embeddings
+
+
 def load_base(
     source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
 ) -> PreTrainedModel:

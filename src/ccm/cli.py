@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -101,7 +101,8 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in the package, or a YAML file.")],
     changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")] = None,
     stage: Annotated[
-        str | None, typer.Option(help="base (a plain LoRA with full context) or compress (the recipe's own).")
+        Literal["base", "compress"] | None,
+        typer.Option(help="base (a plain LoRA with full context) or compress (the recipe's own)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and end.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,

@@ -178,7 +178,7 @@ def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T
         near = [match for key in unknown for match in get_close_matches(key, known, n=1)]
         meant = f" Did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"{where} has unknown keys {unknown};{meant} known: {sorted(known)}.{advice}")
-    nested = {
+    nested: dict[str, Any] = {
         name: build_settings(table, value, f"{where}: {name}", advice)
         for name, value in values.items()
         if (table := _table_of(hints[name])) and value is not None and not isinstance(value, table)

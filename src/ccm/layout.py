@@ -47,6 +47,11 @@ class Sample:
     query: Step
 
 
+def length(sample: Sample) -> int:
+    """Text tokens of a sample."""
+    return sum(len(step.ids) for step in (*sample.steps, sample.query))
+
+
 @dataclass(frozen=True)
 class Layout:
     """One batch for a parallel pass; B rows of T columns, padded on the left. See the module's picture.

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
-from ccm.base import HUB, attention_modules, entry_sizes, load_base
+from ccm.base import HUB, attention_modules, entry_sizes, load_base, max_positions
 from ccm.checkpoint import SavedAdapter, base_of, copy_tensors, find_adapter, read_adapter, with_rule, write_adapter
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
@@ -166,12 +166,8 @@ class CCMModel(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """Text positions the base model was made for, without those at which its rope changes."""
-        config = self.base.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":  # beyond it, other frequencies: keys in a memory would no longer fit
-            return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-        return config.max_position_embeddings
+        """Text positions the base model was made for."""
+        return max_positions(self.base)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""

@@ -205,7 +205,7 @@ class Gate(Merge):
 
     def __init__(self, bias: float = -1.0) -> None:
         super().__init__()
-        if not (isinstance(bias, int | float) and math.isfinite(bias)):
+        if isinstance(bias, bool) or not (isinstance(bias, int | float) and math.isfinite(bias)):
             raise ConfigError(f"The bias of the rule 'gate' is {bias!r}; it must be a finite number, such as -1.")
         self.initial = float(bias)
 

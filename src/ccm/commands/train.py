@@ -60,7 +60,9 @@ def _show(recipe: Recipe) -> None:
 def _progress(recipe: Recipe) -> Iterator[Callable[[Report], None]]:
     """A bar on a terminal, a line a report elsewhere; on standard error."""
     if not sys.stderr.isatty():
-        yield lambda report: print(f"step {report.step}/{recipe.max_steps}  {_figures(report, recipe)}", file=sys.stderr)
+        yield lambda report: print(
+            f"step {report.step}/{recipe.max_steps}  {_figures(report, recipe)}", file=sys.stderr
+        )
         return
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=plain_console(stderr=True)) as bar:

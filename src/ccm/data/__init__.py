@@ -18,7 +18,13 @@ DATA_SETS = {"custom": "ccm.data.custom", "builtin": "ccm.data.builtin"}  # modu
 
 
 class DataSet(Protocol):
-    """What training asks of a data set."""
+    """What training asks of a data set. Every sample has at least one target in its query.
+
+    Attributes:
+        longest: most text tokens of a sample.
+    """
+
+    longest: int
 
     def pool(self, index: int, count: int) -> list[Sample]:
         """At least one and about ``count`` training samples: those of number ``index``, always the same.

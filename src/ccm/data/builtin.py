@@ -60,6 +60,7 @@ class BuiltinData:
     turns: Turns
     seed: int
     eval_samples: int
+    longest: int = 1024  # a dialogue of 48 turns has some 900
 
     def pool(self, index: int, count: int) -> list[Sample]:
         done = index * count
@@ -79,7 +80,7 @@ class BuiltinData:
         return {"recall": report.recall, "invented": report.invented}
 
     def _draw(self, rng: random.Random, longest: int, count: int) -> list[Sample]:
-        samples = []
+        samples: list[Sample] = []
         while len(samples) < count:
             dialogue = invented(rng, self._dialogue(rng, longest), self.options.made_up, self.options.spliced)
             asked = [i for i, turn in enumerate(dialogue.turns) if turn.asked]

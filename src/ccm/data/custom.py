@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, Step
+from ccm.layout import IGNORE, Sample, Step, length
 from ccm.model import CCMModel
 from ccm.training.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
@@ -110,6 +110,7 @@ class CustomData:
         turns: how they become tokens.
         random_steps: whether a sample has a random number of steps.
         seed: of the order and of these numbers.
+        longest: most text tokens of a sample.
     """
 
     examples: Sequence[Example]
@@ -117,6 +118,7 @@ class CustomData:
     turns: Turns
     random_steps: bool
     seed: int
+    longest: int
 
     def pool(self, index: int, count: int) -> list[Sample]:
         """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
@@ -161,7 +163,8 @@ def open_data(recipe: Recipe, turns: Turns) -> CustomData:
         order = _order(len(examples), f"{recipe.seed} held out")
         held = [examples[i] for i in order[:count]]
         examples = [examples[i] for i in sorted(order[count:])]
-    return CustomData(examples, held, turns, settings.random_steps, recipe.seed)
+    longest = max(length(example.sample(turns, example.length)) for example in (*examples, *held))
+    return CustomData(examples, held, turns, settings.random_steps, recipe.seed, longest)
 
 
 def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[Example]:
@@ -201,7 +204,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-class _Fault(Exception):
+class _Fault(Exception):  # noqa: N818  a finding, not an error of ours
     """What is wrong with a line."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ccm.data import DataSet
-from ccm.layout import Sample
+from ccm.layout import Sample, length
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ class Batch:
 
     def _part(self, rows: Sequence[int]) -> Batch:
         return Batch([self.samples[i] for i in rows], [self.starts[i] for i in rows], self.n_tok)
-
-
-def length(sample: Sample) -> int:
-    """Text tokens of a sample."""
-    return sum(len(step.ids) for step in (*sample.steps, sample.query))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -17,7 +22,8 @@ from torch.distributed.fsdp import fully_shard
 from ccm.data import DataSet, open_data
 from ccm.errors import ConfigError, TrainingError
 from ccm.files import SafetensorError
-from ccm.training.batches import Batch, Batches, length
+from ccm.layout import length
+from ccm.training.batches import Batch, Batches
 from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, moments_of, restore_moments
 from ccm.training.stages import Stage, make_stage, open_turns
@@ -52,7 +58,8 @@ class Report:
         """One flat record, ready for JSON."""
         numbers = {name: getattr(self, name) for name in ("lr", "grad_norm", "tokens_per_second", "seconds")}
         evaluated = {f"eval_{name}": value for name, value in self.measured.items()}
-        return {"step": self.step, **self.losses, **evaluated, **numbers}
+        record = {"step": self.step, **self.losses, **evaluated, **numbers}
+        return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
 def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], None] = lambda report: None) -> Path:
@@ -71,7 +78,9 @@ def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], No
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
-    run = Run(Path(recipe.output_dir), recipe, resume=resume)
+    run = Run(Path(recipe.output_dir), recipe)
+    if os.environ.get("RANK", "0") == "0":  # the others would see what the first has written by then
+        run.check(resume=resume)
     turns = open_turns(recipe)
     return Training(recipe, run, open_data(recipe, turns), turns, report).go()
 
@@ -79,17 +88,17 @@ def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], No
 class Training:
     """One training under way."""
 
-    def __init__(
-        self, recipe: Recipe, run: Run, data: DataSet, turns: Turns, report: Callable[[Report], None]
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: Run, data: DataSet, turns: Turns, report: Callable[[Report], None]) -> None:
         self.recipe, self.run, self.data, self.report = recipe, run, data, report
         trackers = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers, project_dir=run.folder)
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
-        self.stage: Stage = make_stage(recipe, turns)
+        place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
+        self.stage: Stage = make_stage(replace(recipe, device=place), turns)
         self.stage.module.train()
+        self._check_positions()
         self.parameters = [*self.stage.trained.values()]
         if recipe.shard:
             shard(self.stage)
@@ -103,20 +112,30 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
         self.step = 0
 
+    def _check_positions(self) -> None:
+        end, room = self.data.longest + self.recipe.max_offset + self.recipe.adapter.n_tok, self.stage.max_positions
+        if end > room:
+            raise ConfigError(
+                f"The longest sample of the data has {self.data.longest} tokens and may end at position {end}, but the "
+                f"model was made for {room}. Lower data.max_steps, data.max_step_tokens or max_offset."
+            )
+
     def go(self) -> Path:
         """Train to the last step, and write the result."""
         if self.main:
             self.run.begin()
         self._resume()
+        self.accelerator.wait_for_everyone()  # before the first process replaces what the others read
         if self.recipe.tensorboard or self.recipe.wandb:
             self.accelerator.init_trackers("ccm")
         try:
-            self._steps()
-        except KeyboardInterrupt:
-            self._save()
-            raise
+            with _interruptible() as interrupted:
+                self._steps(interrupted)
         finally:
             self.accelerator.end_training()
+        if interrupted.is_set():
+            self._save()
+            raise KeyboardInterrupt
         if self.main:
             self._write()
         return self.run.folder
@@ -135,12 +154,12 @@ class Training:
         if self.main:
             self.run.forget_after(self.step)
 
-    def _steps(self) -> None:
+    def _steps(self, interrupted: Event) -> None:
         recipe, begun = self.recipe, time.monotonic()
         sums: dict[str, float] = {}
         first, told, since, tokens = self.step, self.step, begun, 0
         for batch in self.batches.since(self.step):
-            if self.step >= recipe.max_steps:
+            if self.step >= recipe.max_steps or interrupted.is_set():
                 return
             losses, grad_norm = self._step(batch)
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -184,8 +203,8 @@ class Training:
         self.step += 1
         if not math.isfinite(losses["loss"]):
             raise TrainingError(
-                f"The loss is {losses['loss']} at step {self.step}; the training cannot go on. Lower lr (now {rate:g}), "
-                "or use dtype=bfloat16 where it was float16. Earlier checkpoints are whole."
+                f"The loss is {losses['loss']} at step {self.step}; the training cannot go on. Lower lr (now "
+                f"{rate:g}), or use dtype=bfloat16 where it was float16. Earlier checkpoints are whole."
             )
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
@@ -249,7 +268,7 @@ class Training:
             return
         record = report.to_dict()
         self.run.log(record)
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=report.step)
+        self.accelerator.log({k: v for k, v in record.items() if k != "step" and v is not None}, step=report.step)
         self.report(report)
 
     def _save(self) -> None:
@@ -257,7 +276,6 @@ class Training:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             moments = moments_of(self.optimizer, self.stage.trained)
             self.run.save(Checkpoint(self.step, trained, moments, self.scaler.get_scale()))
-        self.accelerator.wait_for_everyone()
 
     def _write(self) -> None:
         try:
@@ -268,9 +286,34 @@ class Training:
             ) from error
 
 
+@contextmanager
+def _interruptible() -> Iterator[Event]:
+    """Meanwhile the first Ctrl-C, or a polite kill, sets the event only; the second one breaks off at once."""
+    event = Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield event
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+    def note(*_: Any) -> None:
+        event.set()
+        restore()
+
+    for number in kept:
+        signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        restore()
+
+
 def shard(stage: Stage) -> None:
     """Spread the layers of the frozen base over all processes (FSDP2); what is trained stays whole in each."""
-    trained = {*stage.trained.values()}
+    trained = set(stage.trained.values())
     layers = [m for m in stage.module.modules() if type(m).__name__ in stage.base._no_split_modules]
     for layer in layers:
         fully_shard(layer, ignored_params=trained)

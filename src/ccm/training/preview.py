@@ -22,11 +22,11 @@ def picture(sample: Sample, stage: Stage) -> str:
     lines = []
     for block in dict.fromkeys(blocks):
         columns = [i for i, b in enumerate(blocks) if b == block]
-        text = stage.tokenizer.decode([ids[i] for i in columns if slots[i] < 0])
+        text = stage.turns.tokenizer.decode([ids[i] for i in columns if slots[i] < 0])
         comp = "".join(f"[COMP {slots[i] + 1}]" for i in columns if slots[i] >= 0)
         lines.append(f"block {block:<2} | {_line(text)} {comp}".rstrip())
         if learned := [targets[i] for i in columns if targets[i] != IGNORE]:
-            lines.append(f"         > {_line(stage.tokenizer.decode(learned))}")
+            lines.append(f"         > {_line(stage.turns.tokenizer.decode(learned))}")
     return "\n".join(lines)
 
 

@@ -151,7 +151,9 @@ class Recipe:
     def _check_objective(self) -> None:
         weights = dict(self.objective)
         if not weights or not all(isinstance(w, float | int) and 0 <= w < math.inf for w in weights.values()):
-            raise ConfigError(f"objective is {weights!r}; give at least one of {', '.join(OBJECTIVES)} a weight above 0.")
+            raise ConfigError(
+                f"objective is {weights!r}; give at least one of {', '.join(OBJECTIVES)} a weight above 0."
+            )
         if unknown := sorted(weights.keys() - set(OBJECTIVES)):
             raise ConfigError(f"objective names {unknown}; the objectives are {', '.join(OBJECTIVES)}.")
         if not any(weights.values()):
@@ -161,6 +163,10 @@ class Recipe:
                 "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
                 "answer is given. Use 'last', or set adapter.recurrent=true."
             )
+        if self.stage == "base" and weights.keys() - {"last", "every"}:
+            raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+        if self.adapter.embeddings == "table" and self.weight_decay:
+            raise ConfigError("adapter.embeddings=table needs weight_decay=0: it would shrink the base's own rows.")
         if weights.get("distill") and not self.adapter.lora.conditional:
             raise ConfigError(
                 "The objective 'distill' needs adapter.lora.conditional=true: an update of all tokens changes the "
@@ -169,7 +175,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML."""
-        adapter = {k: v for k, v in self.adapter.to_dict().items() if k not in ("turns", "base_model", "base_fingerprint")}
+        adapter = {
+            k: v for k, v in self.adapter.to_dict().items() if k not in ("turns", "base_model", "base_fingerprint")
+        }
         return {**asdict(self), "adapter": adapter, "betas": list(self.betas)}
 
 
@@ -210,7 +218,9 @@ def find_recipe(source: str | Path) -> Path:
         return FOLDER / f"{source}.yaml"
     near = get_close_matches(str(source), names, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"There is no recipe {source}, as a file or in the package.{meant} There are: {', '.join(names)}.")
+    raise ConfigError(
+        f"There is no recipe {source}, as a file or in the package.{meant} There are: {', '.join(names)}."
+    )
 
 
 def write_recipe(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
-"""The folder of a run: recipe, log, checkpoints, and in the end the adapter. Whatever happens, the last good state stays.
+"""The folder of a run: recipe, log, checkpoints, and in the end the result. The last good state always stays.
 
-    OUTPUT/  recipe.yaml  log.jsonl  checkpoints/step-000100/  tensorboard/  [the adapter, or the model]
+OUTPUT/  recipe.yaml  log.jsonl  checkpoints/step-000100/  tensorboard/  [the adapter, or the model]
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, wr
 from ccm.training.recipe import Recipe, write_recipe
 
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
+_PARTS = ("trained", "first", "second")
 _FREE = {  # settings that may change when a run goes on: they are not part of what is computed
     "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
     "keep", "tensorboard", "wandb",
 }  # fmt: skip
+
+
+Moments = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,22 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, Tensor]
-    moments: tuple[dict[str, Tensor], dict[str, Tensor]]
+    moments: Moments
     scale: float
 
 
 class Run:
-    """A run's folder. Only the main process writes.
+    """A run's folder. Only the main process checks and writes."""
 
-    Args:
-        folder: where.
-        recipe: of the training.
-        resume: go on from the folder's last checkpoint.
-
-    Raises:
-        ConfigError: when the folder holds another run, or, to resume, none or one of another recipe.
-    """
-
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
-        self._check(resume)
 
-    def _check(self, resume: bool) -> None:
+    def check(self, *, resume: bool) -> None:
+        """See whether a run can begin here, or go on.
+
+        Raises:
+            ConfigError: when the folder holds another run, or, to resume, none or one of another recipe.
+        """
         if self.folder.is_file():
             raise ConfigError(f"output_dir is {self.folder}, a file; name a folder.")
         held = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
@@ -127,9 +126,8 @@ class Run:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            save_tensors(part / "trained.safetensors", checkpoint.tensors)
-            for name, moments in zip(("first", "second"), checkpoint.moments, strict=True):
-                save_tensors(part / f"{name}.safetensors", moments)
+            for name, tensors in zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True):
+                save_tensors(part / f"{name}.safetensors", tensors)
             save_json(part / "state.json", {"step": checkpoint.step, "scale": checkpoint.scale})
             if target.exists():
                 shutil.rmtree(target)
@@ -138,8 +136,10 @@ class Run:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
             held = self.checkpoints()
-            good = f"The last good one is {held[-1]}; go on from it with --resume" if held else "There is none before it"
-            raise TrainingError(f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}.") from error
+            good = f"Go on from {held[-1].name} with --resume" if held else "There is none before it"
+            raise TrainingError(
+                f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
+            ) from error
         for old in self.checkpoints()[: -self.recipe.keep]:
             shutil.rmtree(old)
 
@@ -154,7 +154,7 @@ class Run:
             return None
         try:
             state = json.loads((held[-1] / "state.json").read_text(encoding="utf-8"))
-            first, second, trained = (load_tensors(held[-1] / f"{n}.safetensors")[0] for n in ("first", "second", "trained"))
+            trained, first, second = (load_tensors(held[-1] / f"{name}.safetensors")[0] for name in _PARTS)
             return Checkpoint(int(state["step"]), trained, (first, second), float(state["scale"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
@@ -182,17 +182,16 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> Moments:
     """The first and second moments of an AdamW, by name; zeros before its first step."""
-    return tuple(
+    first, second = (
         {name: optimizer.state[p].get(key, torch.zeros_like(p)) for name, p in trained.items()}
         for key in ("exp_avg", "exp_avg_sq")
     )
+    return first, second
 
 
-def restore_moments(
-    optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint
-) -> None:
+def restore_moments(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Put an AdamW where it was at a checkpoint."""
     first, second = checkpoint.moments
     for name, p in trained.items():
