@@ -1,4 +1,4 @@
-"""Run the benchmarks and print their tables as Markdown. Nothing is asserted: a timing is no test."""
+"""Run the benchmarks and print their tables as Markdown. No timing is asserted: it is no test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 
 import torch
 
-from benchmarks import compressing, peak_memory, reading, training, turns
+from benchmarks import compressing, objectives, peak_memory, reading, training, training_loop, turns, unrolled
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL
 
@@ -23,6 +23,9 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "reading": reading.run,
     "turns": turns.run,
     "peak-memory": peak_memory.run,
+    "unrolled": unrolled.run,
+    "training-loop": training_loop.run,
+    "objectives": objectives.run,
 }
 
 

@@ -138,7 +138,9 @@ def _check_equal(model: CCMModel, losses: dict[str, Loss]) -> None:
         value = loss()
         value.backward()
         values[way] = value.item()
-        gradients[way] = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in model.adapter_tensors().items()}
+        gradients[way] = {
+            n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in model.adapter_tensors().items()
+        }
         model.zero_grad(set_to_none=True)
     assert abs(values[UNROLLED] - values[PARALLEL]) < 1e-4, f"The losses differ: {values}."
     for name, ours in gradients[PARALLEL].items():

@@ -97,6 +97,26 @@ def demo(
 
 
 @app.command()
+def writes(
+    file: Annotated[Path | None, typer.Option(help="Your own example, as of the demo.")] = None,
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("writes.png"),
+    model: Model = None,
+    adapter: Adapter = None,
+    rule: RuleName = "merge",
+    rule_option: RuleOptions = None,
+    n_tok: NTok = None,
+    recurrent: Recurrent = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw which step wrote which entry of a memory that mixes its steps."""
+    from ccm.commands.writes import run
+
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    run(choice, file, output)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in the package, or a YAML file.")],
     changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")] = None,

@@ -34,7 +34,7 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     model, tokenizer = ccm.load(**choice)
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example
-    steps = [Step(turns.exchange(*_split(line), first=i == 0).ids) for i, line in enumerate(context)]
+    steps = [Step(turns.exchange(*split_turn(line), first=i == 0).ids) for i, line in enumerate(context)]
     memory = model.empty_memory()
     with torch.no_grad():
         for step in steps:
@@ -79,7 +79,8 @@ def _agree(one: tuple[str, float], other: tuple[str, float], dtype: torch.dtype)
     return abs(one[1] - other[1]) <= (5e-2 if half else 1e-3) and (half or one[0] == other[0])
 
 
-def _split(line: str) -> tuple[str, str]:
+def split_turn(line: str) -> tuple[str, str]:
+    """The user's line and the reply."""
     user, _, reply = line.partition("|")
     return user.strip(), reply.strip()
 

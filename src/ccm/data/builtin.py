@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ccm.builtin import words
 from ccm.builtin.evaluate import evaluate_recall
-from ccm.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue
+from ccm.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue, untold_question
 from ccm.config import build_settings, check_types
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
@@ -32,6 +32,7 @@ class Options:
         long: share of the dialogues that have 17 to 48 turns instead.
         asking: share of the turns that are questions.
         dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
+        untold: of these, how likely a question is followed by one on what was never told.
         made_up: share of the names and cities that are made up, all through a dialogue: copying is learned, not a list.
         spliced: share of these that are made of two real ones, not of syllables.
         questions_only: whether the replies to questions are the only targets.
@@ -43,6 +44,7 @@ class Options:
     long: float = 0.05
     asking: float = 0.5
     dense: float = 0.35
+    untold: float = 0.2
     made_up: float = 0.5
     spliced: float = 0.7
     questions_only: bool = True
@@ -95,8 +97,17 @@ class BuiltinData:
         if rng.random() < options.dense:
             facts = rng.randint(2, 9)
             questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
-            return recall_dialogue(rng, lines + questions, facts, questions, split="train")
+            return self._doubted(rng, recall_dialogue(rng, lines + questions, facts, questions, split="train"), lines)
         return training_dialogue(rng, rng.randint(4, longest), asking=options.asking)
+
+    def _doubted(self, rng: random.Random, dialogue: Dialogue, lines: int) -> Dialogue:
+        """The dialogue with questions on what it never tells among those after its first ``lines`` turns."""
+        turns = [*dialogue.turns[:lines]]
+        for turn in dialogue.turns[lines:]:
+            turns.append(turn)
+            if rng.random() < self.options.untold:
+                turns.append(untold_question(rng, dialogue))
+        return replace(dialogue, turns=tuple(turns))
 
     def _sample(self, dialogue: Dialogue) -> Sample:
         steps = []

@@ -110,7 +110,8 @@ class Training:
         self.batches = Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
         half = next(self.stage.module.parameters()).dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
-        self.step = 0
+        self.step = self.told = 0
+        self.sums: dict[str, float] = {}  # losses since the last report
 
     def _check_positions(self) -> None:
         end, room = self.data.longest + self.recipe.max_offset + self.recipe.adapter.n_tok, self.stage.max_positions
@@ -150,26 +151,25 @@ class Training:
         restore_moments(self.optimizer, self.stage.trained, checkpoint)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": checkpoint.scale})
-        self.step = checkpoint.step
+        self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
         if self.main:
             self.run.forget_after(self.step)
 
     def _steps(self, interrupted: Event) -> None:
         recipe, begun = self.recipe, time.monotonic()
-        sums: dict[str, float] = {}
-        first, told, since, tokens = self.step, self.step, begun, 0
+        first, since, tokens = self.step, begun, 0
         for batch in self.batches.since(self.step):
             if self.step >= recipe.max_steps or interrupted.is_set():
                 return
             losses, grad_norm = self._step(batch)
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
             tokens += sum(map(length, batch.samples))
             if self._due(recipe.log_every) or self._due(recipe.eval_every):
                 now = time.monotonic()
                 self._tell(
                     Report(
                         step=self.step,
-                        losses={name: value / (self.step - told) for name, value in sums.items()},
+                        losses={name: value / (self.step - self.told) for name, value in self.sums.items()},
                         lr=self._rate(self.step - 1),
                         grad_norm=grad_norm,
                         tokens_per_second=tokens / (now - since),
@@ -178,7 +178,7 @@ class Training:
                         measured=self._evaluate() if self._due(recipe.eval_every) else {},
                     )
                 )
-                sums, told, since, tokens = {}, self.step, time.monotonic(), 0
+                self.sums, self.told, since, tokens = {}, self.step, time.monotonic(), 0
             if self._due(recipe.save_every):
                 self._save()
 
@@ -275,7 +275,8 @@ class Training:
         if self.main:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             moments = moments_of(self.optimizer, self.stage.trained)
-            self.run.save(Checkpoint(self.step, trained, moments, self.scaler.get_scale()))
+            scale = self.scaler.get_scale()
+            self.run.save(Checkpoint(self.step, trained, moments, scale, self.told, self.sums))
 
     def _write(self) -> None:
         try:

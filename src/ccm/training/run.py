@@ -22,7 +22,7 @@ from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, wr
 from ccm.training.recipe import Recipe, write_recipe
 
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
-_PARTS = ("trained", "first", "second")
+_PARTS, _STATE = ("trained", "first", "second"), ("step", "scale", "told", "sums")
 _FREE = {  # settings that may change when a run goes on: they are not part of what is computed
     "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
     "keep", "tensorboard", "wandb",
@@ -41,12 +41,16 @@ class Checkpoint:
         tensors: what is trained, by name.
         moments: the optimizer's first and second moments, by the same names.
         scale: of the loss in float16 training.
+        told: the step of the last report.
+        sums: the losses since then, added up.
     """
 
     step: int
     tensors: dict[str, Tensor]
     moments: Moments
     scale: float
+    told: int
+    sums: dict[str, float]
 
 
 class Run:
@@ -128,7 +132,7 @@ class Run:
             part.mkdir(parents=True)
             for name, tensors in zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True):
                 save_tensors(part / f"{name}.safetensors", tensors)
-            save_json(part / "state.json", {"step": checkpoint.step, "scale": checkpoint.scale})
+            save_json(part / "state.json", {name: getattr(checkpoint, name) for name in _STATE})
             if target.exists():
                 shutil.rmtree(target)
             part.replace(target)
@@ -155,7 +159,7 @@ class Run:
         try:
             state = json.loads((held[-1] / "state.json").read_text(encoding="utf-8"))
             trained, first, second = (load_tensors(held[-1] / f"{name}.safetensors")[0] for name in _PARTS)
-            return Checkpoint(int(state["step"]), trained, (first, second), float(state["scale"]))
+            return Checkpoint(tensors=trained, moments=(first, second), **{name: state[name] for name in _STATE})
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"The checkpoint {held[-1]} is damaged ({error}); delete it to go on from the one before."

@@ -1,0 +1,160 @@
+"""``ccm train`` as a whole beside the bare steps on the same batches: what drawing, laying out, logging and saving cost.
+
+Both take turns within one training: whenever it reports, the bare steps make up for the batches that it has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from math import isclose
+from pathlib import Path
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.common import CLOCKS, Options, compare
+from benchmarks.common import Report as Table
+from ccm.config import CCMConfig, LoRASettings
+from ccm.data import open_data
+from ccm.layout import IGNORE, Layout, build_layout, length
+from ccm.training.batches import Batch, Batches
+from ccm.training.loop import Report, train
+from ccm.training.recipe import DataSettings, Recipe
+from ccm.training.stages import make_stage, open_turns
+from ccm.turns import Turns
+
+STEPS, LEAST = 4, 0.85  # optimizer steps of a round
+TRAIN, BARE = "ccm train", "bare steps"
+RECIPE = Recipe(
+    data=DataSettings(name="builtin", eval_samples=0),
+    adapter=CCMConfig(rule="concat", n_tok=2, recurrent=True, lora=LoRASettings(dropout=0.0)),
+    objective={"every": 1.0},
+    batch_size=32,
+    pool=STEPS,  # every round draws one
+    warmup=0.0,
+    lr_end=1.0,  # the bare steps have one rate all along
+    device="cpu",
+    log_every=STEPS,
+    save_every=STEPS,
+)
+SETTING = (
+    f"Text tokens per second of `train(recipe)` on the built-in base and its dialogues, concat N=2, objective every, "
+    f"{RECIPE.batch_size} dialogues a step: all that it does, with a record and a checkpoint every {STEPS} steps. Beside "
+    "it the bare steps on the same batches, laid out beforehand: forward, backward, clipping, AdamW. A round is "
+    f"{STEPS} steps of each, in turns within one process; both must give the same losses."
+)
+
+
+class BareSteps:
+    """The optimizer steps of a training, and nothing else.
+
+    Args:
+        recipe: of a compression adapter, with the objective "every" alone.
+        turns: of the recipe.
+    """
+
+    def __init__(self, recipe: Recipe, turns: Turns) -> None:
+        torch.manual_seed(recipe.seed)  # the adapter that the training begins with
+        self.recipe, self.stage = recipe, make_stage(recipe, turns)
+        self.stage.module.train()
+        self.parameters = [*self.stage.trained.values()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
+
+    def lay_out(self, batch: Batch) -> list[tuple[Layout, float]]:
+        """The passes of a batch: their layouts, and their shares of all targets."""
+        stage, pad = self.stage, self.stage.turns.tokenizer.pad_token_id
+        parts = batch.passes(self.recipe.pass_tokens, 1)
+        layouts = [build_layout(part.samples, stage.config, stage.rule, pad) for part in parts]
+        targets = [int((layout.targets != IGNORE).sum()) for layout in layouts]
+        return [(layout, count / sum(targets)) for layout, count in zip(layouts, targets, strict=True)]
+
+    def step(self, passes: Sequence[tuple[Layout, float]]) -> float:
+        """One optimizer step; returns the loss."""
+        found = 0.0
+        for layout, share in passes:
+            loss = self.stage.module(layout).loss * share
+            loss.backward()
+            found += loss.item()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+
+def run(options: Options) -> Table:
+    """Train once, with the bare steps in between."""
+    seconds, tokens = _time(options)
+    speeds = {way: [n / s for n, s in zip(tokens, taken, strict=True)] for way, taken in seconds.items()}
+    c = compare(speeds, TRAIN, BARE, least=LEAST)
+    columns = [
+        "",
+        "beside",
+        "tokens/s",
+        "tokens/s beside",
+        "ratio of medians",
+        "median of ratios",
+        "quartiles",
+        "limit",
+    ]
+    row = [
+        c.subject,
+        c.reference,
+        f"{c.seconds:,.0f}",
+        f"{c.reference_seconds:,.0f}",
+        f"**{c.ratio:.3f}**",
+        f"{c.paired:.3f}",
+        f"{c.low:.3f} to {c.high:.3f}",
+        c.bound,
+        str(c.rounds),
+    ]
+    data = asdict(c) | {
+        "seconds": median(seconds[TRAIN]),
+        "reference_seconds": median(seconds[BARE]),
+        "tokens_per_second": c.seconds,
+        "reference_tokens_per_second": c.reference_seconds,
+    }
+    return Table("The training loop", SETTING, [*columns, "rounds"], [row], [data])
+
+
+def draw(recipe: Recipe, turns: Turns) -> Iterator[Batch]:
+    """The batches of a training whose N is always the same, as it draws them."""
+    n_tok = (recipe.adapter.n_tok, recipe.adapter.n_tok)
+    data = open_data(recipe, turns)
+    return Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed).since(0)
+
+
+def _time(options: Options) -> tuple[dict[str, list[float]], list[int]]:
+    """Seconds of every round of both, and its text tokens. The first round begins with the loading: it warms up."""
+    recipe = replace(RECIPE, max_steps=STEPS * (options.warmup + options.rounds))
+    clock, turns = CLOCKS[options.clock], open_turns(recipe)
+    bare, batches = BareSteps(recipe, turns), draw(recipe, turns)
+    seconds: dict[str, list[float]] = {TRAIN: [], BARE: []}
+    tokens: list[int] = []
+    begin = clock()
+
+    def report(told: Report) -> None:
+        nonlocal begin
+        trained = clock() - begin
+        done = [*islice(batches, STEPS)]
+        ready = [bare.lay_out(batch) for batch in done]
+        begin = clock()
+        losses = [bare.step(passes) for passes in ready]
+        stepped = clock() - begin
+        loss = told.losses["loss"]
+        assert isclose(mean(losses), loss, rel_tol=1e-3), (
+            f"The losses differ at step {told.step}: {losses}, mean {loss}."
+        )
+        if told.step > STEPS * options.warmup:
+            seconds[TRAIN].append(trained)
+            seconds[BARE].append(stepped)
+            tokens.append(sum(length(sample) for batch in done for sample in batch.samples))
+        begin = clock()
+
+    with TemporaryDirectory() as folder:
+        train(replace(recipe, output_dir=str(Path(folder) / "run")), report=report)
+    return seconds, tokens

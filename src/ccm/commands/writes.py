@@ -1,0 +1,35 @@
+"""``ccm writes``: a picture of which step wrote which entry of the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ccm
+from ccm.commands.demo import read_example, split_turn
+from ccm.console import plain_console, quiet
+from ccm.errors import InputError
+from ccm.layout import Step
+from ccm.turns import make_turns
+from ccm.writes import draw_writes, write_weights
+
+
+def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
+    """Draw the picture of an example, its question and answer being the last step.
+
+    Raises:
+        InputError: when the example cannot be read or the picture cannot be written.
+        ConfigError: when the rule mixes nothing.
+    """
+    quiet()
+    *context, question, expected = read_example(file)
+    model, tokenizer = ccm.load(**choice)
+    turns = make_turns(tokenizer, model.config.turns)
+    lines = [split_turn(line) for line in context] + [(question, expected)]
+    steps = [Step(turns.exchange(user, reply, first=i == 0).ids) for i, (user, reply) in enumerate(lines)]
+    labels = [user if len(user) <= 28 else user[:27] + "\u2026" for user, _ in lines]
+    try:
+        draw_writes(write_weights(model, steps), labels, f"Who wrote the memory: {model.config.rule}", output)
+    except OSError as error:
+        raise InputError(f"The picture {output} cannot be written: {error}.") from error
+    plain_console().print(f"{output}: the memory after {len(steps)} steps, one row an entry of each head and layer.")
