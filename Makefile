@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-.PHONY: install chat test test-slow check format bench builtin conformance clean
+.PHONY: install chat test test-slow check format bench builtin figures conformance clean
 
 install: .venv/installed
 
@@ -36,6 +36,9 @@ bench: install
 
 builtin: install
 	$(BIN)/python -m ccm.builtin.build
+
+figures: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.builtin.figures
 
 conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)

@@ -16,6 +16,7 @@ import torch
 from benchmarks import compressing, objectives, peak_memory, reading, training, training_loop, turns, unrolled
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL
+from ccm.console import quiet
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "training": training.run,
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run what it asks for, print, and write the JSON file if one is named."""
     asked = _parser().parse_args(arguments)
     torch.set_num_threads(1)
+    quiet()
     options = (
         Options(rounds=2, warmup=1, clock=asked.clock) if asked.quick else Options(asked.rounds, clock=asked.clock)
     )

@@ -16,11 +16,11 @@ from ccm.turns import Turns
 
 REFERENCE = "last"
 LIMITS = {"every": 1.15, "distill": None}
-BATCHES = 4  # that the rounds go through, over and over
+BATCHES = 8  # that the rounds go through, over and over
 SETTING = (
     f"From samples to gradients, as the training loop does it: layout, forward and backward of {RECIPE.batch_size} "
-    f"dialogues of the built-in data on the built-in base, concat N=2, {BATCHES} batches in turn. last: the final "
-    "reply is the target. every: each reply to a question. distill: likewise, with the teacher's pass over the full context."
+    f"dialogues of the recipe builtin, concat N=2, {BATCHES} batches in turn. last: the final reply is the target. "
+    "every: each reply to a question. distill: the same replies, and one more pass for the teacher, over full context."
 )
 
 

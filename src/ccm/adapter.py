@@ -91,20 +91,26 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
 def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
     """Put the LoRA on every attention projection of the model, in place, in float32; base weights are frozen.
 
+    With rank 0 there is none, and only what stands in their input is told to the attention modules.
+
     Raises:
         ConfigError: when the model carries an adapter already.
         UnsupportedModelError: when any projection of any layer was not adapted.
     """
     if any(isinstance(module, LoraLinear) for module in base.modules()):
         raise ConfigError("This base model already carries an adapter; load a fresh one for another.")
+    base.requires_grad_(False)
     attentions = attention_modules(base)
+    for attention in attentions:
+        attention.register_forward_pre_hook(_announce, with_kwargs=True)
+    if settings.r == 0:
+        return
     names = PROJECTIONS[base.config.model_type]
     config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=[*names])
     wanted: type[nn.Module] = LoraLinear
     if settings.conditional:
         wanted = CompLinear
         config._register_custom_module({nn.Linear: CompLinear})
-    base.requires_grad_(False)
     inject_adapter_in_model(config, base)
     for attention in attentions:
         for name in names:
@@ -114,7 +120,6 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
                     f"{type(getattr(attention, name)).__name__}, not a {wanted.__name__}; the adapter would act on "
                     "part of the model only."
                 )
-        attention.register_forward_pre_hook(_announce, with_kwargs=True)
     for name, parameter in base.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ccm.builtin import NAME, WEIGHTS
 from ccm.errors import ConfigError, UnsupportedModelError
 from ccm.files import SafetensorError
 
@@ -77,6 +78,11 @@ def max_positions(base: PreTrainedModel) -> int:
     return config.max_position_embeddings
 
 
+def locate(source: str | Path) -> str | Path:
+    """Where a model is: "builtin" is the one that ships with the package."""
+    return WEIGHTS / "base" if source == NAME else source
+
+
 def load_base(
     source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
 ) -> PreTrainedModel:
@@ -86,7 +92,7 @@ def load_base(
         ConfigError: when the model or the device does not exist, or the model's files are damaged.
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
-    place = check_device(device)
+    place, source = check_device(device), locate(source)
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
         if not isinstance(settings, dict):

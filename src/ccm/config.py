@@ -22,7 +22,7 @@ class LoRASettings:
     """The low-rank update of the attention projections.
 
     Attributes:
-        r: rank.
+        r: rank; 0 is no LoRA, so that the COMP embeddings alone are trained (ablation).
         alpha: numerator of the scale ``alpha / r``.
         dropout: probability on the input of the update, in training only.
         conditional: True adds the update at COMP tokens alone (the method); False adds it everywhere (ablation).
@@ -35,8 +35,8 @@ class LoRASettings:
 
     def __post_init__(self) -> None:
         check_types(self, "lora.")
-        if self.r < 1:
-            raise ConfigError(f"lora.r is {self.r}; it must be at least 1.")
+        if self.r < 0:
+            raise ConfigError(f"lora.r is {self.r}; it must be at least 0.")
         if not math.isfinite(self.alpha):
             raise ConfigError(f"lora.alpha is {self.alpha}; it must be finite.")
         if not 0.0 <= self.dropout < 1.0:

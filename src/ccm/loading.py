@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ccm.base import HUB, load_base
+from ccm.base import HUB, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
 from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
@@ -57,8 +57,8 @@ def load(
         raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
     if rule is not None:
         rule_class(rule)
-    base = WEIGHTS / "base" if model == NAME or (model is None and adapter is None) else model
-    if adapter is None and base == WEIGHTS / "base":
+    base = NAME if model is None and adapter is None else model
+    if adapter is None and base == NAME:
         adapter = _builtin_adapter(rule)
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
@@ -106,6 +106,6 @@ def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None)
     given = options or {}
     hub = {name: given[name] for name in (*HUB, "trust_remote_code") if given.get(name) is not None}
     try:
-        return AutoTokenizer.from_pretrained(source, **hub)
+        return AutoTokenizer.from_pretrained(locate(source), **hub)
     except (OSError, ValueError) as error:
         raise ConfigError(f"There is no tokenizer in {source}: {str(error).splitlines()[0]}") from error

@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 import ccm
-from ccm.builtin import build
+from ccm.builtin import build, words
 from ccm.builtin.generator import HELD_OUT
-from ccm.turns import make_turns
+from ccm.training.recipe import load_recipe
+from ccm.training.stages import open_turns
+
+SHORT = ("max_steps=2", "batch_size=2", "data.eval_samples=2", "data.options.recall=2", "tensorboard=false")
 
 
-def test_batches_are_full_reproducible_and_never_hold_held_out_words() -> None:
-    _, tokenizer = ccm.load("builtin")
-    turns = make_turns(tokenizer, build.TURNS)
-    phase = replace(build.ADAPTERS[1].phases[1], ramp=8)
-    first, second = (build.batches(phase, turns, tokens=1024, only_questions=True) for _ in range(2))
-    for _ in range(40):
-        batch = next(first)
-        assert batch == next(second)
-        longest = max(sum(len(step.ids) for step in (*row.steps, row.query)) for row in batch)
-        assert len(batch) * longest <= 1024 or len(batch) == 1
-        text = " ".join(tokenizer.decode(step.ids) for row in batch for step in (*row.steps, row.query))
-        assert not set(text.replace(".", " ").split()) & HELD_OUT
+def test_the_tokenizer_treats_held_out_names_as_it_treats_others(tmp_path: Path) -> None:
+    """A name that no training saw must not be the only one in pieces."""
+    build.build_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+
+    def pieces(names: list[str]) -> float:
+        return sum(len(tokenizer.encode(f" {name}", add_special_tokens=False)) for name in names) / len(names)
+
+    names = words.NAMES + words.CITIES
+    seen, held = pieces([n for n in names if n not in HELD_OUT]), pieces([n for n in names if n in HELD_OUT])
+    assert seen > 1.8
+    assert held < 1.6 * seen
 
 
-def test_every_batch_teaches_something() -> None:
-    """A dialogue in which nobody asks has no target where questions alone are taught; a batch of such has no loss."""
-    _, tokenizer = ccm.load("builtin")
-    turns = make_turns(tokenizer, build.TURNS)
-    phase = replace(build.ADAPTERS[0].phases[0], asking=0.1, ramp=0)
-    for batch, _ in zip(build.batches(phase, turns, tokens=128, only_questions=True), range(100), strict=False):
-        assert any(target >= 0 for row in batch for step in (*row.steps, row.query) for target in step.targets)
-
-
-def test_made_up_words_are_of_one_word_and_not_held_out() -> None:
-    rng = random.Random(0)
-    made = [build._made_up(rng, spliced) for spliced in (0.0, 1.0) for _ in range(500)]
-    assert all(word.isalpha() and word.istitle() and word not in HELD_OUT for word in made)
-    assert len(set(made)) > 700
+def test_pretraining_draws_every_rule_and_all_parts_of_a_batch_have_the_same() -> None:
+    recipe = load_recipe(Path(build.__file__).with_name("base.yaml"), ["model=builtin", *SHORT])
+    stage = build.Pretraining(recipe, open_turns(recipe))
+    drawn = [stage.draw(number)[0] for number in range(300)]
+    assert drawn == [stage.draw(number)[0] for number in range(300)]
+    for name, _, share in stage.RULES:
+        assert abs(drawn.count(name) / 300 - share) < 0.1
+    assert all(p.requires_grad for p in stage.base.parameters())
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_and_gives_what_chat_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tuple(replace(phase, steps=2) for phase in build.BASE_PHASES)
-    monkeypatch.setattr(build, "BASE_PHASES", short)
-    (tmp_path / "base").mkdir()
-    build.train_base(tmp_path / "base", build.build_tokenizer(tmp_path / "base"), tokens=512)
-    for recipe in build.ADAPTERS:
-        brief = replace(recipe, phases=tuple(replace(phase, steps=2) for phase in recipe.phases))
-        build.train_adapter(tmp_path, brief, tokens=512, threads=1)
-        model, tokenizer = ccm.load(adapter=tmp_path / recipe.name)
+def test_the_recipe_runs_goes_on_and_gives_what_chat_opens(tmp_path: Path) -> None:
+    weights, runs = tmp_path / "weights", tmp_path / "runs"
+    build.build_base(weights, runs, SHORT)
+    build.build_base(weights, runs, SHORT)  # done already
+    for name in build.ADAPTERS:
+        build.build_adapter(name, weights, runs, SHORT)
+        model, tokenizer = ccm.load(adapter=weights / name)
+        assert model.config.base_model == "../base"
         assert isinstance(ccm.Conversation(model, tokenizer).answer("My name is Anna."), str)

@@ -248,7 +248,9 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_likeliest_and_all_there_are() -> None:
-    with pytest.raises(ConfigError, match=rf"no recipe custum.* Did you mean custom\? There are: {', '.join(PACKAGED)}"):
+    with pytest.raises(
+        ConfigError, match=rf"no recipe custum.* Did you mean custom\? There are: {', '.join(PACKAGED)}"
+    ):
         load_recipe("custum")
 
 

@@ -25,7 +25,7 @@ def run(source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, 
     if dry_run:
         _show(recipe)
         return
-    with _progress(recipe) as report:
+    with progress(recipe) as report:
         folder = train(recipe, resume=resume, report=report)
     if _main():
         print(f"Done. {_next(recipe, str(folder))}", file=sys.stderr)
@@ -57,14 +57,15 @@ def _show(recipe: Recipe) -> None:
 
 
 @contextmanager
-def _progress(recipe: Recipe) -> Iterator[Callable[[Report], None]]:
+def progress(recipe: Recipe, name: str = "training") -> Iterator[Callable[[Report], None]]:
     """A bar on a terminal, a line a report elsewhere; on standard error."""
     if not sys.stderr.isatty():
+        steps = recipe.max_steps
         yield lambda report: print(
-            f"step {report.step}/{recipe.max_steps}  {_figures(report, recipe)}", file=sys.stderr
+            f"{name}: step {report.step}/{steps}  {_figures(report, recipe)}", file=sys.stderr, flush=True
         )
         return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
         yield lambda report: bar.update(task, completed=report.step, description=_figures(report))

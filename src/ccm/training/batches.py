@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ccm.data import DataSet
 from ccm.layout import Sample, length
@@ -22,11 +22,13 @@ class Batch:
         samples: the samples.
         starts: position of the first token of each.
         n_tok: N, the COMP tokens a step.
+        number: of the training step.
     """
 
     samples: Sequence[Sample]
     starts: Sequence[int]
     n_tok: int
+    number: int = 0
 
     def passes(self, tokens: int, processes: int) -> list[Batch]:
         """This batch in as few parts of at most ``tokens`` tokens, padding included, as every process gets alike many.
@@ -42,7 +44,7 @@ class Batch:
         return [self._part(part) for part in parts]
 
     def _part(self, rows: Sequence[int]) -> Batch:
-        return Batch([self.samples[i] for i in rows], [self.starts[i] for i in rows], self.n_tok)
+        return replace(self, samples=[self.samples[i] for i in rows], starts=[self.starts[i] for i in rows])
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,4 @@ class Batches:
     def _batch(self, step: int, samples: list[Sample]) -> Batch:
         rng = random.Random(f"{self.seed} batch {step}")
         starts = [rng.randint(0, self.max_offset) for _ in samples]
-        return Batch(samples, starts, rng.randint(*self.n_tok))
+        return Batch(samples, starts, rng.randint(*self.n_tok), step)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -62,7 +63,13 @@ class Report:
         return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
-def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], None] = lambda report: None) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    report: Callable[[Report], None] = lambda report: None,
+    make: Callable[[Recipe, Turns], Stage] = make_stage,
+) -> Path:
     """Train as a recipe says; returns the output directory, which holds the result.
 
     Under ``torchrun``, every process calls this. Ctrl-C saves a checkpoint before it ends the training.
@@ -71,6 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], No
         recipe: with an ``output_dir``.
         resume: go on from the last checkpoint in it.
         report: called in the main process every ``log_every`` steps.
+        make: makes what is trained, where it is none of the two stages.
 
     Raises:
         ConfigError, DataError, AdapterError: when the training cannot begin as asked; nothing is then written.
@@ -82,21 +90,26 @@ def train(recipe: Recipe, *, resume: bool = False, report: Callable[[Report], No
     if os.environ.get("RANK", "0") == "0":  # the others would see what the first has written by then
         run.check(resume=resume)
     turns = open_turns(recipe)
-    return Training(recipe, run, open_data(recipe, turns), turns, report).go()
+    data = open_data(recipe, turns)
+    return Training(recipe, run, data, lambda placed: make(placed, turns), report).go()
 
 
 class Training:
     """One training under way."""
 
-    def __init__(self, recipe: Recipe, run: Run, data: DataSet, turns: Turns, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Run, data: DataSet, make: Callable[[Recipe], Stage], report: Callable[[Report], None]
+    ) -> None:
         self.recipe, self.run, self.data, self.report = recipe, run, data, report
         trackers = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
+        if absent := [name for name in trackers if find_spec(name) is None]:
+            raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers, project_dir=run.folder)
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
         place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
-        self.stage: Stage = make_stage(replace(recipe, device=place), turns)
+        self.stage = make(replace(recipe, device=place))
         self.stage.module.train()
         self._check_positions()
         self.parameters = [*self.stage.trained.values()]

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from ccm.base import PROJECTIONS, load_base, max_positions
 from ccm.builtin import NAME
 from ccm.builtin import TURNS as BUILTIN_TURNS
-from ccm.builtin import WEIGHTS as BUILTIN
 from ccm.checkpoint import read_stage1
 from ccm.config import CCMConfig, TurnFormat
 from ccm.data import DataSet
@@ -101,7 +100,7 @@ class CompressStage(Stage):
     """A compression adapter on a frozen base, in the parallel pass."""
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
-        config = replace(recipe.adapter, turns=turns.form, base_model=base_source(recipe))
+        config = replace(recipe.adapter, turns=turns.form, base_model=recipe.model)
         if recipe.random_n_tok:
             config = replace(config, min_n_tok=1, max_n_tok=config.n_tok)
         stage1 = read_stage1(Path(recipe.base_adapter)) if recipe.base_adapter else None
@@ -184,24 +183,18 @@ def open_turns(recipe: Recipe) -> Turns:
     Raises:
         ConfigError: when the model's tokenizer cannot be had, or lacks what the format needs.
     """
-    tokenizer = load_tokenizer(base_source(recipe))
+    tokenizer = load_tokenizer(recipe.model)
     form = BUILTIN_TURNS if recipe.model == NAME else TurnFormat("chat" if tokenizer.chat_template else "separators")
     return make_turns(tokenizer, recipe.turns or form)
 
 
-def base_source(recipe: Recipe) -> str:
-    """Where the base model of a recipe is."""
-    return str(BUILTIN / "base") if recipe.model == NAME else recipe.model
-
-
 def _load(recipe: Recipe) -> PreTrainedModel:
-    source = base_source(recipe)
     dtype: Any = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    base = load_base(source, device=recipe.device, dtype=dtype)
+    base = load_base(recipe.model, device=recipe.device, dtype=dtype)
     if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         raise ConfigError(
-            f"The base model {source} carries an adapter of its own; merge it into the weights first, or give the "
-            "model without it and the adapter as base_adapter."
+            f"The base model {recipe.model} carries an adapter of its own; merge it into the weights first, or give "
+            "the model without it and the adapter as base_adapter."
         )
     base.requires_grad_(False)
     if recipe.gradient_checkpointing:

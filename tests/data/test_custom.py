@@ -1,0 +1,392 @@
+"""Your own data: three forms, what is refused and how, and which samples are drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccm.builtin import WEIGHTS
+from ccm.config import TurnFormat
+from ccm.data import open_data
+from ccm.data.custom import Chat, CustomData, Task, read_examples
+from ccm.errors import ConfigError, DataError
+from ccm.layout import IGNORE, Sample, Step, length
+from ccm.loading import load_tokenizer
+from ccm.training.recipe import DataSettings, Recipe
+from ccm.turns import Turns, make_turns
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def turns() -> Turns:
+    return make_turns(load_tokenizer(WEIGHTS / "base"), TurnFormat())
+
+
+def messages(*texts: str, system: str = "") -> dict[str, Any]:
+    """A conversation of a user and an assistant by turns."""
+    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": [*([{"role": "system", "content": system}] if system else []), *said]}
+
+
+def chat(number: int, count: int) -> dict[str, Any]:
+    """A conversation of so many turns; every text of it occurs nowhere else."""
+    return messages(*(text for i in range(count) for text in (f"Ask {number} {i}.", f"Say {number} {i}.")))
+
+
+def write(path: Path, *lines: Any) -> Path:
+    """A file of lines, written as JSON where they are no text."""
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def opened(path: Path, turns: Turns, *, seed: int = 0, **settings: Any) -> CustomData:
+    data = open_data(Recipe(data=DataSettings(path=str(path), **settings), seed=seed), turns)
+    assert isinstance(data, CustomData)
+    return data
+
+
+def texts(turns: Turns, sample: Sample) -> list[str]:
+    return [turns.tokenizer.decode(step.ids) for step in (*sample.steps, sample.query)]
+
+
+def taught(turns: Turns, step: Step) -> str:
+    return turns.tokenizer.decode([target for target in step.targets if target != IGNORE])
+
+
+def refusal(path: Path, turns: Turns, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        opened(path, turns, **settings)
+    return str(caught.value)
+
+
+# Forms ---------------------------------------------------------------------------------------------------------------
+
+
+def test_messages_become_steps_whose_replies_are_targets(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "Who are you?", "A bot.", "Bye.", "See you."))
+    sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
+    assert texts(turns, sample) == [
+        "<s>Hi.\nAssistant:Hello.",
+        "\nUser:Who are you?\nAssistant:A bot.",
+        "\nUser:Bye.\nAssistant:See you.",
+    ]
+    assert [taught(turns, step) for step in (*sample.steps, sample.query)] == [
+        "Hello.</s>",
+        "A bot.</s>",
+        "See you.</s>",
+    ]
+
+
+def test_a_task_has_its_steps_as_context_and_its_answer_as_the_only_target(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", {"steps": ["One.", "Two."], "query": "Sum?", "answer": "Three."})
+    sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
+    assert texts(turns, sample) == ["<s>One.", "\nUser:Two.", "\nUser:Sum?\nAssistant:Three."]
+    assert [taught(turns, step) for step in (*sample.steps, sample.query)] == ["", "", "Three.</s>"]
+
+
+def test_text_becomes_chunks_in_which_every_token_has_the_next_as_target(tmp_path: Path, turns: Turns) -> None:
+    text = " ".join(f"Word {i} stands here." for i in range(30))
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    sample = opened(path, turns, chunk_tokens=16, random_steps=False, max_steps=50).pool(0, 1)[0]
+    steps = [*sample.steps, sample.query]
+    ids = [token for step in steps for token in step.ids]
+    bos = turns.tokenizer.bos_token_id
+    assert ids == [bos, *turns.tokenizer.encode(text, add_special_tokens=False)]  # BOS at the start alone
+    assert [len(step.ids) for step in steps[:-1]] == [17, *[16] * (len(steps) - 2)]
+    assert 1 <= len(steps[-1].ids) <= 16
+    for step in steps:
+        assert [*step.targets] == [*step.ids[1:], IGNORE]
+
+
+def test_a_system_message_precedes_the_first_turn(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "Bye.", "See you.", system="Be kind. "))
+    sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
+    assert texts(turns, sample)[0] == "<s>Be kind. Hi.\nAssistant:Hello."
+    assert "Be kind" not in texts(turns, sample)[1]
+    chat_turns = _chat_turns()
+    templated = opened(path, chat_turns, random_steps=False).pool(0, 1)[0]
+    assert texts(chat_turns, templated)[0].startswith("<system>Be kind. <end><user>Hi.")
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="with separators, the system message runs into the turn")
+def test_a_system_message_is_parted_from_the_first_turn(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "Bye.", "See you.", system="Be kind."))
+    first = texts(turns, opened(path, turns).pool(0, 1)[0])[0]
+    assert "Be kind.Hi." not in first
+
+
+def _chat_turns() -> Turns:
+    tokenizer = load_tokenizer(WEIGHTS / "base")
+    tokenizer.chat_template = TEMPLATE
+    return make_turns(tokenizer, TurnFormat("chat"))
+
+
+def test_a_chat_template_refuses_steps_without_replies_and_says_what_to_do(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"steps": ["One."], "query": "Sum?", "answer": "Three."})
+    with pytest.raises(ConfigError, match="no place for context steps without replies; use turns.template=separators"):
+        opened(path, _chat_turns())
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_read_whole_in_any_form(tmp_path: Path, turns: Turns) -> None:
+    write(tmp_path / "a.jsonl", chat(0, 2), "", "   ", {"steps": ["One."], "query": "Sum?", "answer": "Three."})
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep" / "b.json", chat(1, 2))
+    (tmp_path / "c.txt").write_text("So it goes on. " * 20, encoding="utf-8")
+    (tmp_path / "notes.md").write_text("not data", encoding="utf-8")
+    examples = read_examples(tmp_path, DataSettings(chunk_tokens=16), turns)
+    assert [type(example).__name__ for example in examples] == ["Chat", "Task", "Text", "Chat"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path, turns: Turns) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(chat(0, 2)) + "\r\n\r\n" + json.dumps(chat(1, 2))).encode())
+    assert [e.turns[0][0] for e in read_examples(path, DataSettings(), turns)] == ["Ask 0 0.", "Ask 1 0."]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+@pytest.mark.xfail(strict=True, raises=DataError, reason="splitlines takes marks within JSON texts for line ends")
+def test_only_a_newline_ends_a_line(tmp_path: Path, turns: Turns, mark: str) -> None:
+    line = json.dumps(messages(f"One{mark}two.", "Yes.", "Bye.", "See you."), ensure_ascii=False)
+    assert len(read_examples(write(tmp_path / "a.jsonl", line), DataSettings(), turns)) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, turns: Turns, name: str) -> None:
+    (tmp_path / name).write_bytes("Größe".encode("latin-1"))
+    assert f"{name} is not UTF-8 text (byte 2); save it as UTF-8" in refusal(tmp_path / name, turns)
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  "]])
+def test_an_empty_file_is_refused(tmp_path: Path, turns: Turns, lines: Sequence[str]) -> None:
+    assert "holds no example" in refusal(write(tmp_path / "a.jsonl", *lines), turns)
+
+
+def test_an_empty_text_is_refused(tmp_path: Path, turns: Turns) -> None:
+    assert "a.txt: 0 tokens; at least two chunks of 128 tokens" in refusal(write(tmp_path / "a.txt"), turns)
+
+
+def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: Turns) -> None:
+    assert "holds none of *.jsonl, *.json, *.txt" in refusal(tmp_path, turns)
+    assert "There is no file or folder" in refusal(tmp_path / "nothing.jsonl", turns)
+
+
+def test_no_path_and_options_are_refused(tmp_path: Path, turns: Turns) -> None:
+    with pytest.raises(ConfigError, match=r"--set data\.path=FILE"):
+        open_data(Recipe(), turns)
+    with pytest.raises(ConfigError, match="has no options; data.options is {'long': 1}"):
+        opened(write(tmp_path / "a.jsonl", chat(0, 2)), turns, options={"long": 1})
+
+
+def test_an_unknown_data_set_is_refused_with_the_likeliest(turns: Turns) -> None:
+    with pytest.raises(ConfigError, match=r"no data set 'custum'. Did you mean custom\? There are: custom, builtin"):
+        open_data(Recipe(data=DataSettings("custum")), turns)
+
+
+# Faults --------------------------------------------------------------------------------------------------------------
+
+USER, ASSISTANT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}
+FAULTS = [
+    ("{oops", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+    ("[1]", "a list; every line is an object in braces"),
+    ('"text"', "a str; every line is an object"),
+    ({}, "has the keys []; give 'messages', or 'steps' with 'query' and 'answer'"),
+    ({"steps": ["a"], "query": "b"}, "has the keys ['query', 'steps']"),
+    ({"messages": "Hi."}, "'messages' must be a list of objects"),
+    ({"messages": ["Hi."]}, "'messages' must be a list of objects"),
+    ({"messages": []}, "0 turns (a user's message and its reply); at least two are needed"),
+    ({"messages": [USER, ASSISTANT]}, "1 turns (a user's message and its reply); at least two are needed"),
+    ({"messages": [USER, ASSISTANT, USER]}, "the last message is the user's; end with the assistant's reply"),
+    (
+        {"messages": [USER, USER, ASSISTANT]},
+        "the role of message 2 is 'user', expected 'assistant': roles must alternate",
+    ),
+    ({"messages": [ASSISTANT, USER]}, "the role of message 1 is 'assistant', expected 'user'"),
+    ({"messages": [{"role": "system", "content": "x"}, ASSISTANT]}, "the role of message 2 is 'assistant'"),
+    ({"messages": [USER, {"role": "tool", "content": "x"}]}, "the role of message 2 is 'tool'"),
+    ({"messages": [USER, {"role": "assistant"}]}, "the content of message 2 is None; it must be some text"),
+    ({"messages": [{"role": "user", "content": " "}]}, "the content of message 1 is ' '; it must be some text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "the content of message 1 is [{"),
+    ({"steps": [], "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
+    ({"steps": "text", "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
+    ({"steps": ["a", " "], "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
+    ({"steps": ["a"], "query": "", "answer": "a"}, "'query' is ''; it must be some text"),
+    ({"steps": ["a"], "query": "q", "answer": 3}, "'answer' is 3; it must be some text"),
+    (
+        messages("Hi.", "Hello.", "word " * 600, "Yes."),
+        "tokens, at most 512 are allowed; shorten it, or raise data.max_step_tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), FAULTS)
+def test_a_malformed_line_is_refused_by_file_line_and_reason(
+    tmp_path: Path, turns: Turns, line: Any, reason: str
+) -> None:
+    said = refusal(write(tmp_path / "mine.jsonl", chat(0, 2), "", line, chat(1, 2)), turns)
+    assert [part for part in said.splitlines() if part.startswith("  mine.jsonl, line 3: ") and reason in part]
+    assert said.count("mine.jsonl, line") == 1
+
+
+def test_a_step_that_is_too_long_is_counted(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "one two three four five six", "Yes."))
+    steps = read_examples(path, DataSettings(), turns)[0].sample(turns, 1)
+    count = len(steps.query.ids)
+    assert f"line 1: step 2 has {count} tokens, at most {count - 1} are" in refusal(
+        path, turns, max_step_tokens=count - 1
+    )
+    assert len(opened(path, turns, max_step_tokens=count).examples) == 1
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path, turns: Turns) -> None:
+    lines = [line for line, _ in FAULTS[:9]]
+    said = refusal(write(tmp_path / "a.jsonl", chat(0, 2), *lines), turns)
+    assert [f"a.jsonl, line {number}: " in said for number in range(2, 11)] == [True] * 9
+    assert "first ten" not in said
+
+
+def test_no_more_than_ten_faults_are_reported(tmp_path: Path, turns: Turns) -> None:
+    said = refusal(write(tmp_path / "a.jsonl", *["{"] * 13), turns)
+    assert "The first ten faults:" in said
+    assert said.count("not JSON") == 10
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="read_examples leaves only the inner loop at ten")
+def test_no_more_than_ten_faults_are_reported_of_several_files(tmp_path: Path, turns: Turns) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, *["{"] * 10)
+    said = refusal(tmp_path, turns)
+    assert said.count("not JSON") == 10
+    assert "The first ten faults:" in said
+
+
+@pytest.mark.xfail(strict=True, raises=(UnicodeError, TypeError), reason="half a surrogate pair reaches the tokenizer")
+def test_text_that_is_no_unicode_is_refused_by_line(tmp_path: Path, turns: Turns) -> None:
+    assert "line 1" in refusal(write(tmp_path / "a.jsonl", messages("Hi \ud83d.", "Hello.", "Bye.", "So long.")), turns)
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+
+
+DROPPED = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the last turn, left alone, is dropped")
+
+
+@pytest.mark.parametrize(
+    "count", [2, 4, 6, 7, 8, 10, 12, pytest.param(5, marks=DROPPED), pytest.param(9, marks=DROPPED)]
+)
+def test_a_long_conversation_is_cut_into_stretches_that_use_every_turn(count: int) -> None:
+    whole = Chat(tuple((f"ask {i}", f"say {i}") for i in range(count)), "Be kind.")
+    parts = list(whole.parts(3))
+    assert {turn for part in parts for turn in part.turns} == set(whole.turns)
+    assert all(1 <= part.length <= 3 and part.system == "Be kind." for part in parts)
+
+
+def test_a_long_task_keeps_its_latest_steps(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", {"steps": [f"Step {i}." for i in range(6)], "query": "Sum?", "answer": "Three."})
+    data = opened(path, turns, max_steps=2, random_steps=False)
+    assert texts(turns, data.pool(0, 1)[0])[:2] == ["<s>Step 4.", "\nUser:Step 5."]
+
+
+def test_a_long_text_is_cut_into_stretches_that_each_begin_with_bos(tmp_path: Path, turns: Turns) -> None:
+    text = " ".join(f"Word {i} stands here." for i in range(60))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    ids = turns.tokenizer.encode(text, add_special_tokens=False)
+    examples = read_examples(tmp_path, DataSettings(chunk_tokens=10, max_steps=3), turns)
+    bos, chunks = turns.tokenizer.bos_token_id, [ids[i : i + 10] for i in range(0, len(ids), 10)]
+    assert len(examples) == len(chunks) // 4 + (len(chunks) % 4 > 1)
+    for i, example in enumerate(examples):
+        first, *rest = chunks[4 * i : 4 * i + 4]
+        sample = example.sample(turns, example.length)
+        assert [[*step.ids] for step in (*sample.steps, sample.query)] == [[bos, *first], *rest]
+
+
+@pytest.mark.parametrize(("size", "extra"), [(16, 1), (1, 2)])
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a chunk of one token has no target")
+def test_the_query_of_every_sample_of_a_text_has_a_target(tmp_path: Path, turns: Turns, size: int, extra: int) -> None:
+    ids = turns.tokenizer.encode("word " * 200, add_special_tokens=False)
+    text = turns.tokenizer.decode(ids[: 2 * size + extra])
+    assert len(turns.tokenizer.encode(text, add_special_tokens=False)) == 2 * size + extra
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    for sample in opened(tmp_path, turns, chunk_tokens=size, random_steps=False).pool(0, 1):
+        assert any(target != IGNORE for target in sample.query.targets)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "many.jsonl", *(chat(i, 2 + i % 4) for i in range(40)))
+
+
+def names(turns: Turns, samples: Sequence[Sample]) -> list[str]:
+    """Which conversation a sample is of."""
+    return [texts(turns, sample)[0].split()[1] for sample in samples]
+
+
+def test_an_epoch_holds_every_example_once(many: Path, turns: Turns) -> None:
+    data = opened(many, turns, eval_samples=0)
+    epochs = [names(turns, data.pool(index, 40)) for index in (0, 1)]
+    for epoch in epochs:
+        assert Counter(epoch) == Counter(str(i) for i in range(40))
+    assert epochs[0] != epochs[1]
+    assert [n for index in range(5) for n in names(turns, data.pool(index, 16))] == epochs[0] + epochs[1]
+
+
+def test_a_pool_is_the_same_whatever_was_drawn_before(many: Path, turns: Turns) -> None:
+    one, other = (opened(many, turns) for _ in range(2))
+    later = [one.pool(index, 7) for index in range(12)][11]
+    assert other.pool(11, 7) == later
+    assert opened(many, turns, seed=1).pool(11, 7) != later
+
+
+def test_held_out_examples_are_in_no_pool(many: Path, turns: Turns) -> None:
+    data = opened(many, turns, eval_samples=64)
+    held = set(names(turns, data.held_out()))
+    assert len(held) == len(data.held_out()) == 4  # a tenth at most
+    assert len(opened(many, turns, eval_samples=3).held_out()) == 3
+    drawn = {name for index in range(6) for name in names(turns, data.pool(index, 12))}
+    assert drawn == {str(i) for i in range(40)} - held
+
+
+def test_nothing_is_held_out_where_others_are_given_to_evaluate_on(tmp_path: Path, many: Path, turns: Turns) -> None:
+    other = write(tmp_path / "eval.jsonl", *(chat(i, 3) for i in range(50, 55)))
+    data = opened(many, turns, eval_path=str(other))
+    assert names(turns, data.held_out()) == ["50", "51", "52", "53", "54"]
+    assert len({name for index in range(4) for name in names(turns, data.pool(index, 10))}) == 40
+    assert len(opened(many, turns, eval_path=str(other), eval_samples=2).held_out()) == 2
+
+
+def test_samples_have_a_random_number_of_steps_within_their_conversation(many: Path, turns: Turns) -> None:
+    data = opened(many, turns, eval_samples=0)
+    counts: dict[str, set[int]] = {}
+    for index in range(30):
+        samples = data.pool(index, 40)
+        for name, sample in zip(names(turns, samples), samples, strict=True):
+            counts.setdefault(name, set()).add(len(sample.steps))
+    assert counts == {str(i): set(range(1, 2 + i % 4)) for i in range(40)}
+
+
+def test_without_random_steps_samples_are_whole(many: Path, turns: Turns) -> None:
+    samples = opened(many, turns, eval_samples=0, random_steps=False).pool(0, 40)
+    assert {int(n): len(s.steps) for n, s in zip(names(turns, samples), samples, strict=True)} == {
+        i: 1 + i % 4 for i in range(40)
+    }
+
+
+def test_the_longest_sample_is_known(many: Path, turns: Turns) -> None:
+    data = opened(many, turns, random_steps=False)
+    lengths = [length(sample) for sample in [*data.pool(0, 36), *data.held_out()]]
+    assert data.longest == max(lengths)
+
+
+def test_a_task_cut_short_keeps_its_latest_steps_and_its_query(turns: Turns) -> None:
+    sample = Task(("One.", "Two.", "Three."), "Sum?", "Six.").sample(turns, 2)
+    assert texts(turns, sample) == ["<s>Two.", "\nUser:Three.", "\nUser:Sum?\nAssistant:Six."]
