@@ -127,6 +127,8 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
     if not least <= wanted_n <= most:
         trained = f"n_tok {least}" if least == most else f"n_tok from {least} to {most}"
         raise ConfigError(f"The adapter was trained with {trained}; it cannot run with {wanted_n}.")
+    if wanted_n != config.n_tok:
+        changes |= {"min_n_tok": least, "max_n_tok": most}
     if rule is None or rule == config.rule:
         return replace(config, **changes)
     wanted = rule_class(rule)

@@ -104,7 +104,9 @@ class CCMConfig:
             raise ConfigError(f"n_tok is {self.n_tok}; it must be a whole number of at least 1.")
         least, most = self.n_tok_range
         if not 1 <= least <= self.n_tok <= most:
-            raise ConfigError(f"n_tok is {self.n_tok}; it must be from min_n_tok, {least}, to max_n_tok, {most}.")
+            raise ConfigError(
+                f"n_tok is {self.n_tok}, min_n_tok {least}, max_n_tok {most}; they must be in order, and at least 1."
+            )
 
     @property
     def n_tok_range(self) -> tuple[int, int]:

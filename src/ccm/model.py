@@ -183,7 +183,7 @@ class CCMModel(nn.Module):
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
             config = replace(self.config, base_model="", base_fingerprint="")  # wherever the base was found
-            self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, config.to_dict()))
+            self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)))
         return self._origin[1]
 
     def load_memory(self, path: str | Path) -> Memory:
@@ -524,6 +524,11 @@ def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -
         )
     view = cache.view(positions, mask)
     return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
+
+
+def _said(config: CCMConfig) -> dict[str, Any]:
+    """The settings that say something: memories outlive the coming of fields that an adapter does not use."""
+    return {name: value for name, value in config.to_dict().items() if value is not None}
 
 
 def _check_caching(module: PreTrainedModel) -> None:

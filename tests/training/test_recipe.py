@@ -179,7 +179,7 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("data.random_steps=often", "data.random_steps is 'often'; it must be true or false"),
         ("adapter.n_tok=0", "n_tok is 0"),
         ("adapter.positions=none", "positions is 'none'; allowed: skip, base"),
-        ("adapter.lora.r=0", "lora.r is 0"),
+        ("adapter.lora.r=-1", "lora.r is -1"),
         ("adapter.lora.dropout=1", "lora.dropout is 1"),
         ("adapter.turns.template=chat", "adapter.turns; it is set as turns"),
         ("max_steps", "--set max_steps: write key=value"),

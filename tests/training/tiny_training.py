@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def write_tiny(folder: Path) -> Tiny:
 def begin(recipe: Recipe, report: Callable[[Report], None] = lambda report: None) -> Training:
     """A training under way, nothing of it done."""
     turns = open_turns(recipe)
-    return Training(recipe, Run(Path(recipe.output_dir or "unused"), recipe), open_data(recipe, turns), turns, report)
+    run, data = Run(Path(recipe.output_dir or "unused"), recipe), open_data(recipe, turns)
+    return Training(recipe, run, data, partial(make_stage, turns=turns), report)
 
 
 def make(recipe: Recipe, seed: int = 1) -> Stage:

@@ -105,7 +105,7 @@ class Training:
         if absent := [name for name in trackers if find_spec(name) is None]:
             raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers, project_dir=run.folder)
+        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir=run.folder)
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
         place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device

@@ -1,0 +1,67 @@
+"""Two processes on the CPU compute what one does: data parallel, and with the base spread over both (FSDP2)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_training import Tiny, adapter, assert_same, checkpoints, records
+from two_processes import recipes, step
+
+import ccm
+from ccm.errors import ConfigError
+from ccm.files import load_tensors
+from ccm.training.loop import train
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def both(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote."""
+    out = tmp_path_factory.mktemp("both")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run(
+        [*launch, str(HERE / "two_processes.py"), str(tiny.base), str(tiny.chats), str(out)],
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.mark.parametrize("name", ["plain", "shard", "shard_checkpointing", "first_stage"])
+def test_two_processes_compute_the_gradients_and_steps_of_one(tiny: Tiny, both: Path, name: str) -> None:
+    alone = step(replace(recipes(tiny)[name], shard=False))
+    found, other = (load_tensors(both / f"{name}.{rank}.safetensors")[0] for rank in (0, 1))
+    assert_same(found, other)
+    assert sum(key.startswith("grad.") for key in alone) > 10
+    losses = [tensors.pop("losses").tolist() for tensors in (found, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert_same(found, alone, 1e-5)
+
+
+def test_a_training_of_two_processes_writes_once_what_one_would(tiny: Tiny, both: Path, tmp_path: Path) -> None:
+    alone = train(tiny.recipe(tmp_path / "alone", max_steps=2, eval_every=1, log_every=1))
+    assert_same(adapter(both / "run"), adapter(alone), 1e-5)
+    ours, theirs = records(alone), records(both / "run")
+    assert [record["step"] for record in theirs] == [1, 2]
+    for one, other in zip(ours, theirs, strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    assert checkpoints(both / "run") == ["step-000002"]
+    assert ccm.load(adapter=both / "run")[0].config.rule == "concat"
+
+
+@pytest.mark.xfail(strict=True, reason="fully_shard asks for a process group that is not there")
+def test_one_process_alone_trains_with_shard_too_or_says_what_it_lacks(tiny: Tiny, tmp_path: Path) -> None:
+    with suppress(ConfigError):
+        train(tiny.recipe(tmp_path / "out", max_steps=1, shard=True))

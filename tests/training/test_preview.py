@@ -1,0 +1,100 @@
+"""The look at a training before it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import ccm_config
+from tiny_training import Tiny, make
+
+from ccm.config import TurnFormat
+from ccm.data.custom import Chat, Task
+from ccm.training.preview import estimate, picture
+
+CHAT = Chat((("My name is Anna.", "Hello."), ("Thank you!", "Gladly."), ("My name?", "Anna,\nI think.")))
+
+
+def test_blocks_and_slots_and_what_is_learned_are_visible(tiny: Tiny) -> None:
+    stage = make(tiny.recipe(objective={"every": 1.0}))
+    assert picture(CHAT.sample(stage.turns, 2), stage).splitlines() == [
+        "block 0  | <s>My name is Anna.\\nAssistant:Hello. [COMP 1][COMP 2]",
+        "         > Hello.</s>",
+        "block 1  | \\nUser:Thank you!\\nAssistant:Gladly. [COMP 1][COMP 2]",
+        "         > Gladly.</s>",
+        "block 2  | \\nUser:My name?\\nAssistant:Anna,\\nI think.",
+        "         > Anna,\\nI think.</s>",
+    ]
+
+
+def test_the_objective_says_what_is_learned(tiny: Tiny) -> None:
+    stage = make(tiny.recipe(objective={"last": 1.0}, adapter=ccm_config("concat", n_tok=1)))
+    lines = picture(CHAT.sample(stage.turns, 2), stage).splitlines()
+    assert [line for line in lines if ">" in line[:12]] == ["         > Anna,\\nI think.</s>"]
+    assert lines[0].endswith("Hello. [COMP 1]")
+
+
+def test_the_rule_says_where_comp_tokens_stand(tiny: Tiny) -> None:
+    stage = make(tiny.recipe(adapter=ccm_config("gist")))
+    sample = Task(("One.", "Two."), "Sum?", "Three.").sample(stage.turns, 2)
+    assert picture(sample, stage).splitlines()[0] == "block 0  | <s>One.\\nUser:Two. [COMP 1][COMP 2]"
+    base = make(tiny.recipe(stage="base", turns=TurnFormat()))
+    assert "COMP" not in picture(CHAT.sample(base.turns, 2), base)
+
+
+def needs(tiny: Tiny, **changes: Any) -> Any:
+    recipe = tiny.recipe(**changes)
+    stage = make(recipe)
+    return stage, estimate(recipe, stage, CHAT.sample(stage.turns, 2))
+
+
+def test_the_estimate_counts_weights_gradients_and_moments(tiny: Tiny) -> None:
+    stage, found = needs(tiny)
+    assert found.weights == sum(p.numel() * p.element_size() for p in stage.module.parameters())
+    assert found.trained == 3 * 4 * sum(p.numel() for p in stage.trained.values())
+    assert found.total == found.weights + found.trained + found.activations + found.logits
+
+
+def test_the_estimate_follows_the_pass_and_what_is_kept_of_it(tiny: Tiny) -> None:
+    one = needs(tiny, pass_tokens=1000)[1]
+    two = needs(tiny, pass_tokens=2000)[1]
+    assert two.activations == 2 * one.activations
+    assert two.logits == pytest.approx(2 * one.logits, rel=1e-3)
+    assert needs(tiny, pass_tokens=1000, gradient_checkpointing=True)[1].activations < one.activations
+    assert needs(tiny, pass_tokens=1000, objective={"last": 1.0})[1].logits < one.logits
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the width is that of the first parameter: COMP rows, float32"
+)
+def test_activations_of_a_base_in_half_precision_are_half_as_large(tiny: Tiny) -> None:
+    full, half = needs(tiny, dtype="float32")[1], needs(tiny, dtype="bfloat16")[1]
+    assert half.activations == full.activations / 2
+
+
+def test_activations_are_estimated_to_within_a_factor_of_two(tiny: Tiny) -> None:
+    """What autograd really keeps for the backward pass, counted as it is packed."""
+    recipe = tiny.recipe()
+    stage = make(recipe)
+    from ccm.training.batches import Batch
+
+    sample = CHAT.sample(stage.turns, 2)
+    tokens = sum(len(step.ids) for step in (*sample.steps, sample.query))
+    weights = {p.data_ptr() for p in stage.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        stage.sums(Batch([sample], [0], 2))
+    found = estimate(recipe, stage, sample)
+    share = tokens / recipe.pass_tokens
+    expected = (found.activations + found.logits) * share
+    assert 0.5 < sum(kept.values()) / expected < 2

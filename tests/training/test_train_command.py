@@ -1,0 +1,143 @@
+"""``ccm train`` as it is typed."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_training import Tiny
+
+from ccm import cli
+from ccm.training.recipe import load_recipe
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
+    """Run the command line in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["ccm", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def settings(tiny: Tiny, **values: object) -> list[str]:
+    """As --set takes them; of a short training."""
+    short: dict[str, object] = {"model": tiny.base, "data.path": tiny.chats, "device": "cpu", "adapter.lora.r": 2}
+    short |= {"max_steps": 3, "batch_size": 4, "log_every": 1, "tensorboard": "false", **values}
+    return [part for key, value in short.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_help_names_what_it_takes(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "train", "--help") == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in ("--set", "--stage", "--dry-run", "--resume", "--wandb"))
+
+
+def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    changes = settings(tiny, output_dir=tmp_path / "out", lr="1e-4")
+    assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
+    out = capsys.readouterr().out
+    head, sample = out.split("One sample; > is what is learned.")
+    shown = yaml.safe_load(head)
+    assert (shown["lr"], shown["max_steps"], shown["data"]["path"]) == (1e-4, 3, str(tiny.chats))
+    assert shown["turns"]["reply_separator"] == "\nAssistant:"  # resolved: it comes from the model
+    assert re.search(r"(?m)^block 0  \| <s>.*\\nAssistant:.* \[COMP 1\]\[COMP 2\]$", sample)
+    assert re.search(r"(?m)^ +> .*</s>$", sample)
+    hidden, layers, rank = 32, 2, 2
+    lora = layers * rank * sum(n + m for n, m in ((hidden, hidden), (hidden, 16), (hidden, 16), (hidden, hidden)))
+    assert f"Trained are {lora + 2 * hidden:,} of " in sample
+    assert re.search(r"Memory of a process, estimated: [\d.]+ [KMG]B \(weights [\d.]+ [KMG]B, gradients", sample)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_that_a_dry_run_shows_is_one_that_it_takes(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny)) == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(capsys.readouterr().out.split("One sample;")[0])
+    recipe = load_recipe(path)
+    assert (recipe.max_steps, recipe.batch_size, recipe.model) == (3, 4, str(tiny.base))
+
+
+def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "train", "custom", "--dry-run", "--stage", "base", *settings(tiny)) == 0
+    out = capsys.readouterr().out
+    assert "stage: base" in out
+    assert "COMP" not in out
+    assert "Trained are" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["custum"], "ccm: There is no recipe custum, as a file or in the package. Did you mean custom?"),
+        (["custom", "--set", "output_dir=out"], "say which with --set data.path=FILE"),
+        (["custom", "--set", "max_stps=3"], "Did you mean max_steps?"),
+        (["custom", "--set", "data.path=nowhere.jsonl", "--set", "output_dir=out"], "no file or folder nowhere.jsonl"),
+        (["custom", "--set", "data.path=nowhere.jsonl"], "output_dir is not set"),
+        (["custom", "--resume", "--set", "output_dir=nowhere"], "There is no run in nowhere to resume"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_status_2(
+    tmp_path: Path, monkeypatch, capsys, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", *arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_run_in_the_output_directory_is_refused_and_can_be_resumed(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    changes = settings(tiny, output_dir=tmp_path / "out", max_steps=1)
+    assert call(monkeypatch, "train", "custom", "--stage", "base", *changes) == 0
+    assert f"--stage compress --set base_adapter={tmp_path / 'out'}" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "custom", "--stage", "base", *changes) == 2
+    assert "holds another run. Go on with it by --resume" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "custom", "--stage", "base", "--resume", *changes) == 0
+    assert call(monkeypatch, "train", "custom", "--resume", *changes) == 2
+    assert "has other settings: stage" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_bar_shows_how_it_goes(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 0
+    err = capsys.readouterr().err
+    assert "3/3" in err
+    assert re.search(r"loss \d+\.\d{4}  [\d,]+ tokens/s", err)
+
+
+def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "out"
+    changes = settings(tiny, output_dir=out, **{"data.eval_samples": 2, "eval_every": 3})
+    done = subprocess.run(
+        [sys.executable, "-m", "ccm.cli", "train", "custom", *changes],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    assert done.stdout == ""
+    *lines, last = done.stderr.strip().splitlines()
+    assert len(lines) == 3
+    for step, line in enumerate(lines, start=1):
+        pattern = rf"training: step {step}/3  loss \d+\.\d{{4}}  [\d,]+ tokens/s(  every \d+\.\d{{4}})?  [\d,]+ s left"
+        assert re.fullmatch(pattern, line), line
+    assert "every" in lines[2]
+    assert last == f"Done. Talk to it: ccm chat --adapter {out}"
+    assert call(monkeypatch, "chat", "--adapter", str(out), "--max-new-tokens", "5", stdin="Hello.\n") == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 1

@@ -1,0 +1,58 @@
+"""What every process of test_distributed.py does, and what one process alone does: a step, and whole trainings.
+
+python -m torch.distributed.run --nproc_per_node 2 two_processes.py BASE CHATS OUT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from helpers import ccm_config
+from tiny_training import Tiny, begin, gradients
+
+from ccm.files import save_tensors
+from ccm.training.loop import train
+from ccm.training.recipe import Recipe
+
+
+def recipes(tiny: Tiny) -> dict[str, Recipe]:
+    """By name; the rule has parameters of its own, and a batch makes several passes."""
+    changes = {"adapter": ccm_config("gate"), "objective": {"every": 1.0, "distill": 0.5}}
+    plain = tiny.recipe(**changes)
+    return {
+        "plain": plain,
+        "shard": tiny.recipe(**changes, shard=True),
+        "shard_checkpointing": tiny.recipe(**changes, shard=True, gradient_checkpointing=True),
+        "first_stage": tiny.recipe(stage="base", shard=True),
+    }
+
+
+def step(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The gradients of the first batch, the losses, and what is trained after two optimizer steps."""
+    training = begin(recipe)
+    endless = training.batches.since(0)
+    batch = next(endless)
+    losses = training._gradients(batch)
+    found = {f"grad.{name}": grad for name, grad in gradients(training.stage).items()}
+    training._step(batch)
+    _, norm = training._step(next(endless))
+    found |= {f"trained.{name}": tensor.detach().clone() for name, tensor in training.stage.trained.items()}
+    return found | {"losses": torch.tensor([*losses.values(), norm])}
+
+
+def main() -> None:
+    base, chats, out = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    rank = os.environ["RANK"]
+    tiny = Tiny(base, chats)
+    for name, recipe in recipes(tiny).items():
+        save_tensors(out / f"{name}.{rank}.safetensors", step(recipe))
+    train(tiny.recipe(out / "run", shard=True, max_steps=2, eval_every=1, log_every=1))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
