@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.common import Options, Report
 from benchmarks.training import OURS, PLAIN
+from ccm.console import quiet
 
 STATUS = Path("/proc/self/status")
 STEPS = 3
@@ -63,6 +64,7 @@ def measure_apart(module: str, name: str) -> Bytes:
 def _measure(module: str, name: str) -> Bytes:
     """Measure in this process."""
     torch.set_num_threads(1)
+    quiet()
     step = import_module(f"benchmarks.{module}").training_step(name)
     rest = _status("VmRSS")
     for _ in range(STEPS):

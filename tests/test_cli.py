@@ -48,7 +48,7 @@ def test_a_pipe_gives_one_reply_a_line_and_statistics_elsewhere(monkeypatch, cap
 
 
 def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
-    for rule, entries in (("merge", 4), ("none", 0)):
+    for rule, entries in (("gate", 4), ("none", 0)):
         assert call(monkeypatch, "chat", "--json", "--rule", rule, stdin="My name is Anna.\nThank you!\n") == 0
         turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert len(turns) == 2
@@ -66,9 +66,9 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
 
 
 def test_options_of_a_rule_reach_it(monkeypatch, capsys) -> None:
-    arguments = ("chat", "--rule", "ema", "--rule-option", "weight=0.25")
+    arguments = ("chat", "--rule", "gate", "--rule-option", "bias=0.5")
     assert call(monkeypatch, *arguments, stdin="/memory\n") == 0
-    assert "ema (weight = 0.25), N = 4" in capsys.readouterr().err
+    assert "gate (bias = 0.5), N = 4" in capsys.readouterr().err
 
 
 def test_full_context_holds_every_token(monkeypatch, capsys) -> None:
@@ -90,7 +90,7 @@ def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch,
 
 
 def test_undo_takes_a_count(monkeypatch, capsys) -> None:
-    for rule in ("concat", "merge"):
+    for rule in ("concat", "gate"):
         lines = ["My name is Anna.", "I live in Oslo.", "Thank you!", "/undo 2"]
         assert call(monkeypatch, "chat", "--rule", rule, stdin="\n".join(lines)) == 0
         assert f"{rule}, N = {2 if rule == 'concat' else 4}: 1 steps" in capsys.readouterr().err
@@ -205,13 +205,13 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--rule", "nonsense"], "the rules are"),
-        (["--rule", "gist"], "it runs as concat, ema, full, merge, none, pos_control"),
+        (["--rule", "gist"], "it runs as concat, full, gate, none, pos_control"),
         (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
         (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),
         (["--rule", "ema", "--rule-option", "weight=null"], "weight of the rule 'ema' is None"),
         (["--rule", "ema", "--rule-option", 'weight="0.3"'], "weight of the rule 'ema' is '0.3'"),
         (["--rule", "ema", "--rule-option", "weight=NaN"], "weight of the rule 'ema' is nan"),
-        (["--rule", "merge", "--rule-option", "weight=0.3"], "has no options ['weight']"),
+        (["--rule", "gate", "--rule-option", "weight=0.3"], "has no options ['weight']"),
         (["--n-tok", "3"], "n_tok 2"),
         (["--device", "nonsense"], "There is no device 'nonsense'"),
         (["--device", "cuda:77"], "There is no device 'cuda:77'"),
@@ -235,7 +235,7 @@ def test_bad_options_give_one_clear_line(monkeypatch, capsys, arguments: list[st
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("rule", ["concat", "merge", "full", "none"])
+@pytest.mark.parametrize("rule", ["concat", "gate", "full", "none"])
 def test_the_demo_finds_both_paths_equal(monkeypatch, capsys, rule: str) -> None:
     assert call(monkeypatch, "demo", "--rule", rule) == 0
     out = capsys.readouterr().out

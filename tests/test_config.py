@@ -94,7 +94,7 @@ def test_a_range_that_leaves_n_out_or_begins_below_1_is_refused(bounds: dict[str
         (lambda: CCMConfig(positions="absolute"), "positions is 'absolute'; allowed: skip, base"),
         (lambda: CCMConfig(embeddings="none"), "embeddings is 'none'; allowed: separate, table"),
         (lambda: TurnFormat(template="jinja"), "turns.template is 'jinja'; allowed: separators, chat"),
-        (lambda: LoRASettings(r=0), "lora.r is 0; .*at least 1"),
+        (lambda: LoRASettings(r=-1), "lora.r is -1; .*at least 0"),
         (lambda: LoRASettings(dropout=1.0), r"lora.dropout is 1.0; .*\[0, 1\)"),
         (lambda: LoRASettings(dropout=-0.1), "lora.dropout is -0.1"),
         (lambda: LoRASettings(alpha=float("nan")), "lora.alpha is nan; .*finite"),

@@ -19,7 +19,7 @@ from ccm.model import CCMModel
 LINES = ("My name is Anna.", "I live in Oslo.", "Thank you!")
 
 
-@pytest.fixture(scope="module", params=["concat", "merge"])
+@pytest.fixture(scope="module", params=["concat", "gate"])
 def loaded(request: pytest.FixtureRequest) -> tuple[CCMModel, PreTrainedTokenizerBase]:
     return ccm.load("builtin", rule=request.param)
 

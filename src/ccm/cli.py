@@ -20,7 +20,7 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder or Hub id.")]
 RuleName = Annotated[
-    str | None, typer.Option(help="Rule of memory: concat, merge, full, none ... (the adapter's own).")
+    str | None, typer.Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")
 ]
 RuleOptions = Annotated[
     list[str] | None, typer.Option("--rule-option", help="NAME=VALUE, such as weight=0.3 for ema; repeatable.")
@@ -102,7 +102,7 @@ def writes(
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("writes.png"),
     model: Model = None,
     adapter: Adapter = None,
-    rule: RuleName = "merge",
+    rule: RuleName = "gate",
     rule_option: RuleOptions = None,
     n_tok: NTok = None,
     recurrent: Recurrent = None,

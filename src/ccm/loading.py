@@ -16,7 +16,7 @@ from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat
 from ccm.errors import ConfigError
 from ccm.model import CCMModel
-from ccm.rules import RULES, rule_class
+from ccm.rules import RULES, make_rule, rule_class
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -56,7 +56,7 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
     if rule is not None:
-        rule_class(rule)
+        make_rule(rule, dict(rule_options)) if rule_options else rule_class(rule)
     base = NAME if model is None and adapter is None else model
     if adapter is None and base == NAME:
         adapter = _builtin_adapter(rule)

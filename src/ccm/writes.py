@@ -80,7 +80,7 @@ def draw_writes(weights: Tensor, labels: Sequence[str], title: str, path: Path) 
         if layer >= layers:
             panel.set_visible(False)
             continue
-        rows = weights[-1, layer].reshape(heads * slots, steps)
+        rows = weights[-1, layer].reshape(heads * slots, steps).numpy()
         image = panel.imshow(rows, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
         panel.set_title(f"layer {layer}", fontsize=9)
         panel.set_xticks(range(steps), labels, rotation=90, fontsize=7)

@@ -21,21 +21,27 @@ from ccm.training.loop import train
 HERE = Path(__file__).parent
 
 
+def launch(*arguments: object, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run two_processes.py twice, as torchrun does."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    return subprocess.run(
+        [*torchrun, str(HERE / "two_processes.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def both(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote."""
     out = tmp_path_factory.mktemp("both")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    done = subprocess.run(
-        [*launch, str(HERE / "two_processes.py"), str(tiny.base), str(tiny.chats), str(out)],
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = launch(tiny.base, tiny.chats, out, timeout=600)
+    if done.returncode:
+        pytest.fail(done.stderr[-2000:], pytrace=False)
     return out
 
 
@@ -65,3 +71,14 @@ def test_a_training_of_two_processes_writes_once_what_one_would(tiny: Tiny, both
 def test_one_process_alone_trains_with_shard_too_or_says_what_it_lacks(tiny: Tiny, tmp_path: Path) -> None:
     with suppress(ConfigError):
         train(tiny.recipe(tmp_path / "out", max_steps=1, shard=True))
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="each process leaves the loop by itself; the other fails, or waits, in all_reduce"
+)
+def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    done = launch(tiny.base, tiny.chats, tmp_path, "interrupted", timeout=120)
+    assert "KeyboardInterrupt" in done.stderr
+    assert checkpoints(tmp_path / "run")[-1] in ("step-000003", "step-000004")
+    assert "RuntimeError" not in done.stderr

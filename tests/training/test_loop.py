@@ -277,6 +277,11 @@ def test_tensorboard_writes_where_the_docs_say(tiny: Tiny, tmp_path: Path) -> No
     assert (out / "tensorboard").is_dir()
 
 
+def test_without_loggers_nobody_is_warned(tiny: Tiny, recwarn: pytest.WarningsRecorder) -> None:
+    begin(tiny.recipe())
+    assert not [str(warning.message) for warning in recwarn if "log_with" in str(warning.message)]
+
+
 # Interruption --------------------------------------------------------------------------------------------------------
 
 
@@ -394,17 +399,21 @@ def test_a_training_that_was_complete_is_written_again_when_resumed(tiny: Tiny, 
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2]
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="restored is the loop's count of steps, not the optimizer's"
+)
 def test_float16_goes_on_as_if_it_had_not_been_interrupted(tiny: Tiny, tmp_path: Path) -> None:
     """The scaler leaves out steps whose gradients overflow; the optimizer's own count of steps is then another."""
 
     def recipe(name: str) -> Recipe:
-        return tiny.recipe(tmp_path / name, stage="base", dtype="float16", max_steps=5, objective={"every": 1000.0})
+        return tiny.recipe(tmp_path / name, stage="base", dtype="float16", max_steps=5, objective={"every": 40.0})
 
     whole = train(recipe("whole"))
     with pytest.raises(Stop):
         train(recipe("out"), report=at(3, stop))
-    assert records(train(recipe("out"), resume=True)) == records(whole)
-    assert [record["step"] for record in records(whole) if record["grad_norm"] is None], "no step was left out"
+    resumed = train(recipe("out"), resume=True)
+    assert [record["step"] for record in records(whole) if record["grad_norm"] is None] == [1]  # left out
+    assert records(resumed) == records(whole)
 
 
 # Failure -------------------------------------------------------------------------------------------------------------

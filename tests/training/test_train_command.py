@@ -122,7 +122,7 @@ def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(
     tiny: Tiny, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     out = tmp_path / "out"
-    changes = settings(tiny, output_dir=out, **{"data.eval_samples": 2, "eval_every": 3})
+    changes = settings(tiny, output_dir=out, eval_every=3, tensorboard="true", **{"data.eval_samples": 2})
     done = subprocess.run(
         [sys.executable, "-m", "ccm.cli", "train", "custom", *changes],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

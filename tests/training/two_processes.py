@@ -6,6 +6,7 @@ python -m torch.distributed.run --nproc_per_node 2 two_processes.py BASE CHATS O
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from helpers import ccm_config
 from tiny_training import Tiny, begin, gradients
 
 from ccm.files import save_tensors
-from ccm.training.loop import train
+from ccm.training import loop
+from ccm.training.batches import Batch
+from ccm.training.loop import Training, train
 from ccm.training.recipe import Recipe
 
 
@@ -43,15 +46,27 @@ def step(recipe: Recipe) -> dict[str, torch.Tensor]:
     return found | {"losses": torch.tensor([*losses.values(), norm])}
 
 
+class Interrupted(Training):
+    """A training in which the second process alone is asked to end, after its third step."""
+
+    def _step(self, batch: Batch) -> tuple[dict[str, float], float]:
+        done = super()._step(batch)
+        if self.step == 3 and not self.main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+
 def main() -> None:
-    base, chats, out = map(Path, sys.argv[1:])
+    base, chats, out = map(Path, sys.argv[1:4])
     torch.set_num_threads(1)
     rank = os.environ["RANK"]
     tiny = Tiny(base, chats)
+    if "interrupted" in sys.argv:
+        loop.Training = Interrupted
+        train(tiny.recipe(out / "run", max_steps=100))
     for name, recipe in recipes(tiny).items():
         save_tensors(out / f"{name}.{rank}.safetensors", step(recipe))
     train(tiny.recipe(out / "run", shard=True, max_steps=2, eval_every=1, log_every=1))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

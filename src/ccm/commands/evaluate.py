@@ -60,5 +60,5 @@ def _table(report: RecallReport) -> Table:
 
 
 def _held_out(share: float | None) -> str:
-    what = "with a name or city that no training saw"
+    what = "with a name or city never trained on"
     return f"none was asked {what}" if share is None else f"{share:.1%}  of those {what}"
