@@ -89,5 +89,7 @@ def draw_writes(weights: Tensor, labels: Sequence[str], title: str, path: Path) 
         panel.tick_params(length=0)
     panels[0].set_ylabel(f"slots 1 to {slots} of each head", fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.colorbar(image, ax=[p for p in panels if p.get_visible()], label="weight of the step", fraction=0.02, pad=0.01)
+    figure.colorbar(
+        image, ax=[p for p in panels if p.get_visible()], label="weight of the step", fraction=0.02, pad=0.01
+    )
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))

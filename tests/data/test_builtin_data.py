@@ -141,16 +141,10 @@ def test_recall_is_measured_where_it_is_asked_for() -> None:
     [
         ({"longst": 3}, r"data.options has unknown keys \['longst'\]; Did you mean longest"),
         ({"long": "often"}, "data.options.long is 'often'; it must be a number"),
-        pytest.param(
-            {"longest": 3},
-            "data.options.longest is 3",
-            marks=pytest.mark.xfail(strict=True, reason="passes; then random.randint(4, 3) fails in the middle"),
-        ),
-        pytest.param(
-            {"asking": 0.0},
-            "data.options.asking is 0",
-            marks=pytest.mark.xfail(strict=True, reason="passes; shares beyond (0, 1] mean nothing, 0 hardly ends"),
-        ),
+        ({"longest": 3}, "data.options.longest is 3"),
+        ({"asking": 0.0}, "data.options.asking is 0"),
+        ({"made_up": 1.5}, "data.options.made_up is 1.5"),
+        ({"ramp": -1}, "ramp is -1"),
     ],
 )
 def test_options_that_it_does_not_have_are_refused(turns: Turns, options: dict[str, Any], said: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,15 +66,17 @@ def test_a_training_of_two_processes_writes_once_what_one_would(tiny: Tiny, both
     assert ccm.load(adapter=both / "run")[0].config.rule == "concat"
 
 
-@pytest.mark.xfail(strict=True, reason="fully_shard asks for a process group that is not there")
-def test_one_process_alone_trains_with_shard_too_or_says_what_it_lacks(tiny: Tiny, tmp_path: Path) -> None:
-    with suppress(ConfigError):
+def test_one_process_alone_cannot_shard(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="shard=true spreads the base over several processes; start them with torchrun"
+    ):
         train(tiny.recipe(tmp_path / "out", max_steps=1, shard=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    strict=True, reason="each process leaves the loop by itself; the other fails, or waits, in all_reduce"
+    strict=True, raises=AssertionError, reason="what comes after all_reduce is seen by one process alone"
 )
 def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     done = launch(tiny.base, tiny.chats, tmp_path, "interrupted", timeout=120)

@@ -18,7 +18,7 @@ from ccm.data import open_data
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective
-from ccm.training.stages import Stage
+from ccm.training.stages import FULL, Stage
 
 ALL = {"last": 0.5, "every": 2.0, "distill": 3.0}
 
@@ -189,9 +189,10 @@ def test_the_teacher_of_distill_is_the_stock_model_with_the_whole_context(
 
 def test_the_teacher_is_the_stock_model_in_training_mode_too_and_learns_nothing(tiny: Tiny) -> None:
     """Dropout is on while training; none of it may reach the teacher, and no gradient either."""
-    config = ccm_config("full", lora=replace(ccm_config().lora, dropout=0.5))
+    config = ccm_config("concat", lora=replace(ccm_config().lora, dropout=0.5))
     recipe = tiny.recipe(objective={"distill": 1.0}, adapter=config)
     stage = make(recipe)
+    stage.rule = FULL
     stage.module.train()
     loss = stage.sums(batch_of(draw(stage, recipe)))["distill"]
     assert loss.item() == pytest.approx(0.0, abs=1e-3)  # full context is the teacher itself

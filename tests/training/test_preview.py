@@ -65,9 +65,6 @@ def test_the_estimate_follows_the_pass_and_what_is_kept_of_it(tiny: Tiny) -> Non
     assert needs(tiny, pass_tokens=1000, objective={"last": 1.0})[1].logits < one.logits
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the width is that of the first parameter: COMP rows, float32"
-)
 def test_activations_of_a_base_in_half_precision_are_half_as_large(tiny: Tiny) -> None:
     full, half = needs(tiny, dtype="float32")[1], needs(tiny, dtype="bfloat16")[1]
     assert half.activations == full.activations / 2

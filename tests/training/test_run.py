@@ -13,7 +13,7 @@ import torch
 from ccm.config import CCMConfig
 from ccm.errors import ConfigError, TrainingError
 from ccm.training.recipe import DataSettings, Recipe
-from ccm.training.run import Checkpoint, Run, moments_of, restore_moments
+from ccm.training.run import Checkpoint, Run, restore_state, state_of
 
 
 def run_at(folder: Path, **settings: Any) -> Run:
@@ -23,7 +23,7 @@ def run_at(folder: Path, **settings: Any) -> Run:
 def checkpoint(step: int) -> Checkpoint:
     tensors = {"a": torch.full((2, 3), float(step)), "b": torch.arange(4.0)}
     moments = {name: t + 1 for name, t in tensors.items()}, {name: t + 2 for name, t in tensors.items()}
-    return Checkpoint(step, tensors, moments, 1024.0, step - 1, {"loss": 0.1 * step})
+    return Checkpoint(step, tensors, moments, 1024.0, step, step - 1, {"loss": 0.1 * step})
 
 
 def held(run: Run) -> list[str]:
@@ -59,7 +59,6 @@ def test_the_newest_stay_and_the_last_is_the_newest(tmp_path: Path) -> None:
     assert last.step == 100
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="names are sorted as texts, of six digits")
 def test_the_last_is_the_newest_beyond_a_million_steps(tmp_path: Path) -> None:
     run = run_at(tmp_path, keep=2)
     for step in (999_998, 999_999, 1_000_000):
@@ -73,26 +72,13 @@ class Killed(BaseException):
     """As a kill -9: nothing catches it."""
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the old one of that step is deleted before the new one is there"
-)
-def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So a training does that is interrupted in a step whose checkpoint was due."""
+def test_saving_a_step_again_leaves_its_checkpoint_as_it_is(tmp_path: Path) -> None:
+    """So a training does that is interrupted in a step whose checkpoint was due; it would be the same."""
     run = run_at(tmp_path, keep=1)
     run.save(checkpoint(4))
-
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    real = Path.replace
-    monkeypatch.setattr(
-        Path, "replace", lambda self, target: killed() if self.name == ".step-000004" else real(self, target)
-    )
-    with pytest.raises(Killed):
-        run.save(checkpoint(4))
-    assert held(run) == ["step-000004"]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    run.save(checkpoint(4))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == files
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
@@ -208,7 +194,6 @@ def test_how_it_is_computed_and_told_may_change(tmp_path: Path) -> None:
     run_at(tmp_path, **free).check(resume=True)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="its recipe.yaml is taken for a table")
 def test_a_damaged_recipe_of_a_run_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
@@ -225,13 +210,13 @@ def test_moments_come_back_to_another_optimizer() -> None:
         one.grad = grad.clone()
         whole.step()
     first = torch.optim.AdamW([other], lr=0.1)
-    assert not any(m["p"].any() for m in moments_of(first, {"p": other}))
+    assert not any(m["p"].any() for m in state_of(first, {"p": other})[1])
     for grad in grads[:2]:
         other.grad = grad.clone()
         first.step()
-    kept = moments_of(first, {"p": other})
+    updates, kept = state_of(first, {"p": other})
     second = torch.optim.AdamW([other], lr=0.1)
-    restore_moments(second, {"p": other}, Checkpoint(2, {}, kept, 1.0, 2, {}))
+    restore_state(second, {"p": other}, Checkpoint(2, {}, kept, 1.0, updates, 2, {}))
     other.grad = grads[2].clone()
     second.step()
     assert torch.equal(one, other)

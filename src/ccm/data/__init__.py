@@ -22,12 +22,14 @@ class DataSet(Protocol):
 
     Attributes:
         longest: most text tokens of a sample.
+        deepest: most context steps of a sample.
     """
 
     longest: int
+    deepest: int
 
     def pool(self, index: int, count: int) -> list[Sample]:
-        """At least one and about ``count`` training samples: those of number ``index``, always the same.
+        """``count`` training samples: those of number ``index``, always the same.
 
         So a training that goes on after an interruption finds its place without reading all that came before.
         """

@@ -10,6 +10,7 @@ from ccm.builtin import words
 from ccm.builtin.evaluate import evaluate_recall
 from ccm.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue, untold_question
 from ccm.config import build_settings, check_types
+from ccm.errors import ConfigError
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
 from ccm.training.recipe import Recipe
@@ -52,6 +53,15 @@ class Options:
 
     def __post_init__(self) -> None:
         check_types(self, "data.options.")
+        if self.longest < 4:
+            raise ConfigError(f"data.options.longest is {self.longest}; it must be at least 4.")
+        for name in ("long", "dense", "untold", "made_up", "spliced"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        if not 0.05 <= self.asking <= 1:
+            raise ConfigError(f"data.options.asking is {self.asking}; it is a share, from 0.05 to 1.")
+        if self.ramp < 0 or self.recall < 0:
+            raise ConfigError(f"data.options: ramp is {self.ramp}, recall {self.recall}; both must be at least 0.")
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class BuiltinData:
     seed: int
     eval_samples: int
     longest: int = 1024  # a dialogue of 48 turns has some 900
+    deepest: int = 47
 
     def pool(self, index: int, count: int) -> list[Sample]:
         done = index * count

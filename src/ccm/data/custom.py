@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,7 @@ from ccm.turns import Turns, make_turns
 
 FAULTS = 10  # reported at once
 SUFFIXES = (".jsonl", ".json", ".txt")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Example(Protocol):
@@ -53,15 +55,17 @@ class Chat:
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         if self.system:
-            turns = make_turns(turns.tokenizer, replace(turns.form, preamble=self.system))
+            plain = turns.form.template == "separators" and not self.system[-1].isspace()
+            preamble = self.system + "\n\n" if plain else self.system
+            turns = make_turns(turns.tokenizer, replace(turns.form, preamble=preamble))
         read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: steps + 1])]
         return Sample(read[:-1], read[-1])
 
     def parts(self, most: int) -> Iterator[Chat]:
-        """Stretches of at most ``most`` + 1 turns, one after the other; a single turn left over is dropped."""
+        """Stretches of at most ``most`` + 1 turns, in order; a last turn alone takes the one before along."""
         for begin in range(0, len(self.turns), most + 1):
-            if len(part := self.turns[begin : begin + most + 1]) > 1:
-                yield Chat(part, self.system)
+            begin = min(begin, len(self.turns) - 2)
+            yield Chat(self.turns[begin : begin + most + 1], self.system)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class CustomData:
         random_steps: whether a sample has a random number of steps.
         seed: of the order and of these numbers.
         longest: most text tokens of a sample.
+        deepest: most context steps of a sample.
     """
 
     examples: Sequence[Example]
@@ -119,6 +124,7 @@ class CustomData:
     random_steps: bool
     seed: int
     longest: int
+    deepest: int
 
     def pool(self, index: int, count: int) -> list[Sample]:
         """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
@@ -163,8 +169,10 @@ def open_data(recipe: Recipe, turns: Turns) -> CustomData:
         order = _order(len(examples), f"{recipe.seed} held out")
         held = [examples[i] for i in order[:count]]
         examples = [examples[i] for i in sorted(order[count:])]
-    longest = max(length(example.sample(turns, example.length)) for example in (*examples, *held))
-    return CustomData(examples, held, turns, settings.random_steps, recipe.seed, longest)
+    everything = [*examples, *held]
+    longest = max(length(example.sample(turns, example.length)) for example in everything)
+    deepest = max(example.length for example in everything)
+    return CustomData(examples, held, turns, settings.random_steps, recipe.seed, longest, deepest)
 
 
 def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[Example]:
@@ -185,6 +193,8 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
                 examples.append(item)
             if len(faults) == FAULTS:
                 break
+        if len(faults) == FAULTS:
+            break
     if faults:
         more = " The first ten faults:" if len(faults) == FAULTS else ""
         raise DataError(f"{path} cannot be trained on.{more}\n" + "\n".join(faults))
@@ -210,7 +220,7 @@ class _Fault(Exception):  # noqa: N818  a finding, not an error of ours
 
 def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
     """Every example of a file of JSON lines, or what is wrong with it, with file and line."""
-    for number, line in enumerate(_open(file).splitlines(), start=1):
+    for number, line in enumerate(_open(file).split("\n"), start=1):  # other marks may stand within JSON texts
         if not line.strip():
             continue
         where = f"{file.name}, line {number}"
@@ -236,6 +246,8 @@ def _parse(line: str) -> Chat | Task:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise _Fault(f"not JSON: {error.msg} at column {error.colno}") from None
+    if _HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise _Fault("holds half of a surrogate pair, which is no character; was a text cut within an emoji?")
     if not isinstance(value, dict):
         raise _Fault(f"a {type(value).__name__}; every line is an object in braces")
     if "messages" in value:
@@ -291,7 +303,9 @@ def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[st
     """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
     ids = turns.tokenizer.encode(_open(file), add_special_tokens=False)
     size, bos = settings.chunk_tokens, turns.tokenizer.bos_token_id
-    chunks = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
+    chunks = [
+        tuple(ids[i : i + size]) for i in range(0, len(ids), size) if i + 1 < len(ids)
+    ]  # one token teaches nothing
     if len(chunks) < 2:
         yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
     for begin in range(0, len(chunks), settings.max_steps + 1):

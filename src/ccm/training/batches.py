@@ -31,15 +31,16 @@ class Batch:
     number: int = 0
 
     def passes(self, tokens: int, processes: int) -> list[Batch]:
-        """This batch in as few parts of at most ``tokens`` tokens, padding included, as every process gets alike many.
+        """This batch in as few parts of at most ``tokens`` tokens, padding and COMP tokens included, as give every
+        process alike many; the parts are larger only where samples are too long or too few for that.
 
-        A sample longer than ``tokens`` is a part by itself.
+        There are at least as many samples as ``processes``.
         """
-        order = sorted(range(len(self.samples)), key=lambda i: length(self.samples[i]))
-        most = -(-len(order) // processes) * processes
-        for count in range(processes, most + 1, processes):
+        widths = [length(sample) + self.n_tok * len(sample.steps) for sample in self.samples]
+        order = sorted(range(len(widths)), key=widths.__getitem__)
+        for count in range(processes, len(order) + 1, processes):
             parts = [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
-            if all(not part or len(part) * length(self.samples[part[-1]]) <= tokens for part in parts):
+            if all(len(part) * widths[part[-1]] <= tokens for part in parts):
                 break
         return [self._part(part) for part in parts]
 
@@ -80,7 +81,7 @@ class Batches:
         rng = random.Random(f"{self.seed} pool {index}")
         samples = self.data.pool(index, self.size * self.pool)
         rng.shuffle(samples)  # equal lengths are not left in the order of the data
-        samples.sort(key=length)
+        samples.sort(key=lambda sample: length(sample) + self.n_tok[1] * len(sample.steps))
         batches = [samples[i : i + self.size] for i in range(0, len(samples), self.size)]
         rng.shuffle(batches)
         return batches

@@ -26,7 +26,7 @@ from ccm.files import SafetensorError
 from ccm.layout import length
 from ccm.training.batches import Batch, Batches
 from ccm.training.recipe import Recipe
-from ccm.training.run import Checkpoint, Run, moments_of, restore_moments
+from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
 
@@ -105,7 +105,7 @@ class Training:
         if absent := [name for name in trackers if find_spec(name) is None]:
             raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir=run.folder)
+        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir=run.folder / "tensorboard")
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
         place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
@@ -113,6 +113,7 @@ class Training:
         self.stage.module.train()
         self._check_positions()
         self.parameters = [*self.stage.trained.values()]
+        self._check_processes()
         if recipe.shard:
             shard(self.stage)
         self.optimizer = torch.optim.AdamW(
@@ -121,13 +122,26 @@ class Training:
         least = 1 if recipe.random_n_tok else recipe.adapter.n_tok
         n_tok = (least, recipe.adapter.n_tok)
         self.batches = Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
-        half = next(self.stage.module.parameters()).dtype == torch.float16
+        half = self.stage.base.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
+        self.interrupted = Event()
         self.step = self.told = 0
         self.sums: dict[str, float] = {}  # losses since the last report
 
+    def _check_processes(self) -> None:
+        processes = self.accelerator.num_processes
+        if self.recipe.shard and processes == 1:
+            raise ConfigError("shard=true spreads the base over several processes; start them with torchrun.")
+        if self.recipe.batch_size < processes:
+            raise ConfigError(
+                f"batch_size is {self.recipe.batch_size}, but there are {processes} processes; each needs a sample."
+            )
+
     def _check_positions(self) -> None:
-        end, room = self.data.longest + self.recipe.max_offset + self.recipe.adapter.n_tok, self.stage.max_positions
+        memory = self.recipe.adapter
+        groups = self.data.deepest if memory.positions == "base" else 1  # of COMP tokens that take positions
+        end = self.data.longest + self.recipe.max_offset + memory.n_tok * groups
+        room = self.stage.max_positions
         if end > room:
             raise ConfigError(
                 f"The longest sample of the data has {self.data.longest} tokens and may end at position {end}, but the "
@@ -143,11 +157,11 @@ class Training:
         if self.recipe.tensorboard or self.recipe.wandb:
             self.accelerator.init_trackers("ccm")
         try:
-            with _interruptible() as interrupted:
-                self._steps(interrupted)
+            with _interruptible(self.interrupted):
+                self._steps()
         finally:
             self.accelerator.end_training()
-        if interrupted.is_set():
+        if self.interrupted.is_set():
             self._save()
             raise KeyboardInterrupt
         if self.main:
@@ -156,23 +170,23 @@ class Training:
 
     def _resume(self) -> None:
         checkpoint = self.run.last()
+        if self.main:
+            self.run.forget_after(checkpoint.step if checkpoint else 0)
         if checkpoint is None:
             return
         with torch.no_grad():
             for name, tensor in self.stage.trained.items():
                 tensor.copy_(checkpoint.tensors[name])
-        restore_moments(self.optimizer, self.stage.trained, checkpoint)
+        restore_state(self.optimizer, self.stage.trained, checkpoint)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": checkpoint.scale})
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
-        if self.main:
-            self.run.forget_after(self.step)
 
-    def _steps(self, interrupted: Event) -> None:
+    def _steps(self) -> None:
         recipe, begun = self.recipe, time.monotonic()
         first, since, tokens = self.step, begun, 0
         for batch in self.batches.since(self.step):
-            if self.step >= recipe.max_steps or interrupted.is_set():
+            if self.step >= recipe.max_steps or self.interrupted.is_set():
                 return
             losses, grad_norm = self._step(batch)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -214,13 +228,16 @@ class Training:
         torch.manual_seed(hash((self.recipe.seed, self.step, index)) % (1 << 62))  # of the dropout: nothing to save
         losses = self._gradients(batch)
         self.step += 1
+        advice = (
+            f"the training cannot go on. Lower lr (now {rate:g}), or use dtype=bfloat16 where it was float16. Earlier "
+            "checkpoints are whole."
+        )
         if not math.isfinite(losses["loss"]):
-            raise TrainingError(
-                f"The loss is {losses['loss']} at step {self.step}; the training cannot go on. Lower lr (now "
-                f"{rate:g}), or use dtype=bfloat16 where it was float16. Earlier checkpoints are whole."
-            )
+            raise TrainingError(f"The loss is {losses['loss']} at step {self.step}; {advice}")
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # which leaves such a step out
+            raise TrainingError(f"The gradient is {norm} at step {self.step}; {advice}")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
@@ -248,19 +265,25 @@ class Training:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        values = torch.tensor([*losses.values()], device=self.accelerator.device)
+        stop = float(self.interrupted.is_set())  # one process was interrupted: all end after this step
+        values = torch.tensor([stop, *losses.values()], device=self.accelerator.device)
         flat = torch.cat([values, *(p.grad.flatten() for p in self.parameters if p.grad is not None)])
         dist.all_reduce(flat)
         for parameter, grad in zip(
             self.parameters, flat[len(values) :].split([p.numel() for p in self.parameters]), strict=True
         ):
             parameter.grad = grad.view_as(parameter)
-        return dict(zip(losses, flat[: len(values)].tolist(), strict=True))
+        stop, *added = flat[: len(values)].tolist()
+        if stop:
+            self.interrupted.set()
+        return dict(zip(losses, added, strict=True))
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Mean losses over the samples held out, and what the data set measures of the model."""
         samples, objective = self.data.held_out(), self.stage.objective
+        if len(samples) < self.accelerator.num_processes:
+            samples = []
         self.stage.module.eval()
         measured = {}
         if samples:
@@ -287,9 +310,9 @@ class Training:
     def _save(self) -> None:
         if self.main:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
-            moments = moments_of(self.optimizer, self.stage.trained)
+            updates, moments = state_of(self.optimizer, self.stage.trained)
             scale = self.scaler.get_scale()
-            self.run.save(Checkpoint(self.step, trained, moments, scale, self.told, self.sums))
+            self.run.save(Checkpoint(self.step, trained, moments, scale, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:
@@ -301,11 +324,10 @@ class Training:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Event]:
+def _interruptible(event: Event) -> Iterator[None]:
     """Meanwhile the first Ctrl-C, or a polite kill, sets the event only; the second one breaks off at once."""
-    event = Event()
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield event
+        yield
         return
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -320,7 +342,7 @@ def _interruptible() -> Iterator[Event]:
     for number in kept:
         signal.signal(number, note)
     try:
-        yield event
+        yield
     finally:
         restore()
 

@@ -63,7 +63,7 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     attention's output, and three rows within the MLP. Gradient checkpointing keeps one row a layer, and one layer.
     """
     config = stage.base.config.get_text_config()
-    width = next(stage.module.parameters()).element_size()
+    width = stage.base.dtype.itemsize
     heads, dim = entry_sizes(stage.base)[0]
     attention = 2 * config.num_attention_heads * dim + 2 * heads * dim
     row = config.hidden_size

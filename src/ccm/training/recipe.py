@@ -7,6 +7,7 @@ between the two stages; the section of the stage that runs is laid over the rest
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -17,10 +18,12 @@ import yaml
 
 from ccm.config import CCMConfig, TurnFormat, build_settings, check_types
 from ccm.errors import ConfigError
+from ccm.rules import rule_class
 
 Stage = Literal["base", "compress"]
 FOLDER = Path(__file__).parent.parent / "recipes"
 OBJECTIVES = ("last", "every", "distill")
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        for name in ("max_steps", "max_step_tokens", "chunk_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, least in (("max_steps", 1), ("max_step_tokens", 1), ("chunk_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.eval_samples < 0:
             raise ConfigError(f"data.eval_samples is {self.eval_samples}; it must be at least 0.")
 
@@ -141,6 +144,8 @@ class Recipe:
         for name in ("eval_every", "save_every", "max_offset", "weight_decay", "lr_end", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if self.warmup > 1:
+            raise ConfigError(f"warmup is {self.warmup}; it is a share of the steps, at most 1.")
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
@@ -158,6 +163,8 @@ class Recipe:
             raise ConfigError(f"objective names {unknown}; the objectives are {', '.join(OBJECTIVES)}.")
         if not any(weights.values()):
             raise ConfigError("objective gives no loss a weight above 0; nothing would be learned.")
+        if self.stage == "compress" and rule_class(self.adapter.rule).compresses == "never":
+            raise ConfigError(f"adapter.rule is {self.adapter.rule!r}, which compresses nothing: no adapter is needed.")
         if weights.get("every") and not self.adapter.recurrent:
             raise ConfigError(
                 "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
@@ -193,14 +200,18 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
     Raises:
         ConfigError: when there is no such recipe, it is no table, or it holds a key or value that is not known.
     """
-    values = _read(find_recipe(source))
+    values = read_table(find_recipe(source))
     sections = {name: values.pop(name, None) or {} for name in ("base", "compress")}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"The section {name} of the recipe {source} holds {section!r}; it must be a table.")
     given: dict[str, Any] = {}
     for change in changes:
         _set(given, change)
     chosen = stage or given.get("stage") or values.get("stage", "compress")
     values = _over(_over(values, sections.get(chosen, {})), given)
-    if "turns" in (adapter := values.get("adapter") or {}):
+    adapter = values.get("adapter") or {}
+    if isinstance(adapter, Mapping) and "turns" in adapter:
         raise ConfigError(f"The recipe {source} sets adapter.turns; it is set as turns, such as turns.template=chat.")
     return build_settings(Recipe, {**values, "adapter": adapter, "stage": chosen}, f"The recipe {source}")
 
@@ -228,14 +239,19 @@ def write_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a table.
+
+    Raises:
+        ConfigError: when it cannot be read, or holds none.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path} holds no table of settings.")
-    return values
+    return _numbers(values)
 
 
 def _set(table: dict[str, Any], change: str) -> None:
@@ -248,19 +264,18 @@ def _set(table: dict[str, Any], change: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {change}: {parent} was given a value before; it cannot hold {last}.")
     try:
-        table[last] = _number(yaml.safe_load(value))
+        table[last] = _numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {change}: the value is not YAML: {error}") from error
 
 
-def _number(value: Any) -> Any:
-    """YAML reads 3e-4, without a point, as text."""
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
+def _numbers(value: Any) -> Any:
+    """The value with 3e-4 as a number, wherever it stands: YAML reads it, without a point, as text."""
+    if isinstance(value, dict):
+        return {key: _numbers(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_numbers(held) for held in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

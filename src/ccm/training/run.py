@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ccm.errors import ConfigError, TrainingError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, write_atomically
-from ccm.training.recipe import Recipe, write_recipe
+from ccm.training.recipe import Recipe, read_table, write_recipe
 
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
-_PARTS, _STATE = ("trained", "first", "second"), ("step", "scale", "told", "sums")
+_PARTS, _STATE = ("trained", "first", "second"), ("step", "scale", "updates", "told", "sums")
 _FREE = {  # settings that may change when a run goes on: they are not part of what is computed
     "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
     "keep", "tensorboard", "wandb",
@@ -41,6 +41,7 @@ class Checkpoint:
         tensors: what is trained, by name.
         moments: the optimizer's first and second moments, by the same names.
         scale: of the loss in float16 training.
+        updates: steps of the optimizer; those that float16 overflowed in are left out.
         told: the step of the last report.
         sums: the losses since then, added up.
     """
@@ -49,6 +50,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     moments: Moments
     scale: float
+    updates: int
     told: int
     sums: dict[str, float]
 
@@ -78,7 +80,7 @@ class Run:
             return
         if RECIPE not in held:
             raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
-        before = yaml.safe_load((self.folder / RECIPE).read_text(encoding="utf-8"))
+        before = read_table(self.folder / RECIPE)
         differing = sorted(
             key for key, value in self.recipe.to_dict().items() if key not in _FREE and before.get(key) != _plain(value)
         )
@@ -104,9 +106,19 @@ class Run:
             raise TrainingError(f"The output directory {self.folder} cannot be written: {error}.") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add one line to the log."""
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line to the log.
+
+        Raises:
+            TrainingError: when it cannot be written.
+        """
+        try:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder / LOG} cannot be written: {error}. Mend that and go on from the last checkpoint with "
+                "--resume."
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the log's records of later steps, which are made anew."""
@@ -117,7 +129,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
-        return sorted((self.folder / CHECKPOINTS).glob("step-*"))
+        return sorted((self.folder / CHECKPOINTS).glob("step-*"), key=lambda path: int(path.name[5:]))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in one move, then delete the oldest ones.
@@ -126,6 +138,8 @@ class Run:
             TrainingError: when it cannot be written; those before it are untouched.
         """
         target = self.folder / CHECKPOINTS / f"step-{checkpoint.step:06d}"
+        if target.exists():  # of a run that was interrupted right after it: the same
+            return
         part = target.with_name(f".{target.name}")
         try:
             shutil.rmtree(part, ignore_errors=True)
@@ -133,8 +147,6 @@ class Run:
             for name, tensors in zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True):
                 save_tensors(part / f"{name}.safetensors", tensors)
             save_json(part / "state.json", {name: getattr(checkpoint, name) for name in _STATE})
-            if target.exists():
-                shutil.rmtree(target)
             part.replace(target)
             _sync(target.parent)
         except (OSError, SafetensorError) as error:
@@ -186,21 +198,22 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> Moments:
-    """The first and second moments of an AdamW, by name; zeros before its first step."""
+def state_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[int, Moments]:
+    """Steps of an AdamW, and its first and second moments by name; zeros before its first step."""
+    updates = max((int(state["step"]) for state in optimizer.state.values()), default=0)
     first, second = (
         {name: optimizer.state[p].get(key, torch.zeros_like(p)) for name, p in trained.items()}
         for key in ("exp_avg", "exp_avg_sq")
     )
-    return first, second
+    return updates, (first, second)
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+def restore_state(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Put an AdamW where it was at a checkpoint."""
     first, second = checkpoint.moments
     for name, p in trained.items():
         optimizer.state[p] = {
-            "step": torch.tensor(float(checkpoint.step)),
+            "step": torch.tensor(float(checkpoint.updates)),
             "exp_avg": first[name].to(p.device),
             "exp_avg_sq": second[name].to(p.device),
         }

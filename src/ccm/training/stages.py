@@ -68,9 +68,9 @@ class Stage:
         layout = self._layout(batch, self.rule)
         targets = layout.targets[layout.targets != IGNORE]
         last = [
-            step is sample.query
+            number == len(sample.steps)
             for sample in samples
-            for step in (*sample.steps, sample.query)
+            for number, step in enumerate((*sample.steps, sample.query))
             for target in step.targets
             if target != IGNORE
         ]
