@@ -1,6 +1,6 @@
 """What an evaluation during training measured, over the steps: one line a run, from their ``log.jsonl``.
 
-    python -m benchmarks.curves RUN [RUN ...] --what recall --output docs/images/curves.png
+python -m benchmarks.curves RUN [RUN ...] --what recall --output docs/images/curves.png
 """
 
 from __future__ import annotations
