@@ -126,6 +126,20 @@ def test_an_adapter_of_random_n_serves_every_n(tiny: Tiny, tmp_path: Path) -> No
     assert ccm.load(adapter=out)[0].config.n_tok == 3
 
 
+@pytest.mark.parametrize("rule", ["concat", "gate"])
+def test_a_batch_is_laid_out_with_its_own_n(tiny: Tiny, rule: str) -> None:
+    recipe = tiny.recipe(random_n_tok=True, adapter=ccm_config(rule, n_tok=3))
+    stage = compressing(recipe)
+    samples = open_data(recipe, stage.turns).pool(0, 3)
+    found = []
+    for n in (1, 3):
+        expected = stage.model(build_layout(samples, replace(stage.config, n_tok=n), stage.rule, 0)).loss
+        found.append(stage.sums(Batch(samples, [0] * 3, n))["every"] / stage.objective.counts(samples)["every"])
+        assert expected is not None
+        assert_close(found[-1], expected, 1e-5)
+    assert (found[0] - found[1]).abs() > 1e-3
+
+
 @pytest.mark.parametrize("stage", ["base", "compress"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_is_trained_is_float32_on_a_base_in_half_precision(tiny: Tiny, stage: Any, dtype: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from helpers import ccm_config
 from tiny_training import Tiny, begin, gradients
+from torch.distributed.tensor import DTensor
 
 from ccm.files import save_tensors
 from ccm.training import loop
@@ -36,6 +37,9 @@ def recipes(tiny: Tiny) -> dict[str, Recipe]:
 def step(recipe: Recipe) -> dict[str, torch.Tensor]:
     """The gradients of the first batch, the losses, and what is trained after two optimizer steps."""
     training = begin(recipe)
+    spread = [p for p in training.stage.base.parameters() if isinstance(p, DTensor)]
+    assert bool(spread) == recipe.shard
+    assert not any(isinstance(p, DTensor) for p in training.parameters)
     endless = training.batches.since(0)
     batch = next(endless)
     losses = training._gradients(batch)
