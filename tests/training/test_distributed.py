@@ -75,9 +75,6 @@ def test_one_process_alone_cannot_shard(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what comes after all_reduce is seen by one process alone"
-)
 def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     done = launch(tiny.base, tiny.chats, tmp_path, "interrupted", timeout=120)
     assert "KeyboardInterrupt" in done.stderr

@@ -125,6 +125,7 @@ class Training:
         half = self.stage.base.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
         self.interrupted = Event()
+        self.agreed = False  # whether some process was interrupted, as all of them know it
         self.step = self.told = 0
         self.sums: dict[str, float] = {}  # losses since the last report
 
@@ -161,7 +162,7 @@ class Training:
                 self._steps()
         finally:
             self.accelerator.end_training()
-        if self.interrupted.is_set():
+        if self._ending():
             self._save()
             raise KeyboardInterrupt
         if self.main:
@@ -186,7 +187,7 @@ class Training:
         recipe, begun = self.recipe, time.monotonic()
         first, since, tokens = self.step, begun, 0
         for batch in self.batches.since(self.step):
-            if self.step >= recipe.max_steps or self.interrupted.is_set():
+            if self.step >= recipe.max_steps or self._ending():
                 return
             losses, grad_norm = self._step(batch)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -208,6 +209,10 @@ class Training:
                 self.sums, self.told, since, tokens = {}, self.step, time.monotonic(), 0
             if self._due(recipe.save_every):
                 self._save()
+
+    def _ending(self) -> bool:
+        """Whether all processes end now: one that left alone would leave the others waiting for its gradients."""
+        return self.agreed if self.accelerator.num_processes > 1 else self.interrupted.is_set()
 
     def _due(self, every: int) -> bool:
         """Whether something is to be done now that is done every so many steps, and after the last."""
@@ -274,8 +279,7 @@ class Training:
         ):
             parameter.grad = grad.view_as(parameter)
         stop, *added = flat[: len(values)].tolist()
-        if stop:
-            self.interrupted.set()
+        self.agreed = stop > 0
         return dict(zip(losses, added, strict=True))
 
     @torch.no_grad()
