@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+FIGURES = ("ms", "ms beside", "ratio of medians", "median of ratios", "quartiles", "limit", "rounds")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,18 @@ class Comparison:
             return f"at least {self.least:.2f}"
         return "" if self.limit is None else f"{self.limit:.2f}"
 
+    def figures(self) -> list[str]:
+        """The cells of a table's row, as ``FIGURES`` names their columns."""
+        return [
+            f"{self.seconds * 1e3:.2f}",
+            f"{self.reference_seconds * 1e3:.2f}",
+            f"**{self.ratio:.3f}**",
+            f"{self.paired:.3f}",
+            f"{self.low:.3f} to {self.high:.3f}",
+            self.bound,
+            str(self.rounds),
+        ]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -141,21 +154,8 @@ def compare(
 
 def report_comparisons(title: str, setting: str, comparisons: Sequence[Comparison]) -> Report:
     """The usual table: a row for each comparison."""
-    columns = ["", "beside", "ms", "ms beside", "ratio of medians", "median of ratios", "quartiles", "limit", "rounds"]
-    rows = [
-        [
-            c.subject,
-            c.reference,
-            f"{c.seconds * 1e3:.2f}",
-            f"{c.reference_seconds * 1e3:.2f}",
-            f"**{c.ratio:.3f}**",
-            f"{c.paired:.3f}",
-            f"{c.low:.3f} to {c.high:.3f}",
-            c.bound,
-            str(c.rounds),
-        ]
-        for c in comparisons
-    ]
+    columns = ["", "beside", *FIGURES]
+    rows = [[c.subject, c.reference, *c.figures()] for c in comparisons]
     return Report(title, setting, columns, rows, [asdict(c) for c in comparisons])
 
 

@@ -9,8 +9,8 @@ from itertools import cycle, islice
 
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.training_loop import RECIPE, draw
+from ccm.recipe import Recipe
 from ccm.training.batches import Batch
-from ccm.training.recipe import Recipe
 from ccm.training.stages import make_stage, open_turns
 from ccm.turns import Turns
 

@@ -19,9 +19,9 @@ from benchmarks.common import CLOCKS, Options, compare
 from benchmarks.common import Report as Table
 from ccm.data import open_data
 from ccm.layout import IGNORE, Layout, build_layout, length
+from ccm.recipe import Recipe, load_recipe
 from ccm.training.batches import Batch, Batches
 from ccm.training.loop import Report, train
-from ccm.training.recipe import Recipe, load_recipe
 from ccm.training.stages import make_stage, open_turns
 from ccm.turns import Turns
 
@@ -152,7 +152,8 @@ def _time(options: Options) -> tuple[dict[str, list[float]], list[int]]:
         losses = [bare.step(passes) for passes in ready]
         stepped = clock() - begin
         ours, loss = mean(losses), told.losses["loss"]
-        assert isclose(ours, loss, rel_tol=5e-2), f"The losses up to step {told.step} differ: {loss} and, bare, {ours}."
+        near = 1e-3 if told.step == STEPS else 5e-2  # the same rounding errors grow apart over a hundred steps
+        assert isclose(ours, loss, rel_tol=near), f"The losses up to step {told.step} differ: {loss} and, bare, {ours}."
         if told.step > STEPS * options.warmup:
             seconds[TRAIN].append(trained)
             seconds[BARE].append(stepped)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from benchmarks import models
-from benchmarks.common import Comparison, Options, Report, Subject, compare, time_in_turns
+from benchmarks.common import FIGURES, Comparison, Options, Report, Subject, compare, time_in_turns
 from benchmarks.peak_memory import STATUS, Bytes, measure_apart
 from ccm.config import CCMConfig
 from ccm.head import head_reads
@@ -153,20 +153,10 @@ def _check_equal(model: CCMModel, losses: dict[str, Loss]) -> None:
 def _report(
     compared: dict[tuple[str, Shape], Comparison], memory: dict[tuple[str, Shape], tuple[Bytes, ...]]
 ) -> Report:
-    columns = ["", "ms unrolled", "ms parallel", "ratio of medians", "median of ratios", "quartiles", "limit", "rounds"]
-    columns += ["MiB unrolled", "MiB parallel", "ratio"]
+    columns = ["", "ms unrolled", "ms parallel", *FIGURES[2:], "MiB unrolled", "MiB parallel", "ratio"]
     rows, data = [], []
     for (rule, shape), c in compared.items():
-        row = [
-            f"{rule}, {shape}",
-            f"{c.seconds * 1e3:.2f}",
-            f"{c.reference_seconds * 1e3:.2f}",
-            f"**{c.ratio:.3f}**",
-            f"{c.paired:.3f}",
-            f"{c.low:.3f} to {c.high:.3f}",
-            c.bound,
-            str(c.rounds),
-        ]
+        row = [f"{rule}, {shape}", *c.figures()]
         record = {"rule": rule, "shape": str(shape)} | asdict(c)
         if (rule, shape) in memory:
             taken = [measured.steps for measured in memory[rule, shape]]

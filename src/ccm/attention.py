@@ -69,9 +69,7 @@ class ParallelPass:
         self.layout, self.rule, self.sink = layout, rule, sink
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
-        self.mixes = layout.steps > 0 and (
-            rule.needs_content or rule.mixing(0, layout.steps, layout.n_tok, None) is not None
-        )
+        self.mixes = layout.steps > 0 and rule.mixes
         self._masks: dict[int | None, Tensor] = {}
         self._chunks: dict[int | None, Chunks | None] = {}
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ccm.errors import ConfigError
+from ccm.errors import ConfigError, did_you_mean
 
 Positions = Literal["skip", "base"]
 Embeddings = Literal["separate", "table"]
@@ -164,7 +163,7 @@ def _allowed(hint: Any) -> str:
 def _table_of(hint: Any) -> type | None:
     """The dataclass that a field holds, or may hold; None where it holds plain values."""
     choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return next((choice for choice in choices if is_dataclass(choice)), None)  # type: ignore[return-value]
+    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
 
 
 def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T:
@@ -175,11 +174,10 @@ def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} holds {values!r}; it must be a table of settings.")
-    hints, known = get_type_hints(cls), [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    if unknown := sorted(map(str, set(values) - set(known))):
-        near = [match for key in unknown for match in get_close_matches(key, known, n=1)]
-        meant = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"{where} has unknown keys {unknown};{meant} known: {sorted(known)}.{advice}")
+    hints = get_type_hints(cls)
+    if unknown := sorted(map(str, set(values) - set(hints))):
+        meant = did_you_mean(unknown, hints)
+        raise ConfigError(f"{where} has unknown keys {unknown};{meant} known: {sorted(hints)}.{advice}")
     nested: dict[str, Any] = {
         name: build_settings(table, value, f"{where}: {name}", advice)
         for name, value in values.items()

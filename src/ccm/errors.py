@@ -1,5 +1,15 @@
 """Every error that ccm raises on purpose. Each is also the standard exception a caller would expect."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
+    """What belongs into a message on unknown names: the likeliest known ones; empty where none is near."""
+    names = [*known]
+    near = [match for name in given for match in get_close_matches(name, names, n=1)]
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
 
 class CCMError(Exception):
     """Root of all errors of this package. The message names the value, what is allowed and what to do next."""

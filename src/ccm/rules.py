@@ -55,6 +55,11 @@ class Rule(nn.Module):
         """Whether context leaves no trace at all, so that it need not even be read."""
         return self.compresses == "never" and not self.keeps_text
 
+    @property
+    def mixes(self) -> bool:
+        """Whether :meth:`mixing` gives weights at all."""
+        return self.needs_content or self.mixing(0, 1, 1, None) is not None
+
     def build(self, *, layers: int, kv_heads: int, hidden: int, n_tok: int) -> None:
         """Create the parameters that the rule owns, once the base model's sizes are known. None by default."""
 

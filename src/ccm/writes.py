@@ -17,21 +17,22 @@ from ccm.rules import Rule
 
 
 class _Watched(Rule):
-    """A rule, with what it answers for mixing kept by layer."""
+    """A rule that mixes, with what it answers kept by layer."""
+
+    needs_content = True  # a rule that does not need it ignores it
 
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
         self.seen: dict[int, Tensor] = {}
-        for name in ("compresses", "keeps_text", "needs_content"):
-            setattr(self, name, getattr(rule, name))
-        self.holds = rule.holds  # type: ignore[method-assign]
-        self.compresses_after = rule.compresses_after  # type: ignore[method-assign]
+
+    def holds(self, written: Tensor, now: Tensor) -> Tensor:
+        return self.rule.holds(written, now)
 
     def mixing(self, layer: int, steps: int, n_tok: int, content: Tensor | None) -> Tensor | None:
         mix = self.rule.mixing(layer, steps, n_tok, content)
-        if mix is not None:
-            self.seen[layer] = mix
+        assert mix is not None
+        self.seen[layer] = mix
         return mix
 
 
@@ -44,6 +45,8 @@ def write_weights(model: CCMModel, steps: Sequence[Step]) -> Tensor:
         ConfigError: when the rule mixes nothing: each entry is of one step then.
     """
     rule = model.rule
+    if not rule.mixes:
+        raise ConfigError(f"The rule {model.config.rule!r} mixes no steps: every entry is of one step alone.")
     layout = build_layout([Sample(steps, Step(steps[-1].ids[:1]))], model.config, rule, 0).to(model.device)
     watched = _Watched(rule)
     model.rule = watched
@@ -51,8 +54,6 @@ def write_weights(model: CCMModel, steps: Sequence[Step]) -> Tensor:
         model(layout)
     finally:
         model.rule = rule
-    if not watched.seen:
-        raise ConfigError(f"The rule {model.config.rule!r} mixes no steps: every entry is of one step alone.")
     count, n = len(steps), model.config.n_tok
     heads = model.empty_memory().sizes[0][0]
     layers = []

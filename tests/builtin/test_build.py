@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 import ccm
 from ccm.builtin import build, words
 from ccm.builtin.generator import HELD_OUT
-from ccm.training.recipe import load_recipe
+from ccm.recipe import load_recipe
 from ccm.training.stages import open_turns
 
 SHORT = ("max_steps=2", "batch_size=2", "data.eval_samples=2", "data.options.recall=2", "tensorboard=false")

@@ -16,7 +16,7 @@ from ccm.data.builtin import BuiltinData, invented
 from ccm.errors import ConfigError
 from ccm.layout import IGNORE, Sample, length
 from ccm.loading import load_tokenizer
-from ccm.training.recipe import DataSettings, Recipe
+from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
 

@@ -17,7 +17,7 @@ from ccm.data.custom import Chat, CustomData, Task, read_examples
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step, length
 from ccm.loading import load_tokenizer
-from ccm.training.recipe import DataSettings, Recipe
+from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -288,17 +288,22 @@ def test_a_long_task_keeps_its_latest_steps(tmp_path: Path, turns: Turns) -> Non
     assert texts(turns, data.pool(0, 1)[0])[:2] == ["<s>Step 4.", "\nUser:Step 5."]
 
 
-def test_a_long_text_is_cut_into_stretches_that_each_begin_with_bos(tmp_path: Path, turns: Turns) -> None:
+@pytest.mark.parametrize("most", range(1, 8))
+def test_a_long_text_is_cut_into_stretches_that_each_begin_with_bos(tmp_path: Path, turns: Turns, most: int) -> None:
     text = " ".join(f"Word {i} stands here." for i in range(60))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     ids = turns.tokenizer.encode(text, add_special_tokens=False)
-    examples = read_examples(tmp_path, DataSettings(chunk_tokens=10, max_steps=3), turns)
+    examples = read_examples(tmp_path, DataSettings(chunk_tokens=10, max_steps=most), turns)
     bos, chunks = turns.tokenizer.bos_token_id, [ids[i : i + 10] for i in range(0, len(ids), 10)]
-    assert len(examples) == len(chunks) // 4 + (len(chunks) % 4 > 1)
-    for i, example in enumerate(examples):
-        first, *rest = chunks[4 * i : 4 * i + 4]
+    seen = []
+    for example in examples:
         sample = example.sample(turns, example.length)
-        assert [[*step.ids] for step in (*sample.steps, sample.query)] == [[bos, *first], *rest]
+        read = [[*step.ids] for step in (*sample.steps, sample.query)]
+        assert read[0][0] == bos
+        assert 2 <= len(read) <= most + 1
+        seen += [read[0][1:], *read[1:]]
+    alone = len(chunks) % (most + 1) == 1  # the last chunk, which then takes the one before along
+    assert seen == (chunks[:-1] + chunks[-2:] if alone else chunks)
 
 
 @pytest.mark.parametrize(("size", "extra"), [(16, 1), (16, 2)])

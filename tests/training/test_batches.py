@@ -17,9 +17,9 @@ from ccm.config import CCMConfig
 from ccm.data import DataSet, open_data
 from ccm.layout import Sample, Step, build_layout, length
 from ccm.loading import load_tokenizer
+from ccm.recipe import DataSettings, Recipe
 from ccm.rules import make_rule
 from ccm.training.batches import Batch, Batches
-from ccm.training.recipe import DataSettings, Recipe
 from ccm.turns import make_turns
 
 

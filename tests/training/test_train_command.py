@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import yaml
 from tiny_training import Tiny
 
 from ccm import cli
-from ccm.training.recipe import load_recipe
+from ccm.recipe import load_recipe
+from ccm.training.loop import Report
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
@@ -116,6 +119,17 @@ def test_on_a_terminal_a_bar_shows_how_it_goes(tiny: Tiny, tmp_path: Path, monke
     err = capsys.readouterr().err
     assert "3/3" in err
     assert re.search(r"loss \d+\.\d{4}  [\d,]+ tokens/s", err)
+
+
+def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupt(report: Report) -> None:
+        if report.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(interrupt))
+    assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
+    assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
+    assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0
 
 
 def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(

@@ -19,8 +19,8 @@ from ccm.config import CCMConfig, LoRASettings
 from ccm.data import open_data
 from ccm.files import load_tensors
 from ccm.loading import load_tokenizer
+from ccm.recipe import DataSettings, Recipe
 from ccm.training.loop import Report, Training
-from ccm.training.recipe import DataSettings, Recipe
 from ccm.training.run import Run
 from ccm.training.stages import CompressStage, Stage, make_stage, open_turns
 

@@ -24,16 +24,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ccm.builtin import TURNS, WEIGHTS
 from ccm.builtin.generator import corpus
 from ccm.checkpoint import read_adapter, write_adapter
-from ccm.commands.train import progress
 from ccm.config import CCMConfig, LoRASettings
 from ccm.console import quiet
 from ccm.data.builtin import invented
 from ccm.layout import Layout
 from ccm.model import CCMModel
+from ccm.recipe import Recipe, load_recipe
 from ccm.rules import make_rule
 from ccm.training.batches import Batch
 from ccm.training.loop import train
-from ccm.training.recipe import Recipe, load_recipe
+from ccm.training.progress import progress
 from ccm.training.stages import Stage
 from ccm.turns import Turns
 
@@ -58,7 +58,7 @@ def build_tokenizer(folder: Path) -> None:
         show_progress=False,
     )
     rng = random.Random(5)
-    dialogues = (invented(rng, dialogue, 1.0, 0.7) for dialogue in corpus(seed=1, dialogues=20_000))
+    dialogues = (invented(rng, dialogue, 1.0, 0.3) for dialogue in corpus(seed=1, dialogues=20_000))
     raw.train_from_iterator((line for d in dialogues for t in d.turns for line in (t.user, t.reply)), trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=raw,
@@ -89,7 +89,7 @@ def base_config() -> LlamaConfig:
 class Pretraining(Stage):
     """The base from scratch, all its weights; each batch under a rule drawn for it."""
 
-    RULES = (("full", 1, 0.35), ("concat", 2, 0.3), ("gate", 4, 0.35))  # name, N, share of the batches
+    RULES = (("full", 1, 0.3), ("concat", 2, 0.3), ("gate", 4, 0.4))  # name, N, share of the batches
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
         config = CCMConfig(rule="gate", n_tok=4, lora=LoRASettings(r=0), turns=turns.form)
@@ -107,15 +107,11 @@ class Pretraining(Stage):
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
         name, n_tok = self.draw(batch.number)
-        self.rule = self.rules[name]
+        self.rule = self.model.rule = self.rules[name]
         return super().sums(replace(batch, n_tok=n_tok))
 
     def logits(self, layout: Layout) -> Tensor:
-        kept, self.model.rule = self.model.rule, self.rule
-        try:
-            return self.module(layout).logits
-        finally:
-            self.model.rule = kept
+        return self.module(layout).logits
 
     def save(self, folder: Path) -> None:
         """A copy in half precision: 5 MB, and what the adapters are then trained on."""

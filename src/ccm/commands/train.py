@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ccm.console import plain_console, quiet, size
 from ccm.data import open_data
-from ccm.training.loop import Report, train
+from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
+from ccm.training.loop import is_main, train
 from ccm.training.preview import estimate, picture
-from ccm.training.recipe import Recipe, Stage, load_recipe, write_recipe
+from ccm.training.progress import progress
 from ccm.training.stages import make_stage, open_turns
 
 
@@ -25,9 +21,14 @@ def run(source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, 
     if dry_run:
         _show(recipe)
         return
-    with progress(recipe) as report:
-        folder = train(recipe, resume=resume, report=report)
-    if _main():
+    try:
+        with progress(recipe) as report:
+            folder = train(recipe, resume=resume, report=report)
+    except KeyboardInterrupt as stop:
+        if is_main():
+            print(*stop.args, file=sys.stderr)
+        raise
+    if is_main():
         print(f"Done. {_next(recipe, str(folder))}", file=sys.stderr)
 
 
@@ -54,30 +55,3 @@ def _show(recipe: Recipe) -> None:
         f"Memory of a process, estimated: {size(needs.total)} (weights {size(needs.weights)}, gradients and moments "
         f"{size(needs.trained)}, activations of a pass {size(needs.activations)}, logits {size(needs.logits)})."
     )
-
-
-@contextmanager
-def progress(recipe: Recipe, name: str = "training") -> Iterator[Callable[[Report], None]]:
-    """A bar on a terminal, a line a report elsewhere; on standard error."""
-    if not sys.stderr.isatty():
-        steps = recipe.max_steps
-        yield lambda report: print(
-            f"{name}: step {report.step}/{steps}  {_figures(report, recipe)}", file=sys.stderr, flush=True
-        )
-        return
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=plain_console(stderr=True)) as bar:
-        task = bar.add_task("", total=recipe.max_steps)
-        yield lambda report: bar.update(task, completed=report.step, description=_figures(report))
-
-
-def _figures(report: Report, recipe: Recipe | None = None) -> str:
-    shown = [f"loss {report.losses['loss']:.4f}", f"{report.tokens_per_second:,.0f} tokens/s"]
-    shown += [f"{name} {value:.4f}" for name, value in report.measured.items()]
-    if recipe:
-        shown.append(f"{report.seconds_left:,.0f} s left")
-    return "  ".join(shown)
-
-
-def _main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

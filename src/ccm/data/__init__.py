@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from ccm.errors import ConfigError
+from ccm.errors import ConfigError, did_you_mean
 from ccm.layout import Sample
 from ccm.model import CCMModel
+from ccm.recipe import Recipe
 from ccm.turns import Turns
-
-if TYPE_CHECKING:
-    from ccm.training.recipe import Recipe
 
 DATA_SETS = {"custom": "ccm.data.custom", "builtin": "ccm.data.builtin"}  # module with a function open_data
 
@@ -53,7 +50,6 @@ def open_data(recipe: Recipe, turns: Turns) -> DataSet:
     """
     name = recipe.data.name
     if name not in DATA_SETS:
-        near = get_close_matches(name, DATA_SETS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
+        meant = did_you_mean([name], DATA_SETS)
         raise ConfigError(f"There is no data set {name!r}.{meant} There are: {', '.join(DATA_SETS)}.")
     return import_module(DATA_SETS[name]).open_data(recipe, turns)

@@ -13,7 +13,7 @@ from ccm.config import build_settings, check_types
 from ccm.errors import ConfigError
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
-from ccm.training.recipe import Recipe
+from ccm.recipe import Recipe
 from ccm.turns import Turns
 
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")

@@ -16,16 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step, length
 from ccm.model import CCMModel
-from ccm.training.recipe import DataSettings, Recipe
+from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
 FAULTS = 10  # reported at once
 SUFFIXES = (".jsonl", ".json", ".txt")
+T = TypeVar("T")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -63,9 +64,8 @@ class Chat:
 
     def parts(self, most: int) -> Iterator[Chat]:
         """Stretches of at most ``most`` + 1 turns, in order; a last turn alone takes the one before along."""
-        for begin in range(0, len(self.turns), most + 1):
-            begin = min(begin, len(self.turns) - 2)
-            yield Chat(self.turns[begin : begin + most + 1], self.system)
+        for turns in _stretches(self.turns, most):
+            yield Chat(turns, self.system)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Text:
-    """Chunks of running text, as token ids. A sample is its beginning; every token of every chunk is a target."""
+    """Chunks of running text, as token ids. A sample is its beginning; of each chunk all tokens but one are targets."""
 
     chunks: tuple[tuple[int, ...], ...]
 
@@ -100,8 +100,21 @@ class Text:
         return len(self.chunks) - 1
 
     def sample(self, turns: Turns, steps: int) -> Sample:
-        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in self.chunks[: steps + 1]]
+        bos = turns.tokenizer.bos_token_id
+        first = self.chunks[0] if bos is None else (bos, *self.chunks[0])
+        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in (first, *self.chunks[1 : steps + 1])]
         return Sample(read[:-1], read[-1])
+
+    def parts(self, most: int) -> Iterator[Text]:
+        """Stretches of at most ``most`` + 1 chunks, in order; a last chunk alone takes the one before along."""
+        for chunks in _stretches(self.chunks, most):
+            yield Text(chunks)
+
+
+def _stretches(items: tuple[T, ...], most: int) -> Iterator[tuple[T, ...]]:
+    for begin in range(0, len(items), most + 1):
+        begin = min(begin, len(items) - 2)
+        yield items[begin : begin + most + 1]
 
 
 @dataclass(frozen=True)
@@ -214,7 +227,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-class _Fault(Exception):  # noqa: N818  a finding, not an error of ours
+class _LineError(Exception):
     """What is wrong with a line."""
 
 
@@ -228,7 +241,7 @@ def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[s
             for part in _parse(line).parts(settings.max_steps):
                 _check_length(part, settings, turns)
                 yield where, part
-        except _Fault as fault:
+        except _LineError as fault:
             yield where, str(fault)
 
 
@@ -245,47 +258,47 @@ def _parse(line: str) -> Chat | Task:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _Fault(f"not JSON: {error.msg} at column {error.colno}") from None
+        raise _LineError(f"not JSON: {error.msg} at column {error.colno}") from None
     if _HALF.search(json.dumps(value, ensure_ascii=False)):
-        raise _Fault("holds half of a surrogate pair, which is no character; was a text cut within an emoji?")
+        raise _LineError("holds half of a surrogate pair, which is no character; was a text cut within an emoji?")
     if not isinstance(value, dict):
-        raise _Fault(f"a {type(value).__name__}; every line is an object in braces")
+        raise _LineError(f"a {type(value).__name__}; every line is an object in braces")
     if "messages" in value:
         return _chat(value["messages"])
     if {"steps", "query", "answer"} <= value.keys():
         return _task(value)
-    raise _Fault(f"has the keys {sorted(value)}; give 'messages', or 'steps' with 'query' and 'answer'")
+    raise _LineError(f"has the keys {sorted(value)}; give 'messages', or 'steps' with 'query' and 'answer'")
 
 
 def _chat(messages: Any) -> Chat:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise _Fault("'messages' must be a list of objects with role and content")
+        raise _LineError("'messages' must be a list of objects with role and content")
     texts = []
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
         if not isinstance(content, str) or not content.strip():
-            raise _Fault(f"the content of message {number} is {content!r}; it must be some text")
+            raise _LineError(f"the content of message {number} is {content!r}; it must be some text")
         texts.append((role, content))
     system = texts.pop(0)[1] if texts and texts[0][0] == "system" else ""
     first = len(messages) - len(texts) + 1
     for i, (role, _) in enumerate(texts):
         wanted = ("user", "assistant")[i % 2]
         if role != wanted:
-            raise _Fault(f"the role of message {first + i} is {role!r}, expected {wanted!r}: roles must alternate")
+            raise _LineError(f"the role of message {first + i} is {role!r}, expected {wanted!r}: roles must alternate")
     if len(texts) % 2:
-        raise _Fault("the last message is the user's; end with the assistant's reply")
+        raise _LineError("the last message is the user's; end with the assistant's reply")
     if len(texts) < 4:
-        raise _Fault(f"{len(texts) // 2} turns (a user's message and its reply); at least two are needed")
+        raise _LineError(f"{len(texts) // 2} turns (a user's message and its reply); at least two are needed")
     return Chat(tuple((texts[i][1], texts[i + 1][1]) for i in range(0, len(texts), 2)), system)
 
 
 def _task(value: dict[str, Any]) -> Task:
     steps = value["steps"]
     if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
-        raise _Fault("'steps' must be a list of at least one text")
+        raise _LineError("'steps' must be a list of at least one text")
     for name in ("query", "answer"):
         if not isinstance(value[name], str) or not value[name].strip():
-            raise _Fault(f"'{name}' is {value[name]!r}; it must be some text")
+            raise _LineError(f"'{name}' is {value[name]!r}; it must be some text")
     return Task(tuple(steps), value["query"], value["answer"])
 
 
@@ -293,7 +306,7 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
     sample = example.sample(turns, example.length)
     for number, step in enumerate((*sample.steps, sample.query), start=1):
         if len(step.ids) > settings.max_step_tokens:
-            raise _Fault(
+            raise _LineError(
                 f"step {number} has {len(step.ids)} tokens, at most {settings.max_step_tokens} are allowed; "
                 "shorten it, or raise data.max_step_tokens"
             )
@@ -301,15 +314,10 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
 
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
-    ids = turns.tokenizer.encode(_open(file), add_special_tokens=False)
-    size, bos = settings.chunk_tokens, turns.tokenizer.bos_token_id
-    chunks = [
-        tuple(ids[i : i + size]) for i in range(0, len(ids), size) if i + 1 < len(ids)
-    ]  # one token teaches nothing
+    ids, size = turns.tokenizer.encode(_open(file), add_special_tokens=False), settings.chunk_tokens
+    chunks = [tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size)]  # one token at the end teaches nothing
     if len(chunks) < 2:
         yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
-    for begin in range(0, len(chunks), settings.max_steps + 1):
-        part = chunks[begin : begin + settings.max_steps + 1]
-        if len(part) > 1:
-            head = part[0] if bos is None else (bos, *part[0])
-            yield file.name, Text((head, *part[1:]))
+        return
+    for part in Text(tuple(chunks)).parts(settings.max_steps):
+        yield file.name, part

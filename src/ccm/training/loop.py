@@ -24,8 +24,8 @@ from ccm.data import DataSet, open_data
 from ccm.errors import ConfigError, TrainingError
 from ccm.files import SafetensorError
 from ccm.layout import length
+from ccm.recipe import Recipe
 from ccm.training.batches import Batch, Batches
-from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
@@ -87,11 +87,16 @@ def train(
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
     run = Run(Path(recipe.output_dir), recipe)
-    if os.environ.get("RANK", "0") == "0":  # the others would see what the first has written by then
+    if is_main():  # the others would see what the first has written by then
         run.check(resume=resume)
     turns = open_turns(recipe)
     data = open_data(recipe, turns)
     return Training(recipe, run, data, lambda placed: make(placed, turns), report).go()
+
+
+def is_main() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Training:
@@ -164,7 +169,7 @@ class Training:
             self.accelerator.end_training()
         if self._ending():
             self._save()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with --resume.")
         if self.main:
             self._write()
         return self.run.folder
@@ -179,8 +184,7 @@ class Training:
             for name, tensor in self.stage.trained.items():
                 tensor.copy_(checkpoint.tensors[name])
         restore_state(self.optimizer, self.stage.trained, checkpoint)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": checkpoint.scale})
+        self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
 
     def _steps(self) -> None:
@@ -254,9 +258,8 @@ class Training:
         """Gradients of the mean losses of a whole batch, the same in every process; returns these losses."""
         objective = self.stage.objective
         counts = objective.counts(batch.samples)
-        mine = batch.passes(self.recipe.pass_tokens, self.accelerator.num_processes)
         found = dict.fromkeys(counts, 0.0)
-        for part in mine[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for part in self._share(batch):
             sums = self.stage.sums(part)
             self.scaler.scale(objective.total(sums, counts)).backward()
             for name, value in sums.items():
@@ -264,6 +267,11 @@ class Training:
         if self.accelerator.num_processes > 1:
             found = self._sum_over_processes(found)
         return {"loss": sum(objective.weights[name] * value for name, value in found.items()), **found}
+
+    def _share(self, batch: Batch) -> list[Batch]:
+        """The passes of a batch that are this process's."""
+        processes = self.accelerator.num_processes
+        return batch.passes(self.recipe.pass_tokens, processes)[self.accelerator.process_index :: processes]
 
     def _sum_over_processes(self, losses: dict[str, float]) -> dict[str, float]:
         """Add up what the processes found, gradients and losses, in one exchange a step."""
@@ -293,8 +301,7 @@ class Training:
         if samples:
             whole = Batch(samples, [0] * len(samples), self.recipe.adapter.n_tok)
             counts, found = objective.counts(samples), dict.fromkeys(objective.weights, 0.0)
-            parts = whole.passes(self.recipe.pass_tokens, self.accelerator.num_processes)
-            for part in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            for part in self._share(whole):
                 for name, value in self.stage.sums(part).items():
                     found[name] += value.item() / max(counts[name], 1)
             values = self.accelerator.reduce(torch.tensor([*found.values()], device=self.accelerator.device), "sum")
@@ -315,8 +322,8 @@ class Training:
         if self.main:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             updates, moments = state_of(self.optimizer, self.stage.trained)
-            scale = self.scaler.get_scale()
-            self.run.save(Checkpoint(self.step, trained, moments, scale, updates, self.told, self.sums))
+            scaler = self.scaler.state_dict()
+            self.run.save(Checkpoint(self.step, trained, moments, scaler, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ccm.base import entry_sizes
 from ccm.layout import IGNORE, Sample, build_layout
-from ccm.training.recipe import Recipe
+from ccm.recipe import Recipe
 from ccm.training.stages import Stage
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ccm.errors import ConfigError, TrainingError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, write_atomically
-from ccm.training.recipe import Recipe, read_table, write_recipe
+from ccm.recipe import Recipe, read_table, write_recipe
 
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
-_PARTS, _STATE = ("trained", "first", "second"), ("step", "scale", "updates", "told", "sums")
+_PARTS, _STATE = ("trained", "first", "second"), ("step", "scaler", "updates", "told", "sums")
 _FREE = {  # settings that may change when a run goes on: they are not part of what is computed
     "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
     "keep", "tensorboard", "wandb",
@@ -40,7 +40,7 @@ class Checkpoint:
         step: optimizer steps made.
         tensors: what is trained, by name.
         moments: the optimizer's first and second moments, by the same names.
-        scale: of the loss in float16 training.
+        scaler: state of the scaling of the loss in float16 training; empty otherwise.
         updates: steps of the optimizer; those that float16 overflowed in are left out.
         told: the step of the last report.
         sums: the losses since then, added up.
@@ -49,7 +49,7 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     moments: Moments
-    scale: float
+    scaler: dict[str, float]
     updates: int
     told: int
     sums: dict[str, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
 from ccm.loading import load_tokenizer
 from ccm.model import CCMModel
+from ccm.recipe import Recipe
 from ccm.rules import Rule, make_rule
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective
-from ccm.training.recipe import Recipe
 from ccm.turns import Turns, make_turns
 
 FULL = make_rule("full")
 
 
-class Stage:
+class Stage(ABC):
     """What is trained. Subclasses make the model, call it, and write the result.
 
     Attributes:
@@ -83,17 +84,17 @@ class Stage:
         layout = replace(layout, positions=layout.positions + torch.tensor(batch.starts)[:, None])
         return layout.to(self.base.device)
 
+    @abstractmethod
     def logits(self, layout: Layout) -> Tensor:
         """(P, V) at the P tokens that have a target."""
-        raise NotImplementedError
 
     def measure(self, data: DataSet) -> dict[str, float]:
         """What the data set measures of the model, by name."""
         return {}
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what was trained, for use."""
-        raise NotImplementedError
 
 
 class CompressStage(Stage):
@@ -132,9 +133,6 @@ class BaseStage(Stage):
             task_type="CAUSAL_LM",
         )
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
-        for name, parameter in self.model.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
         module = FullContext(self.model, base)
         super().__init__(base, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
 

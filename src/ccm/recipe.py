@@ -10,18 +10,17 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from ccm.config import CCMConfig, TurnFormat, build_settings, check_types
-from ccm.errors import ConfigError
+from ccm.errors import ConfigError, did_you_mean
 from ccm.rules import rule_class
 
 Stage = Literal["base", "compress"]
-FOLDER = Path(__file__).parent.parent / "recipes"
+FOLDER = Path(__file__).with_name("recipes")
 OBJECTIVES = ("last", "every", "distill")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -35,7 +34,8 @@ class DataSettings:
         path: file, or folder of files.
         eval_path: likewise, for evaluation; where None, samples are held out of ``path``.
         eval_samples: how many are held out, at most a tenth.
-        max_steps: most steps of a sample's context; of a longer conversation the latest count.
+        max_steps: most steps of a sample's context; longer conversations and texts are cut into stretches, and of a
+            longer task the latest steps count.
         max_step_tokens: most tokens of a step; a longer one is an error.
         chunk_tokens: of a step, where plain text is cut into chunks.
         random_steps: whether each sample's context is cut to a random number of steps, drawn anew every time.
@@ -151,9 +151,9 @@ class Recipe:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
         if len(self.betas) != 2 or not all(isinstance(b, float | int) and 0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas is {self.betas!r}; it must be two numbers from 0 to below 1.")
-        self._check_objective()
+        self._check_together()
 
-    def _check_objective(self) -> None:
+    def _check_together(self) -> None:
         weights = dict(self.objective)
         if not weights or not all(isinstance(w, float | int) and 0 <= w < math.inf for w in weights.values()):
             raise ConfigError(
@@ -172,6 +172,8 @@ class Recipe:
             )
         if self.stage == "base" and weights.keys() - {"last", "every"}:
             raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+        if self.stage == "base" and self.adapter.lora.r == 0:
+            raise ConfigError("adapter.lora.r is 0: the stage 'base' trains nothing but a LoRA; give it a rank.")
         if self.adapter.embeddings == "table" and self.weight_decay:
             raise ConfigError("adapter.embeddings=table needs weight_decay=0: it would shrink the base's own rows.")
         if weights.get("distill") and not self.adapter.lora.conditional:
@@ -227,8 +229,7 @@ def find_recipe(source: str | Path) -> Path:
     names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if str(source) in names:
         return FOLDER / f"{source}.yaml"
-    near = get_close_matches(str(source), names, n=1)
-    meant = f" Did you mean {near[0]}?" if near else ""
+    meant = did_you_mean([str(source)], names)
     raise ConfigError(
         f"There is no recipe {source}, as a file or in the package.{meant} There are: {', '.join(names)}."
     )
@@ -285,6 +286,3 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "objective"
         merged[key] = _over(merged[key], value) if nested else value
     return merged
-
-
-__all__ = ["OBJECTIVES", "DataSettings", "Recipe", "find_recipe", "load_recipe", "write_recipe"]

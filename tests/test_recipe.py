@@ -11,7 +11,7 @@ import yaml
 
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.errors import ConfigError
-from ccm.training.recipe import FOLDER, DataSettings, Recipe, load_recipe, write_recipe
+from ccm.recipe import FOLDER, DataSettings, Recipe, load_recipe, write_recipe
 
 PACKAGED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -183,13 +183,14 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("=3", "--set =3: write key=value"),
         ("betas=[0.9", "the value is not YAML"),
         ("warmup=3", "warmup is 3"),
+        ("stage=base adapter.lora.r=0", "adapter.lora.r is 0"),
         ("adapter=concat", "adapter holds 'concat'"),
         ("adapter=2", "adapter holds 2"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_and_value(change: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_recipe("custom", [change])
+        load_recipe("custom", change.split(" "))
 
 
 def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:
