@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 
 import torch
 
-from benchmarks import compressing, objectives, peak_memory, reading, training, training_loop, turns, unrolled
+from benchmarks import compressing, estimate, objectives, peak_memory, reading, training, training_loop, turns, unrolled
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL
 from ccm.console import quiet
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "unrolled": unrolled.run,
     "training-loop": training_loop.run,
     "objectives": objectives.run,
+    "estimate": estimate.run,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -57,7 +58,8 @@ def run(options: Options) -> Report:
 def measure_apart(module: str, name: str) -> Bytes:
     """Measure the ``training_step`` of that name of a module of the benchmarks, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", module, name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # else the C library keeps tensors that were freed
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return Bytes(*json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -79,7 +81,7 @@ def _status(field: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure one variant in this process.")
-    parser.add_argument("module", choices=("training", "unrolled"))
+    parser.add_argument("module", choices=("training", "unrolled", "estimate"))
     parser.add_argument("name", help="of a training step in that module")
     asked = parser.parse_args()
     print(json.dumps(_measure(asked.module, asked.name)))

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.common import CLOCKS, Options, compare
+from benchmarks.common import CLOCKS, FIGURES, Options, compare
 from benchmarks.common import Report as Table
 from ccm.data import open_data
 from ccm.layout import IGNORE, Layout, build_layout, length
@@ -97,34 +97,15 @@ def run(options: Options) -> Table:
     seconds, tokens = _time(options)
     speeds = {way: [n / s for n, s in zip(tokens, taken, strict=True)] for way, taken in seconds.items()}
     c = compare(speeds, TRAIN, BARE, least=LEAST)
-    columns = [
-        "",
-        "beside",
-        "tokens/s",
-        "tokens/s beside",
-        "ratio of medians",
-        "median of ratios",
-        "quartiles",
-        "limit",
-    ]
-    row = [
-        c.subject,
-        c.reference,
-        f"{c.seconds:,.0f}",
-        f"{c.reference_seconds:,.0f}",
-        f"**{c.ratio:.3f}**",
-        f"{c.paired:.3f}",
-        f"{c.low:.3f} to {c.high:.3f}",
-        c.bound,
-        str(c.rounds),
-    ]
+    columns = ["", "beside", "tokens/s", "tokens/s beside", *FIGURES[2:]]
+    row = [c.subject, c.reference, f"{c.seconds:,.0f}", f"{c.reference_seconds:,.0f}", *c.figures()[2:]]
     data = asdict(c) | {
         "seconds": median(seconds[TRAIN]),
         "reference_seconds": median(seconds[BARE]),
         "tokens_per_second": c.seconds,
         "reference_tokens_per_second": c.reference_seconds,
     }
-    return Table("The training loop", SETTING, [*columns, "rounds"], [row], [data])
+    return Table("The training loop", SETTING, columns, [row], [data])
 
 
 def draw(recipe: Recipe, turns: Turns) -> Iterator[Batch]:

@@ -156,7 +156,7 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("weight_decay=-1", "weight_decay is -1"),
         ("max_grad_norm=0", "max_grad_norm is 0"),
         ("betas=[0.9]", r"betas is \(0.9,\)"),
-        ("betas=[0.9, 1.0]", r"betas is \(0.9, 1.0\)"),
+        ("betas=[0.9,1.0]", r"betas is \(0.9, 1.0\)"),
         ("betas=0.9", "betas is 0.9"),
         ("objective={}", r"objective is \{\}"),
         ("objective.last=-1", r"objective is \{'last': -1\}"),
@@ -186,6 +186,13 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("stage=base adapter.lora.r=0", "adapter.lora.r is 0"),
         ("adapter=concat", "adapter holds 'concat'"),
         ("adapter=2", "adapter holds 2"),
+        ("adapter.max_n_tok=8", "adapter.max_n_tok follow from the training"),
+        (
+            "adapter.rule=gist",
+            "'every' needs a memory after every step, but the rule 'gist' .* Use objective={last: 1}",
+        ),
+        ("stage=base merge=true shard=true", "merge=true writes the whole model, which shard=true spreads"),
+        ("base.max_steps=3", "--set base...: leave the stage's name out"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_and_value(change: str, said: str) -> None:
@@ -196,6 +203,11 @@ def test_a_bad_value_is_refused_by_key_and_value(change: str, said: str) -> None
 def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="compress"):
         load_recipe(written(tmp_path, "compress: 5\n"))
+
+
+def test_the_section_of_the_other_stage_is_checked_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"section base .* unknown keys \['max_stps'\]; Did you mean max_steps\?"):
+        load_recipe(written(tmp_path, "base:\n  max_stps: 3\n"), stage="compress")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class ParallelPass:
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
         self._masks: dict[int | None, Tensor] = {}
+        self._added: dict[int | None, Tensor] = {}
         self._chunks: dict[int | None, Chunks | None] = {}
 
     def attend(
@@ -89,7 +90,9 @@ class ParallelPass:
         window = kwargs.get("sliding_window")
         if (chunks := self.chunks(window)) is not None:
             return chunks.attend(stock, module, query, key, value, **kwargs), None
-        return stock(module, query, key, value, self.mask(window), **kwargs)
+        if window not in self._added:  # once for all layers, each of which would make its own of a boolean one
+            self._added[window] = additive(self.mask(window), query.dtype)
+        return stock(module, query, key, value, self._added[window], **kwargs)
 
     def _mixing(self, layer: int) -> Tensor:
         content = None

@@ -102,7 +102,7 @@ def writes(
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("writes.png"),
     model: Model = None,
     adapter: Adapter = None,
-    rule: RuleName = "gate",
+    rule: RuleName = None,
     rule_option: RuleOptions = None,
     n_tok: NTok = None,
     recurrent: Recurrent = None,
@@ -112,6 +112,8 @@ def writes(
     """Draw which step wrote which entry of a memory that mixes its steps."""
     from ccm.commands.writes import run
 
+    if rule is None and adapter is None:
+        rule = "gate"  # of the built-in adapters the one that mixes
     choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
     run(choice, file, output)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,8 @@ class DataSettings:
     Attributes:
         name: of the data set (``ccm.data.DATA_SETS``); "custom" reads your own files.
         path: file, or folder of files.
-        eval_path: likewise, for evaluation; where None, samples are held out of ``path``.
-        eval_samples: how many are held out, at most a tenth.
+        eval_path: likewise, for evaluation, all of it; where None, samples are held out of ``path``.
+        eval_samples: how many are held out at most, whole conversations together, and at most a tenth.
         max_steps: most steps of a sample's context; longer conversations and texts are cut into stretches, and of a
             longer task the latest steps count.
         max_step_tokens: most tokens of a step; a longer one is an error.
@@ -165,6 +165,16 @@ class Recipe:
             raise ConfigError("objective gives no loss a weight above 0; nothing would be learned.")
         if self.stage == "compress" and rule_class(self.adapter.rule).compresses == "never":
             raise ConfigError(f"adapter.rule is {self.adapter.rule!r}, which compresses nothing: no adapter is needed.")
+        if self.adapter.min_n_tok is not None or self.adapter.max_n_tok is not None:
+            raise ConfigError(
+                "adapter.min_n_tok and adapter.max_n_tok follow from the training: set adapter.n_tok to the largest N, "
+                "and random_n_tok=true to train every N up to it."
+            )
+        if weights.get("every") and self.stage == "compress" and rule_class(self.adapter.rule).compresses == "context":
+            raise ConfigError(
+                f"The objective 'every' needs a memory after every step, but the rule {self.adapter.rule!r} compresses "
+                "the whole context at once. Use objective={last: 1}."
+            )
         if weights.get("every") and not self.adapter.recurrent:
             raise ConfigError(
                 "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
@@ -172,6 +182,11 @@ class Recipe:
             )
         if self.stage == "base" and weights.keys() - {"last", "every"}:
             raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+        if self.stage == "base" and self.merge and self.shard:
+            raise ConfigError(
+                "merge=true writes the whole model, which shard=true spreads over processes; leave merge out and merge "
+                "the adapter afterwards, or train without shard."
+            )
         if self.stage == "base" and self.adapter.lora.r == 0:
             raise ConfigError("adapter.lora.r is 0: the stage 'base' trains nothing but a LoRA; give it a rank.")
         if self.adapter.embeddings == "table" and self.weight_decay:
@@ -207,9 +222,16 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise ConfigError(f"The section {name} of the recipe {source} holds {section!r}; it must be a table.")
+        if unknown := sorted(map(str, section.keys() - {f.name for f in fields(Recipe)})):
+            meant = did_you_mean(unknown, (f.name for f in fields(Recipe)))
+            raise ConfigError(f"The section {name} of the recipe {source} has unknown keys {unknown};{meant}")
     given: dict[str, Any] = {}
     for change in changes:
         _set(given, change)
+    if named := sorted(given.keys() & sections.keys()):
+        raise ConfigError(
+            f"--set {named[0]}...: leave the stage's name out; what is set holds for the stage that runs."
+        )
     chosen = stage or given.get("stage") or values.get("stage", "compress")
     values = _over(_over(values, sections.get(chosen, {})), given)
     adapter = values.get("adapter") or {}

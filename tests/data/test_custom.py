@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _chat_turns() -> Turns:
 
 def test_a_chat_template_refuses_steps_without_replies_and_says_what_to_do(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"steps": ["One."], "query": "Sum?", "answer": "Three."})
-    with pytest.raises(ConfigError, match="no place for context steps without replies; use turns.template=separators"):
+    with pytest.raises(DataError, match=r"line 1: .* context steps without replies; use turns.template=separators"):
         opened(path, _chat_turns())
 
 
@@ -143,14 +144,14 @@ def test_a_folder_is_read_whole_in_any_form(tmp_path: Path, turns: Turns) -> Non
     write(tmp_path / "deep" / "b.json", chat(1, 2))
     (tmp_path / "c.txt").write_text("So it goes on. " * 20, encoding="utf-8")
     (tmp_path / "notes.md").write_text("not data", encoding="utf-8")
-    examples = read_examples(tmp_path, DataSettings(chunk_tokens=16), turns)
+    examples = [*chain.from_iterable(read_examples(tmp_path, DataSettings(chunk_tokens=16), turns))]
     assert [type(example).__name__ for example in examples] == ["Chat", "Task", "Text", "Chat"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path, turns: Turns) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(chat(0, 2)) + "\r\n\r\n" + json.dumps(chat(1, 2))).encode())
-    assert [e.turns[0][0] for e in read_examples(path, DataSettings(), turns)] == ["Ask 0 0.", "Ask 1 0."]
+    assert [e.turns[0][0] for (e,) in read_examples(path, DataSettings(), turns)] == ["Ask 0 0.", "Ask 1 0."]
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x85"])
@@ -225,6 +226,7 @@ FAULTS = [
         "tokens, at most 512 are allowed; shorten it, or raise data.max_step_tokens",
     ),
 ]
+UNREADABLE = ["[" * 100_000, '{"messages": ' + "1" * 5000 + "}"]
 
 
 @pytest.mark.parametrize(("line", "reason"), FAULTS)
@@ -236,11 +238,25 @@ def test_a_malformed_line_is_refused_by_file_line_and_reason(
     assert said.count("mine.jsonl, line") == 1
 
 
+@pytest.mark.parametrize("line", UNREADABLE, ids=["nested", "digits"])
+def test_json_beyond_what_python_reads_is_a_fault_of_its_line(tmp_path: Path, turns: Turns, line: str) -> None:
+    path = write(tmp_path / "a.jsonl", chat(0, 2))
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    assert "a.jsonl, line 2: not readable as JSON" in refusal(path, turns)
+
+
+def test_chunks_obey_the_longest_step(tmp_path: Path, turns: Turns) -> None:
+    (tmp_path / "a.txt").write_text("word " * 200, encoding="utf-8")
+    with pytest.raises(ConfigError, match="data.chunk_tokens is 33, data.max_step_tokens 32"):
+        opened(tmp_path, turns, chunk_tokens=33, max_step_tokens=32)
+    assert opened(tmp_path, turns, chunk_tokens=32, max_step_tokens=32).examples
+
+
 def test_a_step_that_is_too_long_is_counted(tmp_path: Path, turns: Turns) -> None:
     path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "one two three four five six", "Yes."))
-    steps = read_examples(path, DataSettings(), turns)[0].sample(turns, 1)
+    steps = read_examples(path, DataSettings(), turns)[0][0].sample(turns, 1)
     count = len(steps.query.ids)
-    assert f"line 1: step 2 has {count} tokens, at most {count - 1} are" in refusal(
+    assert "line 1: the step that begins 'User:one two three four five six" in refusal(
         path, turns, max_step_tokens=count - 1
     )
     assert len(opened(path, turns, max_step_tokens=count).examples) == 1
@@ -296,7 +312,7 @@ def test_a_long_text_is_cut_into_stretches_that_each_begin_with_bos(tmp_path: Pa
     examples = read_examples(tmp_path, DataSettings(chunk_tokens=10, max_steps=most), turns)
     bos, chunks = turns.tokenizer.bos_token_id, [ids[i : i + 10] for i in range(0, len(ids), 10)]
     seen = []
-    for example in examples:
+    for (example,) in examples:
         sample = example.sample(turns, example.length)
         read = [[*step.ids] for step in (*sample.steps, sample.query)]
         assert read[0][0] == bos
@@ -351,12 +367,20 @@ def test_held_out_examples_are_in_no_pool(many: Path, turns: Turns) -> None:
     assert drawn == {str(i) for i in range(40)} - held
 
 
+def test_all_of_a_conversation_is_held_out_or_none(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", *(chat(i, 9 if i % 2 else 2) for i in range(20)))  # stretches: 5 of 2, or one
+    data = opened(path, turns, max_steps=1, eval_samples=64)
+    held, trained = ({e.turns[0][0].split()[1] for e in examples} for examples in (data.held, data.examples))
+    assert held
+    assert not held & trained
+    assert 0 < len(data.held) <= 0.1 * (len(data.held) + len(data.examples))
+
+
 def test_nothing_is_held_out_where_others_are_given_to_evaluate_on(tmp_path: Path, many: Path, turns: Turns) -> None:
     other = write(tmp_path / "eval.jsonl", *(chat(i, 3) for i in range(50, 55)))
     data = opened(many, turns, eval_path=str(other))
     assert names(turns, data.held_out()) == ["50", "51", "52", "53", "54"]
     assert len({name for index in range(4) for name in names(turns, data.pool(index, 10))}) == 40
-    assert len(opened(many, turns, eval_path=str(other), eval_samples=2).held_out()) == 2
 
 
 def test_samples_have_a_random_number_of_steps_within_their_conversation(many: Path, turns: Turns) -> None:

@@ -140,7 +140,6 @@ def test_at_most_a_tenth_is_padding(kinds: dict[str, DataSet], kind: str, n_tok:
             widths = [length(sample) + n_tok * len(sample.steps) for sample in part.samples]
             padding += len(widths) * max(widths) - sum(widths)
             columns += len(widths) * max(widths)
-    print(kind, n_tok, padding / columns)
     assert 0 < padding <= 0.1 * columns
 
 

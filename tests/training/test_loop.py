@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -33,6 +34,7 @@ from tiny_training import (
 import ccm
 from ccm.data import open_data
 from ccm.errors import ConfigError, DataError, TrainingError
+from ccm.files import load_tensors, save_tensors
 from ccm.recipe import Recipe
 from ccm.training import run
 from ccm.training.batches import Batch
@@ -410,6 +412,23 @@ def test_float16_goes_on_as_if_it_had_not_been_interrupted(tiny: Tiny, tmp_path:
     assert records(resumed) == records(whole)
 
 
+def test_another_base_or_other_data_is_not_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny.recipe(tmp_path / "out", max_steps=2)
+    train(recipe)
+    with pytest.raises(ConfigError, match=r"was of another dtype float32 \(now bfloat16\)"):
+        begin(replace(recipe, dtype="bfloat16"))._resume()
+    moved = tmp_path / "base"
+    shutil.copytree(tiny.base, moved)
+    tensors = load_tensors(moved / "model.safetensors")[0]
+    save_tensors(moved / "model.safetensors", {name: -t for name, t in tensors.items()}, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"was of another base \w+ \(now \w+\)\. Give it the former again"):
+        begin(replace(recipe, model=str(moved)))._resume()
+    chats = tmp_path / "other.jsonl"
+    chats.write_text("".join(reversed(tiny.chats.read_text().splitlines(keepends=True))))
+    with pytest.raises(ConfigError, match="was of another data"):
+        begin(replace(recipe, data=replace(recipe.data, path=str(chats))))._resume()
+
+
 # Failure -------------------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +448,15 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_a_checkpoint_holds_i
     resumed._resume()
     assert resumed.step == 4
     assert all(tensor.isfinite().all() for tensor in resumed.stage.trained.values())
+
+
+def test_a_float16_loss_whose_gradients_never_are_finite_ends_the_training(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny.recipe(tmp_path / "out", stage="base", dtype="float16", max_steps=60, save_every=0)
+    training = begin(recipe)
+    for parameter in training.parameters:
+        parameter.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(TrainingError, match="No gradient up to step 3. was finite"):
+        training.go()
 
 
 def test_a_rate_that_is_far_too_high_ends_the_training_early(tiny: Tiny, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def log_softmax_of(row: Tensor) -> list[float]:
 
 def test_losses_are_those_of_slow_loops(numbers: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     logits, targets, last, teacher = numbers
-    found = Objective.of(ALL, recurrent=True).losses(logits, targets, last, teacher)
+    found = Objective.of(ALL, remembered=True).losses(logits, targets, last, teacher)
     expected = dict.fromkeys(ALL, 0.0)
     for i in range(len(targets)):
         ours, theirs = log_softmax_of(logits[i]), log_softmax_of(teacher[i])
@@ -51,17 +51,17 @@ def test_losses_are_those_of_slow_loops(numbers: tuple[Tensor, Tensor, Tensor, T
 def test_only_the_losses_that_are_asked_for_are_given(numbers: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     logits, targets, last, teacher = numbers
     for weights in ({"last": 1.0}, {"every": 1.0, "last": 0.0}):
-        objective = Objective.of(weights, recurrent=True)
+        objective = Objective.of(weights, remembered=True)
         assert not objective.needs_teacher
         assert list(objective.losses(logits, targets, last, None)) == [name for name, w in weights.items() if w]
-    assert list(Objective.of({"distill": 1}, recurrent=True).losses(logits, targets, last, teacher)) == ["distill"]
+    assert list(Objective.of({"distill": 1}, remembered=True).losses(logits, targets, last, teacher)) == ["distill"]
 
 
 def test_distill_is_zero_with_the_teachers_own_distribution_and_never_less(
     numbers: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     logits, targets, last, teacher = numbers
-    objective = Objective.of({"distill": 1.0}, recurrent=True)
+    objective = Objective.of({"distill": 1.0}, remembered=True)
     assert objective.losses(logits, targets, last, logits + 5)["distill"].item() == pytest.approx(0.0, abs=1e-5)
     for i in range(7):
         one = objective.losses(logits[i : i + 1], targets[i : i + 1], last[i : i + 1], teacher[i : i + 1])
@@ -69,7 +69,7 @@ def test_distill_is_zero_with_the_teachers_own_distribution_and_never_less(
 
 
 def test_the_total_is_the_weighted_sum_of_means(numbers: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    objective = Objective.of(ALL, recurrent=True)
+    objective = Objective.of(ALL, remembered=True)
     sums = {"last": torch.tensor(6.0), "every": torch.tensor(10.0), "distill": torch.tensor(5.0)}
     total = objective.total(sums, {"last": 3, "every": 5, "distill": 5})
     assert total.item() == pytest.approx(0.5 * 2 + 2.0 * 2 + 3.0 * 1)
@@ -77,7 +77,7 @@ def test_the_total_is_the_weighted_sum_of_means(numbers: tuple[Tensor, Tensor, T
 
 def test_losses_of_half_precision_logits_are_summed_in_float32() -> None:
     logits, targets = torch.full((2000, 2), 0.0, dtype=torch.float16), torch.zeros(2000, dtype=torch.long)
-    loss = Objective.of({"every": 1.0}, recurrent=True).losses(logits, targets, targets.bool(), None)["every"]
+    loss = Objective.of({"every": 1.0}, remembered=True).losses(logits, targets, targets.bool(), None)["every"]
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(2000 * math.log(2), rel=1e-5)
 
@@ -101,7 +101,7 @@ SAMPLE = Sample(
     ],
 )
 def test_targets_are_counted_by_loss(weights: dict[str, float], recurrent: bool, counts: dict[str, int]) -> None:
-    objective = Objective.of(weights, recurrent=recurrent)
+    objective = Objective.of(weights, remembered=recurrent)
     assert objective.counts([SAMPLE]) == counts
     assert objective.counts([SAMPLE, SAMPLE]) == {name: 2 * count for name, count in counts.items()}
     kept = objective.targeted(SAMPLE)
@@ -122,8 +122,9 @@ def batch_of(samples: Sequence[Sample], n_tok: int = 2) -> Batch:
     return Batch(samples, [0] * len(samples), n_tok)
 
 
-@pytest.mark.parametrize("rule", ["concat", "gate", "gist"])
-@pytest.mark.parametrize("name", ["last", "every"])
+@pytest.mark.parametrize(
+    ("name", "rule"), [("last", "concat"), ("last", "gate"), ("last", "gist"), ("every", "concat"), ("every", "gate")]
+)
 def test_the_loss_of_a_stage_is_that_of_the_model(tiny: Tiny, name: str, rule: str) -> None:
     recipe = tiny.recipe(objective={name: 1.0}, adapter=ccm_config(rule))
     stage = compressing(recipe)

@@ -36,7 +36,7 @@ def test_the_objective_says_what_is_learned(tiny: Tiny) -> None:
 
 
 def test_the_rule_says_where_comp_tokens_stand(tiny: Tiny) -> None:
-    stage = make(tiny.recipe(adapter=ccm_config("gist")))
+    stage = make(tiny.recipe(adapter=ccm_config("gist"), objective={"last": 1.0}))
     sample = Task(("One.", "Two."), "Sum?", "Three.").sample(stage.turns, 2)
     assert picture(sample, stage).splitlines()[0] == "block 0  | <s>One.\\nUser:Two. [COMP 1][COMP 2]"
     base = make(tiny.recipe(stage="base", turns=TurnFormat()))

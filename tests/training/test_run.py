@@ -23,9 +23,8 @@ def run_at(folder: Path, **settings: Any) -> Run:
 def checkpoint(step: int) -> Checkpoint:
     tensors = {"a": torch.full((2, 3), float(step)), "b": torch.arange(4.0)}
     moments = {name: t + 1 for name, t in tensors.items()}, {name: t + 2 for name, t in tensors.items()}
-    return Checkpoint(
-        step, tensors, moments, {"scale": 1024.0, "_growth_tracker": 7}, step, step - 1, {"loss": 0.1 * step}
-    )
+    updates, scaler = dict.fromkeys(tensors, step), {"scale": 1024.0, "_growth_tracker": 7}
+    return Checkpoint(step, {"base": "ab"}, tensors, moments, scaler, updates, step - 1, {"loss": 0.1 * step})
 
 
 def held(run: Run) -> list[str]:
@@ -38,6 +37,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     run.save(checkpoint(3))
     found, expected = run.last(), checkpoint(3)
     assert found is not None
+    assert (found.origin, found.updates) == ({"base": "ab"}, {"a": 3, "b": 3})
     assert (found.step, found.scaler, found.told) == (3, {"scale": 1024.0, "_growth_tracker": 7}, 2)
     assert found.sums == {"loss": 0.1 * 3}
     for one, other in zip((found.tensors, *found.moments), (expected.tensors, *expected.moments), strict=True):
@@ -219,7 +219,33 @@ def test_moments_come_back_to_another_optimizer() -> None:
         first.step()
     updates, kept = state_of(first, {"p": other})
     second = torch.optim.AdamW([other], lr=0.1)
-    restore_state(second, {"p": other}, Checkpoint(2, {}, kept, 1.0, updates, 2, {}))
+    restore_state(second, {"p": other}, Checkpoint(2, {}, {}, kept, {}, updates, 2, {}))
     other.grad = grads[2].clone()
     second.step()
     assert torch.equal(one, other)
+
+
+def test_each_tensor_has_its_own_count_of_updates() -> None:
+    """One that often has no gradient, as the gates of a base that is rarely trained with them."""
+    weights = {name: torch.nn.Parameter(torch.ones(2)) for name in ("always", "rarely", "never")}
+    optimizer = torch.optim.AdamW(weights.values(), lr=0.1)
+    for number in range(4):
+        weights["always"].grad = torch.ones(2)
+        weights["rarely"].grad = torch.ones(2) if number == 2 else None
+        optimizer.step()
+        state_of(optimizer, weights)  # leaves no trace
+    updates, moments = state_of(optimizer, weights)
+    assert updates == {"always": 4, "rarely": 1, "never": 0}
+    again = torch.optim.AdamW(weights.values(), lr=0.1)
+    restore_state(again, weights, Checkpoint(4, {}, {}, moments, {}, updates, 4, {}))
+    assert state_of(again, weights)[0] == updates
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    run = run_at(tmp_path)
+    run.begin()
+    run.save(checkpoint(2))
+    (tmp_path / "checkpoints" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "checkpoints" / "step-000001.bak").mkdir()
+    run.begin()
+    assert held(run) == ["step-000002"]

@@ -70,6 +70,14 @@ def test_the_recipe_that_a_dry_run_shows_is_one_that_it_takes(tiny: Tiny, tmp_pa
     assert (recipe.max_steps, recipe.batch_size, recipe.model) == (3, 4, str(tiny.base))
 
 
+def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, max_offset=4000)) == 2
+    assert "model was made for 512" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "mine.txt").write_text("kept")
+    assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, output_dir=tmp_path)) == 2
+    assert "holds other files (mine.txt" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch, capsys) -> None:
     assert call(monkeypatch, "train", "custom", "--dry-run", "--stage", "base", *settings(tiny)) == 0
     out = capsys.readouterr().out

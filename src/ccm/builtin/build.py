@@ -95,9 +95,10 @@ class Pretraining(Stage):
         config = CCMConfig(rule="gate", n_tok=4, lora=LoRASettings(r=0), turns=turns.form)
         self.model = CCMModel(LlamaForCausalLM(base_config()), config)
         self.model.base.requires_grad_(True)
+        self.model.to(recipe.device or "cpu")
         self.rules = {name: make_rule(name) for name, *_ in self.RULES} | {"gate": self.model.rule}
         self.seed = recipe.seed
-        super().__init__(self.model.base, self.model, config, self.model.rule, recipe, turns)
+        super().__init__(self.model.base, self.model.base_id, self.model, config, self.model.rule, recipe, turns)
 
     def draw(self, number: int) -> tuple[str, int]:
         """Rule and N of the batch of that number."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ccm.builtin import words
 from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, untold_question
 from ccm.errors import InputError
 from ccm.memory import Memory
@@ -18,6 +19,7 @@ from ccm.model import CCMModel
 from ccm.turns import Turns, make_turns
 
 QUESTIONS = 4  # the last turns of a dialogue, which are judged; long dialogues have earlier ones
+NAMED = {*words.NAMES, *words.CITIES}
 MAX_REPLY = 32  # tokens; the longest reply of the training dialogues has fewer
 
 
@@ -28,6 +30,7 @@ class RecallReport:
     Attributes:
         recall: right value, and no other of its kind.
         recall_held_out: likewise, where the value is a name or city that no training saw; None where none was asked.
+        recall_seen: likewise, of the other names and cities.
         unknown: told facts answered with "I don't know".
         wrong: told facts answered otherwise.
         invented: facts never told that were not answered with "I don't know".
@@ -44,6 +47,7 @@ class RecallReport:
     seed: int
     recall: float
     recall_held_out: float | None
+    recall_seen: float | None
     unknown: float
     wrong: float
     invented: float
@@ -110,6 +114,7 @@ def evaluate_recall(
         seed=seed,
         recall=_share(verdicts, "told", Verdict.RIGHT) or 0.0,
         recall_held_out=_share(verdicts, "held out", Verdict.RIGHT),
+        recall_seen=_share(verdicts, "seen", Verdict.RIGHT),
         unknown=_share(verdicts, "told", Verdict.UNKNOWN) or 0.0,
         wrong=_share(verdicts, "told", Verdict.WRONG) or 0.0,
         invented=_share(verdicts, "untold", Verdict.WRONG) or 0.0,
@@ -128,7 +133,8 @@ def _hold(model: CCMModel, turns: Turns, group: list[Dialogue], verdicts: Counte
             if turn.asked and turn.value and number > len(steps) - QUESTIONS:
                 verdict = judge(reply, turn.asked, turn.value)
                 verdicts["told", verdict] += 1
-                verdicts["held out", verdict] += turn.value in HELD_OUT
+                if turn.value in NAMED:
+                    verdicts["held out" if turn.value in HELD_OUT else "seen", verdict] += 1
     return memory
 
 

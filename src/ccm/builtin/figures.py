@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import ccm
+from ccm.builtin import WEIGHTS
 from ccm.builtin.evaluate import RecallReport, evaluate_recall
 from ccm.console import plain_console, progress, quiet
 from ccm.files import save_json, write_atomically
@@ -19,33 +21,36 @@ DEPTHS = (12, 16, 24, 32, 48)
 
 
 def measure(output: Path, dialogues: int) -> list[RecallReport]:
-    """A report for every rule and depth; those that ``output`` holds already are read."""
-    held = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else []
-    reports = [RecallReport(**values) for values in held]
-    done = {(report.rule, report.steps, report.dialogues) for report in reports}
+    """A report for every rule and depth; those that ``output`` holds of these weights already are read."""
+    weights = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(WEIGHTS.rglob("*.safetensors")))).hexdigest()[:16]
+    held = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+    same = held.get("weights") == weights and held.get("dialogues") == dialogues
+    reports = [RecallReport(**values) for values in held["reports"]] if same else []
+    done = {(report.rule, report.steps) for report in reports}
     for rule in RULES:
         model, tokenizer = ccm.load("builtin", rule=rule)
         for steps in DEPTHS:
-            if (rule, steps, dialogues) in done:
+            if (rule, steps) in done:
                 continue
             with progress(f"{rule}, {steps} steps", dialogues, "dialogues") as advance:
                 report = evaluate_recall(model, tokenizer, steps=steps, dialogues=dialogues, progress=advance)
             reports.append(report)
-            save_json(output, [report.to_dict() for report in reports])
+            values = [report.to_dict() for report in reports]
+            save_json(output, {"weights": weights, "dialogues": dialogues, "reports": values})
     return reports
 
 
 def table(reports: list[RecallReport]) -> str:
     """Markdown: a row a rule and depth."""
     lines = [
-        "| rule | steps | recall | held-out names | invented | entries | bytes of full context |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| rule | steps | recall | seen names | held-out names | invented | entries | bytes of full context |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for report in reports:
-        held = "" if report.recall_held_out is None else f"{report.recall_held_out:.1%}"
+        seen, held = ("" if r is None else f"{r:.1%}" for r in (report.recall_seen, report.recall_held_out))
         share = report.memory_bytes / report.full_context_bytes
         lines.append(
-            f"| {report.rule} | {report.steps} | {report.recall:.1%} | {held} | {report.invented:.1%} | "
+            f"| {report.rule} | {report.steps} | {report.recall:.1%} | {seen} | {held} | {report.invented:.1%} | "
             f"{report.entries:.0f} | {share:.1%} |"
         )
     return "\n".join(lines)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from ccm.console import plain_console, quiet, size
 from ccm.data import open_data
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
-from ccm.training.loop import is_main, train
+from ccm.training.loop import check_positions, is_main, train
 from ccm.training.preview import estimate, picture
 from ccm.training.progress import progress
+from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
 
 
@@ -19,7 +21,7 @@ def run(source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, 
     quiet()
     recipe = load_recipe(source, changes, stage)
     if dry_run:
-        _show(recipe)
+        _show(recipe, resume)
         return
     try:
         with progress(recipe) as report:
@@ -39,11 +41,15 @@ def _next(recipe: Recipe, folder: str) -> str:
     return f"Now train an adapter on it, with --stage compress --set {key}={folder}"
 
 
-def _show(recipe: Recipe) -> None:
+def _show(recipe: Recipe, resume: bool) -> None:
     """Print the resolved recipe, one sample with its blocks and COMP slots, parameters and memory."""
     console = plain_console()
+    if recipe.output_dir is not None:
+        Run(Path(recipe.output_dir), recipe).check(resume=resume)
     turns = open_turns(recipe)
-    sample, stage = open_data(recipe, turns).pool(0, 1)[0], make_stage(recipe, turns)
+    data, stage = open_data(recipe, turns), make_stage(recipe, turns)
+    check_positions(recipe, data, stage)
+    sample = data.pool(0, 1)[0]
     console.print(write_recipe(replace(recipe, turns=turns.form)))
     console.print("One sample; > is what is learned.\n")
     console.print(picture(sample, stage))

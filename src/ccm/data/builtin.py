@@ -16,6 +16,7 @@ from ccm.model import CCMModel
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
+LONGEST = 48  # turns of a dialogue
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "ch", "dr", "gr", "kl", "sh", "st", "th", "tr")
 _SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
 _ENDINGS = ["", "", "n", "r", "s", "l", "x", "nd", "rt", "th"]
@@ -53,8 +54,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_types(self, "data.options.")
-        if self.longest < 4:
-            raise ConfigError(f"data.options.longest is {self.longest}; it must be at least 4.")
+        if not 4 <= self.longest <= LONGEST:
+            raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
         for name in ("long", "dense", "untold", "made_up", "spliced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
@@ -72,8 +73,8 @@ class BuiltinData:
     turns: Turns
     seed: int
     eval_samples: int
-    longest: int = 1024  # a dialogue of 48 turns has some 900
-    deepest: int = 47
+    longest: int = 1024  # a dialogue of 48 turns has some 900 tokens
+    deepest: int = LONGEST - 1
 
     def pool(self, index: int, count: int) -> list[Sample]:
         done = index * count
@@ -104,7 +105,7 @@ class BuiltinData:
     def _dialogue(self, rng: random.Random, longest: int) -> Dialogue:
         options = self.options
         if rng.random() < options.long:
-            return training_dialogue(rng, rng.randint(17, 48), asking=options.asking)
+            return training_dialogue(rng, rng.randint(17, LONGEST), asking=options.asking)
         if rng.random() < options.dense:
             facts = rng.randint(2, 9)
             questions, lines = min(facts, rng.randint(2, 6)), facts + rng.randint(0, 2)
@@ -132,8 +133,12 @@ def open_data(recipe: Recipe, turns: Turns) -> BuiltinData:
     """The dialogues of a recipe.
 
     Raises:
-        ConfigError: on options that it does not have.
+        ConfigError: on options that it does not have, or on files.
     """
+    if recipe.data.path or recipe.data.eval_path:
+        raise ConfigError(
+            "The data set 'builtin' makes its own dialogues; leave data.path out, or set data.name=custom."
+        )
     options = build_settings(Options, recipe.data.options, "data.options")
     return BuiltinData(options, turns, recipe.seed, recipe.data.eval_samples)
 

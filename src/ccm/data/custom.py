@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -40,6 +41,10 @@ class Example(Protocol):
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         """``steps`` steps of context, and the query after them."""
+        ...
+
+    def parts(self, most: int) -> Iterator[Example]:
+        """Examples of at most ``most`` context steps that it is trained as."""
         ...
 
 
@@ -174,28 +179,39 @@ def open_data(recipe: Recipe, turns: Turns) -> CustomData:
         raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
         raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
-    examples = read_examples(settings.path, settings, turns)
+    groups = read_examples(settings.path, settings, turns)
     held: list[Example] = []
     if settings.eval_path is not None:
-        held = read_examples(settings.eval_path, settings, turns)[: settings.eval_samples or None]
-    elif count := min(settings.eval_samples, len(examples) // 10):
-        order = _order(len(examples), f"{recipe.seed} held out")
-        held = [examples[i] for i in order[:count]]
-        examples = [examples[i] for i in sorted(order[count:])]
+        held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
+    else:
+        held, groups = _hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+    examples = [*chain.from_iterable(groups)]
     everything = [*examples, *held]
     longest = max(length(example.sample(turns, example.length)) for example in everything)
     deepest = max(example.length for example in everything)
     return CustomData(examples, held, turns, settings.random_steps, recipe.seed, longest, deepest)
 
 
-def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[Example]:
-    """All examples of a file, or of all files of a folder.
+def _hold_out(groups: list[list[Example]], most: int, seed: str) -> tuple[list[Example], list[list[Example]]]:
+    """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
+    room = min(most, sum(map(len, groups)) // 10)
+    held: list[Example] = []
+    left = set(range(len(groups)))
+    for i in _order(len(groups), seed):
+        if len(held) + len(groups[i]) <= room:
+            held += groups[i]
+            left.remove(i)
+    return held, [groups[i] for i in sorted(left)]
+
+
+def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[list[Example]]:
+    """All examples of a file, or of all files of a folder: those of a conversation together, a text's one by one.
 
     Raises:
         DataError: when there is nothing, or with up to ten faults by file and line.
     """
     files = _files(Path(path))
-    examples: list[Example] = []
+    groups: list[list[Example]] = []
     faults: list[str] = []
     for file in files:
         found = _text(file, settings, turns) if file.suffix == ".txt" else _lines(file, settings, turns)
@@ -203,7 +219,7 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
             if isinstance(item, str):
                 faults.append(f"  {where}: {item}")
             else:
-                examples.append(item)
+                groups.append(item)
             if len(faults) == FAULTS:
                 break
         if len(faults) == FAULTS:
@@ -211,9 +227,9 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     if faults:
         more = " The first ten faults:" if len(faults) == FAULTS else ""
         raise DataError(f"{path} cannot be trained on.{more}\n" + "\n".join(faults))
-    if not examples:
+    if not groups:
         raise DataError(f"{path} holds no example; nothing could be learned from it.")
-    return examples
+    return groups
 
 
 def _files(path: Path) -> list[Path]:
@@ -231,17 +247,18 @@ class _LineError(Exception):
     """What is wrong with a line."""
 
 
-def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
-    """Every example of a file of JSON lines, or what is wrong with it, with file and line."""
+def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
+    """The examples of every line of a file of JSON lines, or what is wrong with it, with file and line."""
     for number, line in enumerate(_open(file).split("\n"), start=1):  # other marks may stand within JSON texts
         if not line.strip():
             continue
         where = f"{file.name}, line {number}"
         try:
-            for part in _parse(line).parts(settings.max_steps):
+            parts = [*_parse(line).parts(settings.max_steps)]
+            for part in parts:
                 _check_length(part, settings, turns)
-                yield where, part
-        except _LineError as fault:
+            yield where, [*parts]
+        except (_LineError, ConfigError) as fault:  # the model's chat template may refuse a conversation
             yield where, str(fault)
 
 
@@ -259,6 +276,8 @@ def _parse(line: str) -> Chat | Task:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise _LineError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, braces without end
+        raise _LineError(f"not readable as JSON: {error}") from None
     if _HALF.search(json.dumps(value, ensure_ascii=False)):
         raise _LineError("holds half of a surrogate pair, which is no character; was a text cut within an emoji?")
     if not isinstance(value, dict):
@@ -304,20 +323,26 @@ def _task(value: dict[str, Any]) -> Task:
 
 def _check_length(example: Example, settings: DataSettings, turns: Turns) -> None:
     sample = example.sample(turns, example.length)
-    for number, step in enumerate((*sample.steps, sample.query), start=1):
+    for step in (*sample.steps, sample.query):
         if len(step.ids) > settings.max_step_tokens:
+            begins = turns.tokenizer.decode(step.ids[:40]).strip()[:40]
             raise _LineError(
-                f"step {number} has {len(step.ids)} tokens, at most {settings.max_step_tokens} are allowed; "
-                "shorten it, or raise data.max_step_tokens"
+                f"the step that begins {begins!r} has {len(step.ids)} tokens, at most {settings.max_step_tokens} are "
+                "allowed; shorten it, or raise data.max_step_tokens"
             )
 
 
-def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, Example | str]]:
+def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
+    if settings.chunk_tokens > settings.max_step_tokens:
+        raise ConfigError(
+            f"data.chunk_tokens is {settings.chunk_tokens}, data.max_step_tokens {settings.max_step_tokens}; lower the "
+            "one or raise the other."
+        )
     ids, size = turns.tokenizer.encode(_open(file), add_special_tokens=False), settings.chunk_tokens
     chunks = [tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size)]  # one token at the end teaches nothing
     if len(chunks) < 2:
         yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
         return
     for part in Text(tuple(chunks)).parts(settings.max_steps):
-        yield file.name, part
+        yield file.name, [part]

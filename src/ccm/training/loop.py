@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
@@ -29,6 +30,8 @@ from ccm.training.batches import Batch, Batches
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
+
+LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,22 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def check_positions(recipe: Recipe, data: DataSet, stage: Stage) -> None:
+    """See whether the longest sample fits into the positions that the model was made for.
+
+    Raises:
+        ConfigError: where it does not.
+    """
+    memory = recipe.adapter
+    groups = data.deepest if memory.positions == "base" else 1  # of COMP tokens that take positions
+    end = data.longest + recipe.max_offset + memory.n_tok * groups
+    if end > stage.max_positions:
+        raise ConfigError(
+            f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
+            f"was made for {stage.max_positions}. Lower data.max_steps, data.max_step_tokens or max_offset."
+        )
+
+
 class Training:
     """One training under way."""
 
@@ -116,7 +135,7 @@ class Training:
         place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
         self.stage = make(replace(recipe, device=place))
         self.stage.module.train()
-        self._check_positions()
+        check_positions(recipe, data, self.stage)
         self.parameters = [*self.stage.trained.values()]
         self._check_processes()
         if recipe.shard:
@@ -143,17 +162,6 @@ class Training:
                 f"batch_size is {self.recipe.batch_size}, but there are {processes} processes; each needs a sample."
             )
 
-    def _check_positions(self) -> None:
-        memory = self.recipe.adapter
-        groups = self.data.deepest if memory.positions == "base" else 1  # of COMP tokens that take positions
-        end = self.data.longest + self.recipe.max_offset + memory.n_tok * groups
-        room = self.stage.max_positions
-        if end > room:
-            raise ConfigError(
-                f"The longest sample of the data has {self.data.longest} tokens and may end at position {end}, but the "
-                f"model was made for {room}. Lower data.max_steps, data.max_step_tokens or max_offset."
-            )
-
     def go(self) -> Path:
         """Train to the last step, and write the result."""
         if self.main:
@@ -174,12 +182,25 @@ class Training:
             self._write()
         return self.run.folder
 
+    def _origin(self) -> dict[str, str]:
+        """What the training is of, as far as the recipe does not say it."""
+        drawn = [step for s in self.data.pool(0, self.recipe.batch_size) for step in (*s.steps, s.query)]
+        data = hashlib.sha256(repr([(*step.ids, *step.targets) for step in drawn]).encode())
+        dtype = str(self.stage.base.dtype).removeprefix("torch.")
+        return {"base": self.stage.base_id, "dtype": dtype, "data": data.hexdigest()[:16]}
+
     def _resume(self) -> None:
         checkpoint = self.run.last()
         if self.main:
             self.run.forget_after(checkpoint.step if checkpoint else 0)
         if checkpoint is None:
             return
+        now = self._origin()
+        if other := [f"{k} {was} (now {now[k]})" for k, was in checkpoint.origin.items() if was != now[k]]:
+            raise ConfigError(
+                f"The run in {self.run.folder} was of another {', another '.join(other)}. Give it the former again, or "
+                "begin another run elsewhere."
+            )
         with torch.no_grad():
             for name, tensor in self.stage.trained.items():
                 tensor.copy_(checkpoint.tensors[name])
@@ -251,6 +272,8 @@ class Training:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise TrainingError(f"No gradient up to step {self.step} was finite, however small the loss; {advice}")
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm
 
@@ -275,20 +298,18 @@ class Training:
 
     def _sum_over_processes(self, losses: dict[str, float]) -> dict[str, float]:
         """Add up what the processes found, gradients and losses, in one exchange a step."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         stop = float(self.interrupted.is_set())  # one process was interrupted: all end after this step
-        values = torch.tensor([stop, *losses.values()], device=self.accelerator.device)
-        flat = torch.cat([values, *(p.grad.flatten() for p in self.parameters if p.grad is not None)])
+        given = [float(p.grad is not None) for p in self.parameters]
+        values = torch.tensor([stop, *losses.values(), *given], device=self.accelerator.device)
+        grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
+        flat = torch.cat([values, *(grad.flatten() for grad in grads)])
         dist.all_reduce(flat)
-        for parameter, grad in zip(
-            self.parameters, flat[len(values) :].split([p.numel() for p in self.parameters]), strict=True
-        ):
-            parameter.grad = grad.view_as(parameter)
-        stop, *added = flat[: len(values)].tolist()
+        stop, *sums = flat[: len(values)].tolist()
         self.agreed = stop > 0
-        return dict(zip(losses, added, strict=True))
+        pieces = flat[len(values) :].split([p.numel() for p in self.parameters])
+        for p, piece, count in zip(self.parameters, pieces, sums[len(losses) :], strict=True):
+            p.grad = piece.view_as(p) if count else None  # as in one process: AdamW leaves out what has none
+        return dict(zip(losses, sums, strict=False))
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -323,7 +344,8 @@ class Training:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             updates, moments = state_of(self.optimizer, self.stage.trained)
             scaler = self.scaler.state_dict()
-            self.run.save(Checkpoint(self.step, trained, moments, scaler, updates, self.told, self.sums))
+            origin = self._origin()
+            self.run.save(Checkpoint(self.step, origin, trained, moments, scaler, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:

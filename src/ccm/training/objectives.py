@@ -30,10 +30,11 @@ class Objective:
     every_answer: bool
 
     @staticmethod
-    def of(weights: Mapping[str, float], *, recurrent: bool) -> Objective:
-        """The objective of a recipe. Alone, "distill" takes every answer that is given with the memory in view."""
+    def of(weights: Mapping[str, float], *, remembered: bool) -> Objective:
+        """The objective of a recipe. Alone, "distill" takes every answer, where those within the context are given
+        with the memory before them in view: ``remembered``."""
         kept = {name: float(weight) for name, weight in weights.items() if weight}
-        return Objective(kept, "every" in kept or ("last" not in kept and recurrent))
+        return Objective(kept, "every" in kept or ("last" not in kept and remembered))
 
     @property
     def needs_teacher(self) -> bool:

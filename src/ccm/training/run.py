@@ -22,8 +22,8 @@ from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, wr
 from ccm.recipe import Recipe, read_table, write_recipe
 
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
-_PARTS, _STATE = ("trained", "first", "second"), ("step", "scaler", "updates", "told", "sums")
-_FREE = {  # settings that may change when a run goes on: they are not part of what is computed
+_PARTS, _STATE = ("trained", "first", "second"), ("step", "origin", "scaler", "updates", "told", "sums")
+_FREE = {  # settings that may change when a run goes on: but for dropout, they change nothing of what is computed
     "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
     "keep", "tensorboard", "wandb",
 }  # fmt: skip
@@ -38,19 +38,21 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps made.
+        origin: what the training is of, by name: fingerprints of the base and the data, the base's dtype.
         tensors: what is trained, by name.
         moments: the optimizer's first and second moments, by the same names.
         scaler: state of the scaling of the loss in float16 training; empty otherwise.
-        updates: steps of the optimizer; those that float16 overflowed in are left out.
+        updates: of each tensor by the optimizer: none in steps that gave it no gradient, or that float16 overflowed in.
         told: the step of the last report.
         sums: the losses since then, added up.
     """
 
     step: int
+    origin: dict[str, str]
     tensors: dict[str, Tensor]
     moments: Moments
     scaler: dict[str, float]
-    updates: int
+    updates: dict[str, int]
     told: int
     sums: dict[str, float]
 
@@ -98,7 +100,7 @@ class Run:
         """
         try:
             (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            for left in (self.folder / CHECKPOINTS).glob(".*"):
+            for left in (self.folder / CHECKPOINTS).glob(".step-*/"):
                 shutil.rmtree(left)
             text = write_recipe(self.recipe)
             write_atomically(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
@@ -129,7 +131,8 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
-        return sorted((self.folder / CHECKPOINTS).glob("step-*"), key=lambda path: int(path.name[5:]))
+        found = (path for path in (self.folder / CHECKPOINTS).glob("step-*") if path.name[5:].isdecimal())
+        return sorted(found, key=lambda path: int(path.name[5:]))
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in one move, then delete the oldest ones.
@@ -198,22 +201,23 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def state_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[int, Moments]:
-    """Steps of an AdamW, and its first and second moments by name; zeros before its first step."""
-    updates = max((int(state["step"]) for state in optimizer.state.values()), default=0)
+def state_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[dict[str, int], Moments]:
+    """Updates by an AdamW, and its first and second moments, by name; zeros where there was no update yet."""
+    states = {name: optimizer.state.get(p, {}) for name, p in trained.items()}
     first, second = (
-        {name: optimizer.state[p].get(key, torch.zeros_like(p)) for name, p in trained.items()}
+        {name: state.get(key, torch.zeros_like(trained[name])) for name, state in states.items()}
         for key in ("exp_avg", "exp_avg_sq")
     )
-    return updates, (first, second)
+    return {name: int(state.get("step", 0)) for name, state in states.items()}, (first, second)
 
 
 def restore_state(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Put an AdamW where it was at a checkpoint."""
     first, second = checkpoint.moments
     for name, p in trained.items():
-        optimizer.state[p] = {
-            "step": torch.tensor(float(checkpoint.updates)),
-            "exp_avg": first[name].to(p.device),
-            "exp_avg_sq": second[name].to(p.device),
-        }
+        if checkpoint.updates[name]:
+            optimizer.state[p] = {
+                "step": torch.tensor(float(checkpoint.updates[name])),
+                "exp_avg": first[name].to(p.device),
+                "exp_avg_sq": second[name].to(p.device),
+            }

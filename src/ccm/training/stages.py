@@ -20,6 +20,7 @@ from ccm.checkpoint import read_stage1
 from ccm.config import CCMConfig, TurnFormat
 from ccm.data import DataSet
 from ccm.errors import ConfigError
+from ccm.fingerprint import fingerprint_base
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
 from ccm.loading import load_tokenizer
@@ -38,6 +39,7 @@ class Stage(ABC):
 
     Attributes:
         base: the stock model.
+        base_id: its fingerprint before anything is trained.
         module: what is called.
         trained: the parameters that the optimizer changes, by name.
         config: of the memory.
@@ -47,11 +49,25 @@ class Stage(ABC):
     """
 
     def __init__(
-        self, base: PreTrainedModel, module: nn.Module, config: CCMConfig, rule: Rule, recipe: Recipe, turns: Turns
+        self,
+        base: PreTrainedModel,
+        base_id: str,
+        module: nn.Module,
+        config: CCMConfig,
+        rule: Rule,
+        recipe: Recipe,
+        turns: Turns,
     ) -> None:
-        self.base, self.module, self.config, self.rule, self.turns = base, module, config, rule, turns
+        self.base, self.base_id, self.module, self.config, self.rule, self.turns = (
+            base,
+            base_id,
+            module,
+            config,
+            rule,
+            turns,
+        )
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.objective = Objective.of(recipe.objective, recurrent=config.recurrent)
+        self.objective = Objective.of(recipe.objective, remembered=config.recurrent and rule.compresses != "context")
 
     @property
     def max_positions(self) -> int:
@@ -101,12 +117,21 @@ class CompressStage(Stage):
     """A compression adapter on a frozen base, in the parallel pass."""
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
-        config = replace(recipe.adapter, turns=turns.form, base_model=recipe.model)
+        folder = Path(recipe.model)
+        place = str(folder.resolve()) if folder.is_dir() else recipe.model
+        config = replace(recipe.adapter, turns=turns.form, base_model=place)
         if recipe.random_n_tok:
             config = replace(config, min_n_tok=1, max_n_tok=config.n_tok)
         stage1 = read_stage1(Path(recipe.base_adapter)) if recipe.base_adapter else None
-        self.model = CCMModel(_load(recipe), config, stage1=stage1)
-        super().__init__(self.model.base, self.model, config, self.model.rule, recipe, turns)
+        stock = _load(recipe)
+        if config.embeddings == "table" and stock.dtype != torch.float32:
+            raise ConfigError(
+                f"adapter.embeddings=table trains rows of the base, which is in {stock.dtype}; what is trained must be "
+                "float32: set dtype=float32, or leave adapter.embeddings=separate."
+            )
+        self.model = CCMModel(stock, config, stage1=stage1)
+        base, base_id = self.model.base, self.model.base_id
+        super().__init__(base, base_id, self.model, config, self.model.rule, recipe, turns)
 
     def logits(self, layout: Layout) -> Tensor:
         return self.module(layout).logits
@@ -125,6 +150,7 @@ class BaseStage(Stage):
         if recipe.base_adapter:
             raise ConfigError("base_adapter is what this stage makes; leave it out, or train with --stage compress.")
         base, lora = _load(recipe), recipe.adapter.lora
+        base_id = fingerprint_base(base)
         settings = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
@@ -134,7 +160,7 @@ class BaseStage(Stage):
         )
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
         module = FullContext(self.model, base)
-        super().__init__(base, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
+        super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
 
     def logits(self, layout: Layout) -> Tensor:
         return self.module(layout)
