@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
@@ -15,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from ccm import cli, rules
 from ccm.base import load_base
 from ccm.builtin import WEIGHTS
+from ccm.recipe import load_recipe
 from ccm.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +102,25 @@ def test_every_command_of_the_readme_exists(monkeypatch) -> None:
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 0
+
+
+def test_the_guide_to_training(capsys, tmp_path: Path, monkeypatch) -> None:
+    """Its data is read as it stands, its recipes are known, and the look before the first training is shown."""
+    text = (ROOT / "docs/train.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("chats.jsonl").write_text(re.findall(r"^```json\n(.*?)^```", text, re.S | re.M)[0], encoding="utf-8")
+    commands = re.findall(r"^(?:torchrun .* )?ccm train ((?:[^\n]*\\\n)*[^\n]*)", text, re.M)
+    assert len(commands) >= 6
+    for command in commands:
+        source, *words = shlex.split(command.replace("\\\n", " "))
+        changes = [word for before, word in pairwise(words) if before == "--set"]
+        stage: Any = words[words.index("--stage") + 1] if "--stage" in words else None
+        assert load_recipe(source, changes, stage).output_dir
+    monkeypatch.setattr(sys, "argv", ["ccm", "train", *shlex.split(commands[0])])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert "[COMP 1][COMP 2]" in capsys.readouterr().out
 
 
 def test_the_rules_are_all_in_the_tables() -> None:

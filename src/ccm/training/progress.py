@@ -10,12 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ccm.console import plain_console
 from ccm.recipe import Recipe
-from ccm.training.loop import Report
+from ccm.training.loop import Report, is_main
 
 
 @contextmanager
 def progress(recipe: Recipe, name: str = "training") -> Iterator[Callable[[Report], None]]:
-    """A bar on a terminal, a line a report elsewhere; on standard error."""
+    """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
+    if not is_main():
+        yield lambda report: None
+        return
     if not sys.stderr.isatty():
         steps = recipe.max_steps
         yield lambda report: print(
