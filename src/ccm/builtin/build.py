@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ccm.builtin import TURNS, WEIGHTS
 from ccm.builtin.generator import corpus
 from ccm.checkpoint import read_adapter, write_adapter
+from ccm.commands.progress import progress
 from ccm.config import CCMConfig, LoRASettings
 from ccm.console import quiet
 from ccm.data.builtin import invented
@@ -33,7 +34,6 @@ from ccm.recipe import Recipe, load_recipe
 from ccm.rules import make_rule
 from ccm.training.batches import Batch
 from ccm.training.loop import train
-from ccm.training.progress import progress
 from ccm.training.stages import Stage
 from ccm.turns import Turns
 

@@ -6,12 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ccm.commands.progress import progress
 from ccm.console import plain_console, quiet, size
 from ccm.data import open_data
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
 from ccm.training.loop import check_positions, is_main, train
 from ccm.training.preview import estimate, picture
-from ccm.training.progress import progress
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
 
