@@ -14,7 +14,8 @@ import pytest
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
 from ccm.data import open_data
-from ccm.data.custom import Chat, CustomData, Task, read_examples
+from ccm.data.custom import Chat, Task, read_examples
+from ccm.data.examples import Examples
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step, length
 from ccm.loading import load_tokenizer
@@ -47,9 +48,9 @@ def write(path: Path, *lines: Any) -> Path:
     return path
 
 
-def opened(path: Path, turns: Turns, *, seed: int = 0, **settings: Any) -> CustomData:
+def opened(path: Path, turns: Turns, *, seed: int = 0, **settings: Any) -> Examples:
     data = open_data(Recipe(data=DataSettings(path=str(path), **settings), seed=seed), turns)
-    assert isinstance(data, CustomData)
+    assert isinstance(data, Examples)
     return data
 
 

@@ -11,7 +11,11 @@ from ccm.model import CCMModel
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
-DATA_SETS = {"custom": "ccm.data.custom", "builtin": "ccm.data.builtin"}  # module with a function open_data
+DATA_SETS = {  # module with a function open_data
+    "custom": "ccm.data.custom",
+    "builtin": "ccm.data.builtin",
+    "dailydialog": "ccm.data.dialogue",
+}
 
 
 class DataSet(Protocol):

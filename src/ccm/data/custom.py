@@ -10,18 +10,16 @@ Everything is read and checked before training begins; up to ten faults are repo
 from __future__ import annotations
 
 import json
-import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from ccm.data.examples import Example, Examples, hold_out
 from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, Step, length
-from ccm.model import CCMModel
+from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
@@ -29,23 +27,6 @@ FAULTS = 10  # reported at once
 SUFFIXES = (".jsonl", ".json", ".txt")
 T = TypeVar("T")
 _HALF = re.compile("[\ud800-\udfff]")
-
-
-class Example(Protocol):
-    """One conversation, task or stretch of text."""
-
-    @property
-    def length(self) -> int:
-        """The most context steps that a sample of it has, at least 1."""
-        ...
-
-    def sample(self, turns: Turns, steps: int) -> Sample:
-        """``steps`` steps of context, and the query after them."""
-        ...
-
-    def parts(self, most: int) -> Iterator[Example]:
-        """Examples of at most ``most`` context steps that it is trained as."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,52 +103,7 @@ def _stretches(items: tuple[T, ...], most: int) -> Iterator[tuple[T, ...]]:
         yield items[begin : begin + most + 1]
 
 
-@dataclass(frozen=True)
-class CustomData:
-    """Examples in memory.
-
-    Attributes:
-        examples: to train on.
-        held: to evaluate on.
-        turns: how they become tokens.
-        random_steps: whether a sample has a random number of steps.
-        seed: of the order and of these numbers.
-        longest: most text tokens of a sample.
-        deepest: most context steps of a sample.
-    """
-
-    examples: Sequence[Example]
-    held: Sequence[Example]
-    turns: Turns
-    random_steps: bool
-    seed: int
-    longest: int
-    deepest: int
-
-    def pool(self, index: int, count: int) -> list[Sample]:
-        """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
-        return [self._at(place) for place in range(index * count, (index + 1) * count)]
-
-    def _at(self, place: int) -> Sample:
-        epoch, within = divmod(place, len(self.examples))
-        example = self.examples[_order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
-        most = example.length
-        steps = random.Random(f"{self.seed} steps {place}").randint(1, most) if self.random_steps else most
-        return example.sample(self.turns, steps)
-
-    def held_out(self) -> list[Sample]:
-        return [example.sample(self.turns, example.length) for example in self.held]
-
-    def measure(self, model: CCMModel) -> dict[str, float]:
-        return {}
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, seed: str) -> list[int]:
-    return random.Random(seed).sample(range(count), count)
-
-
-def open_data(recipe: Recipe, turns: Turns) -> CustomData:
+def open_data(recipe: Recipe, turns: Turns) -> Examples:
     """Read and check the files that a recipe names.
 
     Raises:
@@ -184,24 +120,8 @@ def open_data(recipe: Recipe, turns: Turns) -> CustomData:
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
     else:
-        held, groups = _hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
-    examples = [*chain.from_iterable(groups)]
-    everything = [*examples, *held]
-    longest = max(length(example.sample(turns, example.length)) for example in everything)
-    deepest = max(example.length for example in everything)
-    return CustomData(examples, held, turns, settings.random_steps, recipe.seed, longest, deepest)
-
-
-def _hold_out(groups: list[list[Example]], most: int, seed: str) -> tuple[list[Example], list[list[Example]]]:
-    """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
-    room = min(most, sum(map(len, groups)) // 10)
-    held: list[Example] = []
-    left = set(range(len(groups)))
-    for i in _order(len(groups), seed):
-        if len(held) + len(groups[i]) <= room:
-            held += groups[i]
-            left.remove(i)
-    return held, [groups[i] for i in sorted(left)]
+        held, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+    return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, recipe.seed)
 
 
 def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[list[Example]]:

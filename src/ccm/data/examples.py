@@ -1,0 +1,89 @@
+"""Examples in memory: drawn in shuffled epochs, some of them held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+from ccm.layout import Sample, length
+from ccm.model import CCMModel
+from ccm.turns import Turns
+
+
+class Example(Protocol):
+    """One conversation, task or stretch of text."""
+
+    @property
+    def length(self) -> int:
+        """The most context steps that a sample of it has, at least 1."""
+        ...
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        """``steps`` steps of context, and the query after them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples in memory.
+
+    Attributes:
+        examples: to train on.
+        held: to evaluate on.
+        turns: how they become tokens.
+        random_steps: whether a sample has a random number of steps.
+        seed: of the order and of these numbers.
+    """
+
+    examples: Sequence[Example]
+    held: Sequence[Example]
+    turns: Turns
+    random_steps: bool
+    seed: int
+
+    @cached_property
+    def longest(self) -> int:
+        """Most text tokens of a sample."""
+        return max(length(example.sample(self.turns, example.length)) for example in (*self.examples, *self.held))
+
+    @cached_property
+    def deepest(self) -> int:
+        """Most context steps of a sample."""
+        return max(example.length for example in (*self.examples, *self.held))
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
+        return [self._at(place) for place in range(index * count, (index + 1) * count)]
+
+    def _at(self, place: int) -> Sample:
+        epoch, within = divmod(place, len(self.examples))
+        example = self.examples[_order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
+        most = example.length
+        steps = random.Random(f"{self.seed} steps {place}").randint(1, most) if self.random_steps else most
+        return example.sample(self.turns, steps)
+
+    def held_out(self) -> list[Sample]:
+        return [example.sample(self.turns, example.length) for example in self.held]
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: str) -> list[int]:
+    return random.Random(seed).sample(range(count), count)
+
+
+def hold_out(groups: list[list[Example]], most: int, seed: str) -> tuple[list[Example], list[list[Example]]]:
+    """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
+    room = min(most, sum(map(len, groups)) // 10)
+    held: list[Example] = []
+    left = set(range(len(groups)))
+    for i in _order(len(groups), seed):
+        if len(held) + len(groups[i]) <= room:
+            held += groups[i]
+            left.remove(i)
+    return held, [groups[i] for i in sorted(left)]
