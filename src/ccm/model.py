@@ -157,6 +157,23 @@ class CCMModel(nn.Module):
         """
         copy_tensors(tensors, self.adapter_tensors(), where)
 
+    def begin_with(self, adapter: str | Path) -> None:
+        """Copy of another adapter of this base what the model has too, and of its COMP embeddings the first N rows.
+
+        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or no LoRA.
+
+        Raises:
+            AdapterError: when it is absent, damaged, of another base model, or a tensor has another shape.
+        """
+        saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
+        if saved.config.base_fingerprint != self.base_id:
+            raise AdapterError(
+                f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
+                f"but this one has {self.base_id}; begin with an adapter of the same base."
+            )
+        shared = {name: tensor[: len(own[name])] for name, tensor in saved.tensors.items() if name in own}
+        self.load_adapter({**own, **shared}, str(adapter))
+
     # What the model is -----------------------------------------------------------------------------------------------
 
     @property

@@ -69,6 +69,8 @@ class Recipe:
         stage: "base" trains the model itself with full context, "compress" an adapter on top of it.
         model: the base model: folder, Hub id, or "builtin".
         base_adapter: a plain LoRA to merge into the base first: what the stage "base" made.
+        init_adapter: a compression adapter to begin with, as far as its tensors fit; "builtin" is what the built-in
+            base was trained with. None begins anew.
         output_dir: where the run and its result go.
         data: what is trained on.
         adapter: the memory and its LoRA; of the stage "base", the LoRA alone. Its turn format is ``turns``.
@@ -105,6 +107,7 @@ class Recipe:
     stage: Stage = "compress"
     model: str = "builtin"
     base_adapter: str | None = None
+    init_adapter: str | None = None
     output_dir: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     adapter: CCMConfig = field(default_factory=CCMConfig)
@@ -182,6 +185,8 @@ class Recipe:
             )
         if self.stage == "base" and weights.keys() - {"last", "every"}:
             raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+        if self.stage == "base" and self.init_adapter:
+            raise ConfigError("init_adapter is a compression adapter; the stage 'base' makes none. Leave it out.")
         if self.stage == "base" and self.merge and self.shard:
             raise ConfigError(
                 "merge=true writes the whole model, which shard=true spreads over processes; leave merge out and merge "

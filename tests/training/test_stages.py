@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import assert_close, ccm_config, make_sample, parallel_logits
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_training import Tiny, compressing, make
+from tiny_training import Tiny, compressing, make, with_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ccm
@@ -109,6 +109,32 @@ def test_what_is_written_opens_with_the_same_logits(tiny: Tiny, tmp_path: Path) 
     assert_close(parallel_logits(model, rows)[0], parallel_logits(stage.model.eval(), rows)[0])
     assert model.config.turns == TURNS
     assert model.config.base_model == str(tiny.base)
+
+
+def test_an_adapter_begins_with_what_fits_of_another(tiny: Tiny, tmp_path: Path) -> None:
+    first = compressing(tiny.recipe(adapter=with_lora(ccm_config("gate", n_tok=4), r=0), seed=3))
+    first.save(tmp_path / "first")
+    had = {name: tensor.clone() for name, tensor in first.model.adapter_tensors().items()}
+    for rule, n_tok in (("concat", 2), ("gate", 4)):
+        recipe = tiny.recipe(adapter=ccm_config(rule, n_tok=n_tok), init_adapter=str(tmp_path / "first"))
+        begun = make_stage(recipe, open_turns(recipe)).trained
+        assert torch.equal(begun["comp_embeddings.weight"], had["comp_embeddings.weight"][:n_tok])
+        if rule == "gate":
+            assert torch.equal(begun["rule.weight"], had["rule.weight"])
+        assert not any(tensor.any() for name, tensor in begun.items() if "lora_B" in name)  # which begins anew
+
+
+def test_an_adapter_does_not_begin_with_one_that_does_not_fit(tiny: Tiny, tmp_path: Path) -> None:
+    compressing(tiny.recipe()).save(tmp_path / "mine")
+    wider = with_lora(ccm_config("concat"), r=7)
+    with pytest.raises(AdapterError, match="has shape .*, the model"):
+        make(tiny.recipe(adapter=wider, init_adapter=str(tmp_path / "mine")))
+    with pytest.raises(AdapterError, match="belongs to a base model with the fingerprint .* begin with an adapter of"):
+        make(tiny.recipe(init_adapter="builtin"))
+    with pytest.raises(AdapterError, match="no folder nowhere"):
+        make(tiny.recipe(init_adapter="nowhere"))
+    with pytest.raises(ConfigError, match="the stage 'base' makes none"):
+        tiny.recipe(stage="base", init_adapter="builtin")
 
 
 def test_an_adapter_of_random_n_serves_every_n(tiny: Tiny, tmp_path: Path) -> None:

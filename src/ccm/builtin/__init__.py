@@ -6,4 +6,5 @@ from ccm.config import TurnFormat
 
 NAME = "builtin"
 WEIGHTS = Path(__file__).parent / "weights"
+START = WEIGHTS / "base" / "start"  # COMP embeddings and gates that the base was trained with
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,13 +22,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ccm.builtin import TURNS, WEIGHTS
+from ccm.builtin import START, TURNS, WEIGHTS
 from ccm.builtin.generator import corpus
 from ccm.checkpoint import read_adapter, write_adapter
 from ccm.commands.progress import progress
 from ccm.config import CCMConfig, LoRASettings
 from ccm.console import quiet
 from ccm.data.builtin import invented
+from ccm.fingerprint import fingerprint_base
 from ccm.layout import Layout
 from ccm.model import CCMModel
 from ccm.recipe import Recipe, load_recipe
@@ -58,7 +60,7 @@ def build_tokenizer(folder: Path) -> None:
         show_progress=False,
     )
     rng = random.Random(5)
-    dialogues = (invented(rng, dialogue, 1.0, 0.3) for dialogue in corpus(seed=1, dialogues=20_000))
+    dialogues = (invented(rng, dialogue, 1.0, 0.7) for dialogue in corpus(seed=1, dialogues=20_000))
     raw.train_from_iterator((line for d in dialogues for t in d.turns for line in (t.user, t.reply)), trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=raw,
@@ -89,10 +91,10 @@ def base_config() -> LlamaConfig:
 class Pretraining(Stage):
     """The base from scratch, all its weights; each batch under a rule drawn for it."""
 
-    RULES = (("full", 1, 0.3), ("concat", 2, 0.3), ("gate", 4, 0.4))  # name, N, share of the batches
+    RULES = (("full", 1, 0.35), ("concat", 2, 0.3), ("gate", 4, 0.35))  # name, N, share of the batches
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
-        config = CCMConfig(rule="gate", n_tok=4, lora=LoRASettings(r=0), turns=turns.form)
+        config = CCMConfig(rule="gate", n_tok=4, lora=LoRASettings(r=0), turns=turns.form, base_model="..")
         self.model = CCMModel(LlamaForCausalLM(base_config()), config)
         self.model.base.requires_grad_(True)
         self.model.to(recipe.device or "cpu")
@@ -119,6 +121,8 @@ class Pretraining(Stage):
         copy = LlamaForCausalLM(self.base.config).half()
         copy.load_state_dict(self.base.state_dict())
         copy.save_pretrained(folder)
+        self.model.base_id = fingerprint_base(copy)
+        self.model.save_pretrained(folder / START.name)
         self.turns.tokenizer.save_pretrained(folder)
 
 
@@ -133,6 +137,7 @@ def build_base(output: Path, runs: Path, changes: tuple[str, ...] = ()) -> None:
         train(recipe, resume=(runs / "base").is_dir(), report=report, make=Pretraining)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).write_bytes((runs / "base" / name).read_bytes())
+    shutil.copytree(runs / "base" / START.name, folder / START.name, dirs_exist_ok=True)
 
 
 def build_adapter(name: str, output: Path, runs: Path, changes: tuple[str, ...] = (), threads: int = 1) -> None:
@@ -140,7 +145,8 @@ def build_adapter(name: str, output: Path, runs: Path, changes: tuple[str, ...] 
     quiet()
     torch.set_num_threads(threads)
     turns = (f"turns.separator={TURNS.separator}", f"turns.reply_separator={TURNS.reply_separator}")
-    places = (f"model={output / 'base'}", f"output_dir={runs / name}")
+    base = output / "base"
+    places = (f"model={base}", f"init_adapter={base / START.name}", f"output_dir={runs / name}")
     recipe = load_recipe("builtin", (*places, *turns, *ADAPTERS[name], *changes))
     with progress(recipe, name) as report:
         train(recipe, resume=(runs / name).is_dir(), report=report)

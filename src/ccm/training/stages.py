@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ccm.base import PROJECTIONS, load_base, max_positions
-from ccm.builtin import NAME
+from ccm.builtin import NAME, START
 from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import read_stage1
 from ccm.config import CCMConfig, TurnFormat
@@ -130,6 +130,8 @@ class CompressStage(Stage):
                 "float32: set dtype=float32, or leave adapter.embeddings=separate."
             )
         self.model = CCMModel(stock, config, stage1=stage1)
+        if recipe.init_adapter:
+            self.model.begin_with(START if recipe.init_adapter == NAME else recipe.init_adapter)
         base, base_id = self.model.base, self.model.base_id
         super().__init__(base, base_id, self.model, config, self.model.rule, recipe, turns)
 
