@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ import ccm
 from ccm.builtin import TURNS, WEIGHTS
 from ccm.builtin.generator import HELD_OUT, KINDS, recall_dialogue
 from ccm.data import open_data
-from ccm.data.builtin import BuiltinData, invented
+from ccm.data.builtin import BuiltinData, MadeUp
 from ccm.errors import ConfigError
 from ccm.layout import IGNORE, Sample, length
 from ccm.loading import load_tokenizer
@@ -115,7 +115,7 @@ def test_held_out_samples_are_fixed_and_in_no_pool(turns: Turns) -> None:
 
 def test_made_up_names_replace_real_ones_all_through_a_dialogue() -> None:
     dialogue = recall_dialogue(random.Random(3), split="train")
-    swapped = invented(random.Random(0), dialogue, 1.0, 0.5)
+    swapped = MadeUp(1.0, 0.5)(random.Random(0), dialogue)
     told = {v for t in dialogue.turns for kind, v in t.told if kind in ("name", "home", "sister", "brother", "friend")}
     assert told
     text = " ".join(f"{turn.user} {turn.reply}" for turn in swapped.turns)
@@ -123,7 +123,26 @@ def test_made_up_names_replace_real_ones_all_through_a_dialogue() -> None:
     for before, after in zip(dialogue.turns, swapped.turns, strict=True):
         if before.asked and before.value not in told:
             assert after.reply == before.reply
-    assert invented(random.Random(0), dialogue, 0.0, 0.5) == dialogue
+    assert MadeUp(0.0, 0.5)(random.Random(0), dialogue) == dialogue
+
+
+def test_names_in_pieces_may_have_any_piece_after_any_other_but_are_none_of_those_held_out() -> None:
+    class Pieces:
+        vocabulary = (" An", "na", "dré", "ro", "12", "Zo", " the", "toolong")
+
+        def get_vocab(self) -> dict[str, int]:
+            return {token: i for i, token in enumerate(self.vocabulary)}
+
+        def convert_tokens_to_string(self, tokens: list[str]) -> str:
+            return "".join(tokens)
+
+    made_up = MadeUp(rate=1.0, spliced=0.0, pieced=1.0, tokenizer=cast(Any, Pieces()))
+    rng = random.Random(0)
+    names = {made_up.name(rng) for _ in range(500)}
+    assert "Anna" in HELD_OUT
+    assert "Anna" not in names
+    assert all(re.fullmatch("(An|Zo)(na|ro){1,3}", name) for name in names)
+    assert len(names) == 2 * (2 + 4 + 8) - 1
 
 
 def test_recall_is_measured_where_it_is_asked_for() -> None:

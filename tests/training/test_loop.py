@@ -71,8 +71,8 @@ def assert_as_uninterrupted(out: Path, uninterrupted: Path) -> None:
     assert_same(adapter(out), adapter(uninterrupted))
 
 
-class Stop(Exception):  # noqa: N818  a signal, not an error
-    """What breaks a training off in these tests."""
+class Killed(BaseException):
+    """What breaks a training off in these tests, as a kill -9 does: nothing catches it."""
 
 
 def at(step: int, act: Callable[[], Any]) -> Callable[[Report], None]:
@@ -86,7 +86,7 @@ def at(step: int, act: Callable[[], Any]) -> Callable[[Report], None]:
 
 
 def stop() -> None:
-    raise Stop
+    raise Killed
 
 
 # Gradients -----------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_without_loggers_nobody_is_warned(tiny: Tiny, recwarn: pytest.WarningsRe
 def test_a_training_that_broke_off_goes_on_as_if_it_had_not(tiny: Tiny, uninterrupted: Path, tmp_path: Path) -> None:
     recipe = hard(tiny, tmp_path / "out")
     for step in (3, 6):  # after the checkpoints of step 2 and 4
-        with pytest.raises(Stop):
+        with pytest.raises(Killed):
             train(recipe, resume=step > 3, report=at(step, stop))
     assert checkpoints(tmp_path / "out") == ["step-000002", "step-000004"]
     train(recipe, resume=True)
@@ -298,7 +298,7 @@ def test_a_training_that_broke_off_before_its_first_checkpoint_begins_anew(
     tiny: Tiny, uninterrupted: Path, tmp_path: Path
 ) -> None:
     recipe = hard(tiny, tmp_path / "out", save_every=5)
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(recipe, report=at(3, stop))
     train(recipe, resume=True)
     assert_as_uninterrupted(tmp_path / "out", uninterrupted)
@@ -349,7 +349,7 @@ def test_signals_are_handled_as_before_once_the_training_has_ended(tiny: Tiny, t
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(tiny.recipe(tmp_path / "one", max_steps=1))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(tiny.recipe(tmp_path / "two"), report=at(1, stop))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -404,7 +404,7 @@ def test_float16_goes_on_as_if_it_had_not_been_interrupted(tiny: Tiny, tmp_path:
         return tiny.recipe(tmp_path / name, stage="base", dtype="float16", max_steps=5, objective={"every": 40.0})
 
     whole = train(recipe("whole"))
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         train(recipe("out"), report=at(3, stop))
     resumed = train(recipe("out"), resume=True)
     left_out = [record["step"] for record in records(whole) if record["grad_norm"] is None]

@@ -71,10 +71,6 @@ def test_the_last_is_the_newest_beyond_a_million_steps(tmp_path: Path) -> None:
     assert last.step == 1_000_000
 
 
-class Killed(BaseException):
-    """As a kill -9: nothing catches it."""
-
-
 def test_saving_a_step_again_leaves_its_checkpoint_as_it_is(tmp_path: Path) -> None:
     """So a training does that is interrupted in a step whose checkpoint was due; it would be the same."""
     run = run_at(tmp_path, keep=1)

@@ -28,7 +28,7 @@ from ccm.checkpoint import read_adapter, write_adapter
 from ccm.commands.progress import progress
 from ccm.config import CCMConfig, LoRASettings
 from ccm.console import quiet
-from ccm.data.builtin import invented
+from ccm.data.builtin import MadeUp
 from ccm.fingerprint import fingerprint_base
 from ccm.layout import Layout
 from ccm.model import CCMModel
@@ -59,8 +59,8 @@ def build_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rng = random.Random(5)
-    dialogues = (invented(rng, dialogue, 1.0, 0.7) for dialogue in corpus(seed=1, dialogues=20_000))
+    rng, made_up = random.Random(5), MadeUp(rate=1.0, spliced=0.7)
+    dialogues = (made_up(rng, dialogue) for dialogue in corpus(seed=1, dialogues=20_000))
     raw.train_from_iterator((line for d in dialogues for t in d.turns for line in (t.user, t.reply)), trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=raw,

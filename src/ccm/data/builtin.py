@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
 
 from ccm.builtin import words
 from ccm.builtin.evaluate import evaluate_recall
@@ -36,7 +39,8 @@ class Options:
         dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
         untold: of these, how likely a question is followed by one on what was never told.
         made_up: share of the names and cities that are made up, all through a dialogue: copying is learned, not a list.
-        spliced: share of these that are made of two real ones, not of syllables.
+        pieced: share of these that are drawn from the tokenizer's own pieces, so that any piece may follow any other.
+        spliced: share of the rest that are made of two real ones, not of syllables.
         questions_only: whether the replies to questions are the only targets.
         recall: dialogues of 12 steps on which an evaluation measures recall; 0 for none.
     """
@@ -48,6 +52,7 @@ class Options:
     dense: float = 0.35
     untold: float = 0.2
     made_up: float = 0.5
+    pieced: float = 0.0
     spliced: float = 0.7
     questions_only: bool = True
     recall: int = 0
@@ -56,7 +61,7 @@ class Options:
         check_types(self, "data.options.")
         if not 4 <= self.longest <= LONGEST:
             raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        for name in ("long", "dense", "untold", "made_up", "spliced"):
+        for name in ("long", "dense", "untold", "made_up", "pieced", "spliced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
         if not 0.05 <= self.asking <= 1:
@@ -93,10 +98,15 @@ class BuiltinData:
         report = evaluate_recall(model, self.turns.tokenizer, dialogues=self.options.recall, seed=1)
         return {"recall": report.recall, "invented": report.invented}
 
+    @cached_property
+    def _made_up(self) -> MadeUp:
+        options = self.options
+        return MadeUp(options.made_up, options.spliced, options.pieced, self.turns.tokenizer)
+
     def _draw(self, rng: random.Random, longest: int, count: int) -> list[Sample]:
         samples: list[Sample] = []
         while len(samples) < count:
-            dialogue = invented(rng, self._dialogue(rng, longest), self.options.made_up, self.options.spliced)
+            dialogue = self._made_up(rng, self._dialogue(rng, longest))
             asked = [i for i, turn in enumerate(dialogue.turns) if turn.asked]
             if asked and asked[-1] > 0:
                 samples.append(self._sample(replace(dialogue, turns=dialogue.turns[: asked[-1] + 1])))
@@ -143,28 +153,58 @@ def open_data(recipe: Recipe, turns: Turns) -> BuiltinData:
     return BuiltinData(options, turns, recipe.seed, recipe.data.eval_samples)
 
 
-def invented(rng: random.Random, dialogue: Dialogue, rate: float, spliced: float) -> Dialogue:
-    """A dialogue with a share ``rate`` of its names and cities replaced by made-up ones."""
-    told = {value for turn in dialogue.turns for kind, value in turn.told if kind in _NAMED}
-    swaps = {value: _made_up(rng, spliced) for value in sorted(told) if rng.random() < rate}
-    if not swaps:
-        return dialogue
-    swaps |= {old.lower(): new.lower() for old, new in swaps.items()}
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, swaps))})\b")
+@dataclass(frozen=True)
+class MadeUp:
+    """Replaces names and cities of dialogues by made-up ones.
 
-    def swap(text: str) -> str:
-        return pattern.sub(lambda match: swaps[match[0]], text)
+    Attributes:
+        rate: share of the names and cities that are replaced, each all through its dialogue.
+        spliced: share of the names without pieces that are made of two real ones, not of syllables.
+        pieced: share of the names that are made of a tokenizer's pieces.
+        tokenizer: whose pieces.
+    """
 
-    return replace(dialogue, turns=tuple(replace(t, user=swap(t.user), reply=swap(t.reply)) for t in dialogue.turns))
+    rate: float
+    spliced: float
+    pieced: float = 0.0
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, compare=False)
 
+    def __call__(self, rng: random.Random, dialogue: Dialogue) -> Dialogue:
+        """The dialogue with its share of made-up names."""
+        told = {value for turn in dialogue.turns for kind, value in turn.told if kind in _NAMED}
+        swaps = {value: self.name(rng) for value in sorted(told) if rng.random() < self.rate}
+        if not swaps:
+            return dialogue
+        swaps |= {old.lower(): new.lower() for old, new in swaps.items()}
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, swaps))})\b")
 
-def _made_up(rng: random.Random, spliced: float) -> str:
-    """The beginning of one real word and the end of another or, but for a share of ``spliced``, syllables."""
-    while True:
-        if spliced and rng.random() < spliced:
+        def swap(text: str) -> str:
+            return pattern.sub(lambda match: swaps[match[0]], text)
+
+        turns = (replace(turn, user=swap(turn.user), reply=swap(turn.reply)) for turn in dialogue.turns)
+        return replace(dialogue, turns=tuple(turns))
+
+    def name(self, rng: random.Random) -> str:
+        """A name that is not among those held out."""
+        while True:
+            word = self._word(rng).title()
+            if word not in HELD_OUT and len(word) > 2:
+                return word
+
+    def _word(self, rng: random.Random) -> str:
+        if self.pieced and rng.random() < self.pieced:
+            first, later = self._pieces
+            return rng.choice(first) + "".join(rng.choices(later, k=rng.choice((1, 1, 2, 2, 3))))
+        if self.spliced and rng.random() < self.spliced:
             one, two = rng.choices(_REAL, k=2)
-            word = one[: rng.randint(1, 4)] + two[-rng.randint(2, 5) :]
-        else:
-            word = "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(_ENDINGS)
-        if word.title() not in HELD_OUT and len(word) > 2:
-            return word.title()
+            return one[: rng.randint(1, 4)] + two[-rng.randint(2, 5) :]
+        return "".join(rng.choices(_SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(_ENDINGS)
+
+    @cached_property
+    def _pieces(self) -> tuple[list[str], list[str]]:
+        """What a name may begin with, and what may follow: the pieces of letters, each once."""
+        assert self.tokenizer is not None
+        texts = [self.tokenizer.convert_tokens_to_string([token]) for token in self.tokenizer.get_vocab()]
+        first = {text.strip() for text in texts if re.fullmatch(" ?[A-Z][a-z]{0,4}", text)}
+        later = {text for text in texts if re.fullmatch("[a-z]{1,4}", text)}
+        return sorted(first), sorted(later)

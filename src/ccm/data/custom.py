@@ -174,10 +174,10 @@ def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[s
             continue
         where = f"{file.name}, line {number}"
         try:
-            parts = [*_parse(line).parts(settings.max_steps)]
+            parts: list[Example] = [*_parse(line).parts(settings.max_steps)]
             for part in parts:
                 _check_length(part, settings, turns)
-            yield where, [*parts]
+            yield where, parts
         except (_LineError, ConfigError) as fault:  # the model's chat template may refuse a conversation
             yield where, str(fault)
 

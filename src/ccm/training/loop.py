@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -182,6 +183,7 @@ class Training:
             self._write()
         return self.run.folder
 
+    @cached_property
     def _origin(self) -> dict[str, str]:
         """What the training is of, as far as the recipe does not say it."""
         drawn = [step for s in self.data.pool(0, self.recipe.batch_size) for step in (*s.steps, s.query)]
@@ -195,7 +197,7 @@ class Training:
             self.run.forget_after(checkpoint.step if checkpoint else 0)
         if checkpoint is None:
             return
-        now = self._origin()
+        now = self._origin
         if other := [f"{k} {was} (now {now[k]})" for k, was in checkpoint.origin.items() if was != now[k]]:
             raise ConfigError(
                 f"The run in {self.run.folder} was of another {', another '.join(other)}. Give it the former again, or "
@@ -309,7 +311,7 @@ class Training:
         pieces = flat[len(values) :].split([p.numel() for p in self.parameters])
         for p, piece, count in zip(self.parameters, pieces, sums[len(losses) :], strict=True):
             p.grad = piece.view_as(p) if count else None  # as in one process: AdamW leaves out what has none
-        return dict(zip(losses, sums, strict=False))
+        return dict(zip(losses, sums[: len(losses)], strict=True))
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -344,8 +346,7 @@ class Training:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             updates, moments = state_of(self.optimizer, self.stage.trained)
             scaler = self.scaler.state_dict()
-            origin = self._origin()
-            self.run.save(Checkpoint(self.step, origin, trained, moments, scaler, updates, self.told, self.sums))
+            self.run.save(Checkpoint(self.step, self._origin, trained, moments, scaler, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:
