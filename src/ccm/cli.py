@@ -32,6 +32,18 @@ Recurrent = Annotated[
         "--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."
     ),
 ]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", help="Compression adapter, under its own rule; repeatable.")
+]
+RuleNames = Annotated[
+    list[str] | None,
+    typer.Option("--rule", help="Rule to measure on the first adapter that it runs with; repeatable (full, none)."),
+]
+Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
+Most = Annotated[int, typer.Option(help="Questions a step at most; 0 is all.")]
+QuestionBatch = Annotated[int, typer.Option("--batch", help="Questions at a time.")]
+Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
+Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
@@ -163,6 +175,97 @@ def builtin(
 
     choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
     run_builtin(choice, steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+
+
+@evaluate.command()
+def dialog(
+    data: Annotated[Path, typer.Option(help="Folder of DailyDialog's files, as they are or gzipped.")],
+    protocol: Annotated[
+        Literal["paper", "fixed-target"],
+        typer.Option(help="paper: each dialogue's first turns; fixed-target: the same targets at every step."),
+    ] = "paper",
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
+    task = {"name": "dialog", "path": str(data), "protocol": protocol}
+    _evaluate_task(task, adapter, rule, steps, most, batch, output, model, n_tok, device, dtype, json)
+
+
+@evaluate.command()
+def metaicl(
+    data: Annotated[Path, typer.Option(help="Folder of MetaICL's tasks, a folder each.")],
+    task: Annotated[list[str] | None, typer.Option(help="A task; repeatable (those of hr_to_lr.json, or all).")] = None,
+    k: Annotated[str | None, typer.Option(help="Numbers of demonstrations, such as 1,2,4,8,16.")] = None,
+    max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
+    demonstrations: Annotated[int, typer.Option(help="Seed in the names of the files of demonstrations.")] = 100,
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
+    options = {"max_length": max_length, "demonstrations": demonstrations, "tasks": task}
+    given = {"name": "metaicl", "path": str(data), "options": options}
+    _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
+
+
+def _evaluate_task(
+    task: dict[str, Any],
+    adapters: list[str] | None,
+    rules: list[str] | None,
+    steps: str | None,
+    most: int,
+    batch: int,
+    output: Path | None,
+    model: str | None,
+    n_tok: int | None,
+    device: str | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    from ccm.commands.evaluate import run_task
+    from ccm.data.tasks import TaskSettings
+    from ccm.evaluation.run import Evaluation
+
+    evaluation = Evaluation(
+        TaskSettings(**task),
+        model=model,
+        adapters=adapters or (),
+        rules=("full", "none") if rules is None else rules,
+        depths=_numbers(steps),
+        most=most,
+        batch=batch,
+        n_tok=n_tok,
+        device=device,
+        dtype=dtype,
+    )
+    run_task(evaluation, output, as_json=as_json)
+
+
+def _numbers(given: str | None) -> list[int] | None:
+    """Time steps as numbers."""
+    if given is None:
+        return None
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError:
+        raise ConfigError(f"{given}: write whole numbers with commas between them, such as 1,2,4.") from None
 
 
 def _choice(

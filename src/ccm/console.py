@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,6 +37,26 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def counting(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """As :func:`progress`, of several things one after the other.
+
+    Yields:
+        what is to be called with what is done, the number done so far, and how many there are.
+    """
+    with ExitStack() as shown:
+        current: dict[str, Callable[[int], None]] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in current:
+                shown.close()
+                current.clear()
+                current[what] = shown.enter_context(progress(what, total, unit))
+            current[what](done)
+
+        yield advance
 
 
 def quiet() -> None:

@@ -329,20 +329,37 @@ class CCMModel(nn.Module):
             closed = replace(closed, mask=closed.mask & begun)
         return replace(closed, offset=memory.offset + self._comp_positions * begun[:, 0], closed=True)
 
-    def read(self, memory: Memory, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def read(
+        self,
+        memory: Memory,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        cache: MemoryCache | None = None,
+        *,
+        last: bool = False,
+    ) -> Tensor:
         """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is.
+
+        Args:
+            memory: of B conversations.
+            ids: (B, T) token ids, padded on the left.
+            mask: (B, T) bool, False at padding.
+            cache: ``model.close(memory).cache()``, where the caller goes on from what is read.
+            last: only those of the last token, (B, 1, V).
 
         Raises:
             InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, or the model
                 keeps no cache.
         """
         ids, mask = self._text(memory, ids, mask)
-        memory = self.close(memory)
+        cache = self.close(memory).cache() if cache is None else cache
+        memory = cache.memory
         return self.base(
             input_ids=ids,
             attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
             position_ids=memory.positions_of(mask),
-            past_key_values=memory.cache(),
+            past_key_values=cache,
+            logits_to_keep=int(last),
         ).logits[..., : self.vocab_size]
 
     def generate(

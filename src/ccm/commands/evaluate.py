@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
-from ccm.console import plain_console, progress, quiet, size
+from ccm.console import counting, plain_console, progress, quiet, size
+from ccm.evaluation.report import brief, write_report
+from ccm.evaluation.run import Evaluation, evaluate
 
 
 def run_builtin(
@@ -37,6 +41,32 @@ def run_builtin(
         print(json.dumps(report.to_dict()))
     else:
         plain_console().print(_table(report))
+
+
+def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> None:
+    """A task with several methods: a table, or one JSON object a line; everything into ``output`` where it is given.
+
+    Raises:
+        ConfigError: when something cannot be measured as asked.
+        AdapterError, DataError: when files are absent or damaged.
+    """
+    quiet()
+    with counting("questions") as advance:
+        results = evaluate(evaluation, output, progress=advance)
+    if output is not None:
+        write_report(f"{evaluation.task.name}, protocol {evaluation.task.protocol}", results, output)
+    if as_json:
+        print("\n".join(json.dumps(asdict(result.line)) for result in results))
+    else:
+        head, *rows = brief(results)
+        shown = Table(box=None, pad_edge=False, padding=(0, 1))
+        for name in head:
+            shown.add_column(name, no_wrap=True, overflow="fold")
+        for row in rows:
+            shown.add_row(*row)
+        plain_console().print(shown)
+        if output is not None:
+            plain_console().print(f"The report is {output / 'report.md'}.")
 
 
 def _table(report: RecallReport) -> Table:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples
+from ccm.data.questions import Question
+from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample, Step
 from ccm.recipe import Recipe
@@ -31,13 +36,19 @@ class Corpus:
         tidy: a turn's text as it is trained on.
         shortest_turn: fewest tokens of a turn.
         longest: most tokens of a whole dialogue to train on, and to evaluate on.
-        depths: turns of an evaluation's dialogues, by the time step that it is reported as.
+        depths: turns of an evaluation's dialogues, by the time step that they are reported as; the authors report 13
+            context turns of DailyDialog as step 12.
     """
 
     tidy: Callable[[str], str]
     shortest_turn: int
     longest: tuple[int, int]
     depths: Mapping[int, int]
+
+    def fits(self, counts: Sequence[int], longest: int) -> bool:
+        """Whether a dialogue whose turns have so many tokens each is kept, where ``longest`` are allowed together."""
+        turns = len(counts) >= LEAST_TURNS and self.shortest_turn <= min(counts) and max(counts) <= LONGEST_TURN
+        return turns and sum(counts) <= longest
 
 
 def tidy_soda(text: str) -> str:
@@ -81,6 +92,10 @@ class Dialogue:
     def length(self) -> int:
         return len(self.turns) - 2
 
+    def cut(self, begin: int, end: int) -> Dialogue:
+        """The turns from number ``begin``, counted from 0, to before number ``end``."""
+        return Dialogue(self.turns[begin:end])
+
     def sample(self, turns: Turns, steps: int) -> Sample:
         *context, query, answer = self.turns[: steps + 2]
         read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(context)]
@@ -109,6 +124,66 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     return Examples(kept, held, turns, settings.random_steps, recipe.seed)
 
 
+@dataclass
+class DialogueTask:
+    """Perplexity of a dialogue's last turn: DailyDialog's validation and test dialogues together, as the authors.
+
+    Attributes:
+        corpus: which of the two corpora.
+        folder: of its files.
+        turns: how a dialogue becomes tokens.
+        protocol: as in :class:`TaskSettings`.
+    """
+
+    corpus: Corpus
+    folder: Path
+    turns: Turns
+    protocol: str
+    measures: ClassVar = "perplexity"
+
+    def __post_init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    @property
+    def depths(self) -> Sequence[int]:
+        return [*self.corpus.depths]
+
+    @cached_property
+    def _kept(self) -> tuple[list[Dialogue], int]:
+        """The dialogues that are measured, and how many were left out."""
+        read = [d for split in ("validation", "test") for d in read_dialogues(self.folder, split, self.corpus)]
+        kept = keep(read, self.turns, self.corpus, self.corpus.longest[1])
+        return kept, len(read) - len(kept)
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        if depth not in self.corpus.depths:
+            raise ConfigError(f"There is no time step {depth}; the steps are {', '.join(map(str, self.depths))}.")
+        kept, left_out = self._kept
+        deepest = max(self.corpus.depths.values())
+        count = self.corpus.depths[depth]
+        least = count if self.protocol == "paper" else deepest
+        long_enough = [dialogue for dialogue in kept if len(dialogue.turns) >= least]
+        self.skipped = Counter({"filtered": left_out, f"fewer than {least} turns": len(kept) - len(long_enough)})
+        for dialogue in long_enough:
+            sample = dialogue.cut(least - count, least).sample(self.turns, count - 2)
+            yield Question.of(sample, self.turns.eos_id, task="dialog")
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
+    """The dialogues to evaluate on, in the folder of the publisher's files.
+
+    Raises:
+        ConfigError: when no folder is named, or options that there are not.
+        DataError: when a file is absent.
+    """
+    build_settings(Options, settings.options, "task.options")
+    if settings.path is None:
+        raise ConfigError(
+            f"The task {settings.name!r} needs the folder that holds {_names('test')}; name it as --data."
+        )
+    return DialogueTask(DAILY, Path(settings.path), turns, settings.protocol)
+
+
 def read_dialogues(folder: Path, split: str, corpus: Corpus) -> Iterator[Dialogue]:
     """The dialogues of a split, tidied, in the order of the file.
 
@@ -130,9 +205,8 @@ def keep(dialogues: Iterable[Dialogue], turns: Turns, corpus: Corpus, longest: i
     """Those that are long enough in turns, and not too long in tokens."""
     kept = []
     for dialogue in dialogues:
-        counts = [len(ids) for ids in turns.tokenizer([*dialogue.turns], add_special_tokens=False).input_ids]
-        fits = corpus.shortest_turn <= min(counts) and max(counts) <= LONGEST_TURN and sum(counts) <= longest
-        if len(counts) >= LEAST_TURNS and fits:
+        ids = turns.tokenizer([*dialogue.turns], add_special_tokens=False).input_ids
+        if corpus.fits([len(turn) for turn in ids], longest):
             kept.append(dialogue)
     return kept
 

@@ -1,0 +1,124 @@
+"""The group of the data sets: which examples are kept, and what they become as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ccm.config import TurnFormat
+from ccm.conformance.goldens import Differences, Goldens
+from ccm.data.dialogue import DAILY, SODA, Dialogue
+from ccm.data.metaicl import Example, Prompt, demonstrations_for, distinct
+from ccm.layout import IGNORE
+from ccm.turns import SeparatorTurns
+
+EXAMPLE = 20  # tokens of an example at the most, in the recorded corpus
+
+
+class _Numbers:
+    """A stand-in of a tokenizer: a text is its token ids, written out."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [int(number) for number in text.replace("a", "0 ").replace("|", "13 14 15").split()]
+
+
+def _dialogues(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
+    for case in recorded["preprocess"]:
+        tidied = (DAILY.tidy(case["text"]), SODA.tidy(case["text"]))
+        yield "dialogue text", {"layout": float(tidied != (case["daily_dialog"], case["soda"]))}
+    lengths, kept = recorded["threshold"]["turn_lengths"], recorded["threshold"]["kept_indices"]
+    longest = {"daily_train_400": (DAILY, 400), "daily_eval_600": (DAILY, 600), "soda_512": (SODA, 512)}
+    for name, (corpus, most) in longest.items():
+        ours = [i for i, counts in enumerate(lengths) if corpus.fits(counts, most)]
+        yield f"dialogue filter {name}", {"layout": float(ours != kept[name])}
+    for name, corpus in (("daily", DAILY), ("soda", SODA)):
+        for case, count in zip(recorded["subsample"][name].values(), corpus.depths.values(), strict=True):
+            long_enough = [i for i, turns in enumerate(recorded["subsample"]["turn_counts"]) if turns >= count]
+            differs = (long_enough, [count]) != (case["kept"], case["turns_of_each_kept"])
+            yield f"dialogue depth {name}", {"layout": float(differs)}
+    turns = SeparatorTurns(cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|"))
+    for case in recorded["sample_dialog"]:
+        ids, targets = _dialogue(case, turns)
+        yield (
+            f"dialogue {case['attn_type']}",
+            {"layout": float([ids, targets] != [case["input_ids"], case["output_ids"]])},
+        )
+
+
+def _dialogue(case: dict[str, Any], turns: SeparatorTurns) -> tuple[list[int], list[int]]:
+    """Input and output ids of a recorded dialogue as our sample has them."""
+    drawn = np.random.RandomState(case["np_seed"]).randint(3, len(case["dialog"]) + 1)
+    steps = (drawn if case["is_train"] else len(case["dialog"])) - 2
+    texts = tuple(" ".join(map(str, turn)) for turn in case["dialog"])
+    sample = Dialogue(texts).sample(turns, 0 if case["comp_type"] == "neg_control" else steps)
+    if case["comp_type"] == "neg_control":  # nothing but the last two turns
+        sample = Dialogue(texts[steps : steps + 2]).sample(turns, 0)
+    targets = [target for target in sample.query.targets if target != IGNORE]
+    prompt = [*sample.query.ids[: len(sample.query.ids) - len(targets) + 1]]
+    return with_comp([[*step.ids] for step in sample.steps], prompt, case), targets
+
+
+def with_comp(steps: list[list[int]], query: list[int], case: dict[str, Any]) -> list[int]:
+    """Steps and query with the COMP tokens, and SUM tokens, which ours does without, where a recorded case has them."""
+    n, online, rule = case["n_tok"], case["comp_type"] == "online", case["attn_type"]
+    comp, total = [*range(200, 200 + n)], [*range(200 + n, 200 + 2 * n)]
+    each = [*comp, *(total if rule == "merge_recur" else [])] if online else []
+    once = comp if case["comp_type"] in ("fixed", "pos_control") else total if online and rule == "merge" else []
+    if not steps:  # SUM then stands after BOS, before the query
+        return [*query[:1], *once, *query[1:]]
+    return [*(token for step in steps for token in (*step, *each)), *once, *query]
+
+
+def prompt_of(special: dict[str, Any], *, bos: bool = True) -> Prompt:
+    """The recorded stand-in of a tokenizer."""
+    return Prompt(special["input_prefix"], special["output_prefix"], special["bos"] if bos else None)
+
+
+def examples(table: dict[str, Any], prompt: Prompt) -> list[Example]:
+    """Those of a recorded task or pool that are kept."""
+    options = table.get("options") or [[]] * len(table["input"])
+    rows = [Example(*row) for row in zip(table["input"], table["output"], options, strict=True)]
+    return [example for example in rows if prompt.fits(example, EXAMPLE)]
+
+
+def check_data(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
+    """Texts, filters, choice and layout of the authors' data sets."""
+    yield from _dialogues(goldens.json("data/dialogue_cases.json"))
+    recorded = goldens.json("data/metaicl_cases.json")
+    raw = goldens.json("data/metaicl_raw.json")
+    for number, case in enumerate(recorded["cases"]):
+        yield f"metaicl {number} {case['label']}", {"layout": float(_case(case, raw) != case["input_ids"])}
+    for case in recorded["delete_duplicates"]:
+        yield "metaicl options", {"layout": float(distinct(case["options"]) != case["result"])}
+
+
+def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
+    """The ids of a recorded case as our question has them, with COMP tokens where the rule wants them."""
+    special, tables = raw["special"], raw["raw"]
+    prompt = prompt_of(special, bos=not case["t5"])
+    if case["split"] == "train":
+        pool = examples(tables["train"][case["task"]], prompt)
+        drawn = training_choice(case["np_seed"], case["k"], len(pool), case["idx"], random_k=case["random_k"])
+        example, demonstrations = pool[case["idx"]], [pool[i] for i in drawn]
+    else:
+        example = examples(tables["test"][case["task"]], prompt)[case["idx"]]
+        if case["row"] is not None:
+            example = Example(example.input, distinct(example.options)[case["row"]])
+        pools = {seed: examples(table[case["task"]], prompt) for seed, table in tables["demonstrations"].items()}
+        demonstrations = demonstrations_for(pools[str(case["seed_eval"])], pools["13"], case["k"])
+    question = prompt.question(Example(example.input, example.output), demonstrations, case["max_length"], case["task"])
+    return with_comp([[*step] for step in question.steps], [*question.query], case)
+
+
+def training_choice(seed: int, k: int, n: int, index: int, *, random_k: bool = False) -> list[int]:
+    """Which examples of ``n`` the authors' training takes as demonstrations of number ``index``, from NumPy's global
+    generator: none twice, never the example itself."""
+    generator = np.random.RandomState(seed)
+    if random_k and generator.uniform() <= 0.5:
+        k = generator.randint(1, k + 1)
+    return [int((i + 1 + index) % n) for i in generator.choice(n - 1, k, replace=False)]

@@ -1,0 +1,241 @@
+"""MetaICL: few-shot demonstrations as steps, and a query whose answer is one of several options.
+
+    Input: x1 Output: y1 | Input: x2 Output: y2 | ... | Input: x Output:     a demonstration is a step
+
+The rules of filtering, choice and room are the authors' (Compressed Context Memory, ICLR 2024, section 4.1). Files are
+MetaICL's: a folder a task, in it ``TASK_16_100_test.jsonl`` (or ``TASK_test.jsonl``) to evaluate on and
+``TASK_16_SEED_train.jsonl`` as demonstrations, a JSON object a line with input, output and options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ccm.config import build_settings, check_types
+from ccm.data.questions import Question
+from ccm.data.tasks import TaskSettings
+from ccm.errors import ConfigError, DataError
+from ccm.turns import Turns
+
+LONGEST = 256  # tokens of an example, prefixes included
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a task, as token ids: of the options the output is one, or there are none."""
+
+    input: Ids
+    output: Ids
+    options: Sequence[Ids] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How examples read: ``Input: x Output: y``, nothing between them, BOS before all.
+
+    Attributes:
+        before_input: token ids of "Input:".
+        before_output: of "Output:".
+        bos: the token that begins a text; None where the tokenizer has none.
+    """
+
+    before_input: Ids
+    before_output: Ids
+    bos: int | None
+
+    def query(self, example: Example) -> list[int]:
+        """The example up to where its output begins."""
+        return [*self.before_input, *example.input, *self.before_output]
+
+    def demonstration(self, example: Example) -> list[int]:
+        """The example with its output."""
+        return [*self.query(example), *example.output]
+
+    def fits(self, example: Example, longest: int = LONGEST) -> bool:
+        """Whether the example is short enough to be used at all; its other options may be longer."""
+        return len(self.demonstration(example)) <= longest
+
+    def context(self, demonstrations: Iterable[Example], room: int) -> list[list[int]]:
+        """Demonstrations as steps, in order, up to the first that does not fit into ``room`` tokens any more."""
+        steps: list[list[int]] = []
+        for example in demonstrations:
+            step = self.demonstration(example)
+            room -= len(step)
+            if room < 0:
+                break
+            steps.append(step)
+        return steps
+
+    def question(self, example: Example, demonstrations: Iterable[Example], max_length: int, task: str) -> Question:
+        """The question of an example; ``max_length`` is of context, query and output without BOS."""
+        query = self.query(example)
+        steps = self.context(demonstrations, max_length - len(query) - len(example.output))
+        texts = [*steps, query]
+        if self.bos is not None and texts[0][0] != self.bos:
+            texts[0].insert(0, self.bos)
+        answers = distinct(example.options) or [example.output]
+        return Question(texts[:-1], texts[-1], answers, answers.index(example.output), task, self.before_output)
+
+
+def distinct(options: Sequence[Ids]) -> list[Ids]:
+    """Each option once, where it stands first."""
+    return [option for i, option in enumerate(options) if option not in options[:i]]
+
+
+def demonstrations_for(pool: Sequence[Example], spare: Sequence[Example], k: int) -> list[Example]:
+    """The first ``k`` of a pool; where it has fewer, the first of another one for what is missing."""
+    chosen = [*pool[:k]]
+    return [*chosen, *spare[: k - len(chosen)]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How MetaICL is evaluated.
+
+    Attributes:
+        max_length: most tokens of context, query and output.
+        demonstrations: the seed in the name of the files with the demonstrations.
+        spare: likewise, of those that fill up a pool that is too small.
+        tasks: which tasks; None for those of ``hr_to_lr.json`` in the folder, or all that have a test file.
+    """
+
+    max_length: int = 1024
+    demonstrations: int = 100
+    spare: int = 13
+    tasks: list | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.options.")
+        if self.max_length < 1:
+            raise ConfigError(f"task.options.max_length is {self.max_length}; it must be at least 1.")
+
+
+@dataclass
+class MetaICLTask:
+    """Accuracy over the options of each example, after k demonstrations.
+
+    Attributes:
+        folder: of the tasks.
+        turns: whose tokenizer is used.
+        options: how.
+    """
+
+    folder: Path
+    turns: Turns
+    options: Options
+    depths: ClassVar = (1, 2, 4, 8, 16)
+    measures: ClassVar = "accuracy"
+
+    def __post_init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        encode = self._encode
+        self.prompt = Prompt(encode("Input:"), encode("Output:"), self.turns.tokenizer.bos_token_id)
+        self.tasks = self.options.tasks or _tasks(self.folder)
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        if depth < 0:
+            raise ConfigError(f"There is no time step {depth}; it is a number of demonstrations, from 0.")
+        self.skipped = Counter()
+        for task in self.tasks:
+            path = _test_file(self.folder, task)
+            if path is None:
+                self.skipped[f"{task}: no test file"] += 1
+                continue
+            chosen = demonstrations_for(
+                self._pool(task, self.options.demonstrations), self._pool(task, self.options.spare), depth
+            )
+            for example in self._examples(path):
+                yield from self._question(example, chosen, task)
+
+    def _question(self, example: Example, chosen: Sequence[Example], task: str) -> Iterator[Question]:
+        if not self.prompt.fits(example):
+            self.skipped[f"{task}: longer than {LONGEST} tokens"] += 1
+        elif not example.options:
+            self.skipped[f"{task}: has no options"] += 1
+        elif example.output not in example.options:
+            self.skipped[f"{task}: the answer is none of its options"] += 1
+        elif not (example.input and all(example.options)):
+            self.skipped[f"{task}: has an empty input or option"] += 1
+        else:
+            question = self.prompt.question(example, chosen, self.options.max_length, task)
+            if len(question.steps) < len(chosen):
+                self.skipped["demonstrations without room (the questions are scored)"] += len(chosen) - len(
+                    question.steps
+                )
+            yield question
+
+    def _pool(self, task: str, seed: int) -> list[Example]:
+        path = self.folder / task / f"{task}_16_{seed}_train.jsonl"
+        return [example for example in self._examples(path) if self.prompt.fits(example)]
+
+    def _examples(self, path: Path) -> Iterator[Example]:
+        for row in read_lines(path):
+            options = [tuple(self._encode(option)) for option in row["options"]]
+            yield Example(tuple(self._encode(row["input"])), tuple(self._encode(row["output"])), options)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands after a space, whether or not the tokenizer adds one by itself."""
+        if not text.strip():
+            return []
+        tokenizer = self.turns.tokenizer
+        adds_space = tokenizer.decode([*self.turns.encode_reply("a"), *self.turns.encode_reply("b")]) == "a b"
+        return self.turns.encode_reply(text.strip() if adds_space else f" {text.strip()}")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The examples of a file.
+
+    Raises:
+        DataError: when it is absent, or a line is none; with the file and the line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{where}: not JSON ({error}); the file may not be whole.") from None
+                texts = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("input", "output"))
+                if not texts or not isinstance(row.get("options"), list):
+                    raise DataError(f"{where}: an example has the texts 'input' and 'output' and the list 'options'.")
+                yield row
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; it belongs to the MetaICL data.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def _tasks(folder: Path) -> list[str]:
+    for place in (folder / "hr_to_lr.json", folder / "config" / "hr_to_lr.json"):
+        if place.is_file():
+            return json.loads(place.read_text(encoding="utf-8"))["test"]
+    found = sorted(path.name for path in folder.glob("*/") if _test_file(folder, path.name))
+    if not found:
+        raise DataError(f"{folder} holds no task: a folder TASK with TASK_test.jsonl or TASK_16_100_test.jsonl in it.")
+    return found
+
+
+def _test_file(folder: Path, task: str) -> Path | None:
+    names = (f"{task}_16_100_test.jsonl", f"{task}_test.jsonl")
+    return next((path for name in names if (path := folder / task / name).is_file()), None)
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> MetaICLTask:
+    """The MetaICL tasks in a folder.
+
+    Raises:
+        ConfigError: when no folder is named, or options that there are not.
+        DataError: when it holds no task.
+    """
+    if settings.path is None:
+        raise ConfigError("The task 'metaicl' needs the folder of MetaICL's tasks; name it as --data.")
+    return MetaICLTask(Path(settings.path), turns, build_settings(Options, settings.options, "task.options"))

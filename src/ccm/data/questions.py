@@ -1,0 +1,52 @@
+"""What an evaluation asks: a context of steps, a query, and the answers that are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ccm.errors import InputError
+from ccm.layout import IGNORE, Sample
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, as token ids.
+
+    Attributes:
+        steps: of every context step, separators included.
+        query: up to where an answer begins, separators included.
+        answers: the possible answers, or the only one where there is no choice; without the token that ends them.
+        right: which of them is right.
+        task: what it is counted under.
+        before: what stands before an answer where its own likelihood is taken; None where that is not asked for.
+
+    Raises:
+        InputError: where a text is empty, or no answer is right.
+    """
+
+    steps: Sequence[Sequence[int]]
+    query: Sequence[int]
+    answers: Sequence[Sequence[int]]
+    right: int = 0
+    task: str = ""
+    before: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.query and all(self.answers) and all(self.steps) and self.before != []):
+            raise InputError(f"A question of {self.task or 'the task'} has an empty step, query or answer.")
+        if not 0 <= self.right < len(self.answers):
+            raise InputError(
+                f"The right answer of a question of {self.task or 'the task'} is number {self.right}, counted from 0, "
+                f"of {len(self.answers)}."
+            )
+
+    @staticmethod
+    def of(sample: Sample, eos: int, task: str = "") -> Question:
+        """A sample whose query's targets are one stretch, at its end: they are the answer, but for a closing EOS."""
+        targets = sample.query.targets
+        begin = next(i for i, target in enumerate(targets) if target != IGNORE)
+        answer = [target for target in targets[begin:] if target != IGNORE]
+        if answer[-1] == eos:
+            answer.pop()
+        return Question([step.ids for step in sample.steps], sample.query.ids[: begin + 1], [answer], task=task)

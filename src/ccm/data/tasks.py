@@ -1,0 +1,78 @@
+"""What is measured, behind one contract: a task is one data set's, and a row in ``TASKS``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+from ccm.config import check_types
+from ccm.data.questions import Question
+from ccm.errors import ConfigError, did_you_mean
+from ccm.turns import Turns
+
+TASKS = {  # module with a function open_task
+    "dialog": "ccm.data.dialogue",
+    "metaicl": "ccm.data.metaicl",
+}
+Protocols = Literal["paper", "fixed-target"]
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What is measured.
+
+    Attributes:
+        name: of the task (:data:`TASKS`).
+        path: folder of its files.
+        protocol: "paper" cuts a dialogue to its first turns, so that each depth has targets of its own;
+            "fixed-target" has the same targets at every depth, and only the latest turns before them.
+        seed: of what is drawn.
+        options: of the task itself.
+    """
+
+    name: str
+    path: str | None = None
+    protocol: Protocols = "paper"
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.")
+
+
+class Task(Protocol):
+    """What an evaluation asks of a task.
+
+    Attributes:
+        depths: the time steps that it is reported at.
+        measures: "perplexity" of the one answer, or "accuracy" where there are several.
+        skipped: of the questions that were asked for last, those left out, by reason.
+    """
+
+    depths: Sequence[int]
+    measures: Literal["perplexity", "accuracy"]
+    skipped: Counter[str]
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        """The questions at a time step, one after the other.
+
+        Raises:
+            ConfigError: when there is no such step.
+        """
+        ...
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> Task:
+    """The task of that name; its files are looked at now.
+
+    Raises:
+        ConfigError: when there is no such task, or it lacks a setting.
+        DataError: when its files are absent or malformed.
+    """
+    if settings.name not in TASKS:
+        meant = did_you_mean([settings.name], TASKS)
+        raise ConfigError(f"There is no task {settings.name!r}.{meant} There are: {', '.join(TASKS)}.")
+    return import_module(TASKS[settings.name]).open_task(settings, turns)

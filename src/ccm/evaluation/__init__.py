@@ -1,0 +1,1 @@
+"""Measuring a model: questions -> likelihoods of their answers -> figures by method and depth -> tables and plots."""

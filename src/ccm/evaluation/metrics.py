@@ -1,0 +1,96 @@
+"""Figures of scored questions. All that counts likelihoods is in nats, per token without the closing EOS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Choice = Literal["acc", "acc_norm", "acc_base"]
+CHOICES: tuple[Choice, ...] = ("acc", "acc_norm", "acc_base")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What is kept of one answer's likelihood.
+
+    Attributes:
+        total: added up over its tokens.
+        tokens: how many.
+        own: likewise without context; None where it was not asked for.
+    """
+
+    total: float
+    tokens: int
+    own: float | None = None
+
+    def by(self, choice: Choice) -> float:
+        """What the answers are compared by: the sum, the mean over tokens, or the sum beyond the answer's own."""
+        if choice == "acc_norm":
+            return self.total / self.tokens if self.tokens else -math.inf
+        if choice == "acc_base":
+            return self.total - (self.own or 0.0)
+        return self.total
+
+
+def perplexity(answers: Sequence[Likelihood]) -> float:
+    """exp of the mean negative log-likelihood per token, over all tokens together."""
+    return math.exp(-sum(a.total for a in answers) / sum(a.tokens for a in answers))
+
+
+def loss(answers: Sequence[Likelihood]) -> float:
+    """The mean over answers of each one's mean negative log-likelihood per token."""
+    return -sum(a.total / a.tokens for a in answers) / len(answers)
+
+
+def chosen(answers: Sequence[Likelihood], choice: Choice) -> int:
+    """The answer that is likeliest; of equal ones the first."""
+    values = [answer.by(choice) for answer in answers]
+    return values.index(max(values))
+
+
+def accuracy(questions: Sequence[tuple[Sequence[Likelihood], int]], choice: Choice) -> float:
+    """Share of the questions whose likeliest answer is right; each is its answers, and the number of the right one."""
+    return sum(chosen(answers, choice) == right for answers, right in questions) / len(questions)
+
+
+def macro_accuracy(
+    by_task: Mapping[str, Mapping[str, float]],
+    *,
+    usual: Choice = "acc_norm",
+    exceptions: Mapping[str, Choice] | None = None,
+    left_out: Sequence[str] = (),
+) -> float:
+    """The mean over tasks of one of their accuracies.
+
+    Args:
+        by_task: for each task "acc", "acc_norm" and "acc_base".
+        usual: which one counts.
+        exceptions: another one, for tasks whose name begins so.
+        left_out: tasks that do not count, by how their names begin.
+    """
+    taken = []
+    for task, figures in by_task.items():
+        if task.startswith(tuple(left_out)):
+            continue
+        choice = next((c for begins, c in (exceptions or {}).items() if task.startswith(begins)), usual)
+        taken.append(figures[choice])
+    return sum(taken) / len(taken)
+
+
+def standard_error(differences: Sequence[float], weights: Sequence[float]) -> float:
+    """Of a weighted mean of independent differences: the ratio estimator's, as of a mean over tokens."""
+    total, count = sum(weights), len(differences)
+    if count < 2 or not total:
+        return math.inf
+    mean = sum(d * w for d, w in zip(differences, weights, strict=True)) / total
+    spread = sum((w * (d - mean)) ** 2 for d, w in zip(differences, weights, strict=True))
+    return math.sqrt(spread * count / (count - 1)) / total
+
+
+def recovered(score: float, none: float, full: float, *, logarithmic: bool = False) -> float:
+    """Share of the gain from none to full context: (score - none) / (full - none), of logarithms for perplexity."""
+    if logarithmic:
+        score, none, full = map(math.log, (score, none, full))
+    return (score - none) / (full - none)

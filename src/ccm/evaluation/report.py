@@ -1,0 +1,131 @@
+"""What people read of an evaluation: a Markdown table, and two pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccm.console import size
+from ccm.evaluation.metrics import recovered, standard_error
+from ccm.evaluation.run import Measured, Result
+from ccm.files import write_atomically
+
+TITLES = {
+    "perplexity": "perplexity",
+    "loss": "loss",
+    "acc": "accuracy, sum",
+    "acc_norm": "accuracy, mean of tokens",
+    "acc_base": "accuracy, beyond the answer's own",
+}
+
+
+def main_figure(line: Measured) -> str:
+    """The figure that stands for a line."""
+    return "perplexity" if "perplexity" in line.figures else "acc_norm"
+
+
+def gain(result: Result, results: Sequence[Result]) -> float | None:
+    """The recovered gain of a result among others, at its depth; None where full and no context are not both there,
+    were not asked the same, or differ by less than two standard errors."""
+    by_rule = {r.line.rule: r for r in results if r.line.depth == result.line.depth}
+    full, none = by_rule.get("full"), by_rule.get("none")
+    if result in (full, none):
+        return None
+    if full is None or none is None or not full.tokens == none.tokens == result.tokens:
+        return None
+    name = main_figure(result.line)
+    score, least, most = (r.line.figures[name] for r in (result, none, full))
+    if name == "perplexity":
+        pairs = zip(full.totals, none.totals, full.tokens, strict=True)
+        differences = [(a - b) / count for a, b, count in pairs]
+        by_token = sum(d * n for d, n in zip(differences, full.tokens, strict=True)) / sum(full.tokens)
+        clear = abs(by_token) >= 2 * standard_error(differences, full.tokens)
+    else:
+        spread = (most * (1 - most) + least * (1 - least)) / result.line.questions
+        clear = abs(most - least) >= 2 * spread**0.5
+    return recovered(score, least, most, logarithmic=name == "perplexity") if clear else None
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table, depth by depth."""
+    names = [name for name in TITLES if any(name in r.line.figures for r in results)]
+    heads = ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]
+    heads += ["memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]
+    rows = [heads, ["---"] * len(heads)]
+    for result in sorted(results, key=lambda r: r.line.depth):
+        line = result.line
+        share = gain(result, results)
+        figures = [_figure(name, line.figures.get(name)) for name in names]
+        rows.append(
+            [
+                str(line.depth),
+                line.method,
+                str(line.n_tok) if line.rule not in ("full", "none") else "",
+                *figures,
+                "" if share is None else f"{share:.1%}",
+                f"{line.questions} ({sum(line.skipped.values())})",
+                f"{line.entries:.1f}",
+                size(line.kv_bytes),
+                f"{line.peak_entries:.1f}",
+                size(line.peak_bytes),
+                f"{line.write_seconds:.1f}",
+                f"{line.read_seconds:.1f}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def brief(results: Sequence[Result]) -> list[list[str]]:
+    """The same for a terminal: a head and rows of what matters most."""
+    name = main_figure(results[0].line)
+    rows = [["step", "method", TITLES[name], "recovered", "questions", "entries", "K/V", "peak K/V"]]
+    for result in sorted(results, key=lambda r: r.line.depth):
+        line, share = result.line, gain(result, results)
+        measured = [_figure(name, line.figures[name]), "" if share is None else f"{share:.1%}", f"{line.questions:,}"]
+        memory = [f"{line.entries:.1f}", size(line.kv_bytes), size(line.peak_bytes)]
+        rows.append([str(line.depth), line.method, *measured, *memory])
+    return rows
+
+
+def write_report(title: str, results: Sequence[Result], folder: Path) -> None:
+    """The table and the pictures, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
+    skipped = sorted({(r.line.depth, reason, n) for r in results for reason, n in r.line.skipped.items() if n})
+    left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
+    text = f"# {title}\n\n{table(results)}\n![by step](steps.png) ![by memory](memory.png)\n\n"
+    text += (
+        "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
+        f"full and none differ by less than two standard errors.\n\n{left_out}"
+    )
+    write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
+    _draw(results, folder / "steps.png", "depth", "time step")
+    _draw(results, folder / "memory.png", "peak_bytes", "peak K/V in bytes")
+
+
+def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
+    """Score against the step, or against the memory on a logarithmic axis (as the paper's Figure 10)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    axes: Any = figure.subplots()
+    name = main_figure(results[0].line)
+    for method in dict.fromkeys(r.line.method for r in results):
+        lines = sorted((r.line for r in results if r.line.method == method), key=lambda line: line.depth)
+        axes.plot([getattr(line, by) for line in lines], [line.figures[name] for line in lines], marker="o", ms=4)
+        axes.lines[-1].set_label(method)
+    if by == "depth":
+        depths = sorted({r.line.depth for r in results})
+        axes.set_xticks(depths, [str(depth) for depth in depths])
+    else:
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(label)
+    axes.set_ylabel(TITLES[name])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name.startswith("acc") else f"{value:.3f}"

@@ -1,0 +1,57 @@
+"""Figures by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ccm.evaluation.metrics import (
+    Likelihood,
+    accuracy,
+    loss,
+    macro_accuracy,
+    perplexity,
+    recovered,
+    standard_error,
+)
+
+
+def test_perplexity_is_by_token_and_loss_by_answer() -> None:
+    answers = [Likelihood(-6.0, 3), Likelihood(-1.0, 1)]
+    assert perplexity(answers) == pytest.approx(math.exp(7 / 4))
+    assert loss(answers) == pytest.approx((2 + 1) / 2)
+
+
+def test_the_three_accuracies_compare_answers_by_other_things() -> None:
+    short, long = Likelihood(-2.0, 1, own=-1.0), Likelihood(-3.0, 3, own=-3.5)
+    assert accuracy([([short, long], 0)], "acc") == 1.0
+    assert accuracy([([short, long], 1)], "acc_norm") == 1.0
+    assert accuracy([([short, long], 1)], "acc_base") == 1.0
+
+
+def test_of_equal_answers_the_first_is_taken() -> None:
+    same = [Likelihood(-1.0, 1), Likelihood(-1.0, 1)]
+    assert (accuracy([(same, 0)], "acc"), accuracy([(same, 1)], "acc")) == (1.0, 0.0)
+
+
+def test_the_mean_over_tasks_has_exceptions_and_tasks_left_out() -> None:
+    figures = {"acc": 0.1, "acc_norm": 0.2, "acc_base": 0.9}
+    by_task = {"poem_sentiment": figures, "glue-rte": figures, "glue-mrpc": {**figures, "acc_norm": 1.0}}
+    assert macro_accuracy(by_task) == pytest.approx(1.4 / 3)
+    changed = macro_accuracy(by_task, exceptions={"poem": "acc_base"}, left_out=["glue-mrpc"])
+    assert changed == pytest.approx((0.9 + 0.2) / 2)
+
+
+def test_the_recovered_gain_of_perplexities_is_of_their_logarithms() -> None:
+    assert recovered(0.6, 0.5, 0.7) == pytest.approx(0.5)
+    assert recovered(math.sqrt(50), 10, 5, logarithmic=True) == pytest.approx(0.5)
+    assert recovered(10, 10, 5, logarithmic=True) == 0.0
+
+
+def test_the_standard_error_of_equal_weights_is_the_usual_one() -> None:
+    values = [1.0, 2.0, 4.0, 5.0]
+    spread = math.sqrt(sum((v - 3) ** 2 for v in values) / 3)
+    assert standard_error(values, [1.0] * 4) == pytest.approx(spread / 2)
+    assert standard_error(values, [7.0] * 4) == pytest.approx(spread / 2)
+    assert standard_error([1.0], [1.0]) == math.inf

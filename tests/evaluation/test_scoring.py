@@ -1,0 +1,143 @@
+"""Likelihoods of answers: whatever is shared and batched, they are those of one parallel pass for each answer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from helpers import BOS, EOS, TABLE, TOLERANCE, VOCAB, Row, ccm_config, tiny_base
+
+from ccm.data.questions import Question
+from ccm.errors import InputError
+from ccm.evaluation.scoring import Scored, Scorer
+from ccm.layout import IGNORE, Sample, Step, build_layout
+from ccm.model import CCMModel
+
+
+def text(rng: random.Random, least: int, most: int) -> list[int]:
+    return [rng.randrange(5, VOCAB) for _ in range(rng.randint(least, most))]
+
+
+def questions(seed: int = 0, count: int = 12) -> list[Question]:
+    """Of 0 to 3 steps, with 1 to 3 answers of 1 to 4 tokens."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        steps = [text(rng, 1, 6) for _ in range(rng.randint(0, 3))]
+        answers = [text(rng, 1, 4) for _ in range(rng.randint(1, 3))]
+        before = text(rng, 1, 2) if rng.random() < 0.5 else None
+        made.append(Question(steps, text(rng, 1, 5), answers, before=before))
+    return made
+
+
+def model_of(row: Row, **settings: object) -> CCMModel:
+    model = CCMModel(tiny_base(), ccm_config(row.name, n_tok=2, rule_options=row.options, **settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in model.adapter_tensors().values():
+            tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
+def from_scratch(model: CCMModel, question: Question, answer: list[int]) -> float:
+    """Log-likelihood of one answer by a parallel pass of its own."""
+    steps = [Step(step) for step in question.steps]
+    targets = [IGNORE] * (len(question.query) - 1) + [*answer, EOS]
+    sample = Sample(steps, Step([*question.query, *answer], targets))
+    log_p = model(build_layout([sample], model.config, model.rule, 0)).logits.log_softmax(-1)
+    return float(log_p[range(len(answer)), answer].sum())
+
+
+def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored]:
+    return [*Scorer(model, batch=batch).score(asked)]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("settings", [{}, {"sink": True}, {"recurrent": False}, {"positions": "base"}], ids=str)
+def test_answers_have_the_likelihoods_of_a_parallel_pass_each(row: Row, settings: dict[str, object]) -> None:
+    model, asked = model_of(row, **settings), questions()
+    scored = scored_by(model, asked, batch=4)
+    assert [one.question for one in scored] == asked
+    for one in scored:
+        for answer, ours in zip(one.question.answers, one.sums, strict=True):
+            assert ours == pytest.approx(from_scratch(model, one.question, [*answer]), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_neox"])
+def test_other_families_score_alike(family: str) -> None:
+    model, asked = CCMModel(tiny_base(family), ccm_config("concat", n_tok=2)).eval(), questions(1)
+    for one in scored_by(model, asked, batch=4):
+        for answer, ours in zip(one.question.answers, one.sums, strict=True):
+            assert ours == pytest.approx(from_scratch(model, one.question, [*answer]), abs=TOLERANCE)
+
+
+def test_batches_and_pools_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = model_of(TABLE[0]), questions(2)
+    alone = scored_by(model, asked, batch=1)
+    monkeypatch.setattr("ccm.evaluation.scoring.POOL", 5)
+    together = scored_by(model, asked, batch=8)
+    for one, other in zip(alone, together, strict=True):
+        assert one.sums == pytest.approx(other.sums, abs=TOLERANCE)
+        assert (one.entries, one.peak, one.kv_bytes) == (other.entries, other.peak, other.kv_bytes)
+
+
+def test_an_answers_own_likelihood_is_that_of_the_base_alone() -> None:
+    model, asked = model_of(TABLE[0]), questions(3)
+    stock = tiny_base()
+    for one in scored_by(model, asked, batch=4):
+        if one.question.before is None:
+            assert one.own is None
+            continue
+        assert one.own is not None
+        for answer, own in zip(one.question.answers, one.own, strict=True):
+            ids = torch.tensor([[*one.question.before, *answer]])
+            with torch.no_grad():
+                log_p = stock(ids).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+            assert own == pytest.approx(float(log_p[range(len(answer)), [*answer]].sum()), abs=TOLERANCE)
+
+
+def test_entries_and_their_peak_are_counted() -> None:
+    asked = [Question([[BOS, 5, 6, 7], [8, 9]], [10, 11, 12], [[13, 14], [15]])]
+    (concat,) = scored_by(model_of(TABLE[0]), asked, batch=1)
+    assert (concat.entries, concat.peak) == (4, 8)  # the memory, the query, and the answer but for its last token
+    long = [Question([[BOS, *range(5, 25)], [8, 9]], [10, 11, 12], [[13, 14]])]
+    (concat,) = scored_by(model_of(TABLE[0]), long, batch=1)
+    assert concat.peak == 21 + 2  # the first step as it is read, with its COMP tokens
+    full = next(row for row in TABLE if row.name == "full")
+    (whole,) = scored_by(model_of(full), asked, batch=1)
+    assert (whole.entries, whole.peak) == (6, 10)
+    assert whole.kv_bytes == 6 * concat.kv_bytes // concat.entries
+    none = next(row for row in TABLE if row.name == "none")
+    (nothing,) = scored_by(model_of(none), asked, batch=1)
+    assert (nothing.entries, nothing.peak, nothing.kv_bytes) == (0, 4, 0)
+
+
+def test_a_question_beyond_the_models_positions_is_refused() -> None:
+    model = model_of(TABLE[0])
+    asked = [Question([[5] * 60], [6] * 60, [[7] * 20])]
+    with pytest.raises(InputError, match="end at position 139, but the model was made for 128"):
+        scored_by(model, asked, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (([[]], [5], [[6]]), "empty step, query or answer"),
+        (([[5]], [], [[6]]), "empty step, query or answer"),
+        (([[5]], [5], [[6], []]), "empty step, query or answer"),
+        (([[5]], [5], [[6]], 1), "number 1, counted from 0, of 1"),
+        (([[5]], [5], []), "number 0, counted from 0, of 0"),
+    ],
+)
+def test_questions_that_ask_nothing_are_refused(parts: tuple, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Question(*parts)
+
+
+def test_a_sample_becomes_the_question_of_its_targets() -> None:
+    query = Step([8, 9, 10, 11], [IGNORE, 10, 11, EOS])
+    question = Question.of(Sample([Step([5, 6]), Step([7])], query), EOS, "some")
+    assert (question.steps, question.query, question.answers) == ([[5, 6], [7]], [8, 9], [[10, 11]])
+    assert question.task == "some"
