@@ -13,7 +13,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 
 import torch
 
-from benchmarks import compressing, estimate, objectives, peak_memory, reading, training, training_loop, turns, unrolled
+from benchmarks import (
+    choices,
+    compressing,
+    estimate,
+    objectives,
+    peak_memory,
+    reading,
+    training,
+    training_loop,
+    turns,
+    unrolled,
+)
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL
 from ccm.console import quiet
@@ -28,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "training-loop": training_loop.run,
     "objectives": objectives.run,
     "estimate": estimate.run,
+    "choices": choices.run,
 }
 
 

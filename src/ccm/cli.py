@@ -40,7 +40,7 @@ RuleNames = Annotated[
     typer.Option("--rule", help="Rule to measure on the first adapter that it runs with; repeatable (full, none)."),
 ]
 Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
-Most = Annotated[int, typer.Option(help="Questions a step at most; 0 is all.")]
+Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
 QuestionBatch = Annotated[int, typer.Option("--batch", help="Questions at a time.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
 Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]

@@ -93,16 +93,20 @@ def test_results_are_kept_and_not_measured_again(
 
 
 def test_metaicl_is_measured_by_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    task = tmp_path / "colours"
-    task.mkdir()
-    row = {"input": "grass", "output": "green", "options": ["green", "white"]}
-    for name in ("16_100_train", "16_13_train", "test"):
-        (task / f"colours_{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    rows = {"colours": ("grass", ["green", "white"], 2), "numbers": ("two and two", ["four", "six", "nine"], 1)}
+    for task, (asked, options, count) in rows.items():
+        (tmp_path / task).mkdir()
+        line = json.dumps({"input": asked, "output": options[0], "options": options}) + "\n"
+        for name in ("16_100_train", "16_13_train", "test"):
+            (tmp_path / task / f"{task}_{name}.jsonl").write_text(line * count)
     assert ccm("evaluate", "metaicl", "--data", tmp_path, "--k", "1,2", "--rule", "gate", "--json") == 0
     found = lines(capsys.readouterr().out)
     assert [set(line["figures"]) for line in found] == [{"acc", "acc_norm", "acc_base"}] * 2
     assert [line["entries"] for line in found] == [4.0, 4.0]
-    assert all(line["figures"]["acc"] in (0.0, 1.0) for line in found)
+    for line in found:
+        first, second = (line["by_task"][name]["acc"] for name in ("colours", "numbers"))
+        assert first in (0.0, 1.0)  # the same question twice
+        assert line["figures"]["acc"] == pytest.approx((first + second) / 2)  # whatever the number of questions
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def result(rule: str, totals: list[float]) -> Result:
     tokens = [10] * len(totals)
     figures = {"perplexity": perplexity([Likelihood(t, 10) for t in totals])}
     return Result(
-        Measured(rule, rule, 1, None, 1, len(totals), {}, figures, sum(tokens), 0, 0, 0, 0, 0, 0), totals, tokens
+        Measured(rule, rule, 1, None, 1, len(totals), {}, figures, {}, sum(tokens), 0, 0, 0, 0, 0, 0), totals, tokens
     )
 
 

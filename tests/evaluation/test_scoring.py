@@ -27,7 +27,8 @@ def questions(seed: int = 0, count: int = 12) -> list[Question]:
         steps = [text(rng, 1, 6) for _ in range(rng.randint(0, 3))]
         answers = [text(rng, 1, 4) for _ in range(rng.randint(1, 3))]
         before = text(rng, 1, 2) if rng.random() < 0.5 else None
-        made.append(Question(steps, text(rng, 1, 5), answers, before=before))
+        right = rng.randrange(len(answers))
+        made.append(Question(steps, text(rng, 1, 5), answers, right, f"task {right}", before))
     return made
 
 
@@ -50,6 +51,14 @@ def from_scratch(model: CCMModel, question: Question, answer: list[int]) -> floa
     return float(log_p[range(len(answer)), answer].sum())
 
 
+def assert_as_from_scratch(model: CCMModel, asked: list[Question]) -> None:
+    for question, one in zip(asked, scored_by(model, asked, batch=4), strict=True):
+        assert (one.task, one.right) == (question.task, question.right)
+        for answer, ours in zip(question.answers, one.answers, strict=True):
+            assert ours.total == pytest.approx(from_scratch(model, question, [*answer]), abs=TOLERANCE)
+            assert ours.tokens == len(answer)
+
+
 def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored]:
     return [*Scorer(model, batch=batch).score(asked)]
 
@@ -58,19 +67,17 @@ def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored
 @pytest.mark.parametrize("settings", [{}, {"sink": True}, {"recurrent": False}, {"positions": "base"}], ids=str)
 def test_answers_have_the_likelihoods_of_a_parallel_pass_each(row: Row, settings: dict[str, object]) -> None:
     model, asked = model_of(row, **settings), questions()
-    scored = scored_by(model, asked, batch=4)
-    assert [one.question for one in scored] == asked
-    for one in scored:
-        for answer, ours in zip(one.question.answers, one.sums, strict=True):
-            assert ours == pytest.approx(from_scratch(model, one.question, [*answer]), abs=TOLERANCE)
+    assert_as_from_scratch(model, asked)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_neox"])
 def test_other_families_score_alike(family: str) -> None:
     model, asked = CCMModel(tiny_base(family), ccm_config("concat", n_tok=2)).eval(), questions(1)
-    for one in scored_by(model, asked, batch=4):
-        for answer, ours in zip(one.question.answers, one.sums, strict=True):
-            assert ours == pytest.approx(from_scratch(model, one.question, [*answer]), abs=TOLERANCE)
+    assert_as_from_scratch(model, asked)
+
+
+def totals(one: Scored) -> list[float]:
+    return [answer.total for answer in one.answers]
 
 
 def test_batches_and_pools_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,23 +86,22 @@ def test_batches_and_pools_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("ccm.evaluation.scoring.POOL", 5)
     together = scored_by(model, asked, batch=8)
     for one, other in zip(alone, together, strict=True):
-        assert one.sums == pytest.approx(other.sums, abs=TOLERANCE)
+        assert totals(one) == pytest.approx(totals(other), abs=TOLERANCE)
         assert (one.entries, one.peak, one.kv_bytes) == (other.entries, other.peak, other.kv_bytes)
 
 
 def test_an_answers_own_likelihood_is_that_of_the_base_alone() -> None:
     model, asked = model_of(TABLE[0]), questions(3)
     stock = tiny_base()
-    for one in scored_by(model, asked, batch=4):
-        if one.question.before is None:
-            assert one.own is None
-            continue
-        assert one.own is not None
-        for answer, own in zip(one.question.answers, one.own, strict=True):
-            ids = torch.tensor([[*one.question.before, *answer]])
+    for question, one in zip(asked, scored_by(model, asked, batch=4), strict=True):
+        for answer, scored in zip(question.answers, one.answers, strict=True):
+            if question.before is None:
+                assert scored.own is None
+                continue
+            ids = torch.tensor([[*question.before, *answer]])
             with torch.no_grad():
                 log_p = stock(ids).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
-            assert own == pytest.approx(float(log_p[range(len(answer)), [*answer]].sum()), abs=TOLERANCE)
+            assert scored.own == pytest.approx(float(log_p[range(len(answer)), [*answer]].sum()), abs=TOLERANCE)
 
 
 def test_entries_and_their_peak_are_counted() -> None:

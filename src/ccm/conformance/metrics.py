@@ -85,12 +85,9 @@ def _metaicl(goldens: Goldens, case: dict[str, Any]) -> Differences:
         for example in examples(tables["test"][case["task"]], prompt)
     ]
     scored = _scored(goldens, case, questions)
-    rows = [
-        ([Likelihood(s, len(a), o) for s, a, o in zip(one.sums, q.answers, one.own or (), strict=True)], q.right)
-        for one, q in zip(scored, questions, strict=True)
-    ]
-    sums = torch.tensor([total for one in scored for total in one.sums])
-    own = torch.tensor([total for one in scored for total in one.own or ()])
+    rows = [([*one.answers], one.right) for one in scored]
+    sums = torch.tensor([answer.total for one in scored for answer in one.answers])
+    own = torch.tensor([answer.own for one in scored for answer in one.answers])
     return {
         **_accuracies(rows, case["all_examples"]),
         "log-likelihood": max(largest(sums, torch.tensor(case["ll_sum"])), largest(own, torch.tensor(case["ll_base"]))),
@@ -106,7 +103,7 @@ def _dialogue(goldens: Goldens, case: dict[str, Any]) -> Differences:
         steps = [[*([bos] if i == 0 else sep), *text] for i, text in enumerate(context)]
         questions.append(Question(steps, [*sep, *query, *sep], [answer]))
     scored = _scored(goldens, case, questions)
-    rights = [Likelihood(one.sums[0], len(one.question.answers[0])) for one in scored]
+    rights = [one.answers[0] for one in scored]
     sums = torch.tensor([right.total for right in rights])
     figures, recorded = {"perplexity": perplexity(rights), "loss": loss(rights)}, case["reference"]
     return {

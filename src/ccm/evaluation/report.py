@@ -79,7 +79,8 @@ def table(results: Sequence[Result]) -> str:
 def brief(results: Sequence[Result]) -> list[list[str]]:
     """The same for a terminal: a head and rows of what matters most."""
     name = main_figure(results[0].line)
-    rows = [["step", "method", TITLES[name], "recovered", "questions", "entries", "K/V", "peak K/V"]]
+    score = TITLES[name].partition(",")[0]
+    rows = [["step", "method", score, "recovered", "questions", "entries", "K/V", "peak K/V"]]
     for result in sorted(results, key=lambda r: r.line.depth):
         line, share = result.line, gain(result, results)
         measured = [_figure(name, line.figures[name]), "" if share is None else f"{share:.1%}", f"{line.questions:,}"]
@@ -118,6 +119,7 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: size(value))
     axes.set_xlabel(label)
     axes.set_ylabel(TITLES[name])
     axes.grid(alpha=0.3)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ccm
 from ccm.checkpoint import find_adapter, read_config, with_rule
+from ccm.data.questions import Question
 from ccm.data.tasks import Task, TaskSettings, open_task
 from ccm.errors import ConfigError
-from ccm.evaluation.metrics import CHOICES, Likelihood, accuracy, loss, perplexity
+from ccm.evaluation.metrics import CHOICES, accuracy, loss, macro_accuracy, perplexity
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.files import save_json, write_atomically
 from ccm.turns import make_turns
@@ -48,7 +49,7 @@ class Evaluation:
         adapters: each is measured under its own rule.
         rules: each is measured as well, on the first adapter that it runs with.
         depths: time steps; None for all of the task.
-        most: questions a depth at most; 0 for all.
+        most: questions of each task within it, at every depth, at most; 0 for all.
         batch: questions at a time.
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
@@ -117,7 +118,8 @@ class Measured:
         depth: the time step.
         questions: how many were scored.
         skipped: how many were left out, by reason.
-        figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares.
+        figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks.
+        by_task: the same figures of each task.
         tokens: of the right answers.
         entries: of the memory, the mean.
         kv_bytes: of these.
@@ -135,6 +137,7 @@ class Measured:
     questions: int
     skipped: dict[str, int]
     figures: dict[str, float]
+    by_task: dict[str, dict[str, float]]
     tokens: int
     entries: float
     kv_bytes: float
@@ -194,12 +197,12 @@ def _measure(
         result = kept.read(method, depth)
         if result is None:
             scorer = Scorer(model, batch=evaluation.batch)
-            questions = [*islice(task.questions(depth), evaluation.most or None)]
+            total = sum(1 for _ in _asked(task, depth, evaluation.most))
             name, scored = f"{method.name}, step {depth}", []
-            for done, one in enumerate(scorer.score(questions), start=1):
+            for done, one in enumerate(scorer.score(_asked(task, depth, evaluation.most)), start=1):
                 scored.append(one)
-                if done % 100 == 0 or done == len(questions):
-                    progress(name, done, len(questions))
+                if done % 100 == 0 or done == total:
+                    progress(name, done, total)
             if not scored:
                 raise ConfigError(f"No question of the task has {depth} steps: {dict(task.skipped)}.")
             result = _result(method, model.config.rule, model.config.n_tok, depth, task, scored, scorer)
@@ -207,23 +210,29 @@ def _measure(
         yield result
 
 
+def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
+    """The first ``most`` questions under each name, or all where it is 0; read anew at every call, never all held."""
+    counts: Counter[str] = Counter()
+    for question in task.questions(depth):
+        counts[question.task] += 1
+        if not most or counts[question.task] <= most:
+            yield question
+
+
 def _result(
     method: Method, rule: str, n_tok: int, depth: int, task: Task, scored: Sequence[Scored], scorer: Scorer
 ) -> Result:
-    answers = [
-        [
-            Likelihood(total, len(answer), own)
-            for total, answer, own in zip(s.sums, s.question.answers, s.own or [None] * len(s.sums), strict=True)
-        ]
-        for s in scored
-    ]
-    rights = [row[s.question.right] for row, s in zip(answers, scored, strict=True)]
+    rights = [one.answers[one.right] for one in scored]
     count = len(scored)
+    by_task: dict[str, dict[str, float]] = {}
     if task.measures == "perplexity":
         figures = {"perplexity": perplexity(rights), "loss": loss(rights)}
     else:
-        pairs = [(row, s.question.right) for row, s in zip(answers, scored, strict=True)]
-        figures = {choice: accuracy(pairs, choice) for choice in CHOICES}
+        pairs = defaultdict(list)
+        for one in scored:
+            pairs[one.task].append((one.answers, one.right))
+        by_task = {name: {c: accuracy(of_task, c) for c in CHOICES} for name, of_task in pairs.items()}
+        figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
     line = Measured(
         method=method.name,
         rule=rule,
@@ -233,6 +242,7 @@ def _result(
         questions=count,
         skipped=dict(task.skipped),
         figures=figures,
+        by_task=by_task,
         tokens=sum(right.tokens for right in rights),
         entries=sum(s.entries for s in scored) / count,
         kv_bytes=sum(s.kv_bytes for s in scored) / count,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ccm.data.questions import Question
 from ccm.errors import InputError
+from ccm.evaluation.metrics import Likelihood
 from ccm.memory import Memory
 from ccm.model import CCMModel
 
@@ -27,18 +28,18 @@ class Scored:
     """What a model makes of a question.
 
     Attributes:
-        question: the question.
-        sums: log-likelihood of each answer, added up over its tokens, in nats.
-        own: likewise after ``question.before`` alone, without context and query; None where not asked for.
+        task: what it is counted under.
+        right: number of the right answer.
+        answers: the likelihood of each.
         entries: of the memory that the query reads.
         peak: entries in view at the most: of the memory, and of the text that is read on top of it.
         kv_bytes: of the memory.
         peak_bytes: of the peak.
     """
 
-    question: Question
-    sums: tuple[float, ...]
-    own: tuple[float, ...] | None
+    task: str
+    right: int
+    answers: tuple[Likelihood, ...]
     entries: int
     peak: int
     kv_bytes: int
@@ -95,8 +96,9 @@ class Scorer:
         scored = []
         for i, (question, entries) in enumerate(zip(questions, memory.entries, strict=True)):
             peak = max(peaks[i], entries + len(question.query) + max(map(len, question.answers)) - 1)
-            row = tuple(own[i]) if own is not None else None
-            scored.append(Scored(question, tuple(sums[i]), row, entries, peak, entries * size, peak * size))
+            rows = zip(sums[i], question.answers, own[i], strict=True)
+            answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
+            scored.append(Scored(question.task, question.right, answers, entries, peak, entries * size, peak * size))
         return scored
 
     def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Memory, list[int]]:
@@ -147,10 +149,10 @@ class Scorer:
                     f"for {self.model.max_positions}. Take fewer or shorter steps."
                 )
 
-    def _own(self, questions: list[Question]) -> list[list[float]] | None:
+    def _own(self, questions: list[Question]) -> Sequence[Sequence[float | None]]:
         """Log-likelihoods of the answers without context and query: of the base model, as it is."""
         if questions[0].before is None:
-            return None
+            return [[None] * len(question.answers) for question in questions]
         texts = sorted({(tuple(q.before or ()), tuple(answer)) for q in questions for answer in q.answers})
         ids, mask = (x.to(self.model.device) for x in padded([[*before, *answer[:-1]] for before, answer in texts]))
         logits = self.model.base(
