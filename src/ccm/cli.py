@@ -41,7 +41,7 @@ RuleNames = Annotated[
 ]
 Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
 Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
-QuestionBatch = Annotated[int, typer.Option("--batch", help="Questions at a time.")]
+QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time.")]
 Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
 Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
@@ -197,7 +197,7 @@ def dialog(
     json: Lines = False,
 ) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
-    task = {"name": "dialog", "path": str(data), "protocol": protocol}
+    task = {"name": "dialog", "path": str(data), "options": {"protocol": protocol}}
     _evaluate_task(task, adapter, rule, steps, most, batch, output, model, n_tok, device, dtype, json)
 
 

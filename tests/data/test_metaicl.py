@@ -82,16 +82,19 @@ def test_without_demonstrations_the_query_begins_the_text(folder: Path, turns: T
 def test_a_pool_that_is_too_small_is_filled_from_the_spare_one(folder: Path, turns: Turns) -> None:
     question = asked(opened(folder, turns), 4)[0]
     assert [text_of(turns, step)[7:12] for step in question.steps] == ["grass", "snow ", "coal ", "milk "]
-    assert len(asked(opened(folder, turns), 16)[0].steps) == 5
+    task = opened(folder, turns)
+    assert len(asked(task, 16)[0].steps) == 5
+    assert task.noted == {"colours: fewer than 16 demonstrations, there are no more": 2}
 
 
 def test_demonstrations_without_room_are_left_out_and_counted(folder: Path, turns: Turns) -> None:
     whole = asked(opened(folder, turns), 3)[0]
-    room = sum(map(len, whole.steps)) - 1 + len(whole.query) + len(whole.answers[2])  # but for BOS
+    room = sum(map(len, whole.steps)) - 1 + len(whole.query) + max(map(len, whole.answers))  # but for BOS
     assert len(asked(opened(folder, turns, max_length=room), 3)[0].steps) == 3
     task = opened(folder, turns, max_length=room - 1)
     assert len(asked(task, 3)[0].steps) == 2
-    assert task.skipped["demonstrations without room (the questions are scored)"] >= 1
+    assert task.skipped == {}
+    assert task.noted["colours: fewer than 3 demonstrations, the others have no room"] >= 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,12 @@ def test_the_tasks_are_those_of_the_publishers_list_and_one_without_files_is_cou
     (folder / "hr_to_lr.json").write_text(json.dumps({"train": ["a"], "test": ["colours", "absent"]}))
     task = opened(folder, turns)
     assert {question.task for question in asked(task, 1)} == {"colours"}
-    assert task.skipped == {"absent: no test file": 1}
+    assert task.noted == {"absent: no test file": 1}
+    with pytest.raises(DataError, match="no test file of the tasks absent"):
+        opened(folder, turns, tasks=["colours", "absent"])
+    (folder / "hr_to_lr.json").write_text(json.dumps({"train": ["a"]}))
+    with pytest.raises(DataError, match="holds no list of tasks under 'test'"):
+        opened(folder, turns)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +137,7 @@ def test_the_tasks_are_those_of_the_publishers_list_and_one_without_files_is_cou
         ('{"input": "a", "output": "b", "opt', "colours_test.jsonl, line 2: not JSON"),
         ('{"input": "a", "output": 1, "options": []}', "line 2: an example has the texts"),
         ("[1]", "line 2: an example has the texts"),
+        ('{"input": "a", "output": "b", "options": [1]}', "line 2: an example has the texts"),
     ],
 )
 def test_damaged_files_are_named_with_the_line(folder: Path, turns: Turns, line: str, said: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from ccm.builtin import WEIGHTS
 from ccm.cli import main
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation import scoring
-from ccm.evaluation.metrics import Likelihood, perplexity
-from ccm.evaluation.report import gain
+from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
+from ccm.evaluation.report import gain, paired
 from ccm.evaluation.run import Evaluation, Measured, Result
+from ccm.files import load_tensors, save_tensors
 
 TALK = [
     f"I am {word} . __eou__ Why , {word} ? __eou__ So it is . __eou__ Fine ! __eou__ Bye . __eou__"
@@ -79,7 +82,7 @@ def test_results_are_kept_and_not_measured_again(
     assert "perplexity" in screen
     assert str(out / "report.md") in screen
     assert {path.name for path in out.iterdir()} == {
-        "evaluation.json", "scores", "results.jsonl", "report.md", "steps.png", "memory.png",
+        "scores", "results.jsonl", "report.md", "steps.png", "memory.png",
     }  # fmt: skip
     before = (out / "results.jsonl").read_text()
     monkeypatch.setattr(scoring.Scorer, "score", lambda *_: pytest.fail("measured again"))
@@ -88,8 +91,42 @@ def test_results_are_kept_and_not_measured_again(
     report = (out / "report.md").read_text()
     assert "filtered" in report
     assert report.count("| 1 |") == 2
-    assert dialog(folder, "--rule", "full", "--protocol", "fixed-target", "--output", out) == 2
-    assert "another task" in capsys.readouterr().err
+    for path in (out / "scores").iterdir():
+        path.write_text(path.read_text()[:50])
+    assert dialog(folder, "--rule", "full", "--rule", "none", "--output", out) == 2
+    assert "delete it, and it is measured again" in capsys.readouterr().err
+
+
+def test_another_adapter_of_the_same_name_is_measured_for_itself(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("x", "y"):
+        shutil.copytree(WEIGHTS / "concat", tmp_path / place / "ad", copy_function=shutil.copyfile)
+        shutil.copytree(WEIGHTS / "base", tmp_path / place / "base", copy_function=shutil.copyfile)
+    path = tmp_path / "y" / "ad" / "ccm_adapter.safetensors"
+    save_tensors(path, {name: tensor * 1.5 for name, tensor in load_tensors(path)[0].items()})
+    found = []
+    for place in ("x", "y", "x"):
+        arguments = ("--rule", "none", "--adapter", tmp_path / place / "ad", "--output", tmp_path / "out", "--json")
+        assert dialog(folder, *arguments) == 0
+        found.append([line["figures"]["perplexity"] for line in lines(capsys.readouterr().out)])
+    assert found[0] == found[2]
+    assert found[0][:2] == found[1][:2]  # without context
+    assert found[0][2:] != found[1][2:]
+    assert len([*(tmp_path / "out" / "scores").iterdir()]) == 8
+
+
+def test_an_n_asked_for_holds_for_rules_as_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dialog(folder, "--rule", "none", "--rule", "gate", "--n-tok", "2") == 2
+    assert "trained with n_tok 4; it cannot run with 2" in capsys.readouterr().err
+
+
+def test_dialogues_with_an_empty_query_or_answer_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = ["Hi . __eou__ __eou__ Bye . __eou__", "Hi . __eou__ There . __eou__ __eou__", "Hi . __eou__ There . __eou__"]
+    (folder / "dialogues_test.txt").write_text("".join(f"{line}\n" for line in odd))
+    assert ccm("evaluate", "dialog", "--data", folder, "--steps", "1", "--rule", "none", "--json") == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert (line["questions"], line["skipped"]["an empty first turn, query or answer"]) == (2, 2)
 
 
 def test_metaicl_is_measured_by_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,8 +152,10 @@ def test_metaicl_is_measured_by_its_options(tmp_path: Path, capsys: pytest.Captu
         (["--steps", "3"], "There is no time step 3; the steps are 1, 2, 4, 8, 12"),
         (["--steps", "a"], "write whole numbers with commas"),
         (["--rule", "merge"], "no adapter for the rule 'merge'"),
-        (["--rule", "full", "--rule", "full"], "Two methods have one name"),
-        (["--steps", "12"], "No question of the task has 12 steps"),
+        (["--rule", "full", "--rule", "full"], "full is to be measured twice"),
+        (["--rule", "none", "--rule", "Gate"], "There is no rule 'Gate'"),
+        (["--steps", "1,12"], "No question of the task is left at step 12"),
+        (["--steps", "1,12"], "Measure the others with --steps 1."),
         (["--batch", "0"], "batch 0"),
     ],
 )
@@ -127,22 +166,44 @@ def test_what_cannot_be_measured_is_refused(
     assert said in capsys.readouterr().err
 
 
-def result(rule: str, totals: list[float]) -> Result:
-    tokens = [10] * len(totals)
-    figures = {"perplexity": perplexity([Likelihood(t, 10) for t in totals])}
-    return Result(
-        Measured(rule, rule, 1, None, 1, len(totals), {}, figures, {}, sum(tokens), 0, 0, 0, 0, 0, 0), totals, tokens
-    )
+def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> Result:
+    """Of answers of ten tokens each, or of options where tasks are named, a letter each."""
+    if tasks:
+        by_task = {name: [v for v, t in zip(values, tasks, strict=True) if t == name] for name in sorted({*tasks})}
+        figures = {"acc_norm": sum(sum(of) / len(of) for of in by_task.values()) / len(by_task)}
+    else:
+        figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
+    line = Measured(rule, rule, 1, None, base, 1, len(values), {}, {}, figures, {}, 0, 0, 0, 0, 0, 0, 0)
+    return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
 
 def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
-    full, none = result("full", [-20.0, -21.0, -19.0, -20.0]), result("none", [-30.0, -30.0, -29.0, -31.0])
-    some = result("concat", [-25.0, -25.0, -25.0, -25.0])
+    full, none = result("full", [-2.0, -2.1, -1.9, -2.0]), result("none", [-3.0, -3.0, -2.9, -3.1])
+    some = result("concat", [-2.5, -2.5, -2.5, -2.5])
     assert gain(some, [full, none, some]) == pytest.approx(0.5)
     assert gain(full, [full, none, some]) is None
-    noisy = result("full", [-20.0, -45.0, -15.0, -38.0])
+    noisy = result("full", [-2.0, -4.5, -1.5, -3.8])
     assert gain(some, [noisy, none, some]) is None
     assert gain(some, [full, some]) is None
+    assert gain(some, [replace(none, line=replace(none.line, rule="full")), none, some]) is None  # no gain at all
+
+
+def test_a_gain_is_not_stated_across_bases_or_targets() -> None:
+    full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
+    assert gain(result("concat", [-2.5, -2.5, -2.5], base="b"), [full, none]) is None
+    assert gain(result("concat", [-2.5, -2.5]), [full, none]) is None
+
+
+def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
+    """One task of 200 questions without a difference, and one of ten where six are right instead of four."""
+    tasks = "a" * 200 + "b" * 10
+    full = result("full", [1.0, 0.0] * 100 + [1.0] * 6 + [0.0] * 4, tasks)
+    none = result("none", [1.0, 0.0] * 100 + [0.0] * 3 + [1.0] * 4 + [0.0] * 3, tasks)
+    difference, error = paired(full, none)
+    assert difference == pytest.approx(0.1)
+    spread = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]
+    assert error == pytest.approx(standard_error(spread, [10] * 10) / 2)
+    assert gain(result("concat", [1.0, 0.0] * 105, tasks), [full, none]) is None
 
 
 def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:

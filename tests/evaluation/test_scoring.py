@@ -114,6 +114,8 @@ def test_entries_and_their_peak_are_counted() -> None:
     full = next(row for row in TABLE if row.name == "full")
     (whole,) = scored_by(model_of(full), asked, batch=1)
     assert (whole.entries, whole.peak) == (6, 10)
+    (short,) = scored_by(model_of(full), [Question([[BOS, 5, 6, 7, 8]], [9], [[10]])], batch=1)
+    assert short.peak == 6  # no COMP tokens
     assert whole.kv_bytes == 6 * concat.kv_bytes // concat.entries
     none = next(row for row in TABLE if row.name == "none")
     (nothing,) = scored_by(model_of(none), asked, batch=1)

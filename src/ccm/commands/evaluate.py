@@ -54,7 +54,8 @@ def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> N
     with counting("questions") as advance:
         results = evaluate(evaluation, output, progress=advance)
     if output is not None:
-        write_report(f"{evaluation.task.name}, protocol {evaluation.task.protocol}", results, output)
+        chosen = ", ".join(f"{name} {value}" for name, value in evaluation.task.options.items() if value is not None)
+        write_report(f"{evaluation.task.name}: {chosen}", results, output)
     if as_json:
         print("\n".join(json.dumps(asdict(result.line)) for result in results))
     else:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples
@@ -124,6 +124,21 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     return Examples(kept, held, turns, settings.random_steps, recipe.seed)
 
 
+@dataclass(frozen=True)
+class TaskOptions:
+    """How dialogues are evaluated.
+
+    Attributes:
+        protocol: "paper" cuts a dialogue to its first turns, so that each time step has targets of its own;
+            "fixed-target" has the same targets at every step, and only the latest turns before them.
+    """
+
+    protocol: Literal["paper", "fixed-target"] = "paper"
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.options.")
+
+
 @dataclass
 class DialogueTask:
     """Perplexity of a dialogue's last turn: DailyDialog's validation and test dialogues together, as the authors.
@@ -132,17 +147,18 @@ class DialogueTask:
         corpus: which of the two corpora.
         folder: of its files.
         turns: how a dialogue becomes tokens.
-        protocol: as in :class:`TaskSettings`.
+        options: how it is evaluated.
     """
 
     corpus: Corpus
     folder: Path
     turns: Turns
-    protocol: str
+    options: TaskOptions
     measures: ClassVar = "perplexity"
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
 
     @property
     def depths(self) -> Sequence[int]:
@@ -161,12 +177,15 @@ class DialogueTask:
         kept, left_out = self._kept
         deepest = max(self.corpus.depths.values())
         count = self.corpus.depths[depth]
-        least = count if self.protocol == "paper" else deepest
+        least = count if self.options.protocol == "paper" else deepest
         long_enough = [dialogue for dialogue in kept if len(dialogue.turns) >= least]
         self.skipped = Counter({"filtered": left_out, f"fewer than {least} turns": len(kept) - len(long_enough)})
         for dialogue in long_enough:
-            sample = dialogue.cut(least - count, least).sample(self.turns, count - 2)
-            yield Question.of(sample, self.turns.eos_id, task="dialog")
+            cut = dialogue.cut(least - count, least)
+            if all(cut.turns[i] for i in (0, -2, -1)):
+                yield Question.of(cut.sample(self.turns, count - 2), self.turns.eos_id, task="dialog")
+            else:
+                self.skipped["an empty first turn, query or answer"] += 1
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
@@ -176,12 +195,12 @@ def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
         ConfigError: when no folder is named, or options that there are not.
         DataError: when a file is absent.
     """
-    build_settings(Options, settings.options, "task.options")
+    options = build_settings(TaskOptions, settings.options, "task.options")
     if settings.path is None:
         raise ConfigError(
             f"The task {settings.name!r} needs the folder that holds {_names('test')}; name it as --data."
         )
-    return DialogueTask(DAILY, Path(settings.path), turns, settings.protocol)
+    return DialogueTask(DAILY, Path(settings.path), turns, options)
 
 
 def read_dialogues(folder: Path, split: str, corpus: Corpus) -> Iterator[Dialogue]:

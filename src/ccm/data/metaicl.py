@@ -75,11 +75,11 @@ class Prompt:
     def question(self, example: Example, demonstrations: Iterable[Example], max_length: int, task: str) -> Question:
         """The question of an example; ``max_length`` is of context, query and output without BOS."""
         query = self.query(example)
-        steps = self.context(demonstrations, max_length - len(query) - len(example.output))
+        answers = distinct(example.options) or [example.output]
+        steps = self.context(demonstrations, max_length - len(query) - max(map(len, answers)))
         texts = [*steps, query]
         if self.bos is not None and texts[0][0] != self.bos:
             texts[0].insert(0, self.bos)
-        answers = distinct(example.options) or [example.output]
         return Question(texts[:-1], texts[-1], answers, answers.index(example.output), task, self.before_output)
 
 
@@ -134,26 +134,31 @@ class MetaICLTask:
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()
-        encode = self._encode
-        self.prompt = Prompt(encode("Input:"), encode("Output:"), self.turns.tokenizer.bos_token_id)
+        self.noted: Counter[str] = Counter()
+        encode, tokenizer = self._encode, self.turns.tokenizer
+        both = [*self.turns.encode_reply("a"), *self.turns.encode_reply("b")]
+        self.space = "" if tokenizer.decode(both) == "a b" else " "  # what the tokenizer does not add by itself
+        self.prompt = Prompt(encode("Input:"), encode("Output:"), tokenizer.bos_token_id)
         self.tasks = self.options.tasks or _tasks(self.folder)
+        if absent := [task for task in self.options.tasks or () if _test_file(self.folder, task) is None]:
+            raise DataError(f"{self.folder} has no test file of the tasks {', '.join(map(str, absent))}.")
 
     def questions(self, depth: int) -> Iterator[Question]:
         if depth < 0:
             raise ConfigError(f"There is no time step {depth}; it is a number of demonstrations, from 0.")
-        self.skipped = Counter()
+        self.skipped, self.noted = Counter(), Counter()
         for task in self.tasks:
             path = _test_file(self.folder, task)
             if path is None:
-                self.skipped[f"{task}: no test file"] += 1
+                self.noted[f"{task}: no test file"] += 1
                 continue
             chosen = demonstrations_for(
                 self._pool(task, self.options.demonstrations), self._pool(task, self.options.spare), depth
             )
             for example in self._examples(path):
-                yield from self._question(example, chosen, task)
+                yield from self._question(example, chosen, depth, task)
 
-    def _question(self, example: Example, chosen: Sequence[Example], task: str) -> Iterator[Question]:
+    def _question(self, example: Example, chosen: Sequence[Example], depth: int, task: str) -> Iterator[Question]:
         if not self.prompt.fits(example):
             self.skipped[f"{task}: longer than {LONGEST} tokens"] += 1
         elif not example.options:
@@ -164,10 +169,9 @@ class MetaICLTask:
             self.skipped[f"{task}: has an empty input or option"] += 1
         else:
             question = self.prompt.question(example, chosen, self.options.max_length, task)
-            if len(question.steps) < len(chosen):
-                self.skipped["demonstrations without room (the questions are scored)"] += len(chosen) - len(
-                    question.steps
-                )
+            if len(question.steps) < depth:
+                why = "there are no more" if len(question.steps) == len(chosen) else "the others have no room"
+                self.noted[f"{task}: fewer than {depth} demonstrations, {why}"] += 1
             yield question
 
     def _pool(self, task: str, seed: int) -> list[Example]:
@@ -180,12 +184,8 @@ class MetaICLTask:
             yield Example(tuple(self._encode(row["input"])), tuple(self._encode(row["output"])), options)
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after a space, whether or not the tokenizer adds one by itself."""
-        if not text.strip():
-            return []
-        tokenizer = self.turns.tokenizer
-        adds_space = tokenizer.decode([*self.turns.encode_reply("a"), *self.turns.encode_reply("b")]) == "a b"
-        return self.turns.encode_reply(text.strip() if adds_space else f" {text.strip()}")
+        """Token ids of a text as it stands after a space; none where it is empty."""
+        return self.turns.encode_reply(self.space + text.strip()) if text.strip() else []
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -205,8 +205,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 except ValueError as error:
                     raise DataError(f"{where}: not JSON ({error}); the file may not be whole.") from None
                 texts = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("input", "output"))
-                if not texts or not isinstance(row.get("options"), list):
-                    raise DataError(f"{where}: an example has the texts 'input' and 'output' and the list 'options'.")
+                options = row.get("options") if texts else None
+                if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+                    raise DataError(f"{where}: an example has the texts input and output, and options, a list.")
                 yield row
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; it belongs to the MetaICL data.") from None
@@ -217,7 +218,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _tasks(folder: Path) -> list[str]:
     for place in (folder / "hr_to_lr.json", folder / "config" / "hr_to_lr.json"):
         if place.is_file():
-            return json.loads(place.read_text(encoding="utf-8"))["test"]
+            try:
+                return [str(task) for task in json.loads(place.read_text(encoding="utf-8"))["test"]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{place} holds no list of tasks under 'test' ({error!r}).") from None
     found = sorted(path.name for path in folder.glob("*/") if _test_file(folder, path.name))
     if not found:
         raise DataError(f"{folder} holds no task: a folder TASK with TASK_test.jsonl or TASK_16_100_test.jsonl in it.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
-from ccm.config import check_types
+from ccm.config import TurnFormat, check_types
 from ccm.data.questions import Question
 from ccm.errors import ConfigError, did_you_mean
 from ccm.turns import Turns
@@ -17,7 +17,7 @@ TASKS = {  # module with a function open_task
     "dialog": "ccm.data.dialogue",
     "metaicl": "ccm.data.metaicl",
 }
-Protocols = Literal["paper", "fixed-target"]
+PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogues, where no adapter brings its own
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,11 @@ class TaskSettings:
     Attributes:
         name: of the task (:data:`TASKS`).
         path: folder of its files.
-        protocol: "paper" cuts a dialogue to its first turns, so that each depth has targets of its own;
-            "fixed-target" has the same targets at every depth, and only the latest turns before them.
-        seed: of what is drawn.
         options: of the task itself.
     """
 
     name: str
     path: str | None = None
-    protocol: Protocols = "paper"
-    seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,11 +45,13 @@ class Task(Protocol):
         depths: the time steps that it is reported at.
         measures: "perplexity" of the one answer, or "accuracy" where there are several.
         skipped: of the questions that were asked for last, those left out, by reason.
+        noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """
 
     depths: Sequence[int]
     measures: Literal["perplexity", "accuracy"]
     skipped: Counter[str]
+    noted: Counter[str]
 
     def questions(self, depth: int) -> Iterator[Question]:
         """The questions at a time step, one after the other.

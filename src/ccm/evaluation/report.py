@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,33 @@ def main_figure(line: Measured) -> str:
 
 def gain(result: Result, results: Sequence[Result]) -> float | None:
     """The recovered gain of a result among others, at its depth; None where full and no context are not both there,
-    were not asked the same, or differ by less than two standard errors."""
+    were measured on another base or other targets, or do not differ by two standard errors."""
     by_rule = {r.line.rule: r for r in results if r.line.depth == result.line.depth}
     full, none = by_rule.get("full"), by_rule.get("none")
-    if result in (full, none):
+    if full is None or none is None or result in (full, none):
         return None
-    if full is None or none is None or not full.tokens == none.tokens == result.tokens:
+    if len({(r.line.base, tuple(r.weights), tuple(r.tasks)) for r in (full, none, result)}) > 1:
+        return None
+    difference, error = paired(full, none)
+    if not difference > 2 * error:
         return None
     name = main_figure(result.line)
     score, least, most = (r.line.figures[name] for r in (result, none, full))
-    if name == "perplexity":
-        pairs = zip(full.totals, none.totals, full.tokens, strict=True)
-        differences = [(a - b) / count for a, b, count in pairs]
-        by_token = sum(d * n for d, n in zip(differences, full.tokens, strict=True)) / sum(full.tokens)
-        clear = abs(by_token) >= 2 * standard_error(differences, full.tokens)
-    else:
-        spread = (most * (1 - most) + least * (1 - least)) / result.line.questions
-        clear = abs(most - least) >= 2 * spread**0.5
-    return recovered(score, least, most, logarithmic=name == "perplexity") if clear else None
+    return recovered(score, least, most, logarithmic=name == "perplexity")
+
+
+def paired(one: Result, other: Result) -> tuple[float, float]:
+    """By how much the values of one exceed the other's on the same questions, as a mean over tasks, and its standard
+    error."""
+    by_task: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for a, b, weight, task in zip(one.values, other.values, one.weights, one.tasks, strict=True):
+        by_task[task].append((a - b, weight))
+    means, errors = [], []
+    for rows in by_task.values():
+        differences, weights = [d for d, _ in rows], [w for _, w in rows]
+        means.append(sum(d * w for d, w in rows) / sum(weights))
+        errors.append(standard_error(differences, weights))
+    return sum(means) / len(means), sum(error**2 for error in errors) ** 0.5 / len(errors)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -83,7 +93,8 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     rows = [["step", "method", score, "recovered", "questions", "entries", "K/V", "peak K/V"]]
     for result in sorted(results, key=lambda r: r.line.depth):
         line, share = result.line, gain(result, results)
-        measured = [_figure(name, line.figures[name]), "" if share is None else f"{share:.1%}", f"{line.questions:,}"]
+        asked = f"{line.questions:,}" + (f" (-{left_out:,})" if (left_out := sum(line.skipped.values())) else "")
+        measured = [_figure(name, line.figures[name]), "" if share is None else f"{share:.1%}", asked]
         memory = [f"{line.entries:.1f}", size(line.kv_bytes), size(line.peak_bytes)]
         rows.append([str(line.depth), line.method, *measured, *memory])
     return rows
@@ -93,10 +104,12 @@ def write_report(title: str, results: Sequence[Result], folder: Path) -> None:
     """The table and the pictures, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
     skipped = sorted({(r.line.depth, reason, n) for r in results for reason, n in r.line.skipped.items() if n})
     left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
+    noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
+    left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
     text = f"# {title}\n\n{table(results)}\n![by step](steps.png) ![by memory](memory.png)\n\n"
     text += (
         "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
-        f"full and none differ by less than two standard errors.\n\n{left_out}"
+        f"full does not beat none by two standard errors, or was measured on another base.\n\n{left_out}"
     )
     write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
     _draw(results, folder / "steps.png", "depth", "time step")

@@ -1,26 +1,30 @@
-"""One evaluation: a task at several depths, with several methods on one base; what is measured already is not again.
+"""One evaluation: a task at several depths, with several methods; what is measured already is not again.
 
-OUTPUT/  evaluation.json  scores/METHOD-DEPTH.json ...  results.jsonl  report.md  *.png
+OUTPUT/  scores/METHOD-DEPTH-DIGEST.json ...  results.jsonl  report.md  steps.png  memory.png
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ccm
+from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, read_config, with_rule
 from ccm.data.questions import Question
-from ccm.data.tasks import Task, TaskSettings, open_task
-from ccm.errors import ConfigError
-from ccm.evaluation.metrics import CHOICES, accuracy, loss, macro_accuracy, perplexity
+from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
+from ccm.errors import ConfigError, DataError
+from ccm.evaluation.metrics import CHOICES, accuracy, chosen, loss, macro_accuracy, perplexity
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.files import save_json, write_atomically
+from ccm.model import CCMModel
+from ccm.rules import rule_class
 from ccm.turns import make_turns
 
 
@@ -50,7 +54,7 @@ class Evaluation:
         rules: each is measured as well, on the first adapter that it runs with.
         depths: time steps; None for all of the task.
         most: questions of each task within it, at every depth, at most; 0 for all.
-        batch: questions at a time.
+        batch: answers at a time.
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
         dtype: of the base.
@@ -75,18 +79,24 @@ class Evaluation:
         """The rules first, in their order, then the adapters under their own.
 
         Raises:
-            ConfigError: when a rule runs with none of the adapters, or there is nothing to measure.
+            ConfigError: when there is no such rule, it runs with none of the adapters, something is named twice, or
+                there is nothing to measure.
             AdapterError: when an adapter cannot be read.
         """
-        found = [Method(rule, rule, self._adapter_for(rule)) for rule in self.rules]
-        configs = [read_config(find_adapter(adapter)) for adapter in self.adapters]
-        for adapter, config in zip(self.adapters, configs, strict=True):
-            alone = [c.rule for c in configs].count(config.rule) == 1 and config.rule not in self.rules
-            found.append(Method(config.rule if alone else f"{config.rule} ({Path(adapter).name})", None, adapter))
+        for name in self.rules:
+            rule_class(name)
+        found = [Method(name, name, self._adapter_for(name)) for name in self.rules]
+        rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
+        folders = [Path(adapter).name for adapter in self.adapters]
+        for adapter, rule, folder in zip(self.adapters, rules, folders, strict=True):
+            alone = rules.count(rule) == 1 and rule not in self.rules
+            place = folder if folders.count(folder) == 1 else adapter
+            found.append(Method(rule if alone else f"{rule} ({place})", None, adapter))
         if not found:
             raise ConfigError("There is nothing to measure; give --adapter DIR or --rule NAME.")
-        if len({method.name for method in found}) < len(found):
-            raise ConfigError(f"Two methods have one name: {', '.join(m.name for m in found)}. Leave one of them out.")
+        names = [method.name for method in found]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{', '.join(twice)} is to be measured twice; name each rule and adapter once.")
         return found
 
     def _adapter_for(self, rule: str) -> str | None:
@@ -101,10 +111,6 @@ class Evaluation:
                 return adapter
         raise refused
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -115,9 +121,11 @@ class Measured:
         rule: of memory.
         n_tok: N.
         adapter: its place.
+        base: fingerprint of the base, a stage-1 adapter included.
         depth: the time step.
         questions: how many were scored.
         skipped: how many were left out, by reason.
+        noted: how many were asked otherwise than meant, by what it is.
         figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks.
         by_task: the same figures of each task.
         tokens: of the right answers.
@@ -133,9 +141,11 @@ class Measured:
     rule: str
     n_tok: int
     adapter: str | None
+    base: str
     depth: int
     questions: int
     skipped: dict[str, int]
+    noted: dict[str, int]
     figures: dict[str, float]
     by_task: dict[str, dict[str, float]]
     tokens: int
@@ -149,11 +159,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A measured line, and what stands behind it: of every question the right answer's likelihood and its tokens."""
+    """A measured line, and what stands behind it, question by question.
+
+    Attributes:
+        line: the line.
+        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken by "acc_norm".
+        weights: tokens of the right answer, or 1.
+        tasks: what it is counted under.
+    """
 
     line: Measured
-    totals: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    values: list[float]
+    weights: list[int]
+    tasks: list[str]
 
 
 def evaluate(
@@ -166,14 +184,14 @@ def evaluate(
 
     Args:
         evaluation: what to measure.
-        output: folder that keeps it; what it holds of the same evaluation is not measured again.
+        output: folder that keeps it; what it holds of the same task, base and adapter is not measured again.
         progress: called with what is measured, how many of the questions are done, and how many there are.
 
     Raises:
-        ConfigError: when something cannot be measured as asked, or the folder holds another evaluation.
+        ConfigError: when something cannot be measured as asked.
         AdapterError, DataError: when files are absent or damaged.
     """
-    kept = Kept(output, evaluation)
+    kept = Kept(output)
     results: list[Result] = []
     for method in evaluation.methods():
         results += _measure(evaluation, method, kept, progress)
@@ -184,29 +202,39 @@ def evaluate(
 def _measure(
     evaluation: Evaluation, method: Method, kept: Kept, progress: Callable[[str, int, int], None]
 ) -> Iterator[Result]:
+    compresses = method.rule is None or rule_class(method.rule).compresses != "never"
     model, tokenizer = ccm.load(
         evaluation.model,
         method.adapter,
         rule=method.rule,
-        n_tok=evaluation.n_tok if method.rule is None else None,
+        n_tok=evaluation.n_tok if compresses else None,
         device=evaluation.device,
         dtype=evaluation.dtype,
     )
-    task = open_task(evaluation.task, make_turns(tokenizer, model.config.turns))
-    for depth in evaluation.depths or task.depths:
-        result = kept.read(method, depth)
+    bare = method.adapter is None and evaluation.model not in (None, NAME)  # nothing says how its turns are written
+    form = PAPER_TURNS if bare else model.config.turns
+    task = open_task(evaluation.task, make_turns(tokenizer, form))
+    depths = [*dict.fromkeys(evaluation.depths or task.depths)]
+    totals = {depth: sum(1 for _ in _asked(task, depth, evaluation.most)) for depth in depths}
+    if empty := [depth for depth in depths if not totals[depth]]:
+        others = ",".join(str(depth) for depth in depths if totals[depth])
+        raise ConfigError(
+            f"No question of the task is left at step {', '.join(map(str, empty))} (left out: {dict(task.skipped)})."
+            + (f" Measure the others with --steps {others}." if others else "")
+        )
+    for depth in depths:
+        known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
+        identity = {**known, "origin": repr(model.origin), "form": asdict(form), "depth": depth}
+        result = kept.read(method.name, identity)
         if result is None:
-            scorer = Scorer(model, batch=evaluation.batch)
-            total = sum(1 for _ in _asked(task, depth, evaluation.most))
-            name, scored = f"{method.name}, step {depth}", []
+            scorer, name = Scorer(model, batch=evaluation.batch), f"{method.name}, step {depth}"
+            scored = []
             for done, one in enumerate(scorer.score(_asked(task, depth, evaluation.most)), start=1):
                 scored.append(one)
-                if done % 100 == 0 or done == total:
-                    progress(name, done, total)
-            if not scored:
-                raise ConfigError(f"No question of the task has {depth} steps: {dict(task.skipped)}.")
-            result = _result(method, model.config.rule, model.config.n_tok, depth, task, scored, scorer)
-            kept.write(result)
+                if done % 100 == 0 or done == totals[depth]:
+                    progress(name, done, totals[depth])
+            result = _result(method, model, depth, task, scored, scorer)
+            kept.write(result, identity)
         yield result
 
 
@@ -220,7 +248,7 @@ def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
 
 
 def _result(
-    method: Method, rule: str, n_tok: int, depth: int, task: Task, scored: Sequence[Scored], scorer: Scorer
+    method: Method, model: CCMModel, depth: int, task: Task, scored: Sequence[Scored], scorer: Scorer
 ) -> Result:
     rights = [one.answers[one.right] for one in scored]
     count = len(scored)
@@ -235,12 +263,14 @@ def _result(
         figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
     line = Measured(
         method=method.name,
-        rule=rule,
-        n_tok=n_tok,
+        rule=model.config.rule,
+        n_tok=model.config.n_tok,
         adapter=method.adapter,
+        base=model.base_id,
         depth=depth,
         questions=count,
         skipped=dict(task.skipped),
+        noted=dict(task.noted),
         figures=figures,
         by_task=by_task,
         tokens=sum(right.tokens for right in rights),
@@ -251,48 +281,52 @@ def _result(
         write_seconds=scorer.seconds.write,
         read_seconds=scorer.seconds.read,
     )
-    return Result(line, [right.total for right in rights], [right.tokens for right in rights])
+    by_tokens = task.measures == "perplexity"
+    values = [
+        right.by("acc_norm") if by_tokens else float(chosen(one.answers, "acc_norm") == one.right)
+        for right, one in zip(rights, scored, strict=True)
+    ]
+    weights = [right.tokens if by_tokens else 1 for right in rights]
+    return Result(line, values, weights, [one.task for one in scored])
 
 
 class Kept:
     """The folder of an evaluation; where it is None, nothing is kept."""
 
-    def __init__(self, folder: Path | None, evaluation: Evaluation) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        if folder is None:
-            return
-        settings = json.loads(json.dumps(evaluation.to_dict()))
-        path = folder / "evaluation.json"
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"The output {folder} is a file; name a folder.")
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            free = ("batch", "device", "adapters", "rules", "depths")
-            if other := sorted(k for k in settings if k not in free and settings[k] != before.get(k)):
-                raise ConfigError(
-                    f"The folder {folder} holds an evaluation with another {', '.join(other)}; name another folder."
-                )
-        (folder / "scores").mkdir(parents=True, exist_ok=True)
-        save_json(path, settings)
+        if folder is not None:
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"The output {folder} is a file; name a folder.")
+            (folder / "scores").mkdir(parents=True, exist_ok=True)
 
-    def _place(self, method: str, depth: int) -> Path:
+    def _place(self, method: str, identity: Mapping[str, Any]) -> Path:
+        """The file of what is measured: its name tells people the method and the step, its digest all the rest."""
         assert self.folder is not None
-        return self.folder / "scores" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', method).strip('-')}-{depth}.json"
+        digest = hashlib.sha256(json.dumps([method, identity], sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return self.folder / "scores" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', method)}-{identity['depth']}-{digest}.json"
 
-    def read(self, method: Method, depth: int) -> Result | None:
-        """What was measured of it, if anything."""
-        if self.folder is None or not (path := self._place(method.name, depth)).is_file():
+    def read(self, method: str, identity: Mapping[str, Any]) -> Result | None:
+        """What was measured of it, if anything.
+
+        Raises:
+            DataError: when the file is damaged.
+        """
+        if self.folder is None or not (path := self._place(method, identity)).is_file():
             return None
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Result(Measured(**held["line"]), held["totals"], held["tokens"])
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return Result(**{**held, "line": Measured(**held["line"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is measured again.") from None
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Result, identity: Mapping[str, Any]) -> None:
         """Keep a result."""
         if self.folder is not None:
-            save_json(self._place(result.line.method, result.line.depth), asdict(result))
+            save_json(self._place(result.line.method, identity), asdict(result))
 
     def finish(self, lines: Sequence[Measured]) -> None:
-        """Write all lines as JSON lines."""
+        """Write the lines as JSON lines."""
         if self.folder is not None:
             text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
             write_atomically(self.folder / "results.jsonl", lambda p: p.write_text(text, encoding="utf-8"))

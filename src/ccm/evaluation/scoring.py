@@ -59,7 +59,7 @@ class Scorer:
 
     Args:
         model: under its rule, in eval mode.
-        batch: questions at a time.
+        batch: answers at a time: each goes on from a copy of its question's memory.
     """
 
     def __init__(self, model: CCMModel, *, batch: int = 16) -> None:
@@ -78,20 +78,21 @@ class Scorer:
             found: dict[int, Scored] = {}
             for _, alike in groupby(sorted(range(len(pool)), key=lambda i: _shape(pool[i])), lambda i: _kind(pool[i])):
                 rows = [*alike]
-                for begin in range(0, len(rows), self.batch):
-                    part = rows[begin : begin + self.batch]
+                size = max(1, self.batch // len(pool[rows[0]].answers))
+                for begin in range(0, len(rows), size):
+                    part = rows[begin : begin + size]
                     found.update(zip(part, self._score([pool[i] for i in part]), strict=True))
             yield from (found[i] for i in range(len(pool)))
 
     def _score(self, questions: list[Question]) -> list[Scored]:
         """Questions with as many steps and answers each."""
-        begun = time.perf_counter()
+        begun = self._now()
         memory, peaks = self._write([question.steps for question in questions])
-        written = time.perf_counter()
+        written = self._now()
         sums = self._read(memory, questions)
         own = self._own(questions)
         self.seconds.write += written - begun
-        self.seconds.read += time.perf_counter() - written
+        self.seconds.read += self._now() - written
         size = memory.entry_nbytes
         scored = []
         for i, (question, entries) in enumerate(zip(questions, memory.entries, strict=True)):
@@ -101,15 +102,22 @@ class Scorer:
             scored.append(Scored(question.task, question.right, answers, entries, peak, entries * size, peak * size))
         return scored
 
+    def _now(self) -> float:
+        """Seconds, once all that was asked of a GPU is done."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
     def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Memory, list[int]]:
         """The closed memory of contexts with as many steps each, and the most entries that writing it had in view."""
         if self.model.rule.compresses != "step":  # then steps make no difference
             contexts = [[[token for step in steps for token in step]] if steps else [] for steps in contexts]
-        memory, comp = self.model.empty_memory(len(contexts)), self.model.config.n_tok
+        memory, config = self.model.empty_memory(len(contexts)), self.model.config
+        comp = 0 if self.model.rule.compresses == "never" else config.n_tok
         peaks = [0] * len(contexts)
         for step in zip(*contexts, strict=True):
             if not self.model.rule.forgets:
-                read = memory.entries if self.model.config.recurrent else [0] * len(contexts)
+                read = (memory if config.recurrent else memory.sink_only()).entries
                 peaks = [max(p, e + len(s) + comp) for p, e, s in zip(peaks, read, step, strict=True)]
             memory = self.model.compress(memory, *padded(step))
         return self.model.close(memory), peaks
