@@ -225,6 +225,30 @@ def metaicl(
     _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
 
 
+@evaluate.command()
+def lamp(
+    data: Annotated[Path, typer.Option(help="Folder of LaMP's files of one task.")],
+    number: Annotated[int, typer.Option(help="Of the task: 1 to 5, or 7.")] = 2,
+    split: Annotated[Literal["train", "dev"], typer.Option(help="Of the files.")] = "dev",
+    k: Annotated[str | None, typer.Option(help="Numbers of profile entries, such as 1,2,4,8,16.")] = None,
+    max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Accuracy over the classes of an example, after k entries of a profile: LaMP. Perplexity of 4, 5 and 7."""
+    options = {"number": number, "split": split, "max_length": max_length}
+    given = {"name": "lamp", "path": str(data), "options": options}
+    _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
+
+
 def _evaluate_task(
     task: dict[str, Any],
     adapters: list[str] | None,

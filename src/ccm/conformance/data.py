@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.config import TurnFormat
 from ccm.conformance.goldens import Differences, Goldens
+from ccm.data import lamp
 from ccm.data.dialogue import DAILY, SODA, Dialogue
 from ccm.data.metaicl import Example, Prompt, demonstrations_for, distinct
 from ccm.layout import IGNORE
@@ -89,6 +90,7 @@ def examples(table: dict[str, Any], prompt: Prompt) -> list[Example]:
 def check_data(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     """Texts, filters, choice and layout of the authors' data sets."""
     yield from _dialogues(goldens.json("data/dialogue_cases.json"))
+    yield from _lamp(goldens.json("data/lamp_cases.json"))
     recorded = goldens.json("data/metaicl_cases.json")
     raw = goldens.json("data/metaicl_raw.json")
     for number, case in enumerate(recorded["cases"]):
@@ -122,3 +124,48 @@ def training_choice(seed: int, k: int, n: int, index: int, *, random_k: bool = F
     if random_k and generator.uniform() <= 0.5:
         k = generator.randint(1, k + 1)
     return [int((i + 1 + index) % n) for i in generator.choice(n - 1, k, replace=False)]
+
+
+def _lamp(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
+    for case in recorded["entry_text"]:
+        ours = lamp.template(case["lamp_index"]).entry.format(**case["entry"])
+        yield f"lamp {case['lamp_index']} entry", {"layout": float(ours != case["text"])}
+    for number, classes in recorded["candidates"].items():
+        yield f"lamp {number} classes", {"layout": float([*lamp.template(int(number)).classes] != classes)}
+    for case in recorded["retriever"]:
+        if not case["random_k"]:
+            train, evaluate = (lamp.Retriever(case["k"], train=train) for train in (True, False))
+            drawn = [[r.draw(case["n"]) for _ in range(3)] for r in (train, evaluate)]
+            yield "lamp retriever", {"layout": float(drawn != [case["train_calls"], case["eval_calls"]])}
+    for case in recorded["builder_filter"]:
+        number = case["lamp_index"]
+        kept = [
+            lamp.kept_entries([n for n in lengths if n or number == 0], number) for lengths in case["token_lengths"]
+        ]
+        theirs = [entry["profile_ids"] for entry in case["kept"]]
+        yield f"lamp {number} filter", {"layout": float([k for k in kept if k is not None] != theirs)}
+    for number, case in enumerate(recorded["cases"]):
+        if case["comp_type"] == "online" and case["label"] != "lamp1 without text after the instruction":
+            yield f"lamp case {number} {case['label']}", {"layout": float(_lamp_text(case) != case["text"])}
+
+
+def _lamp_text(case: dict[str, Any]) -> str:
+    """The text of a recorded case as ours has it, with the words for COMP tokens after the steps."""
+    layout, instance = lamp.template(case["lamp_index"]), case["instance"]
+    count = len(instance["profile"]["id"])
+    fields = instance["profile"].keys()
+    profile = [{field: instance["profile"][field][i] for field in fields} for i in range(count)]
+    drawn = lamp.Retriever(case["k"], train=case["is_train"]).draw(count) if case["k"] and count else []
+    answers = [*layout.classes] if case["classification"] else [instance["output"]]
+    room = lamp.MAX_LENGTH - max(len(answer) + 1 for answer in answers) - 1  # EOS and BOS, in characters
+    steps, query, _ = lamp.fit(layout, instance["input"], [profile[i] for i in drawn], _characters, room)
+    n, rule = case["n_tok"], case["attn_type"]
+    comp = "<COMP>" if n == 1 else "".join(f"<COMP{i}>" for i in range(n))
+    total = "".join(f"<COMP{i}>" for i in range(n, 2 * n))
+    texts = ["".join(map(chr, step)) for step in steps]
+    each = comp + (total if rule == "merge_recur" else "")
+    return each.join([*texts, ""]) + (total if rule == "merge" and steps else "") + "".join(map(chr, query))
+
+
+def _characters(text: str) -> list[int]:
+    return [ord(character) for character in text]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from ccm.config import build_settings, check_types
 from ccm.data.questions import Question
-from ccm.data.tasks import TaskSettings
+from ccm.data.tasks import TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns
 
@@ -130,15 +130,14 @@ class MetaICLTask:
     turns: Turns
     options: Options
     depths: ClassVar = (1, 2, 4, 8, 16)
-    measures: ClassVar = "accuracy"
+    measures: ClassVar = "acc_norm"
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
-        encode, tokenizer = self._encode, self.turns.tokenizer
-        both = [*self.turns.encode_reply("a"), *self.turns.encode_reply("b")]
-        self.space = "" if tokenizer.decode(both) == "a b" else " "  # what the tokenizer does not add by itself
-        self.prompt = Prompt(encode("Input:"), encode("Output:"), tokenizer.bos_token_id)
+        self.encode = encode_word(self.turns)
+        bos = self.turns.tokenizer.bos_token_id
+        self.prompt = Prompt(self.encode("Input:"), self.encode("Output:"), bos)
         self.tasks = self.options.tasks or _tasks(self.folder)
         if absent := [task for task in self.options.tasks or () if _test_file(self.folder, task) is None]:
             raise DataError(f"{self.folder} has no test file of the tasks {', '.join(map(str, absent))}.")
@@ -180,12 +179,8 @@ class MetaICLTask:
 
     def _examples(self, path: Path) -> Iterator[Example]:
         for row in read_lines(path):
-            options = [tuple(self._encode(option)) for option in row["options"]]
-            yield Example(tuple(self._encode(row["input"])), tuple(self._encode(row["output"])), options)
-
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after a space; none where it is empty."""
-        return self.turns.encode_reply(self.space + text.strip()) if text.strip() else []
+            options = [tuple(self.encode(option)) for option in row["options"]]
+            yield Example(tuple(self.encode(row["input"])), tuple(self.encode(row["output"])), options)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

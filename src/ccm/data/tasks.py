@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol
@@ -15,6 +15,7 @@ from ccm.turns import Turns
 
 TASKS = {  # module with a function open_task
     "dialog": "ccm.data.dialogue",
+    "lamp": "ccm.data.lamp",
     "metaicl": "ccm.data.metaicl",
 }
 PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogues, where no adapter brings its own
@@ -43,13 +44,13 @@ class Task(Protocol):
 
     Attributes:
         depths: the time steps that it is reported at.
-        measures: "perplexity" of the one answer, or "accuracy" where there are several.
+        measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
         skipped: of the questions that were asked for last, those left out, by reason.
         noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """
 
     depths: Sequence[int]
-    measures: Literal["perplexity", "accuracy"]
+    measures: Literal["perplexity", "acc", "acc_norm"]
     skipped: Counter[str]
     noted: Counter[str]
 
@@ -73,3 +74,10 @@ def open_task(settings: TaskSettings, turns: Turns) -> Task:
         meant = did_you_mean([settings.name], TASKS)
         raise ConfigError(f"There is no task {settings.name!r}.{meant} There are: {', '.join(TASKS)}.")
     return import_module(TASKS[settings.name]).open_task(settings, turns)
+
+
+def encode_word(turns: Turns) -> Callable[[str], list[int]]:
+    """What gives a text's token ids as it stands after a space, whether or not the tokenizer adds one by itself."""
+    both = [*turns.encode_reply("a"), *turns.encode_reply("b")]
+    space = "" if turns.tokenizer.decode(both) == "a b" else " "
+    return lambda text: turns.encode_reply(space + text.strip()) if text.strip() else []

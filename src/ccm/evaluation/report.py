@@ -9,7 +9,7 @@ from typing import Any
 
 from ccm.console import size
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.run import Measured, Result
+from ccm.evaluation.run import Result
 from ccm.files import write_atomically
 
 TITLES = {
@@ -19,11 +19,6 @@ TITLES = {
     "acc_norm": "accuracy, mean of tokens",
     "acc_base": "accuracy, beyond the answer's own",
 }
-
-
-def main_figure(line: Measured) -> str:
-    """The figure that stands for a line."""
-    return "perplexity" if "perplexity" in line.figures else "acc_norm"
 
 
 def gain(result: Result, results: Sequence[Result]) -> float | None:
@@ -38,7 +33,7 @@ def gain(result: Result, results: Sequence[Result]) -> float | None:
     difference, error = paired(full, none)
     if not difference > 2 * error:
         return None
-    name = main_figure(result.line)
+    name = result.line.main
     score, least, most = (r.line.figures[name] for r in (result, none, full))
     return recovered(score, least, most, logarithmic=name == "perplexity")
 
@@ -88,7 +83,7 @@ def table(results: Sequence[Result]) -> str:
 
 def brief(results: Sequence[Result]) -> list[list[str]]:
     """The same for a terminal: a head and rows of what matters most."""
-    name = main_figure(results[0].line)
+    name = results[0].line.main
     score = TITLES[name].partition(",")[0]
     rows = [["step", "method", score, "recovered", "questions", "entries", "K/V", "peak K/V"]]
     for result in sorted(results, key=lambda r: r.line.depth):
@@ -122,7 +117,7 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
 
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
-    name = main_figure(results[0].line)
+    name = results[0].line.main
     for method in dict.fromkeys(r.line.method for r in results):
         lines = sorted((r.line for r in results if r.line.method == method), key=lambda line: line.depth)
         axes.plot([getattr(line, by) for line in lines], [line.figures[name] for line in lines], marker="o", ms=4)

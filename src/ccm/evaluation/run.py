@@ -126,6 +126,7 @@ class Measured:
         questions: how many were scored.
         skipped: how many were left out, by reason.
         noted: how many were asked otherwise than meant, by what it is.
+        main: the figure that counts.
         figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks.
         by_task: the same figures of each task.
         tokens: of the right answers.
@@ -146,6 +147,7 @@ class Measured:
     questions: int
     skipped: dict[str, int]
     noted: dict[str, int]
+    main: str
     figures: dict[str, float]
     by_task: dict[str, dict[str, float]]
     tokens: int
@@ -163,7 +165,7 @@ class Result:
 
     Attributes:
         line: the line.
-        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken by "acc_norm".
+        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken.
         weights: tokens of the right answer, or 1.
         tasks: what it is counted under.
     """
@@ -271,6 +273,7 @@ def _result(
         questions=count,
         skipped=dict(task.skipped),
         noted=dict(task.noted),
+        main=task.measures,
         figures=figures,
         by_task=by_task,
         tokens=sum(right.tokens for right in rights),
@@ -281,12 +284,10 @@ def _result(
         write_seconds=scorer.seconds.write,
         read_seconds=scorer.seconds.read,
     )
-    by_tokens = task.measures == "perplexity"
-    values = [
-        right.by("acc_norm") if by_tokens else float(chosen(one.answers, "acc_norm") == one.right)
-        for right, one in zip(rights, scored, strict=True)
-    ]
-    weights = [right.tokens if by_tokens else 1 for right in rights]
+    if task.measures == "perplexity":
+        values, weights = [right.by("acc_norm") for right in rights], [right.tokens for right in rights]
+    else:
+        values, weights = [float(chosen(one.answers, task.measures) == one.right) for one in scored], [1] * count
     return Result(line, values, weights, [one.task for one in scored])
 
 

@@ -146,6 +146,19 @@ def test_metaicl_is_measured_by_its_options(tmp_path: Path, capsys: pytest.Captu
         assert line["figures"]["acc"] == pytest.approx((first + second) / 2)  # whatever the number of questions
 
 
+def test_lamp_is_measured_by_its_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = [{"id": str(i), "title": f"On number {i}", "abstract": "Numbers."} for i in range(4)]
+    head = 'For an author who has written the paper with the title "On boats", which reference is related? '
+    asked = f'{head}Just answer with [1] or [2] without explanation. [1]: "Boats" [2]: "Trains"'
+    (tmp_path / "dev_questions.json").write_text(json.dumps([{"id": "1", "input": asked, "profile": profile}]))
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"golds": [{"id": "1", "output": "[1]"}]}))
+    arguments = ("--data", tmp_path, "--number", "1", "--k", "2", "--rule", "concat", "--json")
+    assert ccm("evaluate", "lamp", *arguments) == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert (line["main"], line["entries"], line["questions"]) == ("acc", 4.0, 1)
+    assert line["figures"]["acc"] in (0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -173,7 +186,8 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
         figures = {"acc_norm": sum(sum(of) / len(of) for of in by_task.values()) / len(by_task)}
     else:
         figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
-    line = Measured(rule, rule, 1, None, base, 1, len(values), {}, {}, figures, {}, 0, 0, 0, 0, 0, 0, 0)
+    (main,) = figures
+    line = Measured(rule, rule, 1, None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
     return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
 
