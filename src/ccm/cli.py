@@ -249,6 +249,30 @@ def lamp(
     _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
 
 
+@evaluate.command()
+def custom(
+    data: Annotated[Path, typer.Option(help="File or folder of your own: JSON lines or texts, as for training.")],
+    max_steps: Annotated[int, typer.Option(help="Deepest time step; what is longer is cut into stretches.")] = 16,
+    max_step_tokens: Annotated[int, typer.Option(help="Most tokens of a step.")] = 512,
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step of plain text.")] = 128,
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
+    options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
+    task = {"name": "custom", "path": str(data), "options": options}
+    _evaluate_task(task, adapter, rule, steps, most, batch, output, model, n_tok, device, dtype, json)
+
+
 def _evaluate_task(
     task: dict[str, Any],
     adapters: list[str] | None,

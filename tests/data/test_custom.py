@@ -14,8 +14,9 @@ import pytest
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
 from ccm.data import open_data
-from ccm.data.custom import Chat, Task, read_examples
+from ccm.data.custom import Chat, CustomTask, Task, open_task, read_examples
 from ccm.data.examples import Examples
+from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step, length
 from ccm.loading import load_tokenizer
@@ -410,3 +411,55 @@ def test_the_longest_sample_is_known(many: Path, turns: Turns) -> None:
 def test_a_task_cut_short_keeps_its_latest_steps_and_its_query(turns: Turns) -> None:
     sample = Task(("One.", "Two.", "Three."), "Sum?", "Six.").sample(turns, 2)
     assert texts(turns, sample) == ["<s>Two.", "\nUser:Three.", "\nUser:Sum?\nAssistant:Six."]
+
+
+def task_of(path: Path, turns: Turns, **options: Any) -> CustomTask:
+    task = open_task(TaskSettings("custom", str(path), options), turns)
+    assert isinstance(task, CustomTask)
+    return task
+
+
+def test_a_conversation_is_measured_at_its_last_reply_after_the_latest_turns(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", chat(0, 6), chat(1, 2))
+    task = task_of(path, turns)
+    assert (task.depths, task.measures) == ([1, 2, 4], "perplexity")
+    one, other = task.questions(4)
+    assert [len(one.steps), len(other.steps)] == [4, 1]
+    assert task.noted == {"fewer than 4 steps, there are no more": 1}
+    whole = read_examples(path, DataSettings(), turns)[0][0]
+    reply = turns.encode_reply(whole.turns[-1][1])
+    assert [one.answers, next(task.questions(0)).answers] == [[reply], [reply]]
+    assert turns.decode([*one.steps[0]]).startswith(whole.turns[1][0].split()[0])
+
+
+def test_choices_are_the_answers_of_a_task(tmp_path: Path, turns: Turns) -> None:
+    line = {"steps": ["It is red.", "It is big."], "query": "What colour?", "answer": "red", "choices": ["blue", "red"]}
+    task = task_of(write(tmp_path / "a.jsonl", line), turns)
+    (question,) = task.questions(2)
+    assert task.measures == "acc_norm"
+    assert [turns.decode([*answer]) for answer in question.answers] == ["blue", "red"]
+    assert (question.right, len(question.steps), question.before) == (1, 2, question.query[-1:])
+    (alone,) = task.questions(0)
+    assert alone.steps == []
+
+
+def test_an_answer_that_is_no_choice_is_a_fault_of_its_line(tmp_path: Path, turns: Turns) -> None:
+    line = {"steps": ["It is red."], "query": "What colour?", "answer": "green", "choices": ["blue", "red"]}
+    said = refusal(write(tmp_path / "a.jsonl", line), turns)
+    assert "line 1: the answer 'green' is none of the choices ['blue', 'red']" in said
+
+
+def test_choices_for_some_examples_only_are_refused(tmp_path: Path, turns: Turns) -> None:
+    line = {"steps": ["It is red."], "query": "What colour?", "answer": "red", "choices": ["blue", "red"]}
+    path = write(tmp_path / "a.jsonl", line, chat(0, 2))
+    with pytest.raises(DataError, match="1 of 2 examples have choices"):
+        task_of(path, turns)
+
+
+def test_a_text_is_measured_at_its_last_chunk(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.txt", "One two three four five six seven eight nine ten. " * 12)
+    task = task_of(path, turns, chunk_tokens=10, max_steps=4)
+    for depth in (1, 4):
+        questions = [*task.questions(depth)]
+        assert {len(question.steps) for question in questions} <= {1, 2, 3, 4}
+        assert all(len(question.query) == 1 for question in questions)

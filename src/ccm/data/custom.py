@@ -1,7 +1,7 @@
 """Your own data: JSON lines of conversations or of steps, or plain text that is cut into chunks.
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
-    {"steps": ["...", "..."], "query": "...", "answer": "..."}
+    {"steps": ["...", "..."], "query": "...", "answer": "...", "choices": ["...", "..."]}      choices may be left out
     any .txt file
 
 Everything is read and checked before training begins; up to ten faults are reported at once, by line.
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ccm.data.examples import Example, Examples, hold_out
+from ccm.config import build_settings, check_types
+from ccm.data.examples import Examples, hold_out
+from ccm.data.questions import Question
+from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import DataSettings, Recipe
@@ -53,26 +57,39 @@ class Chat:
         for turns in _stretches(self.turns, most):
             yield Chat(turns, self.system)
 
+    def latest(self, steps: int) -> Chat:
+        """The last turn, and as many before it."""
+        return replace(self, turns=self.turns[-steps - 1 :])
+
 
 @dataclass(frozen=True)
 class Task:
-    """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target."""
+    """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target.
+
+    Where there is a choice, the answer is one of ``choices``; training makes nothing of the others.
+    """
 
     steps: tuple[str, ...]
     query: str
     answer: str
+    choices: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
         return len(self.steps)
 
     def sample(self, turns: Turns, steps: int) -> Sample:
-        read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(self.steps[-steps:])]
-        return Sample(read, turns.exchange(self.query, self.answer, first=False))
+        kept = self.steps[-steps:] if steps else ()
+        read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(kept)]
+        return Sample(read, turns.exchange(self.query, self.answer, first=not kept))
 
     def parts(self, most: int) -> Iterator[Task]:
         """The task with its latest ``most`` steps."""
-        yield replace(self, steps=self.steps[-most:])
+        yield self.latest(most)
+
+    def latest(self, steps: int) -> Task:
+        """The task with as many of its latest steps."""
+        return replace(self, steps=self.steps[-steps:] if steps else ())
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,13 @@ class Text:
         for chunks in _stretches(self.chunks, most):
             yield Text(chunks)
 
+    def latest(self, steps: int) -> Text:
+        """The last chunk, and as many before it."""
+        return Text(self.chunks[-steps - 1 :])
+
+
+Example = Chat | Task | Text
+
 
 def _stretches(items: tuple[T, ...], most: int) -> Iterator[tuple[T, ...]]:
     for begin in range(0, len(items), most + 1):
@@ -116,7 +140,6 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.path is None:
         raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
     groups = read_examples(settings.path, settings, turns)
-    held: list[Example] = []
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
     else:
@@ -161,6 +184,87 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"The folder {path} holds none of {', '.join('*' + suffix for suffix in SUFFIXES)}.")
     return files
+
+
+@dataclass(frozen=True)
+class Options:
+    """How your own data is evaluated; see :class:`ccm.recipe.DataSettings`.
+
+    Attributes:
+        max_steps: the deepest time step; longer conversations and texts are cut into stretches.
+        max_step_tokens: most tokens of a step; a longer one is an error.
+        chunk_tokens: of a step, where plain text is cut into chunks.
+    """
+
+    max_steps: int = 16
+    max_step_tokens: int = 512
+    chunk_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.options.")
+
+
+@dataclass
+class CustomTask:
+    """The last answer of each example, by the latest steps before it: accuracy over its choices, or perplexity.
+
+    Every time step has the same targets; an example with fewer steps is asked with all that it has.
+
+    Attributes:
+        examples: what is measured.
+        turns: how they become tokens.
+    """
+
+    examples: Sequence[Example]
+    turns: Turns
+
+    def __post_init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        deepest = max(example.length for example in self.examples)
+        self.depths = [2**i for i in range(deepest.bit_length())] or [0]
+        chosen = sum(bool(_choices(example)) for example in self.examples)
+        if chosen not in (0, len(self.examples)):
+            raise DataError(
+                f"{chosen} of {len(self.examples)} examples have choices; a task is measured by accuracy, where all "
+                "have them, or by perplexity, where none has. Make two files of them."
+            )
+        self.measures: Literal["perplexity", "acc_norm"] = "acc_norm" if chosen else "perplexity"
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        if depth < 0:
+            raise ConfigError(f"There is no time step {depth}; it is a number of steps, from 0.")
+        self.skipped, self.noted = Counter(), Counter()
+        for example in self.examples:
+            if example.length < depth:
+                self.noted[f"fewer than {depth} steps, there are no more"] += 1
+            cut = example.latest(depth)
+            question = Question.of(cut.sample(self.turns, cut.length), self.turns.eos_id, "custom")
+            if isinstance(cut, Task) and cut.choices:
+                answers = [self.turns.encode_reply(choice) for choice in cut.choices]
+                right, before = cut.choices.index(cut.answer), question.query[-1:]
+                question = replace(question, answers=answers, right=right, before=before)
+            yield question
+
+
+def _choices(example: Example) -> tuple[str, ...]:
+    return example.choices if isinstance(example, Task) else ()
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
+    """The examples of your own file or folder.
+
+    Raises:
+        ConfigError: when none is named, or options that there are not.
+        DataError: when it is absent, empty or malformed.
+    """
+    if settings.path is None:
+        raise ConfigError("The task 'custom' reads your own file or folder; name it as --data.")
+    options = build_settings(Options, settings.options, "task.options")
+    lengths = DataSettings(
+        max_steps=options.max_steps, max_step_tokens=options.max_step_tokens, chunk_tokens=options.chunk_tokens
+    )
+    return CustomTask([*chain.from_iterable(read_examples(settings.path, lengths, turns))], turns)
 
 
 class _LineError(Exception):
@@ -238,7 +342,12 @@ def _task(value: dict[str, Any]) -> Task:
     for name in ("query", "answer"):
         if not isinstance(value[name], str) or not value[name].strip():
             raise _LineError(f"'{name}' is {value[name]!r}; it must be some text")
-    return Task(tuple(steps), value["query"], value["answer"])
+    choices = value.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise _LineError("'choices' must be a list of texts")
+    if choices and value["answer"] not in choices:
+        raise _LineError(f"the answer {value['answer']!r} is none of the choices {choices}")
+    return Task(tuple(steps), value["query"], value["answer"], tuple(dict.fromkeys(choices)))
 
 
 def _check_length(example: Example, settings: DataSettings, turns: Turns) -> None:

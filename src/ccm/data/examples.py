@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ccm.layout import Sample, length
 from ccm.model import CCMModel
@@ -24,6 +24,9 @@ class Example(Protocol):
     def sample(self, turns: Turns, steps: int) -> Sample:
         """``steps`` steps of context, and the query after them."""
         ...
+
+
+E = TypeVar("E", bound=Example)
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ def _order(count: int, seed: str) -> list[int]:
     return random.Random(seed).sample(range(count), count)
 
 
-def hold_out(groups: list[list[Example]], most: int, seed: str) -> tuple[list[Example], list[list[Example]]]:
+def hold_out(groups: list[list[E]], most: int, seed: str) -> tuple[list[E], list[list[E]]]:
     """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
     room = min(most, sum(map(len, groups)) // 10)
-    held: list[Example] = []
+    held: list[E] = []
     left = set(range(len(groups)))
     for i in _order(len(groups), seed):
         if len(held) + len(groups[i]) <= room:

@@ -14,6 +14,7 @@ from ccm.errors import ConfigError, did_you_mean
 from ccm.turns import Turns
 
 TASKS = {  # module with a function open_task
+    "custom": "ccm.data.custom",
     "dialog": "ccm.data.dialogue",
     "lamp": "ccm.data.lamp",
     "metaicl": "ccm.data.metaicl",

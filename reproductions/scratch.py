@@ -1,0 +1,141 @@
+"""A small LLaMA from scratch: texts -> tokenizer -> model, trained with full context on running text."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ccm.commands.progress import progress
+from ccm.config import CCMConfig
+from ccm.data.dialogue import DAILY, read_dialogues
+from ccm.data.tasks import PAPER_TURNS
+from ccm.fingerprint import fingerprint_base
+from ccm.layout import Layout
+from ccm.recipe import Recipe, load_recipe
+from ccm.training.loop import train
+from ccm.training.stages import FULL, FullContext, Stage
+from ccm.turns import Turns
+
+VOCABULARY = 4096
+SEPARATOR = PAPER_TURNS.separator
+BETWEEN = "</s><s>"  # two documents, as the tokenizer reads them
+FILE = 1 << 20  # characters of a file, about
+BOOK, PAGES = 200_000, 20_000  # characters of each book, and of a document of them
+DAILY_TIMES = 4  # DailyDialog is read so often while the rest is read once
+
+
+def documents(data: Path) -> Iterator[str]:
+    """Dialogues and books as texts; a dialogue's turns stand apart as the paper's do."""
+    seen = {d.turns for split in ("validation", "test") for d in _daily(data, split)}
+    daily = [SEPARATOR.join(d.turns) for d in _daily(data, "train") if d.turns not in seen]
+    for _ in range(DAILY_TIMES):
+        yield from daily
+    for path in sorted((data / "open/schema-guided-dialogue").glob("train.jsonl.gz")):
+        for line in _read(path).splitlines():
+            yield SEPARATOR.join(DAILY.tidy(text) for _, text in json.loads(line)["turns"])
+    for path in sorted((data / "open/topical-chat").glob("*.jsonl.gz")):
+        for line in _read(path).splitlines():
+            yield SEPARATOR.join(DAILY.tidy(turn["text"]) for turn in json.loads(line)["turns"])
+    for path in sorted((data / "open/synthetic-persona-chat").glob("*.csv.gz")):
+        for row in csv.DictReader(io.StringIO(_read(path))):
+            turns = row["Best Generated Conversation"].splitlines()
+            yield SEPARATOR.join(DAILY.tidy(turn.partition(": ")[2]) for turn in turns)
+    for path in sorted((data / "open/books-gutenberg/train").glob("*.txt.gz")):
+        text = _read(path)[:BOOK]
+        yield from (text[begin : begin + PAGES] for begin in range(0, len(text), PAGES))
+
+
+def _daily(data: Path, split: str) -> Iterator:
+    return read_dialogues(data / "noncommercial/dailydialog", split, DAILY)
+
+
+def _read(path: Path) -> str:
+    return gzip.decompress(path.read_bytes()).decode("utf-8")
+
+
+def write_corpus(texts: Iterable[str], folder: Path) -> None:
+    """The documents in random order, in text files of about a million characters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shuffled = [*texts]
+    random.Random(7).shuffle(shuffled)
+    part: list[str] = []
+    number = size = 0
+    for text in (*shuffled, None):
+        if part and (text is None or size > FILE):
+            (folder / f"{number:03d}.txt").write_text(BETWEEN.join(part), encoding="utf-8")
+            part, number, size = [], number + 1, 0
+        if text:
+            part.append(text)
+            size += len(text)
+
+
+def build_tokenizer(corpus: Path, folder: Path) -> None:
+    """A byte-level BPE over the corpus."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator((path.read_text(encoding="utf-8") for path in sorted(corpus.glob("*.txt"))), trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    ).save_pretrained(folder)
+
+
+def model_config() -> LlamaConfig:
+    """4.3 M parameters."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+class FromScratch(Stage):
+    """All weights of a model that nothing was trained of before."""
+
+    def __init__(self, recipe: Recipe, turns: Turns) -> None:
+        model = LlamaForCausalLM(model_config())
+        config = CCMConfig(rule="full", turns=turns.form)
+        super().__init__(model, fingerprint_base(model), FullContext(model, model), config, FULL, recipe, turns)
+
+    def logits(self, layout: Layout) -> Tensor:
+        return self.module(layout)
+
+    def save(self, folder: Path) -> None:
+        self.base.save_pretrained(folder)
+        self.turns.tokenizer.save_pretrained(folder)
+
+
+def build(data: Path, output: Path, changes: tuple[str, ...] = ()) -> Path:
+    """Corpus, tokenizer and model, into folders of ``output``; goes on where it was. Returns the model's folder."""
+    corpus, tokenizer, model = output / "corpus", output / "tokenizer", output / "scratch"
+    if not tokenizer.is_dir():
+        write_corpus(documents(data), corpus)
+        build_tokenizer(corpus, tokenizer)
+    if not (model / "config.json").is_file():
+        places = (f"model={tokenizer}", f"data.path={corpus}", f"output_dir={model}")
+        recipe = load_recipe(Path(__file__).with_name("scratch.yaml"), (*places, *changes))
+        with progress(recipe, "from scratch") as report:
+            train(recipe, resume=model.is_dir(), report=report, make=FromScratch)
+    return model
