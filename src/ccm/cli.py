@@ -39,6 +39,11 @@ RuleNames = Annotated[
     list[str] | None,
     typer.Option("--rule", help="Rule to measure on the first adapter that it runs with; repeatable (full, none)."),
 ]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option("--baseline", help="What keeps raw text at equal K/V: window (with sink) or bm25; repeatable."),
+]
+Room = Annotated[int | None, typer.Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")]
 Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
 Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
 QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time.")]
@@ -186,6 +191,8 @@ def dialog(
     ] = "paper",
     adapter: Adapters = None,
     rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
     steps: Steps = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
@@ -198,7 +205,7 @@ def dialog(
 ) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
     task = {"name": "dialog", "path": str(data), "options": {"protocol": protocol}}
-    _evaluate_task(task, adapter, rule, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
 
 
 @evaluate.command()
@@ -210,6 +217,8 @@ def metaicl(
     demonstrations: Annotated[int, typer.Option(help="Seed in the names of the files of demonstrations.")] = 100,
     adapter: Adapters = None,
     rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
     output: Output = None,
@@ -222,7 +231,7 @@ def metaicl(
     """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
     options = {"max_length": max_length, "demonstrations": demonstrations, "tasks": task}
     given = {"name": "metaicl", "path": str(data), "options": options}
-    _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(given, adapter, rule, baseline, room, k, most, batch, output, model, n_tok, device, dtype, json)
 
 
 @evaluate.command()
@@ -234,6 +243,8 @@ def lamp(
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
     adapter: Adapters = None,
     rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
     output: Output = None,
@@ -246,7 +257,7 @@ def lamp(
     """Accuracy over the classes of an example, after k entries of a profile: LaMP. Perplexity of 4, 5 and 7."""
     options = {"number": number, "split": split, "max_length": max_length}
     given = {"name": "lamp", "path": str(data), "options": options}
-    _evaluate_task(given, adapter, rule, k, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(given, adapter, rule, baseline, room, k, most, batch, output, model, n_tok, device, dtype, json)
 
 
 @evaluate.command()
@@ -257,6 +268,8 @@ def custom(
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step of plain text.")] = 128,
     adapter: Adapters = None,
     rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
     steps: Steps = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
@@ -270,13 +283,15 @@ def custom(
     """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
     options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
     task = {"name": "custom", "path": str(data), "options": options}
-    _evaluate_task(task, adapter, rule, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
 
 
 def _evaluate_task(
     task: dict[str, Any],
     adapters: list[str] | None,
     rules: list[str] | None,
+    baselines: list[str] | None,
+    room: int | None,
     steps: str | None,
     most: int,
     batch: int,
@@ -296,6 +311,8 @@ def _evaluate_task(
         model=model,
         adapters=adapters or (),
         rules=("full", "none") if rules is None else rules,
+        baselines=baselines or (),
+        room=room,
         depths=_numbers(steps),
         most=most,
         batch=batch,

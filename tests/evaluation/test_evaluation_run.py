@@ -226,3 +226,19 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
     assert [(m.name, m.rule, m.adapter) for m in methods] == [
         ("full", "full", concat), ("concat", None, concat), ("gate", None, gate),
     ]  # fmt: skip
+
+
+def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = ("--rule", "full", "--rule", "concat", "--baseline", "window", "--baseline", "bm25", "--json")
+    assert dialog(folder, *rules) == 0
+    found = lines(capsys.readouterr().out)
+    assert [line["rule"] for line in found[::2]] == ["full", "concat", "window", "bm25"]
+    assert [line["n_tok"] for line in found[::2]] == [None, 2, None, None]
+    assert [line["entries"] for line in found[4:]] == [3.0, 5.0, 3.0, 5.0]  # the sink, and N a step
+    assert dialog(folder, "--rule", "full", "--baseline", "window", "--room", 1000, "--json") == 0
+    whole = lines(capsys.readouterr().out)
+    assert [line["figures"] for line in whole[:2]] == [line["figures"] for line in whole[2:]]
+    assert dialog(folder, "--baseline", "bm52") == 2
+    assert "did you mean bm25" in capsys.readouterr().err.lower()
+    assert dialog(folder, "--baseline", "window", "--room", 0) == 2
+    assert "at least 1 entry" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def table(results: Sequence[Result]) -> str:
             [
                 str(line.depth),
                 line.method,
-                str(line.n_tok) if line.rule not in ("full", "none") else "",
+                "" if line.n_tok is None else str(line.n_tok),
                 *figures,
                 "" if share is None else f"{share:.1%}",
                 f"{line.questions} ({sum(line.skipped.values())})",

@@ -20,6 +20,7 @@ from ccm.checkpoint import find_adapter, read_config, with_rule
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
 from ccm.errors import ConfigError, DataError
+from ccm.evaluation.baselines import Selection, baseline, shortened
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, loss, macro_accuracy, perplexity
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.files import save_json, write_atomically
@@ -30,17 +31,19 @@ from ccm.turns import make_turns
 
 @dataclass(frozen=True)
 class Method:
-    """A rule on an adapter.
+    """A rule on an adapter, or a baseline under the rule "full".
 
     Attributes:
         name: what it is called in tables and pictures.
         rule: None is the adapter's own.
         adapter: its folder; None where the base needs none.
+        select: what is read of a question's context; None for all of it.
     """
 
     name: str
     rule: str | None
     adapter: str | None
+    select: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Evaluation:
         model: the base; None is that of the adapters, or the built-in one.
         adapters: each is measured under its own rule.
         rules: each is measured as well, on the first adapter that it runs with.
+        baselines: likewise, by name (``ccm.evaluation.baselines``).
+        room: raw entries that a baseline keeps of a context; None for as many as concat makes of it: N a step and one.
         depths: time steps; None for all of the task.
         most: questions of each task within it, at every depth, at most; 0 for all.
         batch: answers at a time.
@@ -64,6 +69,8 @@ class Evaluation:
     model: str | None = None
     adapters: Sequence[str] = ()
     rules: Sequence[str] = ("full", "none")
+    baselines: Sequence[str] = ()
+    room: int | None = None
     depths: Sequence[int] | None = None
     most: int = 0
     batch: int = 16
@@ -74,18 +81,22 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.most < 0 or self.batch < 1:
             raise ConfigError(f"most is {self.most}, batch {self.batch}; they must be at least 0 and 1.")
+        if self.room is not None and self.room < 1:
+            raise ConfigError(f"room is {self.room}; a baseline keeps at least 1 entry.")
 
     def methods(self) -> list[Method]:
-        """The rules first, in their order, then the adapters under their own.
+        """The rules first, in their order, then the baselines, and the adapters under their own rules.
 
         Raises:
-            ConfigError: when there is no such rule, it runs with none of the adapters, something is named twice, or
-                there is nothing to measure.
+            ConfigError: when there is no such rule or baseline, it runs with none of the adapters, something is named
+                twice, or there is nothing to measure.
             AdapterError: when an adapter cannot be read.
         """
         for name in self.rules:
             rule_class(name)
         found = [Method(name, name, self._adapter_for(name)) for name in self.rules]
+        full = self._adapter_for("full")
+        found += [Method(name, "full", full, baseline(name)) for name in self.baselines]
         rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
         folders = [Path(adapter).name for adapter in self.adapters]
         for adapter, rule, folder in zip(self.adapters, rules, folders, strict=True):
@@ -93,7 +104,7 @@ class Evaluation:
             place = folder if folders.count(folder) == 1 else adapter
             found.append(Method(rule if alone else f"{rule} ({place})", None, adapter))
         if not found:
-            raise ConfigError("There is nothing to measure; give --adapter DIR or --rule NAME.")
+            raise ConfigError("There is nothing to measure; give --adapter DIR, --rule NAME or --baseline NAME.")
         names = [method.name for method in found]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{', '.join(twice)} is to be measured twice; name each rule and adapter once.")
@@ -118,8 +129,8 @@ class Measured:
 
     Attributes:
         method: its name.
-        rule: of memory.
-        n_tok: N.
+        rule: of memory, or the baseline.
+        n_tok: N; None where nothing is compressed.
         adapter: its place.
         base: fingerprint of the base, a stage-1 adapter included.
         depth: the time step.
@@ -140,7 +151,7 @@ class Measured:
 
     method: str
     rule: str
-    n_tok: int
+    n_tok: int | None
     adapter: str | None
     base: str
     depth: int
@@ -217,6 +228,14 @@ def _measure(
     form = PAPER_TURNS if bare else model.config.turns
     task = open_task(evaluation.task, make_turns(tokenizer, form))
     depths = [*dict.fromkeys(evaluation.depths or task.depths)]
+
+    def asked(depth: int) -> Iterator[Question]:
+        questions = _asked(task, depth, evaluation.most)
+        if (select := method.select) is None:
+            return questions
+        room = evaluation.room
+        return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in questions)
+
     totals = {depth: sum(1 for _ in _asked(task, depth, evaluation.most)) for depth in depths}
     if empty := [depth for depth in depths if not totals[depth]]:
         others = ",".join(str(depth) for depth in depths if totals[depth])
@@ -227,11 +246,13 @@ def _measure(
     for depth in depths:
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         identity = {**known, "origin": repr(model.origin), "form": asdict(form), "depth": depth}
+        if method.select is not None:
+            identity |= {"room": evaluation.room, "n_tok": model.config.n_tok}
         result = kept.read(method.name, identity)
         if result is None:
             scorer, name = Scorer(model, batch=evaluation.batch), f"{method.name}, step {depth}"
             scored = []
-            for done, one in enumerate(scorer.score(_asked(task, depth, evaluation.most)), start=1):
+            for done, one in enumerate(scorer.score(asked(depth)), start=1):
                 scored.append(one)
                 if done % 100 == 0 or done == totals[depth]:
                     progress(name, done, totals[depth])
@@ -265,8 +286,8 @@ def _result(
         figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
     line = Measured(
         method=method.name,
-        rule=model.config.rule,
-        n_tok=model.config.n_tok,
+        rule=model.config.rule if method.select is None else method.name,
+        n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
         adapter=method.adapter,
         base=model.base_id,
         depth=depth,
