@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.commands.progress import progress
 from ccm.config import CCMConfig
-from ccm.data.dialogue import DAILY, read_dialogues
+from ccm.data import dailydialog
 from ccm.data.tasks import PAPER_TURNS
 from ccm.fingerprint import fingerprint_base
 from ccm.layout import Layout
@@ -41,21 +41,21 @@ def documents(data: Path) -> Iterator[str]:
         yield from daily
     for path in sorted((data / "open/schema-guided-dialogue").glob("train.jsonl.gz")):
         for line in _read(path).splitlines():
-            yield SEPARATOR.join(DAILY.tidy(text) for _, text in json.loads(line)["turns"])
+            yield SEPARATOR.join(dailydialog.tidy(text) for _, text in json.loads(line)["turns"])
     for path in sorted((data / "open/topical-chat").glob("*.jsonl.gz")):
         for line in _read(path).splitlines():
-            yield SEPARATOR.join(DAILY.tidy(turn["text"]) for turn in json.loads(line)["turns"])
+            yield SEPARATOR.join(dailydialog.tidy(turn["text"]) for turn in json.loads(line)["turns"])
     for path in sorted((data / "open/synthetic-persona-chat").glob("*.csv.gz")):
         for row in csv.DictReader(io.StringIO(_read(path))):
             turns = row["Best Generated Conversation"].splitlines()
-            yield SEPARATOR.join(DAILY.tidy(turn.partition(": ")[2]) for turn in turns)
+            yield SEPARATOR.join(dailydialog.tidy(turn.partition(": ")[2]) for turn in turns)
     for path in sorted((data / "open/books-gutenberg/train").glob("*.txt.gz")):
         text = _read(path)[:BOOK]
         yield from (text[begin : begin + PAGES] for begin in range(0, len(text), PAGES))
 
 
 def _daily(data: Path, split: str) -> Iterator:
-    return read_dialogues(data / "noncommercial/dailydialog", split, DAILY)
+    return dailydialog.read(data / "noncommercial/dailydialog", split)
 
 
 def _read(path: Path) -> str:

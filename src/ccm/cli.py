@@ -39,6 +39,10 @@ RuleNames = Annotated[
     list[str] | None,
     typer.Option("--rule", help="Rule to measure on the first adapter that it runs with; repeatable (full, none)."),
 ]
+Protocol = Annotated[
+    Literal["paper", "fixed-target"],
+    typer.Option(help="paper: each dialogue's first turns; fixed-target: the same targets at every step."),
+]
 Baselines = Annotated[
     list[str] | None,
     typer.Option("--baseline", help="What keeps raw text at equal K/V: window (with sink) or bm25; repeatable."),
@@ -185,10 +189,7 @@ def builtin(
 @evaluate.command()
 def dialog(
     data: Annotated[Path, typer.Option(help="Folder of DailyDialog's files, as they are or gzipped.")],
-    protocol: Annotated[
-        Literal["paper", "fixed-target"],
-        typer.Option(help="paper: each dialogue's first turns; fixed-target: the same targets at every step."),
-    ] = "paper",
+    protocol: Protocol = "paper",
     adapter: Adapters = None,
     rule: RuleNames = None,
     baseline: Baselines = None,
@@ -205,6 +206,29 @@ def dialog(
 ) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
     task = {"name": "dialog", "path": str(data), "options": {"protocol": protocol}}
+    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+
+
+@evaluate.command()
+def soda(
+    data: Annotated[Path, typer.Option(help="Folder of SODA's files: valid.parquet or valid.jsonl.")],
+    protocol: Protocol = "paper",
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Perplexity of a dialogue's last turn, by the turns before it: SODA."""
+    task = {"name": "soda", "path": str(data), "options": {"protocol": protocol}}
     _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
-from ccm.data import open_data
-from ccm.data.dialogue import DAILY, SODA, Corpus, Dialogue, keep, read_dialogues, tidy_daily, tidy_soda
+from ccm.data import dailydialog, open_data, soda
+from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, TaskOptions
 from ccm.data.examples import Examples
+from ccm.data.tasks import TaskSettings, open_task
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample
 from ccm.loading import load_tokenizer
@@ -47,7 +52,7 @@ def opened(folder: Path, turns: Turns, **changes: Any) -> Examples:
 
 
 @pytest.mark.parametrize(
-    ("text", "daily", "soda"),
+    ("text", "daily", "plain"),
     [
         ("Hello , how are you ?", "Hello, how are you?", "Hello, how are you?"),
         ("I ' m fine ; really !", "I'm fine; really!", "I ' m fine; really!"),
@@ -57,8 +62,8 @@ def opened(folder: Path, turns: Turns, **changes: Any) -> Examples:
         ("", "", ""),
     ],
 )
-def test_texts_are_tidied_as_the_corpus_wants(text: str, daily: str, soda: str) -> None:
-    assert (tidy_daily(text), tidy_soda(text)) == (daily, soda)
+def test_texts_are_tidied_as_the_corpus_wants(text: str, daily: str, plain: str) -> None:
+    assert (dailydialog.tidy(text), soda.tidy(text)) == (daily, plain)
 
 
 def words(count: int) -> str:
@@ -69,15 +74,15 @@ def words(count: int) -> str:
 @pytest.mark.parametrize(
     ("lengths", "corpus", "longest", "kept"),
     [
-        ((5, 5), DAILY, 400, False),
-        ((5, 5, 5), DAILY, 400, True),
-        ((128, 3, 3), DAILY, 400, True),
-        ((129, 3, 3), DAILY, 400, False),
-        ((100, 100, 100, 100), DAILY, 400, True),
-        ((100, 100, 100, 101), DAILY, 400, False),
-        ((100, 100, 100, 101), DAILY, 600, True),
-        ((4, 0, 4), DAILY, 400, True),
-        ((4, 0, 4), SODA, 512, False),
+        ((5, 5), dailydialog.CORPUS, 400, False),
+        ((5, 5, 5), dailydialog.CORPUS, 400, True),
+        ((128, 3, 3), dailydialog.CORPUS, 400, True),
+        ((129, 3, 3), dailydialog.CORPUS, 400, False),
+        ((100, 100, 100, 100), dailydialog.CORPUS, 400, True),
+        ((100, 100, 100, 101), dailydialog.CORPUS, 400, False),
+        ((100, 100, 100, 101), dailydialog.CORPUS, 600, True),
+        ((4, 0, 4), dailydialog.CORPUS, 400, True),
+        ((4, 0, 4), soda.CORPUS, 512, False),
     ],
 )
 def test_a_dialogue_is_kept_by_its_turns_and_tokens(
@@ -86,7 +91,7 @@ def test_a_dialogue_is_kept_by_its_turns_and_tokens(
     dialogue = Dialogue(tuple(map(words, lengths)))
     counted = [len(turns.tokenizer.encode(text, add_special_tokens=False)) for text in dialogue.turns]
     assert counted == [*lengths]
-    assert (keep([dialogue], turns, corpus, longest) == [dialogue]) is kept
+    assert ([*corpus.keep([dialogue], turns, longest)] == [dialogue]) is kept
 
 
 def shown(turns: Turns, sample: Sample) -> list[str]:
@@ -100,18 +105,22 @@ def test_a_sample_is_the_beginning_with_its_last_turn_as_the_target(turns: Turns
     assert shown(turns, sample) == ["<s>One.", "\nA:Two.", "\nA:Three.\nA:Four."]
     learned = [target for target in sample.query.targets if target != IGNORE]
     assert turns.tokenizer.decode(learned) == "Four.</s>"
-    assert not any(step.targets for step in sample.steps)
+    told = [[target for target in step.targets if target != IGNORE] for step in sample.steps]
+    assert [turns.tokenizer.decode(ids) for ids in told] == ["One.", "Two."]
+    for step, targets in zip(sample.steps, told, strict=True):
+        assert [*step.ids[-len(targets) :]] == targets
+        assert [*step.targets[-len(targets) - 1 :]] == [*targets, IGNORE]
     assert shown(turns, dialogue.sample(turns, 1)) == ["<s>One.", "\nA:Two.\nA:Three."]
 
 
 def test_the_splits_are_read_as_they_are_or_gzipped(folder: Path) -> None:
-    plain = [*read_dialogues(folder, "train", DAILY)]
+    plain = [*dailydialog.read(folder, "train")]
     assert [len(dialogue.turns) for dialogue in plain] == [4, 3, 2, 3]
     assert plain[0].turns[2:] == ("It's 3. 5 dollars.", "I'm in.")
     path = folder / "dialogues_train.txt"
     path.with_name("dialogues_train.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    assert [*read_dialogues(folder, "train", DAILY)] == plain
+    assert [*dailydialog.read(folder, "train")] == plain
 
 
 def test_what_is_evaluated_on_is_not_trained_on(folder: Path, turns: Turns) -> None:
@@ -130,12 +139,12 @@ def test_a_recipe_with_the_authors_settings() -> None:
 
 def test_a_file_without_a_dialogue_to_train_on_is_refused(folder: Path, turns: Turns) -> None:
     (folder / "dialogues_train.txt").write_text(TALK[2] + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"No dialogue of .*dialogues_train.txt can be trained on"):
+    with pytest.raises(DataError, match=r"No dialogue to train on in .* can be used"):
         opened(folder, turns)
 
 
 def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
-    with pytest.raises(ConfigError, match="needs data.path, the folder that holds dialogues_train.txt"):
+    with pytest.raises(ConfigError, match="needs data.path, the folder that holds dialogues_train.txt,"):
         open_data(load_recipe("dialog"), turns)
     path = folder / "dialogues_test.txt"
     packed = gzip.compress(path.read_bytes())
@@ -149,3 +158,52 @@ def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="cannot be read"):
         opened(folder, turns)
+
+
+SODA = [["Hi .", "Hello !", "Bye , then .", "Bye ."], ["", "Empty turns are dropped.", "Indeed."], ["One.", "Two."]]
+
+
+def write_soda(folder: Path, split: str, *, parquet: bool) -> None:
+    if parquet:
+        pyarrow.parquet.write_table(
+            pyarrow.table({"dialogue": SODA, "head": ["x"] * len(SODA)}), folder / f"{split}.parquet"
+        )
+    else:
+        rows = [json.dumps({"dialogue": dialogue}) for dialogue in SODA]
+        (folder / f"{split}.jsonl").write_text("".join(row + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("parquet", [True, False])
+def test_soda_is_read_from_parquet_or_json_lines(tmp_path: Path, turns: Turns, parquet: bool) -> None:
+    for split in ("train", "valid"):
+        write_soda(tmp_path, split, parquet=parquet)
+    recipe = load_recipe("soda", [f"data.path={tmp_path}", "data.options.drop_leaks=false"])
+    data = open_data(recipe, turns)
+    assert [example.turns for example in data.examples] == [("Hi.", "Hello!", "Bye, then.", "Bye.")]
+    task = open_task(TaskSettings("soda", str(tmp_path)), turns)
+    (question,) = task.questions(1)
+    assert turns.decode([*question.answers[0]]) == "Bye, then."
+    assert task.skipped == {"filtered": 2, "fewer than 3 turns": 0}
+
+
+def test_only_the_first_of_soda_are_measured(tmp_path: Path, turns: Turns) -> None:
+    lines = [json.dumps({"dialogue": [f"{i}.", "a.", "b."]}) for i in range(9)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(lines))
+    task = DialogueTask(replace(soda.CORPUS, most=4), tmp_path, turns, TaskOptions())
+    assert [turns.decode([*question.steps[0]]) for question in task.questions(1)] == ["0.", "1.", "2.", "3."]
+
+
+def test_absent_and_damaged_files_of_soda_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds none of valid.parquet, valid.jsonl, validation.parquet"):
+        [*soda.read(tmp_path, "validation")]
+    write_soda(tmp_path, "test", parquet=True)
+    path = tmp_path / "test.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot be read: .*may not be whole"):
+        [*soda.read(tmp_path, "test")]
+    (tmp_path / "train.jsonl").write_text('{"dialogue": ["a", 3]}\n')
+    with pytest.raises(DataError, match="row 1: 'dialogue' must be a list of texts"):
+        [*soda.read(tmp_path, "train")]
+    (tmp_path / "train.jsonl").write_text('{"dialogue": ["a"]}\n{"dialog')
+    with pytest.raises(DataError, match="line 2: no object with the list 'dialogue'"):
+        [*soda.read(tmp_path, "train")]

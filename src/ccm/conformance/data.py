@@ -11,8 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from ccm.config import TurnFormat
 from ccm.conformance.goldens import Differences, Goldens
 from ccm.data import lamp
-from ccm.data.dialogue import DAILY, SODA, Dialogue
+from ccm.data.dailydialog import CORPUS as DAILY
+from ccm.data.dailydialog import tidy as tidy_daily
+from ccm.data.dialogue import Dialogue
 from ccm.data.metaicl import Example, Prompt, demonstrations_for, distinct
+from ccm.data.soda import CORPUS as SODA
+from ccm.data.soda import tidy as tidy_soda
 from ccm.layout import IGNORE
 from ccm.turns import SeparatorTurns
 
@@ -30,10 +34,14 @@ class _Numbers:
 
 def _dialogues(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
     for case in recorded["preprocess"]:
-        tidied = (DAILY.tidy(case["text"]), SODA.tidy(case["text"]))
+        tidied = (tidy_daily(case["text"]), tidy_soda(case["text"]))
         yield "dialogue text", {"layout": float(tidied != (case["daily_dialog"], case["soda"]))}
     lengths, kept = recorded["threshold"]["turn_lengths"], recorded["threshold"]["kept_indices"]
-    longest = {"daily_train_400": (DAILY, 400), "daily_eval_600": (DAILY, 600), "soda_512": (SODA, 512)}
+    longest = {
+        "daily_train_400": (DAILY, 400),
+        "daily_eval_600": (DAILY, 600),
+        "soda_512": (SODA, 512),
+    }
     for name, (corpus, most) in longest.items():
         ours = [i for i, counts in enumerate(lengths) if corpus.fits(counts, most)]
         yield f"dialogue filter {name}", {"layout": float(ours != kept[name])}

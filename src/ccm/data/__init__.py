@@ -14,7 +14,8 @@ from ccm.turns import Turns
 DATA_SETS = {  # module with a function open_data
     "custom": "ccm.data.custom",
     "builtin": "ccm.data.builtin",
-    "dailydialog": "ccm.data.dialogue",
+    "dailydialog": "ccm.data.dailydialog",
+    "soda": "ccm.data.soda",
 }
 
 

@@ -1,17 +1,16 @@
-"""DailyDialog and SODA: every turn is a step, the last but one the query, the last the answer.
+"""Dialogues: every turn is a step, the last but one the query, the last the answer.
 
-The rules of layout and filtering are the authors' (Compressed Context Memory, ICLR 2024, section 4.1); of DailyDialog
-the publisher's files are read, ``dialogues_train.txt`` and so on, as they are or gzipped.
+What the corpora of dialogues share. The rules of layout and filtering are the authors' (Compressed Context Memory, ICLR
+2024, section 4.1).
 """
 
 from __future__ import annotations
 
-import gzip
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,27 +19,33 @@ from ccm.data.examples import Examples
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample, Step
+from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
 LEAST_TURNS, LONGEST_TURN = 3, 128  # shorter dialogues and longer turns are left out
-_SPACES = re.compile(r" (?=[,.;?!])")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What differs between the two.
+    """What differs between the corpora.
 
     Attributes:
-        tidy: a turn's text as it is trained on.
+        title: what people call it.
+        files: what its folder holds, for messages.
+        read: the dialogues of a split of a folder: "train", "validation" or "test", their texts tidied.
+        measured: the splits that are evaluated on, together.
+        most: dialogues of these at most, the first that are kept; 0 for all.
         shortest_turn: fewest tokens of a turn.
         longest: most tokens of a whole dialogue to train on, and to evaluate on.
-        depths: turns of an evaluation's dialogues, by the time step that they are reported as; the authors report 13
-            context turns of DailyDialog as step 12.
+        depths: turns of an evaluation's dialogues, by the time step that they are reported as.
     """
 
-    tidy: Callable[[str], str]
+    title: str
+    files: str
+    read: Callable[[Path, str], Iterator[Dialogue]]
+    measured: tuple[str, ...]
+    most: int
     shortest_turn: int
     longest: tuple[int, int]
     depths: Mapping[int, int]
@@ -50,41 +55,22 @@ class Corpus:
         turns = len(counts) >= LEAST_TURNS and self.shortest_turn <= min(counts) and max(counts) <= LONGEST_TURN
         return turns and sum(counts) <= longest
 
+    def keep(self, dialogues: Iterable[Dialogue], turns: Turns, longest: int) -> Iterator[Dialogue]:
+        """Those that are long enough in turns, and not too long in tokens."""
+        for dialogue in dialogues:
+            ids = turns.tokenizer([*dialogue.turns], add_special_tokens=False).input_ids
+            if self.fits([len(turn) for turn in ids], longest):
+                yield dialogue
 
-def tidy_soda(text: str) -> str:
-    """No space before punctuation, and the plain forms of two signs."""
-    return _SPACES.sub("", text.replace("。", ".").replace("\u2019", "'")).strip()
-
-
-def tidy_daily(text: str) -> str:
-    """As of SODA; apostrophes without spaces, and every full stop ends a sentence: "3.5" becomes "3. 5"."""
-    text = text.replace("。", ".").replace("\u2019", "'")
-    for sign in (",", ".", ";", "'", "?", "!"):  # one after the other: a space may only then stand before another
-        text = text.replace(f" {sign}", sign)
-    return ". ".join(part.strip() for part in text.replace("' ", "'").split(".")).strip()
-
-
-DAILY = Corpus(tidy_daily, 0, (400, 600), {1: 3, 2: 4, 4: 6, 8: 10, 12: 15})
-SODA = Corpus(tidy_soda, 1, (512, 512), {1: 3, 4: 6, 7: 9})
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a corpus is read.
-
-    Attributes:
-        drop_leaks: leave out the dialogues to train on that stand among those to evaluate on, too.
-    """
-
-    drop_leaks: bool = True
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
+    def evaluated(self, folder: Path) -> Iterator[Dialogue]:
+        """The dialogues of the splits that are evaluated on, before any is left out."""
+        for split in self.measured:
+            yield from self.read(folder, split)
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The texts of its turns. A sample is its beginning; its last turn alone is a target."""
+    """The texts of its turns. A sample is its beginning; every turn is a target, the last is the query's."""
 
     turns: tuple[str, ...]
 
@@ -98,30 +84,54 @@ class Dialogue:
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         *context, query, answer = self.turns[: steps + 2]
-        read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(context)]
+        read = [_statement(turns, text, first=i == 0) for i, text in enumerate(context)]
         return Sample(read, turns.exchange(query, answer, first=not context))
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Examples:
-    """The dialogues of a recipe whose ``data.path`` is the folder of the publisher's files.
+def _statement(turns: Turns, text: str, *, first: bool) -> Step:
+    """A turn whose tokens are targets, each after the one before it or the separator."""
+    ids = turns.statement(text, first=first)
+    before = max(len(ids) - len(turns.encode_reply(text)), 1)
+    return Step(ids, [*[IGNORE] * (before - 1), *ids[before:], IGNORE])
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a corpus is read.
+
+    Attributes:
+        drop_leaks: leave out the dialogues to train on that stand among those to evaluate on, too.
+        most: dialogues to train on at most, the first of the file; 0 for all.
+    """
+
+    drop_leaks: bool = True
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.options.")
+        if self.most < 0:
+            raise ConfigError(f"data.options.most is {self.most}; it must be at least 0.")
+
+
+def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
+    """The dialogues of a recipe whose ``data.path`` is the folder of a corpus.
 
     Raises:
         ConfigError: when it names no folder, or options that there are not.
         DataError: when a file is absent or malformed.
     """
-    settings, corpus = recipe.data, DAILY
+    settings = recipe.data
     options = build_settings(Options, settings.options, "data.options")
     if settings.path is None:
-        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder that holds {_names('train')}.")
+        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder that holds {corpus.files}.")
     folder = Path(settings.path)
-    seen = {split: [*read_dialogues(folder, split, corpus)] for split in ("validation", "test")}
-    known = {dialogue.turns for dialogues in seen.values() for dialogue in dialogues}
-    train = [d for d in read_dialogues(folder, "train", corpus) if not (options.drop_leaks and d.turns in known)]
-    held = keep(seen["validation"], turns, corpus, corpus.longest[1])[: settings.eval_samples]
-    kept = keep(train, turns, corpus, corpus.longest[0])
+    known = {dialogue.turns for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
+    train = (dialogue for dialogue in corpus.read(folder, "train") if dialogue.turns not in known)
+    kept = [*islice(corpus.keep(train, turns, corpus.longest[0]), options.most or None)]
     if not kept:
-        raise DataError(f"No dialogue of {folder / _names('train')} can be trained on: all are too short or too long.")
-    return Examples(kept, held, turns, settings.random_steps, recipe.seed)
+        raise DataError(f"No dialogue to train on in {folder} can be used: all are too short or too long.")
+    held = corpus.keep(corpus.read(folder, "validation"), turns, corpus.longest[1])
+    return Examples(kept, [*islice(held, settings.eval_samples)], turns, settings.random_steps, recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -141,10 +151,10 @@ class TaskOptions:
 
 @dataclass
 class DialogueTask:
-    """Perplexity of a dialogue's last turn: DailyDialog's validation and test dialogues together, as the authors.
+    """Perplexity of a dialogue's last turn.
 
     Attributes:
-        corpus: which of the two corpora.
+        corpus: of which.
         folder: of its files.
         turns: how a dialogue becomes tokens.
         options: how it is evaluated.
@@ -166,10 +176,17 @@ class DialogueTask:
 
     @cached_property
     def _kept(self) -> tuple[list[Dialogue], int]:
-        """The dialogues that are measured, and how many were left out."""
-        read = [d for split in ("validation", "test") for d in read_dialogues(self.folder, split, self.corpus)]
-        kept = keep(read, self.turns, self.corpus, self.corpus.longest[1])
-        return kept, len(read) - len(kept)
+        """The dialogues that are measured, and how many were left out before the last of them."""
+        seen: Counter[str] = Counter()
+
+        def counted() -> Iterator[Dialogue]:
+            for dialogue in self.corpus.evaluated(self.folder):
+                seen["dialogues"] += 1
+                yield dialogue
+
+        kept = self.corpus.keep(counted(), self.turns, self.corpus.longest[1])
+        dialogues = [*islice(kept, self.corpus.most or None)]
+        return dialogues, seen["dialogues"] - len(dialogues)
 
     def questions(self, depth: int) -> Iterator[Question]:
         if depth not in self.corpus.depths:
@@ -183,13 +200,13 @@ class DialogueTask:
         for dialogue in long_enough:
             cut = dialogue.cut(least - count, least)
             if all(cut.turns[i] for i in (0, -2, -1)):
-                yield Question.of(cut.sample(self.turns, count - 2), self.turns.eos_id, task="dialog")
+                yield Question.of(cut.sample(self.turns, count - 2), self.turns.eos_id, task=self.corpus.title)
             else:
                 self.skipped["an empty first turn, query or answer"] += 1
 
 
-def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
-    """The dialogues to evaluate on, in the folder of the publisher's files.
+def open_dialogues(corpus: Corpus, settings: TaskSettings, turns: Turns) -> DialogueTask:
+    """The dialogues to evaluate on, in the folder of a corpus.
 
     Raises:
         ConfigError: when no folder is named, or options that there are not.
@@ -197,50 +214,5 @@ def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
     """
     options = build_settings(TaskOptions, settings.options, "task.options")
     if settings.path is None:
-        raise ConfigError(
-            f"The task {settings.name!r} needs the folder that holds {_names('test')}; name it as --data."
-        )
-    return DialogueTask(DAILY, Path(settings.path), turns, options)
-
-
-def read_dialogues(folder: Path, split: str, corpus: Corpus) -> Iterator[Dialogue]:
-    """The dialogues of a split, tidied, in the order of the file.
-
-    Args:
-        folder: where the files are.
-        split: "train", "validation" or "test".
-        corpus: which of the two.
-
-    Raises:
-        DataError: when the file is absent or no text.
-    """
-    for line in _open(folder, split):
-        texts = [corpus.tidy(text) for text in line.split("__eou__")]
-        if texts[:-1]:  # the last turn ends in the mark, too
-            yield Dialogue(tuple(texts[:-1]))
-
-
-def keep(dialogues: Iterable[Dialogue], turns: Turns, corpus: Corpus, longest: int) -> list[Dialogue]:
-    """Those that are long enough in turns, and not too long in tokens."""
-    kept = []
-    for dialogue in dialogues:
-        ids = turns.tokenizer([*dialogue.turns], add_special_tokens=False).input_ids
-        if corpus.fits([len(turn) for turn in ids], longest):
-            kept.append(dialogue)
-    return kept
-
-
-def _names(split: str) -> str:
-    return f"dialogues_{split}.txt"
-
-
-def _open(folder: Path, split: str) -> Sequence[str]:
-    plain = folder / _names(split)
-    packed = plain.with_name(plain.name + ".gz")
-    try:
-        data = gzip.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
-        return data.decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no {plain.name}, as it is or gzipped; download DailyDialog into it.") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{plain} cannot be read: {error}; it may not be whole.") from error
+        raise ConfigError(f"The task {settings.name!r} needs the folder that holds {corpus.files}; name it as --data.")
+    return DialogueTask(corpus, Path(settings.path), turns, options)

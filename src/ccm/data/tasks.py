@@ -15,9 +15,10 @@ from ccm.turns import Turns
 
 TASKS = {  # module with a function open_task
     "custom": "ccm.data.custom",
-    "dialog": "ccm.data.dialogue",
+    "dialog": "ccm.data.dailydialog",
     "lamp": "ccm.data.lamp",
     "metaicl": "ccm.data.metaicl",
+    "soda": "ccm.data.soda",
 }
 PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogues, where no adapter brings its own
 

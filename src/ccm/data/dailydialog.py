@@ -1,0 +1,73 @@
+"""DailyDialog, from the publisher's files: ``dialogues_train.txt`` and so on, as they are or gzipped.
+
+A dialogue is a line, every turn of it ends in ``__eou__``. Texts and filters are the authors' (Compressed Context
+Memory, ICLR 2024, section 4.1); they evaluate on validation and test together.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
+from ccm.data.examples import Examples
+from ccm.data.tasks import TaskSettings
+from ccm.errors import DataError
+from ccm.recipe import Recipe
+from ccm.turns import Turns
+
+
+def tidy(text: str) -> str:
+    """Apostrophes and punctuation without spaces, and every full stop ends a sentence: "3.5" becomes "3. 5"."""
+    text = text.replace("。", ".").replace("\u2019", "'")
+    for sign in (",", ".", ";", "'", "?", "!"):  # one after the other: a space may only then stand before another
+        text = text.replace(f" {sign}", sign)
+    return ". ".join(part.strip() for part in text.replace("' ", "'").split(".")).strip()
+
+
+def read(folder: Path, split: str) -> Iterator[Dialogue]:
+    """The dialogues of a split, in the order of the file.
+
+    Raises:
+        DataError: when the file is absent or no text.
+    """
+    for line in _lines(folder / f"dialogues_{split}.txt"):
+        texts = [tidy(text) for text in line.split("__eou__")]
+        if texts[:-1]:  # the last turn ends in the mark, too
+            yield Dialogue(tuple(texts[:-1]))
+
+
+def _lines(plain: Path) -> Sequence[str]:
+    packed = plain.with_name(plain.name + ".gz")
+    try:
+        data = gzip.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
+        return data.decode("utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(
+            f"{plain.parent} holds no {plain.name}, as it is or gzipped; download DailyDialog into it."
+        ) from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{plain} cannot be read: {error}; it may not be whole.") from error
+
+
+CORPUS = Corpus(
+    title="DailyDialog",
+    files="dialogues_train.txt, dialogues_validation.txt and dialogues_test.txt",
+    read=read,
+    measured=("validation", "test"),
+    most=0,
+    shortest_turn=0,
+    longest=(400, 600),
+    depths={1: 3, 2: 4, 4: 6, 8: 10, 12: 15},  # the authors report 13 context turns as step 12
+)
+
+
+def open_data(recipe: Recipe, turns: Turns) -> Examples:
+    """To train on; see :func:`ccm.data.dialogue.open_examples`."""
+    return open_examples(CORPUS, recipe, turns)
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
+    """To evaluate on; see :func:`ccm.data.dialogue.open_dialogues`."""
+    return open_dialogues(CORPUS, settings, turns)

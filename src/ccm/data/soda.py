@@ -1,0 +1,102 @@
+"""SODA, from the publisher's files: ``train.parquet``, ``valid.parquet`` and so on, or the same as JSON lines.
+
+A dialogue is a row, its turns the list ``dialogue``. Texts and filters are the authors' (Compressed Context Memory,
+ICLR 2024, section 4.1); they evaluate on the first 2,000 dialogues of the validation split that pass the filters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
+from ccm.data.examples import Examples
+from ccm.data.tasks import TaskSettings
+from ccm.errors import ConfigError, DataError
+from ccm.recipe import Recipe
+from ccm.turns import Turns
+
+_SPACES = re.compile(r" (?=[,.;?!])")
+_STEMS = {"validation": ("valid", "validation")}  # the publisher's word, and the usual one
+
+
+def tidy(text: str) -> str:
+    """No space before punctuation, and the plain forms of two signs."""
+    return _SPACES.sub("", text.replace("。", ".").replace("\u2019", "'")).strip()
+
+
+def read(folder: Path, split: str) -> Iterator[Dialogue]:
+    """The dialogues of a split, in the order of the file.
+
+    Raises:
+        DataError: when there is no file, or a row is no dialogue.
+        ConfigError: when it is a Parquet file, and pyarrow is not installed.
+    """
+    path = _find(folder, split)
+    rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+    for number, turns in enumerate(rows, start=1):
+        if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+            raise DataError(f"{path}, row {number}: 'dialogue' must be a list of texts.")
+        yield Dialogue(tuple(map(tidy, turns)))
+
+
+def _find(folder: Path, split: str) -> Path:
+    names = [f"{stem}.{suffix}" for stem in _STEMS.get(split, (split,)) for suffix in ("parquet", "jsonl")]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise DataError(f"{folder} holds none of {', '.join(names)}; download SODA (allenai/soda on the Hub) into it.")
+    return found
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ConfigError(
+            f"{path} is a Parquet file, which pyarrow reads; say pip install pyarrow, or give JSON lines."
+        ) from None
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(columns=["dialogue"]):
+            yield from batch.column("dialogue").to_pylist()
+    except (OSError, ArrowException, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}; it may not be whole, or is no file of SODA.") from error
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)["dialogue"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"{path}, line {number}: no object with the list 'dialogue' ({error!r}); the file may not be "
+                        "whole."
+                    ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+CORPUS = Corpus(
+    title="SODA",
+    files="train.parquet and valid.parquet",
+    read=read,
+    measured=("validation",),
+    most=2000,
+    shortest_turn=1,
+    longest=(512, 512),
+    depths={1: 3, 4: 6, 7: 9},
+)
+
+
+def open_data(recipe: Recipe, turns: Turns) -> Examples:
+    """To train on; see :func:`ccm.data.dialogue.open_examples`."""
+    return open_examples(CORPUS, recipe, turns)
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
+    """To evaluate on; see :func:`ccm.data.dialogue.open_dialogues`."""
+    return open_dialogues(CORPUS, settings, turns)
