@@ -157,6 +157,17 @@ def train(
     run(recipe, [*(changes or ()), *(["wandb=true"] if wandb else ())], stage, dry_run=dry_run, resume=resume)
 
 
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.")],
+    output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("report"),
+) -> None:
+    """One page of several evaluations: a table and two pictures for each task."""
+    from ccm.commands.evaluate import run_report
+
+    run_report(folders, output)
+
+
 @evaluate.callback()
 def _evaluate() -> None:
     """Measure a model on a task."""

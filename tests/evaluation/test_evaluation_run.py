@@ -187,7 +187,8 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
     else:
         figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
     (main,) = figures
-    line = Measured(rule, rule, 1, None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
+    count, task = len(values), {"name": "dialog"}
+    line = Measured(task, rule, rule, 1, None, base, 1, count, {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
     return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
 
@@ -242,3 +243,37 @@ def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.Cap
     assert "did you mean bm25" in capsys.readouterr().err.lower()
     assert dialog(folder, "--baseline", "window", "--room", 0) == 2
     assert "at least 1 entry" in capsys.readouterr().err
+
+
+def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, third = (tmp_path / name for name in ("one", "other", "third"))
+    assert dialog(folder, "--rule", "full", "--rule", "none", "--output", one) == 0
+    assert dialog(folder, "--rule", "concat", "--rule", "none", "--output", other) == 0
+    assert dialog(folder, "--rule", "none", "--most", 3, "--output", third) == 0
+    assert ccm("report", one, other, "--output", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    rows = [row.split(" | ")[:3] for row in page.splitlines() if row.startswith("| 2")]
+    assert [row[1] for row in rows] == ["full", "none", "concat"]
+    assert page.count("## dialog: protocol paper") == 1
+    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["1-memory.png", "1-steps.png", "report.md"]
+    assert ccm("report", one, third, "--output", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert [f"| none [{name}] |" in page for name in ("one", "third")] == [True, True]
+    capsys.readouterr()
+    assert ccm("report", tmp_path / "nothing", "--output", tmp_path / "page") == 2
+    assert "name the --output of an evaluation that ended" in capsys.readouterr().err
+    next((one / "scores").iterdir()).unlink()
+    assert ccm("report", one, "--output", tmp_path / "page") == 2
+    assert "say the same evaluation again" in capsys.readouterr().err
+    assert ccm("report", other, "--output", one / "report.md") == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_gain_is_taken_among_results_of_the_same_base() -> None:
+    values = {"full": [-2.0, -2.1, -1.9], "none": [-3.0, -3.0, -2.9], "concat": [-2.5, -2.5, -2.5]}
+    rows = [result(rule, v, base=base) for base in ("a", "b") for rule, v in values.items()]
+    rows[5] = result("concat", [-2.9, -2.9, -2.9], base="b")
+    gains = [gain(row, rows) for row in rows]
+    assert gains[:2] + gains[3:5] == [None] * 4
+    assert gains[2] == pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3)
+    assert gains[5] == pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from rich.table import Table
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.console import counting, plain_console, progress, quiet, size
-from ccm.evaluation.report import brief, write_report
-from ccm.evaluation.run import Evaluation, evaluate
+from ccm.evaluation.report import brief, merged, write_page, write_report
+from ccm.evaluation.run import Evaluation, evaluate, read_run
 
 
 def run_builtin(
@@ -54,8 +55,7 @@ def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> N
     with counting("questions") as advance:
         results = evaluate(evaluation, output, progress=advance)
     if output is not None:
-        chosen = ", ".join(f"{name} {value}" for name, value in evaluation.task.options.items() if value is not None)
-        write_report(f"{evaluation.task.name}: {chosen}", results, output)
+        write_report(results, output)
     if as_json:
         print("\n".join(json.dumps(asdict(result.line)) for result in results))
     else:
@@ -68,6 +68,19 @@ def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> N
         plain_console().print(shown)
         if output is not None:
             plain_console().print(f"The report is {output / 'report.md'}.")
+
+
+def run_report(folders: Sequence[Path], output: Path) -> None:
+    """One page of several evaluations, into a folder.
+
+    Raises:
+        DataError: when a folder holds no whole evaluation.
+        ConfigError: when the output is a file.
+    """
+    names = [folder.name if [f.name for f in folders].count(folder.name) == 1 else str(folder) for folder in folders]
+    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    write_page(merged(runs), output)
+    plain_console().print(f"The report is {output / 'report.md'}.")
 
 
 def _table(report: RecallReport) -> Table:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ccm.console import size
+from ccm.errors import ConfigError
 from ccm.evaluation.metrics import recovered, standard_error
 from ccm.evaluation.run import Result
 from ccm.files import write_atomically
@@ -24,11 +28,9 @@ TITLES = {
 def gain(result: Result, results: Sequence[Result]) -> float | None:
     """The recovered gain of a result among others, at its depth; None where full and no context are not both there,
     were measured on another base or other targets, or do not differ by two standard errors."""
-    by_rule = {r.line.rule: r for r in results if r.line.depth == result.line.depth}
+    by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
     if full is None or none is None or result in (full, none):
-        return None
-    if len({(r.line.base, tuple(r.weights), tuple(r.tasks)) for r in (full, none, result)}) > 1:
         return None
     difference, error = paired(full, none)
     if not difference > 2 * error:
@@ -36,6 +38,12 @@ def gain(result: Result, results: Sequence[Result]) -> float | None:
     name = result.line.main
     score, least, most = (r.line.figures[name] for r in (result, none, full))
     return recovered(score, least, most, logarithmic=name == "perplexity")
+
+
+def _same(one: Result, other: Result) -> bool:
+    """Whether two results have base, depth and targets in common."""
+    (a, b), (x, y) = ((r.line.base, r.line.depth) for r in (one, other)), ((r.weights, r.tasks) for r in (one, other))
+    return a == b and x == y
 
 
 def paired(one: Result, other: Result) -> tuple[float, float]:
@@ -95,20 +103,74 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def write_report(title: str, results: Sequence[Result], folder: Path) -> None:
-    """The table and the pictures, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
+def title(results: Sequence[Result]) -> str:
+    """What was measured, in words."""
+    name, *options = results[0].line.task.items()
+    return f"{name[1]}: " + ", ".join(f"{key} {value}" for key, value in options) if options else str(name[1])
+
+
+def merged(runs: Mapping[str, Sequence[Result]]) -> list[list[Result]]:
+    """The results of several runs, by name, those of each task together.
+
+    Where runs differ in what they have of a method, the run stands beside its name.
+    """
+    by_task: dict[str, list[tuple[str, Result]]] = defaultdict(list)
+    for run, results in runs.items():
+        for result in results:
+            by_task[json.dumps(result.line.task, sort_keys=True)].append((run, result))
+    return [_together(rows) for rows in by_task.values()]
+
+
+def _together(rows: Sequence[tuple[str, Result]]) -> list[Result]:
+    differing = {r.line.method for (_, r), (_, s) in combinations(rows, 2) if _differ(r, s)}
+    found: dict[tuple[str, int], Result] = {}
+    for run, result in rows:
+        method = result.line.method
+        name = f"{method} [{run}]" if method in differing else method
+        found[name, result.line.depth] = replace(result, line=replace(result.line, method=name))
+    return [*found.values()]
+
+
+def _differ(one: Result, other: Result) -> bool:
+    """Whether two results have a method's name in common, but not what it is or found."""
+    a, b = one.line, other.line
+    return a.method == b.method and (a.base != b.base or (a.depth == b.depth and one.values != other.values))
+
+
+def write_report(results: Sequence[Result], folder: Path) -> None:
+    """The table and the pictures of one task, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
+    text = section(results, folder, "")
+    write_atomically(folder / "report.md", lambda p: p.write_text(f"# {text}", encoding="utf-8"))
+
+
+def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
+    """One page of several tasks, each as of :func:`write_report`, into a folder.
+
+    Raises:
+        ConfigError: when the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"The output {folder} is a file; name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [section(results, folder, f"{number}-") for number, results in enumerate(groups, start=1)]
+    text = "# Evaluations\n\n" + "\n".join(f"## {text}" for text in sections)
+    write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
+    """The text of one task, title first; its pictures are drawn into a folder, under names that begin so."""
     skipped = sorted({(r.line.depth, reason, n) for r in results for reason, n in r.line.skipped.items() if n})
     left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
     noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
     left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
-    text = f"# {title}\n\n{table(results)}\n![by step](steps.png) ![by memory](memory.png)\n\n"
-    text += (
+    pictures = [f"{prefix}{name}.png" for name in ("steps", "memory")]
+    _draw(results, folder / pictures[0], "depth", "time step")
+    _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
+    return (
+        f"{title(results)}\n\n{table(results)}\n![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
         "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
         f"full does not beat none by two standard errors, or was measured on another base.\n\n{left_out}"
     )
-    write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
-    _draw(results, folder / "steps.png", "depth", "time step")
-    _draw(results, folder / "memory.png", "peak_bytes", "peak K/V in bytes")
 
 
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:

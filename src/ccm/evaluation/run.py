@@ -128,6 +128,7 @@ class Measured:
     """One method at one depth: a line of the results.
 
     Attributes:
+        task: name and options of what was measured.
         method: its name.
         rule: of memory, or the baseline.
         n_tok: N; None where nothing is compressed.
@@ -149,6 +150,7 @@ class Measured:
         read_seconds: for all queries and answers.
     """
 
+    task: dict[str, Any]
     method: str
     rule: str
     n_tok: int | None
@@ -256,7 +258,7 @@ def _measure(
                 scored.append(one)
                 if done % 100 == 0 or done == totals[depth]:
                     progress(name, done, totals[depth])
-            result = _result(method, model, depth, task, scored, scorer)
+            result = _result(evaluation, method, model, depth, task, scored, scorer)
             kept.write(result, identity)
         yield result
 
@@ -271,7 +273,13 @@ def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
 
 
 def _result(
-    method: Method, model: CCMModel, depth: int, task: Task, scored: Sequence[Scored], scorer: Scorer
+    evaluation: Evaluation,
+    method: Method,
+    model: CCMModel,
+    depth: int,
+    task: Task,
+    scored: Sequence[Scored],
+    scorer: Scorer,
 ) -> Result:
     rights = [one.answers[one.right] for one in scored]
     count = len(scored)
@@ -285,6 +293,7 @@ def _result(
         by_task = {name: {c: accuracy(of_task, c) for c in CHOICES} for name, of_task in pairs.items()}
         figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
     line = Measured(
+        task={"name": evaluation.task.name, **{k: v for k, v in evaluation.task.options.items() if v is not None}},
         method=method.name,
         rule=model.config.rule if method.select is None else method.name,
         n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
@@ -336,11 +345,7 @@ class Kept:
         """
         if self.folder is None or not (path := self._place(method, identity)).is_file():
             return None
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            return Result(**{**held, "line": Measured(**held["line"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is measured again.") from None
+        return read_result(path)
 
     def write(self, result: Result, identity: Mapping[str, Any]) -> None:
         """Keep a result."""
@@ -352,3 +357,34 @@ class Kept:
         if self.folder is not None:
             text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
             write_atomically(self.folder / "results.jsonl", lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_result(path: Path) -> Result:
+    """What was measured, from its file.
+
+    Raises:
+        DataError: when it is damaged.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return Result(**{**held, "line": Measured(**held["line"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is measured again.") from None
+
+
+def read_run(folder: Path) -> list[Result]:
+    """What an evaluation was asked for last, in that order.
+
+    Raises:
+        DataError: when the folder holds no whole evaluation.
+    """
+    path = folder / "results.jsonl"
+    try:
+        order = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); name the --output of an evaluation that ended.") from None
+    found = [read_result(file) for file in sorted((folder / "scores").glob("*.json"))]
+    asked = [result for line in order for result in found if asdict(result.line) == line]
+    if len(asked) < len(order):
+        raise DataError(f"{folder / 'scores'} lacks what {path} tells of; say the same evaluation again.")
+    return asked
