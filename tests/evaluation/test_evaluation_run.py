@@ -277,3 +277,26 @@ def test_a_gain_is_taken_among_results_of_the_same_base() -> None:
     assert gains[:2] + gains[3:5] == [None] * 4
     assert gains[2] == pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3)
     assert gains[5] == pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3)
+
+
+def adapter_like_concat(folder: Path, **changes: object) -> Path:
+    """The built-in concat adapter with other settings."""
+    shutil.copytree(WEIGHTS / "concat", folder)
+    path = folder / "ccm_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model": str(WEIGHTS / "base"), **changes}))
+    return folder
+
+
+def test_gist_online_compresses_each_step_by_itself(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gist = adapter_like_concat(tmp_path / "gist", rule="gist")
+    apart = adapter_like_concat(tmp_path / "apart", recurrent=False)
+    assert dialog(folder, "--adapter", apart, "--adapter", gist, "--rule", "gist-online", "--json") == 0
+    found = lines(capsys.readouterr().out)
+    assert [line["method"] for line in found[::2]] == ["gist-online", "concat", "gist"]
+    assert [line["entries"] for line in found] == [2.0, 4.0, 2.0, 4.0, 2.0, 2.0]
+    assert [line["figures"] for line in found[:2]] == [line["figures"] for line in found[2:4]]
+    assert found[5]["figures"] != found[1]["figures"]
+    assert dialog(folder, "--rule", "gist-online") == 2
+    assert "trained for the rule 'gist'" in capsys.readouterr().err

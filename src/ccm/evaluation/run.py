@@ -28,6 +28,8 @@ from ccm.model import CCMModel
 from ccm.rules import rule_class
 from ccm.turns import make_turns
 
+GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
+
 
 @dataclass(frozen=True)
 class Method:
@@ -37,12 +39,14 @@ class Method:
         name: what it is called in tables and pictures.
         rule: None is the adapter's own.
         adapter: its folder; None where the base needs none.
+        recurrent: whether a step sees the memory while it is read; None is the adapter's own.
         select: what is read of a question's context; None for all of it.
     """
 
     name: str
     rule: str | None
     adapter: str | None
+    recurrent: bool | None = None
     select: Selection | None = None
 
 
@@ -54,7 +58,7 @@ class Evaluation:
         task: the task.
         model: the base; None is that of the adapters, or the built-in one.
         adapters: each is measured under its own rule.
-        rules: each is measured as well, on the first adapter that it runs with.
+        rules: each is measured as well, on the first adapter that it runs with; :data:`GIST_ONLINE` on one of gist.
         baselines: likewise, by name (``ccm.evaluation.baselines``).
         room: raw entries that a baseline keeps of a context; None for as many as concat makes of it: N a step and one.
         depths: time steps; None for all of the task.
@@ -92,11 +96,9 @@ class Evaluation:
                 twice, or there is nothing to measure.
             AdapterError: when an adapter cannot be read.
         """
-        for name in self.rules:
-            rule_class(name)
-        found = [Method(name, name, self._adapter_for(name)) for name in self.rules]
+        found = [self._method(name) for name in self.rules]
         full = self._adapter_for("full")
-        found += [Method(name, "full", full, baseline(name)) for name in self.baselines]
+        found += [Method(name, "full", full, select=baseline(name)) for name in self.baselines]
         rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
         folders = [Path(adapter).name for adapter in self.adapters]
         for adapter, rule, folder in zip(self.adapters, rules, folders, strict=True):
@@ -109,6 +111,15 @@ class Evaluation:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{', '.join(twice)} is to be measured twice; name each rule and adapter once.")
         return found
+
+    def _method(self, name: str) -> Method:
+        if name != GIST_ONLINE:
+            rule_class(name)
+            return Method(name, name, self._adapter_for(name))
+        gists = [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == "gist"]
+        if not gists:
+            raise ConfigError(f"{GIST_ONLINE} runs on an adapter that was trained for the rule 'gist'; name one.")
+        return Method(name, "concat", gists[0], recurrent=False)
 
     def _adapter_for(self, rule: str) -> str | None:
         if not self.adapters:
@@ -222,6 +233,7 @@ def _measure(
         evaluation.model,
         method.adapter,
         rule=method.rule,
+        recurrent=method.recurrent,
         n_tok=evaluation.n_tok if compresses else None,
         device=evaluation.device,
         dtype=evaluation.dtype,
