@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-.PHONY: install chat test test-slow check format bench builtin figures conformance clean
+.PHONY: install chat test test-slow check format bench builtin figures dialog conformance clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ builtin: install
 
 figures: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.builtin.figures
+
+dialog: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.dialog --data $(DATA)
 
 conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)

@@ -3,7 +3,7 @@
     python -m reproductions.dialog --data DIR --output DIR
 
 From scratch: a model on dialogues and books, a plain LoRA for DailyDialog, an adapter for every method and seed, then
-the evaluations and a page of them. Every part that is done already is not done again, and one that was broken off goes on.
+the evaluations and a page of them. What is done already is not done again; what was broken off goes on.
 """
 
 from __future__ import annotations
