@@ -157,6 +157,22 @@ def test_lamp_is_measured_by_its_classes(tmp_path: Path, capsys: pytest.CaptureF
     (line,) = lines(capsys.readouterr().out)
     assert (line["main"], line["entries"], line["questions"]) == ("acc", 4.0, 1)
     assert line["figures"]["acc"] in (0.0, 1.0)
+    assert line["figures"]["f1"] == line["figures"]["acc"]  # of one question
+    assert "mae" not in line["figures"]
+
+
+def test_classes_that_are_numbers_have_distances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = [{"id": str(i), "text": "It is fine.", "score": "4"} for i in range(32)]
+    asked = "What is the score of the following review? review: It broke."
+    (tmp_path / "dev_questions.json").write_text(json.dumps([{"id": "1", "input": asked, "profile": profile}]))
+    found = []
+    for gold in "15":
+        (tmp_path / "dev_outputs.json").write_text(json.dumps({"golds": [{"id": "1", "output": gold}]}))
+        assert ccm("evaluate", "lamp", "--data", tmp_path, "--number", "3", "--k", "2", "--rule", "none", "--json") == 0
+        (line,) = lines(capsys.readouterr().out)
+        assert line["figures"]["mae"] == line["figures"]["rmse"]
+        found.append(line["figures"]["mae"])
+    assert sum(found) == 4.0  # the same answer both times, as far from 1 as it is nearer to 5
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 from ccm.evaluation.metrics import (
     Likelihood,
     accuracy,
+    distances,
     loss,
     macro_accuracy,
+    macro_f1,
     perplexity,
     recovered,
     standard_error,
@@ -41,6 +43,17 @@ def test_the_mean_over_tasks_has_exceptions_and_tasks_left_out() -> None:
     assert macro_accuracy(by_task) == pytest.approx(1.4 / 3)
     changed = macro_accuracy(by_task, exceptions={"poem": "acc_base"}, left_out=["glue-mrpc"])
     assert changed == pytest.approx((0.9 + 0.2) / 2)
+
+
+def test_the_f1_score_is_the_mean_over_classes_that_occur() -> None:
+    chosen, right = [0, 0, 0, 1, 3], [0, 0, 1, 1, 0]
+    # class 0: 2 hits, 3 chosen, 3 right; class 1: 1 hit, 1 chosen, 2 right; class 3: never right; class 2: never at all
+    assert macro_f1(chosen, right) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert macro_f1([5, 6], [5, 6]) == 1.0
+
+
+def test_numbers_are_wrong_by_their_distance() -> None:
+    assert distances([1, 5, 3], [1, 2, 4]) == pytest.approx((4 / 3, math.sqrt(10 / 3)))
 
 
 def test_the_recovered_gain_of_perplexities_is_of_their_logarithms() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, hold_out
@@ -217,6 +217,7 @@ class CustomTask:
 
     examples: Sequence[Example]
     turns: Turns
+    classes: ClassVar = ()
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

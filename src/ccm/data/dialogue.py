@@ -165,6 +165,7 @@ class DialogueTask:
     turns: Turns
     options: TaskOptions
     measures: ClassVar = "perplexity"
+    classes: ClassVar = ()
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

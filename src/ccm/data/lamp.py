@@ -204,6 +204,7 @@ class LaMPTask:
         self.skipped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.template = template(self.options.number)
+        self.classes = self.template.classes
         self.measures: Literal["perplexity", "acc"] = "acc" if self.template.classes else "perplexity"
         self.encode_answer = encode_word(self.turns)
 

@@ -131,6 +131,7 @@ class MetaICLTask:
     options: Options
     depths: ClassVar = (1, 2, 4, 8, 16)
     measures: ClassVar = "acc_norm"
+    classes: ClassVar = ()
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

@@ -47,12 +47,14 @@ class Task(Protocol):
     Attributes:
         depths: the time steps that it is reported at.
         measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
+        classes: the answers that every question has, in order, where they are the same for all; else empty.
         skipped: of the questions that were asked for last, those left out, by reason.
         noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """
 
     depths: Sequence[int]
     measures: Literal["perplexity", "acc", "acc_norm"]
+    classes: Sequence[str]
     skipped: Counter[str]
     noted: Counter[str]
 

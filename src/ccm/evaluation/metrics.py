@@ -55,6 +55,21 @@ def accuracy(questions: Sequence[tuple[Sequence[Likelihood], int]], choice: Choi
     return sum(chosen(answers, choice) == right for answers, right in questions) / len(questions)
 
 
+def macro_f1(chosen: Sequence[int], right: Sequence[int]) -> float:
+    """The mean of the F1 scores of all classes that are right or chosen anywhere; each question by class numbers."""
+    scores = []
+    for number in {*chosen, *right}:
+        hits = sum(c == r == number for c, r in zip(chosen, right, strict=True))
+        scores.append(2 * hits / (chosen.count(number) + right.count(number)))
+    return sum(scores) / len(scores)
+
+
+def distances(chosen: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
+    """Mean absolute error, and the root of the mean squared error."""
+    errors = [c - r for c, r in zip(chosen, right, strict=True)]
+    return sum(map(abs, errors)) / len(errors), math.sqrt(sum(error**2 for error in errors) / len(errors))
+
+
 def macro_accuracy(
     by_task: Mapping[str, Mapping[str, float]],
     *,

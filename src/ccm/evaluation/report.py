@@ -22,6 +22,9 @@ TITLES = {
     "acc": "accuracy, sum",
     "acc_norm": "accuracy, mean of tokens",
     "acc_base": "accuracy, beyond the answer's own",
+    "f1": "macro F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
 }
 
 
@@ -200,4 +203,4 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
 def _figure(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if name.startswith("acc") else f"{value:.3f}"
+    return f"{value:.1%}" if name.startswith(("acc", "f1")) else f"{value:.3f}"

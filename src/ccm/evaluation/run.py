@@ -21,7 +21,7 @@ from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
 from ccm.errors import ConfigError, DataError
 from ccm.evaluation.baselines import Selection, baseline, shortened
-from ccm.evaluation.metrics import CHOICES, accuracy, chosen, loss, macro_accuracy, perplexity
+from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.files import save_json, write_atomically
 from ccm.model import CCMModel
@@ -150,7 +150,8 @@ class Measured:
         skipped: how many were left out, by reason.
         noted: how many were asked otherwise than meant, by what it is.
         main: the figure that counts.
-        figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks.
+        figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks; where
+            all questions have the same classes "f1", too, and of classes that are numbers "mae" and "rmse".
         by_task: the same figures of each task.
         tokens: of the right answers.
         entries: of the memory, the mean.
@@ -304,6 +305,7 @@ def _result(
             pairs[one.task].append((one.answers, one.right))
         by_task = {name: {c: accuracy(of_task, c) for c in CHOICES} for name, of_task in pairs.items()}
         figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
+        figures |= _by_class(task, scored)
     line = Measured(
         task={"name": evaluation.task.name, **{k: v for k, v in evaluation.task.options.items() if v is not None}},
         method=method.name,
@@ -331,6 +333,18 @@ def _result(
     else:
         values, weights = [float(chosen(one.answers, task.measures) == one.right) for one in scored], [1] * count
     return Result(line, values, weights, [one.task for one in scored])
+
+
+def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+    """What is to be said of answers that are the same classes everywhere; of numbers, by how much they are wrong."""
+    if not task.classes or task.measures == "perplexity":
+        return {}
+    taken, right = [chosen(one.answers, task.measures) for one in scored], [one.right for one in scored]
+    figures = {"f1": macro_f1(taken, right)}
+    if all(name.isdecimal() for name in task.classes):
+        numbers = [float(name) for name in task.classes]
+        figures["mae"], figures["rmse"] = distances([numbers[i] for i in taken], [numbers[i] for i in right])
+    return figures
 
 
 class Kept:
