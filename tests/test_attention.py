@@ -9,6 +9,7 @@ import torch
 from helpers import (
     BOS,
     PUBLISHED,
+    assert_close,
     ccm_config,
     compress_all,
     layout_of,
@@ -20,8 +21,9 @@ from helpers import (
 )
 from hypothesis import given
 from torch import Tensor
+from transformers import AttentionInterface
 
-from ccm.attention import CachedPass, ParallelPass, additive
+from ccm.attention import SDPA, CachedPass, ParallelPass, additive
 from ccm.layout import Layout, Sample, Step, build_layout
 from ccm.model import CCMModel
 from ccm.rules import make_rule
@@ -218,6 +220,22 @@ def test_masks_are_made_from_steps_and_never_from_ids() -> None:
     for rule in PUBLISHED:
         masks = (parallel_pass(batch, rule, sink=True).mask() for batch in (rows, same))
         assert torch.equal(*masks)
+
+
+def test_attention_and_what_it_mixes_stay_in_float32_in_mixed_precision() -> None:
+    rows = [make_sample([3, 5, 2], 4, seed) for seed in (0, 1)]
+    attend = AttentionInterface()[SDPA]
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    module.num_key_value_groups = 1
+    passed = parallel_pass(rows, "merge")
+    query, key, value = torch.randn(3, 2, 2, passed.layout.ids.shape[1], 8).unbind()
+    exact = attend(module, query, key, value, None, ccm=passed)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(module, query, key, value.bfloat16(), None, ccm=passed)[0]
+        assert torch.equal(mixed, attend(module, query, key, value.bfloat16().float(), None, ccm=passed)[0])
+    assert mixed.dtype == torch.float32
+    assert_close(mixed, exact, 0.02)
 
 
 def test_a_model_runs_plainly_after_a_pass_with_memory() -> None:

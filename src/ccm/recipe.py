@@ -92,6 +92,8 @@ class Recipe:
         max_offset: every sample's first token has a random position from 0 to this; for short base contexts.
         merge: stage "base": write a whole model with the LoRA merged, instead of a PEFT adapter.
         dtype: of the base model; what is trained is float32 in any case.
+        mixed_precision: multiply matrices in bfloat16, and leave weights, attention, memory and losses in float32:
+            faster on processors that have instructions for it, slow on others.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
         gradient_checkpointing: keep no activations within layers: less memory, a third more time.
         shard: spread the frozen base over all processes (FSDP2); otherwise each holds it whole (DDP).
@@ -127,6 +129,7 @@ class Recipe:
     max_offset: int = 0
     merge: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    mixed_precision: bool = False
     device: str | None = None
     gradient_checkpointing: bool = False
     shard: bool = False

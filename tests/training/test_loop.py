@@ -35,7 +35,7 @@ import ccm
 from ccm.data import open_data
 from ccm.errors import ConfigError, DataError, TrainingError
 from ccm.files import load_tensors, save_tensors
-from ccm.recipe import Recipe
+from ccm.recipe import DataSettings, Recipe
 from ccm.training import run
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
@@ -168,6 +168,31 @@ def test_the_rate_rises_and_falls_as_a_cosine(tiny: Tiny) -> None:
     assert rates[55] == pytest.approx(0.6)  # half way down
     assert rates[99] == pytest.approx(0.2, abs=1e-3)
     assert begin(tiny.recipe(warmup=0.0, lr=0.5))._rate(0) == 0.5
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_the_rest(tiny: Tiny) -> None:
+    found = {}
+    for mixed in (False, True):
+        data = DataSettings(path=str(tiny.chats), random_steps=False)
+        recipe = tiny.recipe(mixed_precision=mixed, adapter=ccm_config("gate"), data=data)
+        training = begin(recipe)
+        training.stage, outputs = make(recipe), []
+        layer = training.stage.base.model.layers[0].mlp.up_proj
+        layer.register_forward_hook(lambda *given, kept=outputs: kept.append(given[-1].dtype))
+        losses = training._gradients(next(training.batches.since(0)))
+        assert {*outputs} == {torch.bfloat16 if mixed else torch.float32}
+        found[mixed] = losses["loss"], gradients(training.stage)
+    (exact, grads), (mixed_loss, mixed_grads) = found[False], found[True]
+    assert mixed_loss != exact
+    assert mixed_loss == pytest.approx(exact, rel=0.01)
+    assert {grad.dtype for grad in mixed_grads.values()} == {torch.float32}
+    for name, grad in grads.items():
+        assert (mixed_grads[name] - grad).norm() <= 0.1 * grad.norm(), name
+
+
+def test_mixed_precision_of_a_base_in_half_precision_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"mixed_precision keeps the base in float32, but it is in torch.bfloat16"):
+        begin(tiny.recipe(mixed_precision=True, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("stage", ["base", "compress"])

@@ -139,6 +139,11 @@ class Training:
         check_positions(recipe, data, self.stage)
         self.parameters = [*self.stage.trained.values()]
         self._check_processes()
+        if recipe.mixed_precision and self.stage.base.dtype != torch.float32:
+            raise ConfigError(
+                f"mixed_precision keeps the base in float32, but it is in {self.stage.base.dtype}; set dtype=float32, "
+                "or leave mixed_precision out."
+            )
         if recipe.shard:
             shard(self.stage)
         self.optimizer = torch.optim.AdamW(
@@ -285,13 +290,18 @@ class Training:
         counts = objective.counts(batch.samples)
         found = dict.fromkeys(counts, 0.0)
         for part in self._share(batch):
-            sums = self.stage.sums(part)
+            with self._precision():
+                sums = self.stage.sums(part)
             self.scaler.scale(objective.total(sums, counts)).backward()
             for name, value in sums.items():
                 found[name] += value.item() / max(counts[name], 1)
         if self.accelerator.num_processes > 1:
             found = self._sum_over_processes(found)
         return {"loss": sum(objective.weights[name] * value for name, value in found.items()), **found}
+
+    def _precision(self) -> torch.autocast:
+        """Within it, matrices are multiplied as the recipe says."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.mixed_precision)
 
     def _share(self, batch: Batch) -> list[Batch]:
         """The passes of a batch that are this process's."""
