@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-.PHONY: install chat test test-slow check format bench builtin figures dialog conformance clean
+.PHONY: install chat test test-slow check format bench builtin figures small dialog conformance clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ builtin: install
 
 figures: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.builtin.figures
+
+small: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.small --data $(DATA)
 
 dialog: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.dialog --data $(DATA)

@@ -2,8 +2,8 @@
 
     python -m reproductions.dialog --data DIR --output DIR
 
-From scratch: a model on dialogues and books, a plain LoRA for DailyDialog, an adapter for every method and seed, then
-the evaluations and a page of them. What is done already is not done again; what was broken off goes on.
+On the small LLaMA (``reproductions.small``): a plain LoRA for DailyDialog, an adapter for every method and seed, then the
+evaluations and a page of them. What is done already is not done again; what was broken off goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ccm.data.tasks import TaskSettings
 from ccm.evaluation.run import Evaluation
 from ccm.recipe import Stage, load_recipe
 from ccm.training.loop import train
-from reproductions.scratch import build
+from reproductions.small import SMALL
 
 DAILY = "noncommercial/dailydialog"
 LORA = ("adapter.lora.r=32", "adapter.lora.alpha=64")
@@ -74,8 +74,8 @@ def main() -> None:
     args = parser.parse_args()
     changes = tuple(args.set)
     quiet()
-    model, daily = build(args.data, args.output, changes), args.data / DAILY
-    places = (f"model={model}", f"data.path={daily}")
+    daily = args.data / DAILY
+    places = (f"model={SMALL}", f"data.path={daily}")
     base = train_part("base", "base", args.output / "base", places, (*BASE, *changes))
     workers = min(2, os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // workers)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from reproductions.scratch import BETWEEN, documents, write_corpus
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,17 +22,6 @@ def data(tmp_path: Path) -> Path:
         text = "".join(" __eou__ ".join(talk) + " __eou__\n" for talk in talks)
         (folder / f"dialogues_{split}.txt").write_text(text)
     return tmp_path / "data"
-
-
-def test_the_corpus_is_whole_documents_in_random_order(data: Path, tmp_path: Path) -> None:
-    texts = [*documents(data)]
-    assert len(texts) == 4 * 60
-    assert all(text.count("\nA:") == 14 for text in texts)
-    write_corpus(texts, tmp_path / "corpus")
-    (file,) = (tmp_path / "corpus").iterdir()
-    written = file.read_text().split(BETWEEN)
-    assert sorted(written) == sorted(texts)
-    assert written != texts
 
 
 @pytest.mark.slow

@@ -1,7 +1,14 @@
-"""A small LLaMA from scratch: texts -> tokenizer -> model, trained with full context on running text."""
+"""The small LLaMA of the reproductions, from scratch: open texts -> tokenizer -> model, with full context.
+
+    python -m reproductions.small --data DIR
+
+It ships in ``reproductions/weights``, so that the reproductions begin with the same one. What it learns of is dialogues and
+books under open licences alone; no data set that a reproduction measures is among them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import io
@@ -16,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.commands.progress import progress
 from ccm.config import CCMConfig
+from ccm.console import quiet
 from ccm.data import dailydialog
 from ccm.data.tasks import PAPER_TURNS
 from ccm.fingerprint import fingerprint_base
@@ -25,37 +33,39 @@ from ccm.training.loop import train
 from ccm.training.stages import FULL, FullContext, Stage
 from ccm.turns import Turns
 
+SMALL = Path(__file__).with_name("weights")
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 VOCABULARY = 4096
 SEPARATOR = PAPER_TURNS.separator
 BETWEEN = "</s><s>"  # two documents, as the tokenizer reads them
 FILE = 1 << 20  # characters of a file, about
-BOOK, PAGES = 200_000, 20_000  # characters of each book, and of a document of them
-DAILY_TIMES = 4  # DailyDialog is read so often while the rest is read once
+BOOK, PAGES = 400_000, 20_000  # characters of each book, and of a document of them
+TALKS = 2  # free talk is read so often while the rest is read once
 
 
 def documents(data: Path) -> Iterator[str]:
     """Dialogues and books as texts; a dialogue's turns stand apart as the paper's do."""
-    seen = {d.turns for split in ("validation", "test") for d in _daily(data, split)}
-    daily = [SEPARATOR.join(d.turns) for d in _daily(data, "train") if d.turns not in seen]
-    for _ in range(DAILY_TIMES):
-        yield from daily
     for path in sorted((data / "open/schema-guided-dialogue").glob("train.jsonl.gz")):
         for line in _read(path).splitlines():
-            yield SEPARATOR.join(dailydialog.tidy(text) for _, text in json.loads(line)["turns"])
-    for path in sorted((data / "open/topical-chat").glob("*.jsonl.gz")):
-        for line in _read(path).splitlines():
-            yield SEPARATOR.join(dailydialog.tidy(turn["text"]) for turn in json.loads(line)["turns"])
-    for path in sorted((data / "open/synthetic-persona-chat").glob("*.csv.gz")):
-        for row in csv.DictReader(io.StringIO(_read(path))):
-            turns = row["Best Generated Conversation"].splitlines()
-            yield SEPARATOR.join(dailydialog.tidy(turn.partition(": ")[2]) for turn in turns)
+            yield _joined(text for _, text in json.loads(line)["turns"])
+    for _ in range(TALKS):
+        yield from _talks(data)
     for path in sorted((data / "open/books-gutenberg/train").glob("*.txt.gz")):
         text = _read(path)[:BOOK]
         yield from (text[begin : begin + PAGES] for begin in range(0, len(text), PAGES))
 
 
-def _daily(data: Path, split: str) -> Iterator:
-    return dailydialog.read(data / "noncommercial/dailydialog", split)
+def _talks(data: Path) -> Iterator[str]:
+    for path in sorted((data / "open/topical-chat").glob("*.jsonl.gz")):
+        for line in _read(path).splitlines():
+            yield _joined(turn["text"] for turn in json.loads(line)["turns"])
+    for path in sorted((data / "open/synthetic-persona-chat").glob("*.csv.gz")):
+        for row in csv.DictReader(io.StringIO(_read(path))):
+            yield _joined(turn.partition(": ")[2] for turn in row["Best Generated Conversation"].splitlines())
+
+
+def _joined(turns: Iterable[str]) -> str:
+    return SEPARATOR.join(map(dailydialog.tidy, turns))
 
 
 def _read(path: Path) -> str:
@@ -123,19 +133,38 @@ class FromScratch(Stage):
         return self.module(layout)
 
     def save(self, folder: Path) -> None:
-        self.base.save_pretrained(folder)
+        """In half precision: 9 MB."""
+        copy = LlamaForCausalLM(self.base.config).half()
+        copy.load_state_dict(self.base.state_dict())
+        copy.save_pretrained(folder)
         self.turns.tokenizer.save_pretrained(folder)
 
 
-def build(data: Path, output: Path, changes: tuple[str, ...] = ()) -> Path:
-    """Corpus, tokenizer and model, into folders of ``output``; goes on where it was. Returns the model's folder."""
-    corpus, tokenizer, model = output / "corpus", output / "tokenizer", output / "scratch"
+def build(data: Path, runs: Path, output: Path = SMALL, changes: tuple[str, ...] = ()) -> None:
+    """Corpus, tokenizer and training in ``runs``, the model into ``output``; goes on where it was."""
+    corpus, tokenizer, run = runs / "corpus", runs / "tokenizer", runs / "training"
     if not tokenizer.is_dir():
         write_corpus(documents(data), corpus)
         build_tokenizer(corpus, tokenizer)
-    if not (model / "config.json").is_file():
-        places = (f"model={tokenizer}", f"data.path={corpus}", f"output_dir={model}")
-        recipe = load_recipe(Path(__file__).with_name("scratch.yaml"), (*places, *changes))
-        with progress(recipe, "from scratch") as report:
-            train(recipe, resume=model.is_dir(), report=report, make=FromScratch)
-    return model
+    places = (f"model={tokenizer}", f"data.path={corpus}", f"output_dir={run}")
+    recipe = load_recipe(Path(__file__).with_suffix(".yaml"), (*places, *changes))
+    with progress(recipe, "small") as report:
+        train(recipe, resume=run.is_dir(), report=report, make=FromScratch)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (output / name).write_bytes((run / name).read_bytes())
+
+
+def main() -> None:
+    """Build the model anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="folder for corpus, log and checkpoints")
+    parser.add_argument("--output", type=Path, default=SMALL, help="folder for the model")
+    args = parser.parse_args()
+    quiet()
+    build(args.data, args.runs, args.output)
+
+
+if __name__ == "__main__":
+    main()
