@@ -244,6 +244,35 @@ def soda(
 
 
 @evaluate.command()
+def pg19(
+    data: Annotated[Path, typer.Option(help="Folder of PG19's books, or of any texts: .txt or .txt.gz.")],
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Of the folder, if it has them.")
+    ] = "test",
+    chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 128,
+    deepest: Annotated[int, typer.Option(help="The last time step, in chunks.")] = 8,
+    targets: Annotated[int, typer.Option(help="Chunks of a book whose perplexity is taken.")] = 10,
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """Perplexity of chunks of books, by the latest chunks before them: PG19."""
+    options = {"split": split, "chunk_tokens": chunk_tokens, "deepest": deepest, "targets": targets}
+    task = {"name": "pg19", "path": str(data), "options": options}
+    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+
+
+@evaluate.command()
 def metaicl(
     data: Annotated[Path, typer.Option(help="Folder of MetaICL's tasks, a folder each.")],
     task: Annotated[list[str] | None, typer.Option(help="A task; repeatable (those of hr_to_lr.json, or all).")] = None,

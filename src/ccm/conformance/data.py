@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from ccm.config import TurnFormat
+from ccm.config import CCMConfig, TurnFormat
 from ccm.conformance.goldens import Differences, Goldens
 from ccm.data import lamp
 from ccm.data.dailydialog import CORPUS as DAILY
@@ -17,7 +19,8 @@ from ccm.data.dialogue import Dialogue
 from ccm.data.metaicl import Example, Prompt, demonstrations_for, distinct
 from ccm.data.soda import CORPUS as SODA
 from ccm.data.soda import tidy as tidy_soda
-from ccm.layout import IGNORE
+from ccm.layout import IGNORE, Sample, Step, build_layout
+from ccm.rules import make_rule
 from ccm.turns import SeparatorTurns
 
 EXAMPLE = 20  # tokens of an example at the most, in the recorded corpus
@@ -30,6 +33,16 @@ class _Numbers:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [int(number) for number in text.replace("a", "0 ").replace("|", "13 14 15").split()]
+
+
+_TURNS = SeparatorTurns(
+    cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|")
+)  # of dialogues
+
+
+def _written(turns: list[list[int]]) -> tuple[str, ...]:
+    """Recorded turns as texts for that tokenizer."""
+    return tuple(" ".join(map(str, turn)) for turn in turns)
 
 
 def _dialogues(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
@@ -50,23 +63,22 @@ def _dialogues(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
             long_enough = [i for i, turns in enumerate(recorded["subsample"]["turn_counts"]) if turns >= count]
             differs = (long_enough, [count]) != (case["kept"], case["turns_of_each_kept"])
             yield f"dialogue depth {name}", {"layout": float(differs)}
-    turns = SeparatorTurns(cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|"))
     for case in recorded["sample_dialog"]:
-        ids, targets = _dialogue(case, turns)
+        ids, targets = _dialogue(case)
         yield (
             f"dialogue {case['attn_type']}",
             {"layout": float([ids, targets] != [case["input_ids"], case["output_ids"]])},
         )
 
 
-def _dialogue(case: dict[str, Any], turns: SeparatorTurns) -> tuple[list[int], list[int]]:
+def _dialogue(case: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Input and output ids of a recorded dialogue as our sample has them."""
     drawn = np.random.RandomState(case["np_seed"]).randint(3, len(case["dialog"]) + 1)
     steps = (drawn if case["is_train"] else len(case["dialog"])) - 2
-    texts = tuple(" ".join(map(str, turn)) for turn in case["dialog"])
-    sample = Dialogue(texts).sample(turns, 0 if case["comp_type"] == "neg_control" else steps)
+    texts = _written(case["dialog"])
+    sample = Dialogue(texts).sample(_TURNS, 0 if case["comp_type"] == "neg_control" else steps)
     if case["comp_type"] == "neg_control":  # nothing but the last two turns
-        sample = Dialogue(texts[steps : steps + 2]).sample(turns, 0)
+        sample = Dialogue(texts[steps : steps + 2]).sample(_TURNS, 0)
     targets = [target for target in sample.query.targets if target != IGNORE]
     prompt = [*sample.query.ids[: len(sample.query.ids) - len(targets) + 1]]
     return with_comp([[*step.ids] for step in sample.steps], prompt, case), targets
@@ -105,6 +117,36 @@ def check_data(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
         yield f"metaicl {number} {case['label']}", {"layout": float(_case(case, raw) != case["input_ids"])}
     for case in recorded["delete_duplicates"]:
         yield "metaicl options", {"layout": float(distinct(case["options"]) != case["result"])}
+    for case in goldens.json("data/unified_batch.json"):
+        yield f"mixture {case['attn_type']}", {"layout": float(_mixed(case, raw) != _recorded(case))}
+
+
+def _mixed(case: dict[str, Any], raw: dict[str, Any]) -> list[list[list[int]]]:
+    """Of every column of a recorded batch of an example and a dialogue: id, target, and whether it is no padding."""
+    (example, dialogue), generator = case["rows"], np.random.RandomState(case["np_seed"])
+    prompt = prompt_of(raw["special"])
+    task, index = example["metaicl_train"].values()
+    pool = examples(raw["raw"]["train"][task], prompt)
+    drawn = [pool[i] for i in training_choice(generator, case["k"], len(pool), index)]
+    asked = prompt.question(Example(pool[index].input, pool[index].output), drawn, case["max_length"], task)
+    answer = [*asked.answers[0], _Numbers.eos_token_id]
+    query = Step([*asked.query, *answer[:-1]], [*[IGNORE] * (len(asked.query) - 1), *answer])
+    told = Dialogue(_written(dialogue["dialog"])).sample(_TURNS, generator.randint(3, len(dialogue["dialog"]) + 1) - 2)
+    samples = [Sample([*map(Step, asked.steps)], query), Sample([Step(step.ids) for step in told.steps], told.query)]
+    layout = build_layout(samples, CCMConfig(n_tok=case["n_tok"]), make_rule("concat"), pad_id=0)
+    ids = torch.where(layout.slots < 0, layout.ids, 200 + layout.slots)
+    return torch.stack([ids, layout.targets, (layout.blocks >= 0).long()], dim=-1).tolist()
+
+
+def _recorded(case: dict[str, Any]) -> list[list[list[int]]]:
+    """The same of the authors' batch, without its SUM tokens and the EOS at its end, which ours does without; a label
+    belongs to the token before it."""
+    rows = []
+    for columns in zip(case["input_ids"], case["labels"], case["attention_mask"], strict=True):
+        text = [(i, label) for i, label, real in zip(*columns, strict=True) if real and i < 200 + case["n_tok"]]
+        rows.append([[i, target, 1] for (i, _), (_, target) in pairwise(text)])
+    width = max(map(len, rows))
+    return [[[0, IGNORE, 0]] * (width - len(row)) + row for row in rows]
 
 
 def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
@@ -113,7 +155,9 @@ def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
     prompt = prompt_of(special, bos=not case["t5"])
     if case["split"] == "train":
         pool = examples(tables["train"][case["task"]], prompt)
-        drawn = training_choice(case["np_seed"], case["k"], len(pool), case["idx"], random_k=case["random_k"])
+        drawn = training_choice(
+            np.random.RandomState(case["np_seed"]), case["k"], len(pool), case["idx"], random_k=case["random_k"]
+        )
         example, demonstrations = pool[case["idx"]], [pool[i] for i in drawn]
     else:
         example = examples(tables["test"][case["task"]], prompt)[case["idx"]]
@@ -125,10 +169,11 @@ def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
     return with_comp([[*step] for step in question.steps], [*question.query], case)
 
 
-def training_choice(seed: int, k: int, n: int, index: int, *, random_k: bool = False) -> list[int]:
+def training_choice(
+    generator: np.random.RandomState, k: int, n: int, index: int, *, random_k: bool = False
+) -> list[int]:
     """Which examples of ``n`` the authors' training takes as demonstrations of number ``index``, from NumPy's global
     generator: none twice, never the example itself."""
-    generator = np.random.RandomState(seed)
     if random_k and generator.uniform() <= 0.5:
         k = generator.randint(1, k + 1)
     return [int((i + 1 + index) % n) for i in generator.choice(n - 1, k, replace=False)]

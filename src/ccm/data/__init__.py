@@ -16,6 +16,10 @@ DATA_SETS = {  # module with a function open_data
     "builtin": "ccm.data.builtin",
     "dailydialog": "ccm.data.dailydialog",
     "soda": "ccm.data.soda",
+    "pg19": "ccm.data.pg19",
+    "redpajama": "ccm.data.redpajama",
+    "lmsys": "ccm.data.lmsys",
+    "mixture": "ccm.data.mixture",
 }
 
 

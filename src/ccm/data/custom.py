@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, hold_out
 from ccm.data.questions import Question
+from ccm.data.reading import find_files, read_text
 from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
@@ -98,6 +99,12 @@ class Text:
 
     chunks: tuple[tuple[int, ...], ...]
 
+    @staticmethod
+    def of(ids: Sequence[int], size: int) -> Text | None:
+        """Token ids in chunks of ``size``, the last one shorter; None where that is less than two."""
+        chunks = tuple(tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size))  # one at the end teaches nothing
+        return Text(chunks) if len(chunks) > 1 else None
+
     @property
     def length(self) -> int:
         return len(self.chunks) - 1
@@ -153,7 +160,7 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     Raises:
         DataError: when there is nothing, or with up to ten faults by file and line.
     """
-    files = _files(Path(path))
+    files = find_files(Path(path), SUFFIXES)
     groups: list[list[Example]] = []
     faults: list[str] = []
     for file in files:
@@ -173,17 +180,6 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     if not groups:
         raise DataError(f"{path} holds no example; nothing could be learned from it.")
     return groups
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"There is no file or folder {path}; set data.path to where your data is.")
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"The folder {path} holds none of {', '.join('*' + suffix for suffix in SUFFIXES)}.")
-    return files
 
 
 @dataclass(frozen=True)
@@ -274,7 +270,7 @@ class _LineError(Exception):
 
 def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
     """The examples of every line of a file of JSON lines, or what is wrong with it, with file and line."""
-    for number, line in enumerate(_open(file).split("\n"), start=1):  # other marks may stand within JSON texts
+    for number, line in enumerate(read_text(file).split("\n"), start=1):  # other marks may stand within JSON texts
         if not line.strip():
             continue
         where = f"{file.name}, line {number}"
@@ -285,15 +281,6 @@ def _lines(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[s
             yield where, parts
         except (_LineError, ConfigError) as fault:  # the model's chat template may refuse a conversation
             yield where, str(fault)
-
-
-def _open(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
 
 
 def _parse(line: str) -> Chat | Task:
@@ -364,15 +351,24 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
 
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
+    check_chunks(settings)
+    ids, size = turns.tokenizer.encode(read_text(file), add_special_tokens=False), settings.chunk_tokens
+    text = Text.of(ids, size)
+    if text is None:
+        yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
+        return
+    for part in text.parts(settings.max_steps):
+        yield file.name, [part]
+
+
+def check_chunks(settings: DataSettings) -> None:
+    """See whether chunks of running text are short enough to be steps.
+
+    Raises:
+        ConfigError: where they are not.
+    """
     if settings.chunk_tokens > settings.max_step_tokens:
         raise ConfigError(
             f"data.chunk_tokens is {settings.chunk_tokens}, data.max_step_tokens {settings.max_step_tokens}; lower the "
             "one or raise the other."
         )
-    ids, size = turns.tokenizer.encode(_open(file), add_special_tokens=False), settings.chunk_tokens
-    chunks = [tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size)]  # one token at the end teaches nothing
-    if len(chunks) < 2:
-        yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
-        return
-    for part in Text(tuple(chunks)).parts(settings.max_steps):
-        yield file.name, [part]

@@ -6,12 +6,12 @@ Memory, ICLR 2024, section 4.1); they evaluate on validation and test together.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
 from ccm.data.examples import Examples
+from ccm.data.reading import read_text
 from ccm.data.tasks import TaskSettings
 from ccm.errors import DataError
 from ccm.recipe import Recipe
@@ -40,15 +40,10 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
 
 def _lines(plain: Path) -> Sequence[str]:
     packed = plain.with_name(plain.name + ".gz")
-    try:
-        data = gzip.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
-        return data.decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(
-            f"{plain.parent} holds no {plain.name}, as it is or gzipped; download DailyDialog into it."
-        ) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{plain} cannot be read: {error}; it may not be whole.") from error
+    path = packed if packed.is_file() else plain
+    if not path.is_file():
+        raise DataError(f"{plain.parent} holds no {plain.name}, as it is or gzipped; download DailyDialog into it.")
+    return read_text(path).splitlines()
 
 
 CORPUS = Corpus(

@@ -26,7 +26,7 @@ class Example(Protocol):
         ...
 
 
-E = TypeVar("E", bound=Example)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Examples:
     random_steps: bool
     seed: int
 
+    def __len__(self) -> int:
+        return len(self.examples)
+
     @cached_property
     def longest(self) -> int:
         """Most text tokens of a sample."""
@@ -63,7 +66,7 @@ class Examples:
 
     def _at(self, place: int) -> Sample:
         epoch, within = divmod(place, len(self.examples))
-        example = self.examples[_order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
+        example = self.examples[order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
         most = example.length
         steps = random.Random(f"{self.seed} steps {place}").randint(1, most) if self.random_steps else most
         return example.sample(self.turns, steps)
@@ -75,17 +78,18 @@ class Examples:
         return {}
 
 
-@lru_cache(maxsize=4)
-def _order(count: int, seed: str) -> list[int]:
+@lru_cache(maxsize=16)  # a mixture has several at a time
+def order(count: int, seed: str) -> list[int]:
+    """The numbers below ``count``, shuffled."""
     return random.Random(seed).sample(range(count), count)
 
 
-def hold_out(groups: list[list[E]], most: int, seed: str) -> tuple[list[E], list[list[E]]]:
+def hold_out(groups: list[list[T]], most: int, seed: str) -> tuple[list[T], list[list[T]]]:
     """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
     room = min(most, sum(map(len, groups)) // 10)
-    held: list[E] = []
+    held: list[T] = []
     left = set(range(len(groups)))
-    for i in _order(len(groups), seed):
+    for i in order(len(groups), seed):
         if len(held) + len(groups[i]) <= room:
             held += groups[i]
             left.remove(i)

@@ -6,16 +6,15 @@ ICLR 2024, section 4.1); they evaluate on the first 2,000 dialogues of the valid
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
 from ccm.data.examples import Examples
+from ccm.data.reading import read_rows
 from ccm.data.tasks import TaskSettings
-from ccm.errors import ConfigError, DataError
+from ccm.errors import DataError
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
@@ -36,8 +35,8 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
         ConfigError: when it is a Parquet file, and pyarrow is not installed.
     """
     path = _find(folder, split)
-    rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
-    for number, turns in enumerate(rows, start=1):
+    for number, row in enumerate(read_rows(path, ["dialogue"]), start=1):
+        turns = row["dialogue"]
         if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
             raise DataError(f"{path}, row {number}: 'dialogue' must be a list of texts.")
         yield Dialogue(tuple(map(tidy, turns)))
@@ -49,35 +48,6 @@ def _find(folder: Path, split: str) -> Path:
     if found is None:
         raise DataError(f"{folder} holds none of {', '.join(names)}; download SODA (allenai/soda on the Hub) into it.")
     return found
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError(
-            f"{path} is a Parquet file, which pyarrow reads; say pip install pyarrow, or give JSON lines."
-        ) from None
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(columns=["dialogue"]):
-            yield from batch.column("dialogue").to_pylist()
-    except (OSError, ArrowException, KeyError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole, or is no file of SODA.") from error
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield json.loads(line)["dialogue"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(
-                        f"{path}, line {number}: no object with the list 'dialogue' ({error!r}); the file may not be "
-                        "whole."
-                    ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 CORPUS = Corpus(

@@ -18,6 +18,7 @@ TASKS = {  # module with a function open_task
     "dialog": "ccm.data.dailydialog",
     "lamp": "ccm.data.lamp",
     "metaicl": "ccm.data.metaicl",
+    "pg19": "ccm.data.pg19",
     "soda": "ccm.data.soda",
 }
 PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogues, where no adapter brings its own

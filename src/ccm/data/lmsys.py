@@ -1,0 +1,128 @@
+"""LMSYS-Chat-1M, conversations of people with chat models, from the publisher's Parquet files, or as JSON lines.
+
+A conversation is a row, its messages the list ``conversation`` of {role, content}, its language ``language`` (Zheng et
+al., LMSYS-Chat-1M, ICLR 2024; lmsys/lmsys-chat-1m on the Hub, under a licence of its own).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ccm.config import build_settings, check_types
+from ccm.data.custom import Chat
+from ccm.data.examples import Examples, hold_out
+from ccm.data.reading import ROWS, find_files, read_rows
+from ccm.errors import ConfigError, DataError
+from ccm.recipe import DataSettings, Recipe
+from ccm.turns import Turns
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which conversations are read.
+
+    Attributes:
+        language: those in this language alone, such as "English"; None for all.
+        most: so many at most, the first that can be used; 0 for all.
+    """
+
+    language: str | None = None
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.options.")
+        if self.most < 0:
+            raise ConfigError(f"data.options.most is {self.most}; it must be at least 0.")
+
+
+def read(file: Path, language: str | None) -> Iterator[list[tuple[str, str]]]:
+    """The turns of the conversations of a file, each what the user says and the reply; those in a language alone.
+
+    A message of the user that no reply follows is left out.
+
+    Raises:
+        DataError: when the file cannot be read, or a row is no conversation.
+        ConfigError: when it is a Parquet file, and pyarrow is not installed.
+    """
+    columns = ["conversation"] if language is None else ["conversation", "language"]
+    for number, row in enumerate(read_rows(file, columns), start=1):
+        if language is None or row["language"] == language:
+            texts = _texts(row["conversation"])
+            if texts is None:
+                raise DataError(
+                    f"{file}, row {number}: 'conversation' must be a list of messages, each with content, and with the "
+                    "role user or assistant in turn."
+                )
+            yield [*zip(texts[::2], texts[1::2], strict=False)]
+
+
+def _texts(messages: Any) -> list[str] | None:
+    """The texts of the messages; None where they are none of a user and an assistant in turn."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return None
+    roles = [message.get("role") for message in messages]
+    texts = [message.get("content") for message in messages]
+    in_turn = roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
+    return texts if in_turn and all(isinstance(text, str) for text in texts) else None
+
+
+def usable(said: list[tuple[str, str]], settings: DataSettings, turns: Turns) -> list[Chat]:
+    """A conversation up to its first turn that is too long or says nothing, in stretches; none of a single turn."""
+    kept: list[tuple[str, str]] = []
+    for user, reply in said:
+        if not (user.strip() and reply.strip()):
+            break
+        if len(turns.exchange(user, reply, first=not kept).ids) > settings.max_step_tokens:
+            break
+        kept.append((user, reply))
+    return [*Chat(tuple(kept)).parts(settings.max_steps)] if len(kept) > 1 else []
+
+
+def open_data(recipe: Recipe, turns: Turns) -> Examples:
+    """The conversations of a recipe whose ``data.path`` is the folder of LMSYS-Chat-1M.
+
+    Raises:
+        ConfigError: when it names none, or options that there are not.
+        DataError: when a file is absent or malformed, or no conversation can be used.
+    """
+    settings = recipe.data
+    options = build_settings(Options, settings.options, "data.options")
+    if settings.path is None:
+        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder of LMSYS-Chat-1M's files.")
+
+    left_out = 0
+
+    def conversations(path: str) -> Iterator[list[Chat]]:
+        nonlocal left_out
+        for file in find_files(Path(path), ROWS):
+            for said in read(file, options.language):
+                if chats := usable(said, settings, turns):
+                    yield chats
+                else:
+                    left_out += 1
+
+    groups = [*islice(conversations(settings.path), options.most or None)]
+    _LOG.warning(
+        "LMSYS-Chat-1M: %d conversations; %d more have fewer than two turns of at most %d tokens.",
+        len(groups),
+        left_out,
+        settings.max_step_tokens,
+    )
+    if not groups:
+        where = f" in {options.language}" if options.language else ""
+        raise DataError(
+            f"{settings.path} has no conversation{where} of two turns that are short enough (data.max_step_tokens is "
+            f"{settings.max_step_tokens})."
+        )
+    if settings.eval_path is not None:
+        held = [*chain.from_iterable(islice(conversations(settings.eval_path), settings.eval_samples))]
+    else:
+        held, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+    return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, recipe.seed)

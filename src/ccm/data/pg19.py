@@ -1,0 +1,142 @@
+"""PG19, books as running text: the publisher's folders ``train``, ``validation`` and ``test``, or any folder of texts.
+
+A file is a book, ``.txt`` or gzipped (Rae et al., Compressive Transformers for Long-Range Sequence Modelling, ICLR
+2020; google-deepmind/pg19).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ccm.config import build_settings, check_types
+from ccm.data.questions import Question
+from ccm.data.reading import find_files, read_text
+from ccm.data.tasks import TaskSettings
+from ccm.data.text import Source, Stretches, open_stretches, split
+from ccm.errors import ConfigError
+from ccm.recipe import Recipe
+from ccm.turns import Turns
+
+Ids = Sequence[int]
+TITLE, ENDINGS = "PG19", (".txt", ".txt.gz")
+
+
+def read(file: Path) -> Iterator[str]:
+    """The book that a file is.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    yield read_text(file)
+
+
+SOURCE = Source(TITLE, ENDINGS, "train", read, files=16, texts=1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How books are evaluated.
+
+    Attributes:
+        split: which of the publisher's folders.
+        chunk_tokens: of a step.
+        deepest: the last time step.
+        targets: chunks of each book whose perplexity is taken.
+    """
+
+    split: Literal["train", "validation", "test"] = "test"
+    chunk_tokens: int = 128
+    deepest: int = 8
+    targets: int = 10
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.options.")
+        for name, least in (("chunk_tokens", 2), ("deepest", 1), ("targets", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"task.options.{name} is {getattr(self, name)}; it must be at least {least}.")
+
+
+@dataclass
+class PG19Task:
+    """Perplexity of chunks of books, given the latest chunks before them: the same targets at every time step.
+
+    Attributes:
+        files: the books.
+        turns: whose tokenizer is used.
+        options: how they are cut.
+    """
+
+    files: Sequence[Path]
+    turns: Turns
+    options: Options
+    measures: ClassVar = "perplexity"
+    classes: ClassVar = ()
+
+    def __post_init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        self.depths = [2**i for i in range(self.options.deepest.bit_length())]
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        if not 0 <= depth <= self.options.deepest:
+            raise ConfigError(f"There is no time step {depth}; the steps are chunks, up to {self.options.deepest}.")
+        stretches, self.skipped, self.noted = self._stretches
+        bos = self.turns.tokenizer.bos_token_id
+        for stretch in stretches:
+            *steps, target = stretch[-depth - 1 :]
+            texts = [*steps, target[:1]]  # the first token of the target begins the query
+            texts[0] = [*([] if bos is None else [bos]), *texts[0]]
+            yield Question(texts[:-1], texts[-1], [target[1:]], task=TITLE)
+
+    @cached_property
+    def _stretches(self) -> tuple[list[list[Ids]], Counter[str], Counter[str]]:
+        """Each target with the chunks before it, the first of every book, then the second of every book and so on;
+        books that are left out, and that have fewer targets, by reason."""
+        least = self.options.deepest + 1
+        stretches: list[tuple[int, list[Ids]]] = []
+        skipped: Counter[str] = Counter()
+        noted: Counter[str] = Counter()
+        for file in self.files:
+            chunks = self._chunks(file)
+            targets = spread(range(least - 1, len(chunks)), self.options.targets)
+            stretches += enumerate(chunks[target + 1 - least : target + 1] for target in targets)
+            if not targets:
+                skipped[f"books of less than {least} chunks"] += 1
+            elif len(targets) < self.options.targets:
+                noted[f"books with fewer than {self.options.targets} targets"] += 1
+        return [stretch for _, stretch in sorted(stretches, key=itemgetter(0))], skipped, noted
+
+    def _chunks(self, file: Path) -> list[Ids]:
+        """The whole chunks of a book."""
+        ids, size = self.turns.tokenizer.encode(read_text(file), add_special_tokens=False), self.options.chunk_tokens
+        return [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+
+
+def spread(places: range, count: int) -> list[int]:
+    """So many of the places, at equal distances, the last among them; all where there are fewer."""
+    count = min(count, len(places))
+    return [places[len(places) * (i + 1) // count - 1] for i in range(count)]
+
+
+def open_data(recipe: Recipe, turns: Turns) -> Stretches:
+    """To train on; see :func:`ccm.data.text.open_stretches`."""
+    return open_stretches(SOURCE, recipe, turns)
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> PG19Task:
+    """To evaluate on.
+
+    Raises:
+        ConfigError: when no folder is named, or options that there are not.
+        DataError: when there are no books.
+    """
+    if settings.path is None:
+        raise ConfigError("The task 'pg19' needs the folder of PG19's books; name it as --data.")
+    options = build_settings(Options, settings.options, "task.options")
+    return PG19Task(find_files(split(Path(settings.path), options.split), ENDINGS), turns, options)

@@ -1,0 +1,188 @@
+"""Running text to train on: stretches that are drawn without end from long texts, whose files are read when drawn from.
+
+    a text   ..... [chunk | chunk | chunk | chunk] ........      each chunk is a step, the last one the query
+
+A stretch may begin at any word. Files are drawn by their size, the texts of a file and the places in a text by length.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from ccm.data.custom import Text, check_chunks
+from ccm.data.examples import hold_out
+from ccm.data.reading import find_files
+from ccm.errors import ConfigError, DataError
+from ccm.layout import Sample
+from ccm.model import CCMModel
+from ccm.recipe import DataSettings, Recipe
+from ccm.turns import Turns
+
+_LOG = logging.getLogger(__name__)
+_WORD = re.compile(r"\s+")
+_CHARACTERS = 8  # of a text that are read for a token, about twice as many as one has
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where texts are.
+
+    Attributes:
+        title: what people call it.
+        endings: of the names of its files.
+        folder: the one that holds what is trained on, where there are several beside one another.
+        read: the texts of a file, one after the other.
+        files, texts: how many files are drawn at a time, and how many texts of each; so many samples follow from that.
+    """
+
+    title: str
+    endings: tuple[str, ...]
+    folder: str
+    read: Callable[[Path], Iterator[str]]
+    files: int
+    texts: int
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Stretches of running text, drawn without end. Sample number i is the same whenever it is asked for.
+
+    Texts of less than two chunks are passed over, and counted in the log.
+
+    Attributes:
+        source: how the files are read.
+        files: to train on.
+        held: files to evaluate on.
+        turns: whose tokenizer is used.
+        settings: tokens of a chunk, chunks of a sample, samples to evaluate on.
+        seed: of all draws.
+    """
+
+    source: Source
+    files: Sequence[Path]
+    held: Sequence[Path]
+    turns: Turns
+    settings: DataSettings
+    seed: int
+
+    @property
+    def longest(self) -> int:
+        """Most text tokens of a sample, BOS included."""
+        return self._tokens + 1
+
+    @property
+    def deepest(self) -> int:
+        """Most context steps of a sample."""
+        return self.settings.max_steps
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """The samples at places ``index * count`` and following."""
+        return [self._at(place) for place in range(index * count, (index + 1) * count)]
+
+    def held_out(self) -> list[Sample]:
+        """Stretches of files that are not trained on, as deep as they can be."""
+        if not self.held:
+            return []
+        settings = replace(self.settings, random_steps=False)
+        return replace(self, files=self.held, held=(), settings=settings).pool(0, settings.eval_samples)
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
+
+    def _at(self, place: int) -> Sample:
+        block, within = divmod(place, self.source.files * self.source.texts)
+        drawn = self._block(block)
+        text = drawn[within % len(drawn)]  # from the first again where some were too short
+        rng = random.Random(f"{self.seed} steps {place}")
+        return text.sample(self.turns, rng.randint(1, text.length) if self.settings.random_steps else text.length)
+
+    @cached_property
+    def _block(self) -> Callable[[int], list[Text]]:
+        return lru_cache(maxsize=2)(self._draw)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [max(file.stat().st_size, 1) for file in self.files]
+
+    def _draw(self, block: int) -> list[Text]:
+        """Stretches of the texts that are drawn together."""
+        rng = random.Random(f"{self.seed} texts {block}")
+        files = rng.choices(self.files, self._sizes, k=self.source.files)
+        texts = [text for file in files for text in drawn_texts(self.source.read(file), self.source.texts, rng)]
+        found = [stretch for text in texts if (stretch := self._stretch(text, rng))]
+        if not found:
+            raise DataError(
+                f"None of {len(texts)} texts that were drawn from {', '.join(map(str, dict.fromkeys(files)))} has two "
+                f"chunks of {self.settings.chunk_tokens} tokens; lower data.chunk_tokens, or give longer texts."
+            )
+        if len(found) < len(texts):
+            _LOG.info("%d of %d texts of %s are shorter than two chunks.", len(texts) - len(found), len(texts), files)
+        return found
+
+    def _stretch(self, text: str, rng: random.Random) -> Text | None:
+        """A stretch that begins at a random word; too near to the end of the text, it is the last that there is."""
+        place = rng.randrange(len(text) + 1)
+        word = _WORD.search(text, place) if place else None
+        begin, read = word.end() if word else place, self._tokens * _CHARACTERS
+        ids = self._encode(text[begin : begin + read])[: self._tokens]
+        if len(ids) < self._tokens:
+            ids = self._encode(text[-read:])[-self._tokens :]
+        return Text.of(ids, self.settings.chunk_tokens)
+
+    @property
+    def _tokens(self) -> int:
+        return (self.settings.max_steps + 1) * self.settings.chunk_tokens
+
+    def _encode(self, text: str) -> list[int]:
+        return self.turns.tokenizer.encode(text, add_special_tokens=False)
+
+
+def drawn_texts(texts: Iterable[str], count: int, rng: random.Random) -> list[str]:
+    """``count`` of the texts, a longer one the likelier, and maybe more than once; only so many are ever held."""
+    drawn, characters = [""] * count, 0
+    for text in texts:
+        characters += len(text)
+        for i in range(count):
+            if rng.random() * characters < len(text):
+                drawn[i] = text
+    return drawn
+
+
+def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
+    """The texts of a recipe.
+
+    Evaluated on are the files of ``data.eval_path``, or of a folder ``validation``; where there are neither, files are
+    held out, a tenth at most.
+
+    Raises:
+        ConfigError: when it names none, or has options, of which there are none.
+        DataError: when there are no files.
+    """
+    settings = recipe.data
+    if settings.options:
+        raise ConfigError(f"The data set {settings.name!r} has no options; data.options is {dict(settings.options)}.")
+    if settings.path is None:
+        wanted = ", ".join("*" + ending for ending in source.endings)
+        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder of {source.title} ({wanted}).")
+    check_chunks(settings)
+    folder = Path(settings.path)
+    files = find_files(split(folder, source.folder), source.endings)
+    if settings.eval_path is not None:
+        held = find_files(Path(settings.eval_path), source.endings)
+    elif (folder / "validation").is_dir():
+        held = find_files(folder / "validation", source.endings)
+    else:
+        held, groups = hold_out([[file] for file in files], settings.eval_samples, f"{recipe.seed} held out")
+        files = [file for (file,) in groups]
+    return Stretches(source, files, held, turns, settings, recipe.seed)
+
+
+def split(folder: Path, name: str) -> Path:
+    """The folder of a split within another, or that itself, where it is not divided."""
+    return folder / name if (folder / name).is_dir() else folder

@@ -1,0 +1,88 @@
+"""Files, texts and rows, gzipped or not; what cannot be read is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ccm.data.reading import find_files, read_rows, read_text
+from ccm.errors import ConfigError, DataError
+
+ROWS = [{"text": "Größe", "number": 1}, {"text": "two", "number": 2}]
+
+
+def test_files_are_found_by_the_ending_of_their_names_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("deep/c.txt", "b.txt.gz", "a.txt", "a.md", "d.gz"):
+        (tmp_path / name).write_text("text")
+    found = find_files(tmp_path, (".txt", ".txt.gz"))
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.txt", "b.txt.gz", "deep/c.txt"]
+    assert find_files(tmp_path / "a.md", (".txt",)) == [tmp_path / "a.md"]  # what is named is meant
+    with pytest.raises(DataError, match=r"holds none of \*.parquet, \*.json"):
+        find_files(tmp_path, (".parquet", ".json"))
+    with pytest.raises(DataError, match="no file or folder .*nowhere; set data.path"):
+        find_files(tmp_path / "nowhere", (".txt",))
+
+
+def test_a_text_is_the_same_gzipped_with_a_mark_and_with_windows_line_ends(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.txt", tmp_path / "a.txt.gz"
+    plain.write_bytes("\ufeffGröße\r\nend".encode())
+    packed.write_bytes(gzip.compress("\ufeffGröße\nend".encode()))
+    assert read_text(plain) == read_text(packed) == "Größe\nend"
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    packed = tmp_path / "a.txt.gz"
+    packed.write_bytes(gzip.compress(b"text" * 100)[:-9])
+    with pytest.raises(DataError, match=r"a.txt.gz cannot be read: .*; it may not be whole"):
+        read_text(packed)
+    packed.write_bytes(b"no gzip")
+    with pytest.raises(DataError, match=r"a.txt.gz cannot be read: .*; it may not be whole"):
+        read_text(packed)
+    (tmp_path / "b.txt").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"b.txt is not UTF-8 text \(byte 2\)"):
+        read_text(tmp_path / "b.txt")
+
+
+def write_rows(path: Path) -> Path:
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json.gz"])
+def test_rows_are_the_same_in_every_format(tmp_path: Path, name: str) -> None:
+    path = write_rows(tmp_path / name)
+    assert [*read_rows(path, ["number", "text"])] == ROWS
+    assert [*read_rows(path, ["number"])] == [{"number": 1}, {"number": 2}]
+    with pytest.raises(DataError, match="'other'"):
+        [*read_rows(path, ["number", "other"])]
+
+
+def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl")
+    with path.open("a") as file:
+        file.write("{oops")
+    rows = read_rows(path, ["number"])
+    assert [next(rows), next(rows)] == [{"number": 1}, {"number": 2}]
+    with pytest.raises(DataError, match=r"a.jsonl, line 3: no object with 'number' \(.*; the file may not be whole"):
+        next(rows)
+
+
+def test_a_damaged_parquet_file_is_named_and_pyarrow_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "a.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot be read: .*; it may not be whole"):
+        [*read_rows(path, ["text"])]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="pip install pyarrow, or give JSON lines"):
+        [*read_rows(path, ["text"])]
