@@ -311,3 +311,32 @@ def test_the_installed_command_works_as_a_process() -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert "-> 2 tokens" in done.stderr
+
+
+def test_the_data_sets_are_listed(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "data", "list") == 0
+    assert "non-commercial" in capsys.readouterr().out
+    assert call(monkeypatch, "data", "list", "--verbose") == 0
+    out = capsys.readouterr().out
+    assert "address not verified" in out
+    assert "no checksum known" in out
+    assert call(monkeypatch, "data", "list", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"dailydialog", "soda", "pg19"} < {row["name"] for row in rows}
+    assert next(row for row in rows if row["name"] == "dailydialog")["commercial"] is False
+
+
+def test_a_data_set_is_prepared_and_counted(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given").mkdir()
+    Path("given/dialogues_test.txt").write_text("Hi . __eou__ Hello . __eou__ Bye . __eou__\n" * 1000)
+    assert call(monkeypatch, "data", "prepare", "dailydialog", "--source", "given") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("DailyDialog is in data/dailydialog. Licence: non-commercial, CC BY-NC-SA 4.0.\n")
+    assert "dialogues, test        1,000  as published" in out
+    assert "dialogues, train           0  published: 11,118" in out
+    assert out.endswith("ccm evaluate dialog --data data/dailydialog\n")
+    assert call(monkeypatch, "data", "prepare", "dailydialog") == 0
+    assert "is already in data/dailydialog" in capsys.readouterr().out
+    assert call(monkeypatch, "data", "prepare", "lmsys") == 2
+    assert "ccm data prepare lmsys --source DIR" in capsys.readouterr().err

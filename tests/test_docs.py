@@ -15,11 +15,13 @@ import pytest
 from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from ccm import cli, rules
+from ccm import cli, data, rules
 from ccm.base import load_base
 from ccm.builtin import WEIGHTS
+from ccm.data import tasks
 from ccm.recipe import load_recipe
 from ccm.rules import RULES
+from ccm.sources.catalogue import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,6 +123,25 @@ def test_the_guide_to_training(capsys, tmp_path: Path, monkeypatch) -> None:
         cli.main()
     assert end.value.code == 0
     assert "[COMP 1][COMP 2]" in capsys.readouterr().out
+
+
+def test_the_guide_to_data_sets(tmp_path: Path, monkeypatch) -> None:
+    """Its data set is trained on and measured, and it names all that can be prepared."""
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == [*SOURCES]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(data, "DATA_SETS", {**data.DATA_SETS})
+    monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS})
+    (module, use), (riddles,) = examples("docs/data.md"), re.findall(r"^```text\n(.*?)^```", text, re.S | re.M)
+    Path("riddles.txt").write_text(riddles, encoding="utf-8")
+    Path("riddles.py").write_text(module, encoding="utf-8")
+    names: dict = {}
+    exec(use, names)
+    assert Path("riddler/ccm_adapter.safetensors").is_file()
+    lines = [result.line for result in names["results"]]
+    assert {line.method for line in lines} == {"full", "none", "concat"}
+    assert all(line.questions == 3 for line in lines)
 
 
 def test_the_rules_are_all_in_the_tables() -> None:

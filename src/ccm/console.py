@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10  # between two lines on a transfer
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -57,6 +59,30 @@ def counting(unit: str) -> Iterator[Callable[[str, int, int], None]]:
             current[what](done)
 
         yield advance
+
+
+@contextmanager
+def transfer(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """As :func:`progress`, of bytes: about ``total`` of them, None where that is not known; shown from the first on.
+
+    Yields:
+        what is to be called with the bytes that have arrived so far.
+    """
+    if not sys.stderr.isatty():
+        told = time.monotonic()
+
+        def line(done: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > LINE_SECONDS:
+                told = time.monotonic()
+                print(f"{what}: {size(done)}{f' of {size(total)}' if total else ''}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total, visible=False)
+        yield lambda done: bar.update(task, completed=done, visible=True)
 
 
 def quiet() -> None:
