@@ -135,6 +135,8 @@ def test_a_recipe_with_the_authors_settings() -> None:
     assert isinstance(recipe, Recipe)
     assert (recipe.max_steps, recipe.batch_size, recipe.lr, recipe.adapter.lora.r) == (1000, 128, 3e-4, 8)
     assert (recipe.adapter.rule, recipe.adapter.n_tok, dict(recipe.objective)) == ("concat", 2, {"last": 1.0})
+    other = load_recipe("soda")
+    assert (other.max_steps, other.adapter.lora.r, other.adapter.n_tok) == (8000, 16, 2)
 
 
 def test_a_file_without_a_dialogue_to_train_on_is_refused(folder: Path, turns: Turns) -> None:

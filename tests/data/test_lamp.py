@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
+from ccm.data import open_data
 from ccm.data.lamp import LaMPTask, kept_entries, template
+from ccm.data.lamp_training import LaMPData
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
 from ccm.errors import ConfigError, DataError
+from ccm.layout import IGNORE, Sample, length
 from ccm.loading import load_tokenizer
+from ccm.recipe import load_recipe
 from ccm.turns import Turns, make_turns
 
 ASKED = "What is the score of the following review? just answer with 1, 2, 3, 4, or 5. review: Nice boat."
@@ -29,11 +35,11 @@ def entries(count: int, text: str = "I like number {}.") -> list[dict[str, str]]
     return [{"id": str(i), "text": text.format(i), "score": str(1 + i % 5)} for i in range(count)]
 
 
-def write(folder: Path, examples: list[tuple[str, list[dict[str, str]], str]]) -> Path:
+def write(folder: Path, examples: list[tuple[str, list[dict[str, str]], str]], split: str = "dev") -> Path:
     questions = [{"id": str(i), "input": text, "profile": profile} for i, (text, profile, _) in enumerate(examples)]
     golds = [{"id": str(i), "output": output} for i, (*_, output) in enumerate(examples)]
-    (folder / "dev_questions.json").write_text(json.dumps(questions))
-    (folder / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds[::-1]}))
+    (folder / f"{split}_questions.json").write_text(json.dumps(questions))
+    (folder / f"{split}_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds[::-1]}))
     return folder
 
 
@@ -67,6 +73,17 @@ def test_fewer_entries_are_the_first_of_more(tmp_path: Path, turns: Turns) -> No
     few, many = (asked(opened(folder, turns), depth) for depth in (1, 4))
     assert [q.steps for q in few] == [q.steps[:1] for q in many]
     assert [len(q.steps) for q in asked(opened(folder, turns), 0)] == [0, 0]
+
+
+def test_the_entries_follow_from_the_seed(tmp_path: Path, turns: Turns) -> None:
+    folder = write(tmp_path, [(ASKED, entries(40), "4"), (ASKED, entries(35), "1")])
+    task = opened(folder, turns)
+    authors = [question.steps for question in asked(task, 4)]
+    assert [question.steps for question in asked(task, 4)] == authors
+    assert [question.steps for question in asked(opened(folder, turns, seed=1337), 4)] == authors
+    assert [question.steps for question in asked(opened(folder, turns, seed=1), 4)] != authors
+    with pytest.raises(ConfigError, match="seed -1"):
+        opened(folder, turns, seed=-1)
 
 
 def test_entries_that_do_not_fit_are_dropped_from_the_end_and_counted(tmp_path: Path, turns: Turns) -> None:
@@ -132,3 +149,100 @@ def test_wrong_files_and_settings_are_named(tmp_path: Path, turns: Turns) -> Non
         asked(opened(folder, turns), 17)
     with pytest.raises(ConfigError, match="needs the folder"):
         open_task(TaskSettings("lamp"), turns)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """Eight examples of LaMP-3 to train on, told apart by the review and the entries; two to evaluate on."""
+    reviews = [(f"{ASKED} Boat {i}.", entries(40, f"User {i} likes {{}}."), str(1 + i % 5)) for i in range(8)]
+    write(tmp_path, reviews, "train")
+    return write(tmp_path, [(ASKED, entries(31), "2"), *[(f"{ASKED} Dev {i}.", entries(40), "3") for i in range(2)]])
+
+
+def to_train(folder: Path, turns: Turns, **changes: Any) -> LaMPData:
+    given = {"data.path": folder, "data.options.number": 3, **{f"data.{key}": value for key, value in changes.items()}}
+    data = open_data(load_recipe("lamp", [f"{key}={value}" for key, value in given.items()]), turns)
+    assert isinstance(data, LaMPData)
+    return data
+
+
+def texts(turns: Turns, sample: Sample) -> list[str]:
+    return [turns.tokenizer.decode(step.ids, skip_special_tokens=True) for step in (*sample.steps, sample.query)]
+
+
+def test_an_example_follows_entries_of_its_own_profile_and_its_answer_alone_is_learned(
+    training: Path, turns: Turns
+) -> None:
+    for sample in to_train(training, turns, max_steps=4).pool(0, 8):
+        *read, query = texts(turns, sample)
+        (user,) = re.findall(r"Boat (\d)\.", query)
+        assert len({*read}) == 4
+        assert all(f"User {user} likes " in text for text in read)
+        learned = [target for target in sample.query.targets if target != IGNORE]
+        assert turns.tokenizer.decode(learned).strip() == f"{1 + int(user) % 5}{turns.tokenizer.eos_token}"
+        assert query.endswith(f"Output: {1 + int(user) % 5}")
+        assert not any(step.targets for step in sample.steps)
+
+
+def test_every_example_comes_once_an_epoch_and_its_entries_change(training: Path, turns: Turns) -> None:
+    data = to_train(training, turns, max_steps=4)
+    epochs = [{found[-1]: found[:-1] for found in (texts(turns, s) for s in data.pool(e, 8))} for e in range(2)]
+    assert len(data) == len(epochs[0]) == 8
+    assert epochs[0].keys() == epochs[1].keys()
+    assert all(epochs[0][query] != epochs[1][query] for query in epochs[0])
+
+
+def test_samples_follow_from_seed_and_place(training: Path, turns: Turns) -> None:
+    data = to_train(training, turns)
+    assert data.pool(0, 8)[4:] == to_train(training, turns).pool(1, 4)
+    assert data.pool(0, 8) != replace(data, seed=1).pool(0, 8)
+
+
+def test_the_number_of_entries_may_be_random(training: Path, turns: Turns) -> None:
+    samples = to_train(training, turns, max_steps=3, random_steps="true").pool(0, 24)
+    assert {len(sample.steps) for sample in samples} == {1, 2, 3}
+
+
+def test_what_has_no_room_is_left_out_and_no_sample_is_longer_than_said(training: Path, turns: Turns) -> None:
+    whole = to_train(training, turns, max_steps=4)
+    most = max(map(length, whole.pool(0, 8))) - 1
+    data = to_train(training, turns, **{"max_steps": 4, "options.max_length": most})
+    assert max(map(length, data.pool(0, 8))) <= data.longest == most
+    assert min(len(sample.steps) for sample in data.pool(0, 8)) == 3
+
+
+def test_the_first_of_the_dev_split_are_held_out(training: Path, turns: Turns) -> None:
+    data = to_train(training, turns, max_steps=2)
+    assert [re.findall(r"Dev \d", texts(turns, sample)[-1]) for sample in data.held_out()] == [["Dev 0"], ["Dev 1"]]
+    assert data.held_out() == to_train(training, turns, max_steps=2).held_out()
+    assert len(to_train(training, turns, eval_samples=1).held_out()) == 1
+    (training / "dev_questions.json").unlink()
+    assert to_train(training, turns, eval_samples=0).held_out() == []
+    with pytest.raises(DataError, match=r"There is no file .*dev_questions.json"):
+        to_train(training, turns)
+
+
+def test_what_is_left_out_of_a_training_is_said(training: Path, turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
+    good = (ASKED, entries(40), "4")
+    bad = [(ASKED, entries(31), "4"), (ASKED, entries(40), "6"), (ASKED + "boat " * 1024, entries(40), "4")]
+    write(training, [good, *bad, bad[0]], "train")
+    assert len(to_train(training, turns)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "LaMP-3: examples left out, too few entries of the profile are short enough, or it is empty: 2",
+        "LaMP-3: examples left out, the answer is none of the classes, or empty: 1",
+        "LaMP-3: examples left out, the query alone has no room: 1",
+    ]
+    write(training, bad, "train")
+    with pytest.raises(DataError, match=r"No example of LaMP-3 in .* can be trained on"):
+        to_train(training, turns)
+
+
+def test_a_recipe_with_the_authors_settings(training: Path, turns: Turns) -> None:
+    recipe = load_recipe("lamp")
+    assert (recipe.max_steps, recipe.batch_size, recipe.lr, recipe.adapter.lora.r) == (2000, 128, 3e-4, 8)
+    assert (recipe.adapter.rule, recipe.adapter.n_tok, recipe.data.max_steps) == ("concat", 4, 16)
+    assert {len(sample.steps) for sample in to_train(training, turns).pool(0, 8)} == {16}
+    with pytest.raises(ConfigError, match="There is no LaMP-6"):
+        to_train(training, turns, **{"options.number": 6})
+    with pytest.raises(ConfigError, match="needs data.path, the folder that holds train_questions.json"):
+        open_data(recipe, turns)

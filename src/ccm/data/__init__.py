@@ -16,6 +16,8 @@ DATA_SETS = {  # module with a function open_data
     "builtin": "ccm.data.builtin",
     "dailydialog": "ccm.data.dailydialog",
     "soda": "ccm.data.soda",
+    "metaicl": "ccm.data.metaicl_training",
+    "lamp": "ccm.data.lamp_training",
     "pg19": "ccm.data.pg19",
     "redpajama": "ccm.data.redpajama",
     "lmsys": "ccm.data.lmsys",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ccm.config import build_settings, check_types
-from ccm.data.examples import Examples
+from ccm.data.examples import Examples, folder_of
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
@@ -122,9 +122,7 @@ def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
     """
     settings = recipe.data
     options = build_settings(Options, settings.options, "data.options")
-    if settings.path is None:
-        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder that holds {corpus.files}.")
-    folder = Path(settings.path)
+    folder = folder_of(settings, corpus.files)
     known = {dialogue.turns for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
     train = (dialogue for dialogue in corpus.read(folder, "train") if dialogue.turns not in known)
     kept = [*islice(corpus.keep(train, turns, corpus.longest[0]), options.most or None)]

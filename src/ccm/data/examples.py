@@ -1,16 +1,53 @@
-"""Examples in memory: drawn in shuffled epochs, some of them held out."""
+"""Examples: drawn in shuffled epochs, some of them held out."""
 
 from __future__ import annotations
 
+import logging
 import random
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ccm.errors import ConfigError
 from ccm.layout import Sample, length
 from ccm.model import CCMModel
+from ccm.recipe import DataSettings
 from ccm.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+
+class Epochs(ABC):
+    """A data set (:class:`ccm.data.DataSet`) of numbered examples: one shuffled epoch after the other.
+
+    Attributes:
+        seed: of the order, and of what is random in the samples.
+    """
+
+    seed: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Examples to train on."""
+
+    @abstractmethod
+    def sample(self, number: int, place: int) -> Sample:
+        """What an example is at a place of the training; what is random in it follows from the place."""
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """The samples at places ``index * count`` and following."""
+        return [self._at(place) for place in range(index * count, (index + 1) * count)]
+
+    def _at(self, place: int) -> Sample:
+        epoch, within = divmod(place, len(self))
+        return self.sample(order(len(self), f"{self.seed} epoch {epoch}")[within], place)
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
 
 
 class Example(Protocol):
@@ -30,7 +67,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Epochs):
     """Examples in memory.
 
     Attributes:
@@ -60,22 +97,14 @@ class Examples:
         """Most context steps of a sample."""
         return max(example.length for example in (*self.examples, *self.held))
 
-    def pool(self, index: int, count: int) -> list[Sample]:
-        """The samples at places ``index * count`` and following, of one shuffled epoch after the other."""
-        return [self._at(place) for place in range(index * count, (index + 1) * count)]
-
-    def _at(self, place: int) -> Sample:
-        epoch, within = divmod(place, len(self.examples))
-        example = self.examples[order(len(self.examples), f"{self.seed} epoch {epoch}")[within]]
+    def sample(self, number: int, place: int) -> Sample:
+        example = self.examples[number]
         most = example.length
         steps = random.Random(f"{self.seed} steps {place}").randint(1, most) if self.random_steps else most
         return example.sample(self.turns, steps)
 
     def held_out(self) -> list[Sample]:
         return [example.sample(self.turns, example.length) for example in self.held]
-
-    def measure(self, model: CCMModel) -> dict[str, float]:
-        return {}
 
 
 @lru_cache(maxsize=16)  # a mixture has several at a time
@@ -94,3 +123,23 @@ def hold_out(groups: list[list[T]], most: int, seed: str) -> tuple[list[T], list
             held += groups[i]
             left.remove(i)
     return held, [groups[i] for i in sorted(left)]
+
+
+def folder_of(settings: DataSettings, files: str) -> Path:
+    """The folder of a published data set, which has its own samples to evaluate on.
+
+    Raises:
+        ConfigError: when a recipe names none, or other files to evaluate on.
+    """
+    if settings.path is None:
+        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder that holds {files}.")
+    if settings.eval_path is not None:
+        raise ConfigError(f"The data set {settings.name!r} has samples to evaluate on; leave data.eval_path out.")
+    return Path(settings.path)
+
+
+def log_left_out(title: str, counts: Counter[str]) -> None:
+    """Say how many examples of a data set were left out, by reason."""
+    for why, count in counts.items():
+        if count:
+            logger.warning("%s: examples left out, %s: %s", title, why, f"{count:,}")

@@ -13,13 +13,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ccm.config import build_settings, check_types
+from ccm.data.json_lists import Place, read_item, read_list, readable
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
@@ -27,6 +28,8 @@ from ccm.turns import Turns
 
 SHORTEST, LONGEST, KEPT, LEAST_REVIEWS = 1, 99, 0.9, 32  # tokens of an entry; share of entries; entries of LaMP-3
 MAX_LENGTH = 1024
+DRAWN = 16  # entries that are drawn to evaluate on; of fewer the first are taken
+NO_ROOM = "the query alone has no room"
 Entry = Mapping[str, str]
 Ids = list[int]
 
@@ -127,6 +130,7 @@ def fit(
     Returns:
         the steps, the query, and how many tokens too long it still is: 0 but where the query alone does not fit.
     """
+    encode = cache(encode)  # most texts stay from one count to the next
     for count in range(len(profile), -1, -1):
         steps, query = layout.lay_out(text, profile[:count])
         ids = [[*encode(step)] for step in (*steps, query)]
@@ -144,24 +148,134 @@ def kept_entries(lengths: Sequence[int], number: int) -> list[int] | None:
     return kept
 
 
-class Retriever:
-    """Draws entries of a profile: the authors take them at random.
+def draw(generator: np.random.Generator, entries: int, count: int) -> list[int]:
+    """Numbers of ``count`` entries of a profile that has ``entries``, again and again the same only where it has too
+    few: the authors take them at random."""
+    return generator.choice(entries, count, replace=entries < count).tolist()
 
-    Args:
-        k: how many.
-        train: whether for training (seed 42), else for evaluation (seed 1337): the first k of 16, so at most 16.
+
+@dataclass(frozen=True)
+class Example:
+    """One example, as texts.
+
+    Attributes:
+        text: question and input.
+        profile: the user's entries.
+        output: the answer.
+        place: where it stands in the file.
     """
 
-    POOL = 16
+    text: str
+    profile: Sequence[Entry]
+    output: str
+    place: Place
 
-    def __init__(self, k: int, *, train: bool) -> None:
-        self.k, self.train = k, train
-        self.generator = np.random.default_rng(42 if train else 1337)
 
-    def draw(self, entries: int) -> list[int]:
-        """Numbers of entries, of a profile that has so many; again and again the same where it has too few."""
-        count = self.k if self.train else self.POOL
-        return self.generator.choice(entries, count, replace=entries < count).tolist()[: self.k]
+@dataclass(frozen=True)
+class Reader:
+    """The examples of a split, and how they become questions.
+
+    Attributes:
+        folder: of the files.
+        split: of the files: "train" or "dev".
+        number: of the task.
+        max_length: most tokens of BOS, context, query, answer and EOS.
+        turns: whose tokenizer is used.
+    """
+
+    folder: Path
+    split: str
+    number: int
+    max_length: int
+    turns: Turns
+
+    @cached_property
+    def template(self) -> Template:
+        """How they read."""
+        return template(self.number)
+
+    @cached_property
+    def _encode_answer(self) -> Callable[[str], Ids]:
+        return encode_word(self.turns)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.split}_questions.json"
+
+    @cached_property
+    def _outputs(self) -> dict[str, str]:
+        path = self.folder / f"{self.split}_outputs.json"
+        with readable(path):
+            outputs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is no file of LaMP: {error!r}.") from None
+
+    def examples(self) -> Iterator[Example]:
+        """All of them, in order.
+
+        Raises:
+            DataError: when a file is absent or malformed.
+        """
+        return (self._example(item, place) for place, item in read_list(self._path))
+
+    def example_at(self, place: Place) -> Example:
+        """The example that stands there in the file."""
+        return self._example(read_item(self._path, place), place)
+
+    def _example(self, item: Any, place: Place) -> Example:
+        try:
+            return Example(item["input"], [*item["profile"]], self._outputs[item["id"]], place)
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self._path} and {self.split}_outputs.json do not belong together, or are no LaMP files: {error!r}."
+            ) from None
+
+    def kept(self, example: Example) -> list[int] | str:
+        """Numbers of the entries of an example that are used, or why it is left out.
+
+        Raises:
+            DataError: when an entry is of another task.
+        """
+        try:
+            texts = [self.template.entry.format(**entry) for entry in example.profile]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{self._path}: the profile of the example that begins {example.text[:40]!r} has no {error}, as "
+                f"LaMP-{self.number} has; is it of another task?"
+            ) from None
+        ids = self.turns.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        kept = kept_entries([*map(len, ids)], self.number)
+        if kept is None:
+            return "too few entries of the profile are short enough, or it is empty"
+        if not example.output or example.output not in (self.template.classes or [example.output]):
+            return "the answer is none of the classes, or empty"
+        return kept
+
+    def question(self, example: Example, entries: Sequence[int], answers: Sequence[str]) -> Question | None:
+        """The question of an example with those entries, from the end fewer where there is no room for all.
+
+        Args:
+            example: it.
+            entries: their numbers in the profile.
+            answers: the possible ones; the longest must fit.
+
+        Returns:
+            the question; None where the query alone has no room.
+        """
+        ids = [self._encode_answer(answer) for answer in answers]
+        bos = self.turns.tokenizer.bos_token_id
+        begin = [] if bos is None else [bos]
+        room = self.max_length - max(map(len, ids)) - 1 - len(begin)
+        profile = [example.profile[i] for i in entries]
+        steps, query, excess = fit(self.template, example.text, profile, self.turns.encode_reply, room)
+        if excess:
+            return None
+        texts = [*steps, query]
+        texts[0] = [*begin, *texts[0]]
+        before = [*begin, *self.turns.encode_reply("Output:")]
+        return Question(texts[:-1], texts[-1], ids, answers.index(example.output), f"LaMP-{self.number}", before)
 
 
 @dataclass(frozen=True)
@@ -172,17 +286,21 @@ class Options:
         number: of the task: 1 to 5 or 7.
         split: of the files.
         max_length: most tokens of BOS, context, query, answer and EOS.
+        seed: of the entries that are drawn; the authors' is 1337.
     """
 
     number: int = 2
     split: Literal["train", "dev"] = "dev"
     max_length: int = MAX_LENGTH
+    seed: int = 1337
 
     def __post_init__(self) -> None:
         check_types(self, "task.options.")
         template(self.number)
-        if self.max_length < 1:
-            raise ConfigError(f"task.options.max_length is {self.max_length}; it must be at least 1.")
+        if self.max_length < 1 or self.seed < 0:
+            raise ConfigError(
+                f"task.options: max_length is {self.max_length}, seed {self.seed}; they must be at least 1 and 0."
+            )
 
 
 @dataclass
@@ -203,74 +321,29 @@ class LaMPTask:
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
-        self.template = template(self.options.number)
-        self.classes = self.template.classes
-        self.measures: Literal["perplexity", "acc"] = "acc" if self.template.classes else "perplexity"
-        self.encode_answer = encode_word(self.turns)
-
-    @cached_property
-    def _examples(self) -> list[tuple[str, list[Entry], str]]:
-        """Input, profile and output of all examples."""
-        names = [f"{self.options.split}_{part}.json" for part in ("questions", "outputs")]
-        questions, outputs = (_read(self.folder / name) for name in names)
-        try:
-            golds = {gold["id"]: gold["output"] for gold in outputs["golds"]}
-            return [(q["input"], q["profile"], golds[q["id"]]) for q in questions]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.folder / names[0]} and {names[1]} do not belong together, or are no LaMP files: {error!r}."
-            ) from None
+        options = self.options
+        self.reader = Reader(self.folder, options.split, options.number, options.max_length, self.turns)
+        self.classes = self.reader.template.classes
+        self.measures: Literal["perplexity", "acc"] = "acc" if self.classes else "perplexity"
 
     def questions(self, depth: int) -> Iterator[Question]:
-        if not 0 <= depth <= Retriever.POOL:
-            raise ConfigError(f"There is no time step {depth}; it is a number of entries, from 0 to {Retriever.POOL}.")
+        if not 0 <= depth <= DRAWN:
+            raise ConfigError(f"There is no time step {depth}; it is a number of entries, from 0 to {DRAWN}.")
         self.skipped, self.noted = Counter(), Counter()
-        retriever = Retriever(depth, train=False)
-        for number, (text, profile, output) in enumerate(self._examples):
-            lengths = [len(self.turns.encode_reply(self._text(number, entry))) for entry in profile]
-            kept = kept_entries(lengths, self.options.number)
-            answers = [*self.template.classes] or [output.strip()]
-            if kept is None:
-                self.skipped["too few entries of the profile are short enough, or it is empty"] += 1
-            elif output.strip() not in answers or not output.strip():
-                self.skipped["the answer is none of the classes, or empty"] += 1
-            else:
-                drawn = [profile[kept[i]] for i in retriever.draw(len(kept))]
-                yield from self._question(text, drawn, answers, answers.index(output.strip()))
-
-    def _question(self, text: str, profile: Sequence[Entry], answers: list[str], right: int) -> Iterator[Question]:
-        ids = [self.encode_answer(answer) for answer in answers]
-        bos = self.turns.tokenizer.bos_token_id
-        begin = [] if bos is None else [bos]
-        room = self.options.max_length - max(map(len, ids)) - 1 - len(begin)
-        steps, query, excess = fit(self.template, text, profile, self.turns.encode_reply, room)
-        if excess:
-            self.skipped["the query alone has no room"] += 1
-            return
-        if len(steps) < len(profile):
-            self.noted[f"fewer than {len(profile)} entries: no room, or repeated in the question"] += 1
-        texts = [*steps, query]
-        texts[0] = [*begin, *texts[0]]
-        before = [*begin, *self.turns.encode_reply("Output:")]
-        yield Question(texts[:-1], texts[-1], ids, right, f"LaMP-{self.options.number}", before)
-
-    def _text(self, number: int, entry: Entry) -> str:
-        try:
-            return self.template.entry.format(**entry)
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.folder}: the profile of example {number} has no {error}, as LaMP-{self.options.number} has; is "
-                "it of another task?"
-            ) from None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}; download it from the LaMP benchmark into that folder.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from None
+        generator = np.random.default_rng(self.options.seed)
+        for example in self.reader.examples():
+            kept = self.reader.kept(example)
+            if isinstance(kept, str):
+                self.skipped[kept] += 1
+                continue
+            entries = [kept[i] for i in draw(generator, len(kept), DRAWN)[:depth]]
+            question = self.reader.question(example, entries, self.classes or [example.output])
+            if question is None:
+                self.skipped[NO_ROOM] += 1
+                continue
+            if len(question.steps) < depth:
+                self.noted[f"fewer than {depth} entries: no room, or repeated in the question"] += 1
+            yield question
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> LaMPTask:

@@ -10,6 +10,7 @@ MetaICL's: a folder a task, in it ``TASK_16_100_test.jsonl`` (or ``TASK_test.jso
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 
 from ccm.config import build_settings, check_types
 from ccm.data.questions import Question
-from ccm.data.tasks import TaskSettings, encode_word
+from ccm.data.tasks import TaskSettings, encode_word, encode_words
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns
 
@@ -48,6 +49,12 @@ class Prompt:
     before_input: Ids
     before_output: Ids
     bos: int | None
+
+    @staticmethod
+    def of(turns: Turns) -> Prompt:
+        """As a tokenizer has them."""
+        before_input, before_output = encode_words(turns)(["Input:", "Output:"])
+        return Prompt(before_input, before_output, turns.tokenizer.bos_token_id)
 
     def query(self, example: Example) -> list[int]:
         """The example up to where its output begins."""
@@ -101,19 +108,27 @@ class Options:
     Attributes:
         max_length: most tokens of context, query and output.
         demonstrations: the seed in the name of the files with the demonstrations.
-        spare: likewise, of those that fill up a pool that is too small.
+        spare: likewise, of those that fill up a pool that is too small; None for 13, or 100 where 13 is the seed above.
         tasks: which tasks; None for those of ``hr_to_lr.json`` in the folder, or all that have a test file.
     """
 
     max_length: int = 1024
     demonstrations: int = 100
-    spare: int = 13
+    spare: int | None = None
     tasks: list | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "task.options.")
+        if self.spare == self.demonstrations:
+            raise ConfigError(f"task.options.spare is {self.spare}, as demonstrations; it must be another pool's seed.")
         if self.max_length < 1:
             raise ConfigError(f"task.options.max_length is {self.max_length}; it must be at least 1.")
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Of the demonstrations, and of those that fill up."""
+        spare = 100 if self.demonstrations == 13 else 13
+        return self.demonstrations, spare if self.spare is None else self.spare
 
 
 @dataclass
@@ -137,10 +152,9 @@ class MetaICLTask:
         self.skipped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.encode = encode_word(self.turns)
-        bos = self.turns.tokenizer.bos_token_id
-        self.prompt = Prompt(self.encode("Input:"), self.encode("Output:"), bos)
-        self.tasks = self.options.tasks or _tasks(self.folder)
-        if absent := [task for task in self.options.tasks or () if _test_file(self.folder, task) is None]:
+        self.prompt = Prompt.of(self.turns)
+        self.tasks = self.options.tasks or listed(self.folder, "test") or _found(self.folder)
+        if absent := [task for task in self.options.tasks or () if evaluated_file(self.folder, task) is None]:
             raise DataError(f"{self.folder} has no test file of the tasks {', '.join(map(str, absent))}.")
 
     def questions(self, depth: int) -> Iterator[Question]:
@@ -148,13 +162,12 @@ class MetaICLTask:
             raise ConfigError(f"There is no time step {depth}; it is a number of demonstrations, from 0.")
         self.skipped, self.noted = Counter(), Counter()
         for task in self.tasks:
-            path = _test_file(self.folder, task)
+            path = evaluated_file(self.folder, task)
             if path is None:
                 self.noted[f"{task}: no test file"] += 1
                 continue
-            chosen = demonstrations_for(
-                self._pool(task, self.options.demonstrations), self._pool(task, self.options.spare), depth
-            )
+            pool, spare = (self._pool(task, seed) for seed in self.options.seeds)
+            chosen = demonstrations_for(pool, spare, depth)
             for example in self._examples(path):
                 yield from self._question(example, chosen, depth, task)
 
@@ -175,8 +188,13 @@ class MetaICLTask:
             yield question
 
     def _pool(self, task: str, seed: int) -> list[Example]:
-        path = self.folder / task / f"{task}_16_{seed}_train.jsonl"
-        return [example for example in self._examples(path) if self.prompt.fits(example)]
+        found = pools(self.folder, task)
+        if seed not in found:
+            raise DataError(
+                f"{self.folder / task} holds no {task}_16_{seed}_train.jsonl; it has demonstrations of the seeds "
+                f"{', '.join(map(str, found)) or '(none)'}."
+            )
+        return [example for example in self._examples(found[seed]) if self.prompt.fits(example)]
 
     def _examples(self, path: Path) -> Iterator[Example]:
         for row in read_lines(path):
@@ -211,22 +229,39 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def _tasks(folder: Path) -> list[str]:
+def listed(folder: Path, split: str) -> list[str] | None:
+    """The tasks of a split, "train" or "test", by ``hr_to_lr.json`` in the folder; None where there is no such file.
+
+    Raises:
+        DataError: when it holds no list.
+    """
     for place in (folder / "hr_to_lr.json", folder / "config" / "hr_to_lr.json"):
         if place.is_file():
             try:
-                return [str(task) for task in json.loads(place.read_text(encoding="utf-8"))["test"]]
+                return [str(task) for task in json.loads(place.read_text(encoding="utf-8"))[split]]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{place} holds no list of tasks under 'test' ({error!r}).") from None
-    found = sorted(path.name for path in folder.glob("*/") if _test_file(folder, path.name))
+                raise DataError(f"{place} holds no list of tasks under {split!r} ({error!r}).") from None
+    return None
+
+
+def _found(folder: Path) -> list[str]:
+    found = sorted(path.name for path in folder.glob("*/") if evaluated_file(folder, path.name))
     if not found:
         raise DataError(f"{folder} holds no task: a folder TASK with TASK_test.jsonl or TASK_16_100_test.jsonl in it.")
     return found
 
 
-def _test_file(folder: Path, task: str) -> Path | None:
+def evaluated_file(folder: Path, task: str) -> Path | None:
+    """The file of the examples of a task to evaluate on; None where there is none."""
     names = (f"{task}_16_100_test.jsonl", f"{task}_test.jsonl")
     return next((path for name in names if (path := folder / task / name).is_file()), None)
+
+
+def pools(folder: Path, task: str) -> dict[int, Path]:
+    """The files of 16 demonstrations a class, by the seed in their names."""
+    name = re.compile(rf"{re.escape(task)}_16_(\d+)_train\.jsonl")
+    found = ((name.fullmatch(path.name), path) for path in (folder / task).glob("*.jsonl"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> MetaICLTask:

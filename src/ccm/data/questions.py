@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ccm.errors import InputError
-from ccm.layout import IGNORE, Sample
+from ccm.layout import IGNORE, Sample, Step
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,9 @@ class Question:
         if answer[-1] == eos:
             answer.pop()
         return Question([step.ids for step in sample.steps], sample.query.ids[: begin + 1], [answer], task=task)
+
+    def sample(self, eos: int) -> Sample:
+        """To train on: the right answer, and the token that ends it, are the targets."""
+        answer = self.answers[self.right]
+        targets = [*[IGNORE] * (len(self.query) - 1), *answer, eos]
+        return Sample([Step(step) for step in self.steps], Step([*self.query, *answer], targets))

@@ -81,8 +81,19 @@ def open_task(settings: TaskSettings, turns: Turns) -> Task:
     return import_module(TASKS[settings.name]).open_task(settings, turns)
 
 
-def encode_word(turns: Turns) -> Callable[[str], list[int]]:
-    """What gives a text's token ids as it stands after a space, whether or not the tokenizer adds one by itself."""
+def encode_words(turns: Turns) -> Callable[[Sequence[str]], list[list[int]]]:
+    """What gives texts' token ids as they stand after a space, whether or not the tokenizer adds one by itself."""
     both = [*turns.encode_reply("a"), *turns.encode_reply("b")]
     space = "" if turns.tokenizer.decode(both) == "a b" else " "
-    return lambda text: turns.encode_reply(space + text.strip()) if text.strip() else []
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        stripped = (text.strip() for text in texts)
+        return turns.tokenizer([text and space + text for text in stripped], add_special_tokens=False).input_ids
+
+    return encode
+
+
+def encode_word(turns: Turns) -> Callable[[str], list[int]]:
+    """As :func:`encode_words`, for one text."""
+    encode = encode_words(turns)
+    return lambda text: encode([text])[0]
