@@ -2,8 +2,8 @@
 
     python -m reproductions.dialog --data DIR --output DIR
 
-On the small LLaMA (``reproductions.small``): a plain LoRA for DailyDialog, an adapter for every method and seed, then the
-evaluations and a page of them. What is done already is not done again; what was broken off goes on.
+On the small LLaMA (``reproductions.small``): a plain LoRA for DailyDialog, an adapter for every method and seed, then
+the evaluations and a page of them. What is done already is not done again; what was broken off goes on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m reproductions.small --data DIR
 
-It ships in ``reproductions/weights``, so that the reproductions begin with the same one. What it learns of is dialogues and
-books under open licences alone; no data set that a reproduction measures is among them.
+It ships in ``reproductions/weights``, so that the reproductions begin with the same one. What it learns of is dialogues
+and books under open licences alone; no data set that a reproduction measures is among them.
 """
 
 from __future__ import annotations

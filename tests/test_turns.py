@@ -219,3 +219,32 @@ def test_a_tokenizer_without_what_the_format_needs_is_refused() -> None:
 def test_a_reply_decodes_to_its_text() -> None:
     made = turns()
     assert made.decode([*made.encode_reply(" d\u00e9j\u00e0 vu \n"), made.eos_id]) == "d\u00e9j\u00e0 vu"
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "ended"),
+    [
+        (" Fine, ", "Fine,", False),
+        ("Fine.</s> And", "Fine.", True),
+        ("</s>", "", True),
+        ("Fine.\nA: And you?\nA:", "Fine.", True),
+        ("Fine.\nB: And", "Fine.", True),
+        ("Fine.\nA", "Fine.\nA", False),
+        ("<think>Fine.", "Fine.", False),
+    ],
+)
+def test_a_reply_ends_by_eos_or_where_a_separator_begins(said: str, text: str, ended: bool) -> None:
+    turns = make_turns(tokenizer(), TurnFormat(separator="\nA:", reply_separator="\nB:"))
+    assert turns.reply(turns.encode_reply(said)) == (text, ended)
+
+
+def test_a_separator_may_be_a_special_token_but_no_spaces() -> None:
+    turns = make_turns(tokenizer(), TurnFormat(separator="<|head|>", reply_separator=" "))
+    assert turns.reply(turns.encode_reply("So it is.<|head|>Oh")) == ("So it is.", True)
+    assert turns.reply(turns.encode_reply("So it is.")) == ("So it is.", False)
+
+
+def test_a_reply_of_a_chat_template_ends_by_its_closing_token_or_eos() -> None:
+    turns = make_turns(tokenizer(LLAMA3), TurnFormat(template="chat"))
+    for closing in ("<|eot|>", "</s>"):
+        assert turns.reply(turns.encode_reply(f"So it is.{closing}Oh")) == ("So it is.", True)

@@ -53,6 +53,17 @@ Room = Annotated[int | None, typer.Option(help="Entries that a baseline keeps (a
 Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
 Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
 QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time.")]
+Generate = Annotated[
+    int | None, typer.Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")
+]
+Categories = Annotated[
+    list[str] | None, typer.Option("--category", help="Questions, such as temporal or multi-session; repeatable (all).")
+]
+MaxLength = Annotated[int, typer.Option(help="Most tokens of context, query and answer.")]
+Until = Annotated[
+    Literal["evidence", "end"],
+    typer.Option(help="Where a question is asked: after the session with its last evidence, or at the very end."),
+]
 Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
 Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
@@ -236,6 +247,7 @@ def dialog(
     steps: Steps = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
+    generate: Generate = None,
     output: Output = None,
     model: Model = None,
     n_tok: NTok = None,
@@ -245,7 +257,9 @@ def dialog(
 ) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
     task = {"name": "dialog", "path": str(data), "options": {"protocol": protocol}}
-    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
 
 
 @evaluate.command()
@@ -259,6 +273,7 @@ def soda(
     steps: Steps = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
+    generate: Generate = None,
     output: Output = None,
     model: Model = None,
     n_tok: NTok = None,
@@ -268,7 +283,9 @@ def soda(
 ) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: SODA."""
     task = {"name": "soda", "path": str(data), "options": {"protocol": protocol}}
-    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
 
 
 @evaluate.command()
@@ -297,7 +314,9 @@ def pg19(
     """Perplexity of chunks of books, by the latest chunks before them: PG19."""
     options = {"split": split, "chunk_tokens": chunk_tokens, "deepest": deepest, "targets": targets}
     task = {"name": "pg19", "path": str(data), "options": options}
-    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, None, output, model, n_tok, device, dtype, json
+    )
 
 
 @evaluate.command()
@@ -323,7 +342,9 @@ def metaicl(
     """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
     options = {"max_length": max_length, "demonstrations": demonstrations, "tasks": task}
     given = {"name": "metaicl", "path": str(data), "options": options}
-    _evaluate_task(given, adapter, rule, baseline, room, k, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        given, adapter, rule, baseline, room, k, most, batch, None, output, model, n_tok, device, dtype, json
+    )
 
 
 @evaluate.command()
@@ -339,6 +360,7 @@ def lamp(
     room: Room = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
+    generate: Generate = None,
     output: Output = None,
     model: Model = None,
     n_tok: NTok = None,
@@ -349,7 +371,65 @@ def lamp(
     """Accuracy over the classes of an example, after k entries of a profile: LaMP. Perplexity of 4, 5 and 7."""
     options = {"number": number, "split": split, "max_length": max_length}
     given = {"name": "lamp", "path": str(data), "options": options}
-    _evaluate_task(given, adapter, rule, baseline, room, k, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        given, adapter, rule, baseline, room, k, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
+
+
+@evaluate.command()
+def locomo(
+    data: Annotated[Path, typer.Option(help="LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
+    category: Categories = None,
+    max_length: MaxLength = 2048,
+    until: Until = "evidence",
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    generate: Generate = None,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """F1 of replies to questions on long conversations, by the latest turns: LoCoMo."""
+    task = {"name": "locomo", "path": str(data), "options": _asking(category, max_length, until)}
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
+
+
+@evaluate.command()
+def longmemeval(
+    data: Annotated[Path, typer.Option(help="One of LongMemEval's files, plain or gzipped.")],
+    category: Categories = None,
+    max_length: MaxLength = 2048,
+    until: Until = "evidence",
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    generate: Generate = None,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    """F1 of replies to questions on a user's many sessions, by the latest turns: LongMemEval."""
+    task = {"name": "longmemeval", "path": str(data), "options": _asking(category, max_length, until)}
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
 
 
 @evaluate.command()
@@ -365,6 +445,7 @@ def custom(
     steps: Steps = None,
     most: Most = 0,
     batch: QuestionBatch = 16,
+    generate: Generate = None,
     output: Output = None,
     model: Model = None,
     n_tok: NTok = None,
@@ -375,7 +456,14 @@ def custom(
     """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
     options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
     task = {"name": "custom", "path": str(data), "options": options}
-    _evaluate_task(task, adapter, rule, baseline, room, steps, most, batch, output, model, n_tok, device, dtype, json)
+    _evaluate_task(
+        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
+    )
+
+
+def _asking(categories: list[str] | None, max_length: int, until: str) -> dict[str, Any]:
+    """The options of questions on long conversations."""
+    return {"categories": categories, "max_length": max_length, "until": until}
 
 
 def _evaluate_task(
@@ -387,6 +475,7 @@ def _evaluate_task(
     steps: str | None,
     most: int,
     batch: int,
+    generate: int | None,
     output: Path | None,
     model: str | None,
     n_tok: int | None,
@@ -408,6 +497,7 @@ def _evaluate_task(
         depths=_numbers(steps),
         most=most,
         batch=batch,
+        generate=generate,
         n_tok=n_tok,
         device=device,
         dtype=dtype,

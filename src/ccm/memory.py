@@ -399,6 +399,13 @@ class MemoryCache(DynamicCache):
             self.update(key[:, :, :0], value[:, :, :0], layer)
             self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
 
+    def fork(self) -> MemoryCache:
+        """A cache that has read the same and goes on by itself; nothing is copied."""
+        twin = MemoryCache(self.memory)
+        for layer, own in zip(twin.layers, self.layers, strict=True):
+            layer.keys, layer.values = own.keys, own.values
+        return twin
+
     def mask_before(self, rows: int, length: int) -> Tensor:
         """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more: none of the text is padding.
 

@@ -6,6 +6,7 @@ later turns           S    text M | reply            the reply's closing EOS is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +74,23 @@ class Turns:
         """The text of a reply."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def reply(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """The text of a reply that is being generated, and whether it has ended: by EOS, or where a turn begins."""
+        closing = {self.eos_id, self.tokenizer.eos_token_id}
+        end = next((i for i, token in enumerate(ids) if token in closing), len(ids))
+        text = self.tokenizer.decode([*ids[:end]])  # special tokens, too: a separator may be one
+        cut = min((at for mark in self._marks if (at := text.find(mark)) >= 0), default=len(text))
+        said = text[:cut]
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                said = said.replace(token.content, "")
+        return said.strip(), end < len(ids) or cut < len(text)
+
+    @property
+    def _marks(self) -> Sequence[str]:
+        """Texts with which a turn begins."""
+        return ()
+
     def _first(self, text: str) -> list[int]:
         raise NotImplementedError
 
@@ -97,6 +115,10 @@ class SeparatorTurns(Turns):
 
     def _later(self, text: str) -> list[int]:
         return [*self.statement(text, first=False), *self._reply_separator]
+
+    @property
+    def _marks(self) -> Sequence[str]:
+        return [mark for mark in (self.form.separator, self.form.reply_separator) if mark.strip(" ")]
 
     @cached_property
     def _separator(self) -> list[int]:

@@ -6,14 +6,17 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ccm.data.reading import find_files, read_rows, read_text
+from ccm.data import reading
+from ccm.data.reading import find_files, read_item, read_items, read_rows, read_text
 from ccm.errors import ConfigError, DataError
 
+ITEMS: list[Any] = [{"a": "é, [x] {"}, {}, {"b": [1, {"c": None}]}, {"long": "\u4f60" * 40}, {"d": "end ]"}]
 ROWS = [{"text": "Größe", "number": 1}, {"text": "two", "number": 2}]
 
 
@@ -86,3 +89,51 @@ def test_a_damaged_parquet_file_is_named_and_pyarrow_asked_for(tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match="pip install pyarrow, or give JSON lines"):
         [*read_rows(path, ["text"])]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}])
+def test_every_item_is_read_and_found_again_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, mark: bytes, layout: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    path = tmp_path / "list.json"
+    text = json.dumps(ITEMS, **layout).replace("\n", "\r\n")
+    path.write_bytes(mark + text.encode())
+    found = [*read_items(path)]
+    assert [item for _, item in found] == ITEMS
+    assert [read_item(path, place) for place, _ in found] == ITEMS
+    (tmp_path / "list.json.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert [*read_items(tmp_path / "list.json.gz")] == found
+
+
+def test_an_empty_list_has_no_items(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(" [\n]\n")
+    assert [*read_items(tmp_path / "list.json")] == []
+
+
+@pytest.mark.parametrize("text", ["[", '[{"a": 1}', '[{"a": 1}, {"b', '[{"a": 1}, x]'])
+def test_a_file_that_is_not_whole_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"list.json cannot be read: .*; it may not be whole"):
+        [*read_items(path)]
+
+
+def test_an_absent_or_changed_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    with pytest.raises(DataError, match=r"There is no file .*list.json"):
+        [*read_items(path)]
+    path.write_text(json.dumps(ITEMS))
+    (_, (place, _), *_) = read_items(path)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_item(path, place)
+
+
+@pytest.mark.parametrize("text", ["", '{"a": 1}', "text"])
+def test_what_is_no_list_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=r"list.json holds no JSON list"):
+        [*read_items(tmp_path / "list.json")]

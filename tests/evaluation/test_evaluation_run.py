@@ -17,6 +17,7 @@ from ccm.evaluation import scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import gain, paired
 from ccm.evaluation.run import Evaluation, Measured, Result
+from ccm.evaluation.texts import FIGURES
 from ccm.files import load_tensors, save_tensors
 
 TALK = [
@@ -203,8 +204,8 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
     else:
         figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
     (main,) = figures
-    count, task = len(values), {"name": "dialog"}
-    line = Measured(task, rule, rule, 1, None, base, 1, count, {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
+    task = {"name": "dialog"}
+    line = Measured(task, rule, rule, 1, None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
     return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
 
@@ -316,3 +317,83 @@ def test_gist_online_compresses_each_step_by_itself(
     assert found[5]["figures"] != found[1]["figures"]
     assert dialog(folder, "--rule", "gist-online") == 2
     assert "trained for the rule 'gist'" in capsys.readouterr().err
+
+
+def locomo(folder: Path, *more: object) -> int:
+    """One conversation of two sessions, of which the first holds the answers."""
+    talk = {
+        "session_1_date_time": "1 May",
+        "session_1": [{"speaker": "Ann", "dia_id": f"D1:{i}", "text": f"I have {i} cats."} for i in (1, 2, 3)],
+        "session_2_date_time": "2 May",
+        "session_2": [{"speaker": "Ben", "dia_id": "D2:1", "text": "Fine."}],
+    }
+    qa = [
+        {"question": f"Who has {i} cats?", "answer": "Ann", "evidence": [f"D1:{i}"], "category": 1 + 3 * (i > 1)}
+        for i in (1, 2, 3)
+    ]
+    (folder / "locomo10.json").write_text(json.dumps([{"conversation": talk, "qa": qa}]))
+    return ccm("evaluate", "locomo", "--data", folder, "--steps", "1,2", *more)
+
+
+def test_replies_are_generated_judged_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = iter(range(1, 100))
+    monkeypatch.setattr(scoring, "judge", lambda *_: dict.fromkeys(FIGURES, next(marks) / 16))
+    rules, out = ("--rule", "full", "--rule", "concat"), tmp_path / "out"
+    assert locomo(tmp_path, *rules, "--output", out) == 0
+    assert "answer F1" in capsys.readouterr().out
+    found = lines((out / "results.jsonl").read_text())
+    assert {path.stem for path in (out / "replies").iterdir()} == {path.stem for path in (out / "scores").iterdir()}
+    for line in found:
+        assert line["main"] == "answer_f1"
+        assert line["task"]["generate"] == 32
+        assert {"perplexity", "loss", "em", "answer_f1", "rouge_l"} == set(line["figures"])
+        assert {name: set(figures) for name, figures in line["by_task"].items()} == {
+            "multi-hop": set(line["figures"]), "single-hop": set(line["figures"]),
+        }  # fmt: skip
+        (path,) = (out / "replies").glob(f"{line['method']}-{line['depth']}-*.jsonl")
+        replies = lines(path.read_text())
+        assert [reply["question"].partition("Question: ")[2] for reply in replies] == [
+            "Who has 1 cats?", "Who has 2 cats?", "Who has 3 cats?",
+        ]  # fmt: skip
+        assert all(reply["reply"] and reply["references"] == ["Ann"] for reply in replies)
+        for name in FIGURES:
+            values = [reply["figures"][name] for reply in replies]
+            assert line["figures"][name] == pytest.approx(sum(values) / 3)  # of the questions, whatever their category
+            assert line["by_task"]["single-hop"][name] == pytest.approx(sum(values[1:]) / 2)
+    report = (out / "report.md").read_text()
+    assert "answer F1 by task" in report
+    assert "| step | method | multi-hop | single-hop |" in report
+    assert "step 1: none of the evidence in view (2)" in report
+
+
+def test_replies_may_be_left_out_or_asked_for(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert locomo(tmp_path, "--rule", "full", "--generate", 0, "--output", tmp_path / "out", "--json") == 0
+    without = lines(capsys.readouterr().out)
+    assert locomo(tmp_path, "--rule", "full", "--output", tmp_path / "out", "--json") == 0
+    replied = lines(capsys.readouterr().out)  # measured for itself
+    assert [line["main"] for line in (*without, *replied)] == ["perplexity"] * 2 + ["answer_f1"] * 2
+    assert [line["figures"]["loss"] for line in without] == [line["figures"]["loss"] for line in replied]
+    assert dialog(folder, "--rule", "none", "--generate", 4, "--json") == 0
+    for line in lines(capsys.readouterr().out):
+        assert (line["main"], line["task"]["generate"]) == ("rouge_l", 4)
+    assert dialog(folder, "--generate", -1) == 2
+    assert "generate is -1" in capsys.readouterr().err
+
+
+def test_chosen_answers_are_not_generated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"steps": ["Grass is green."], "query": "Grass?", "answer": "green", "choices": ["green", "red"]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    assert ccm("evaluate", "custom", "--data", tmp_path / "mine.jsonl", "--generate", 4) == 2
+    assert "chosen, not generated" in capsys.readouterr().err
+
+
+def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:
+    def replies(rule: str, values: list[float]) -> Result:
+        row = result(rule, [-2.0] * len(values))
+        line = replace(row.line, main="answer_f1", figures={"answer_f1": sum(values) / len(values)})
+        return replace(row, line=line, values=values, weights=[1] * len(values))
+
+    full, none, some = replies("full", [0.9, 1.0, 0.8]), replies("none", [0.1, 0.0, 0.2]), replies("concat", [0.7] * 3)
+    assert gain(some, [full, none, some]) == pytest.approx(0.6 / 0.8)

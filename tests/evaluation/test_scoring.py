@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import BOS, EOS, TABLE, TOLERANCE, VOCAB, Row, ccm_config, tiny_base
+from helpers import BOS, EOS, TABLE, TOLERANCE, VOCAB, Row, ccm_config, greedy_by_parallel, tiny_base, tiny_model
 
 from ccm.data.questions import Question
-from ccm.errors import InputError
+from ccm.errors import ConfigError, InputError
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.model import CCMModel
+from ccm.turns import Turns
 
 
 def text(rng: random.Random, least: int, most: int) -> list[int]:
@@ -149,3 +152,89 @@ def test_a_sample_becomes_the_question_of_its_targets() -> None:
     question = Question.of(Sample([Step([5, 6]), Step([7])], query), EOS, "some")
     assert (question.steps, question.query, question.answers) == ([[5, 6], [7]], [8, 9], [[10, 11]])
     assert question.task == "some"
+
+
+class Spelled(Turns):
+    """Replies as the numbers of their tokens; each ends where a token would be that can be divided by ``ends``."""
+
+    def __init__(self, ends: int) -> None:
+        self.ends = ends
+
+    def reply(self, ids: Sequence[int]) -> tuple[str, bool]:
+        end = next((i for i, token in enumerate(ids) if token % self.ends == 0), len(ids))
+        return self.decode([*ids[:end]]), end < len(ids)
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def replied(model: CCMModel, asked: list[Question], batch: int, ends: int = VOCAB + 1) -> list[Scored]:
+    return [*Scorer(model, batch=batch, generate=6, turns=Spelled(ends)).score(asked)]
+
+
+def texts_of(scored: list[Scored]) -> list[str]:
+    return [one.reply.reply for one in scored if one.reply]
+
+
+def by_parallel(model: CCMModel, question: Question) -> list[int]:
+    return greedy_by_parallel(model, Sample([Step(step) for step in question.steps], Step(question.query)), 6)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("settings", [{}, {"sink": True}, {"recurrent": False}, {"positions": "base"}], ids=str)
+def test_replies_are_the_likeliest_tokens_of_a_parallel_pass_for_each(row: Row, settings: dict[str, object]) -> None:
+    model, asked = model_of(row, **settings), questions(4, count=8)
+    expected = [by_parallel(model, question) for question in asked]
+    assert texts_of(replied(model, asked, batch=4)) == [" ".join(map(str, ids)) for ids in expected]
+    assert len({*map(tuple, expected)}) > 4  # they say something
+
+
+@pytest.mark.parametrize("settings", [{"family": "gemma3"}, {"family": "gpt_neox"}, {"embeddings": "table"}], ids=str)
+def test_replies_of_other_families_and_of_comp_tokens_in_the_table(settings: dict) -> None:
+    model, asked = tiny_model("concat", n_tok=2, **settings), questions(5, count=6)
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight[VOCAB:] *= 1000  # rows of COMP tokens, where there are any
+    expected = [" ".join(map(str, by_parallel(model, question))) for question in asked]
+    assert texts_of(replied(model, asked, batch=4)) == expected
+
+
+def test_a_reply_ends_by_itself_whatever_the_others_of_its_batch_do() -> None:
+    model, asked = model_of(TABLE[0]), questions(6)
+    alone, together = (replied(model, asked, batch, ends=3) for batch in (1, 8))
+    lengths = [len(text.split()) for text in texts_of(alone)]
+    assert len({*lengths}) > 2
+    assert texts_of(alone) == texts_of(together)
+    assert [one.peak for one in alone] == [one.peak for one in together]
+    for question, text in zip(asked, texts_of(alone), strict=True):
+        tokens = by_parallel(model, question)
+        end = next((i for i, token in enumerate(tokens) if token % 3 == 0), 6)
+        assert text == " ".join(map(str, tokens[:end]))
+
+
+def test_replies_change_no_likelihood() -> None:
+    model, asked = model_of(TABLE[0]), questions(7)
+    for one, other in zip(scored_by(model, asked, batch=8), replied(model, asked, batch=8), strict=True):
+        assert totals(one) == totals(other)
+        assert (one.reply is None, other.reply is None) == (True, False)
+
+
+def test_a_reply_is_judged_by_the_references_or_by_the_right_answer() -> None:
+    model = model_of(TABLE[0])
+    question = Question([[BOS, 5, 6]], [7, 8], [[9], [10, 11]], right=1)
+    said = " ".join(map(str, by_parallel(model, question)))
+    (plain,) = replied(model, [question], batch=1)
+    (told,) = replied(model, [replace(question, references=["nothing", said])], batch=1)
+    assert plain.reply is not None
+    assert told.reply is not None
+    assert (plain.reply.question, plain.reply.references) == ("7 8", ["10 11"])
+    assert (plain.reply.figures["em"], told.reply.figures["em"]) == (0.0, 1.0)
+
+
+def test_the_tokens_of_a_reply_are_in_view_and_need_positions() -> None:
+    model = model_of(TABLE[0])
+    (one,) = replied(model, [Question([[BOS, 5]], [6, 7, 8], [[9]])], batch=1)
+    assert one.peak == 2 + 3 + 6 - 1  # the memory, the query, and the reply but for its last token
+    with pytest.raises(InputError, match="end at position 129"):
+        replied(model, [Question([[5] * 60], [6] * 64, [[7]])], batch=1)
+    with pytest.raises(ConfigError, match="needs their turns"):
+        Scorer(model, generate=1)

@@ -15,13 +15,14 @@ from ccm.data.metaicl import demonstrations_for
 from ccm.data.questions import Question
 from ccm.evaluation.metrics import CHOICES, Choice, Likelihood, accuracy, loss, macro_accuracy, perplexity
 from ccm.evaluation.scoring import Scored, Scorer, likelihood
+from ccm.evaluation.texts import rouge_l
 
 EXCEPTIONS: dict[str, Choice] = {"poem_sentiment": "acc_base"}
 LEFT_OUT = ("glue-mrpc",)
 
 
 def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Accuracies, perplexities and likelihoods as the authors' evaluation has them."""
+    """Accuracies, perplexities, ROUGE-L and likelihoods as the authors' evaluation has them."""
     tables = goldens.json("metrics/tables.json")
     yield "table of options", _accuracies(_questions(tables["metaicl"]["rows"]), tables["metaicl"]["all_examples"])
     table = tables["perplexity"]
@@ -33,6 +34,7 @@ def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     ours = 100 * accuracy([*zip(answers, table["answers"], strict=True)], "acc")
     yield "table of classes", {"figure": abs(round(ours, 2) - table["reference"]["eval_acc"])}
     yield from _likelihoods(tables["loglikelihood"])
+    yield "rouge", _rouge(goldens.json("metrics/rouge.json"))
     parsed = goldens.json("metrics/parse_results.json")
     for name, model in parsed["models"].items():
         by_task: dict[str, dict[str, float]] = defaultdict(dict)
@@ -73,6 +75,14 @@ def _likelihoods(table: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
         columns = [i for i, label in enumerate(labels) if label not in (table["ignore"], table["eos"])]
         ours = likelihood(torch.tensor(logits)[[i - 1 for i in columns]], [labels[i] for i in columns])
         yield f"likelihood {row}", {"log-likelihood": abs(ours - causal["loglikelihoods"][row])}
+
+
+def _rouge(table: dict[str, Any]) -> Differences:
+    """ROUGE-L of texts, and its plain mean: what the authors report is the median of a thousand random means."""
+    ours = [rouge_l(*texts) for texts in zip(table["predictions"], table["references"], strict=True)]
+    each = [abs(a - b["rougeL"]) for a, b in zip(ours, table["per_sample_f"], strict=True)]
+    mean = 100 * sum(ours) / len(ours)
+    return {"figure": max(*each, abs(mean - table["plain_mean_x100"]["rougeL"]))}
 
 
 def _metaicl(goldens: Goldens, case: dict[str, Any]) -> Differences:

@@ -22,7 +22,7 @@ from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, hold_out
 from ccm.data.questions import Question
 from ccm.data.reading import find_files, read_text
-from ccm.data.tasks import TaskSettings
+from ccm.data.tasks import Replies, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import DataSettings, Recipe
@@ -227,6 +227,7 @@ class CustomTask:
                 "have them, or by perplexity, where none has. Make two files of them."
             )
         self.measures: Literal["perplexity", "acc_norm"] = "acc_norm" if chosen else "perplexity"
+        self.replies = None if chosen else Replies()
 
     def questions(self, depth: int) -> Iterator[Question]:
         if depth < 0:

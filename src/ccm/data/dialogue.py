@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, folder_of
 from ccm.data.questions import Question
-from ccm.data.tasks import TaskSettings
+from ccm.data.tasks import Replies, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import Recipe
@@ -164,6 +164,7 @@ class DialogueTask:
     options: TaskOptions
     measures: ClassVar = "perplexity"
     classes: ClassVar = ()
+    replies: ClassVar = Replies()
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

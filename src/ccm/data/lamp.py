@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ccm.config import build_settings, check_types
-from ccm.data.json_lists import Place, read_item, read_list, readable
 from ccm.data.questions import Question
-from ccm.data.tasks import TaskSettings, encode_word
+from ccm.data.reading import Place, read_item, read_items, readable
+from ccm.data.tasks import Replies, TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns
 
@@ -218,7 +218,7 @@ class Reader:
         Raises:
             DataError: when a file is absent or malformed.
         """
-        return (self._example(item, place) for place, item in read_list(self._path))
+        return (self._example(item, place) for place, item in read_items(self._path))
 
     def example_at(self, place: Place) -> Example:
         """The example that stands there in the file."""
@@ -325,6 +325,7 @@ class LaMPTask:
         self.reader = Reader(self.folder, options.split, options.number, options.max_length, self.turns)
         self.classes = self.reader.template.classes
         self.measures: Literal["perplexity", "acc"] = "acc" if self.classes else "perplexity"
+        self.replies = None if self.classes else Replies()
 
     def questions(self, depth: int) -> Iterator[Question]:
         if not 0 <= depth <= DRAWN:

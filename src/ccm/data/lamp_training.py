@@ -18,8 +18,8 @@ import numpy as np
 
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Epochs, folder_of, log_left_out
-from ccm.data.json_lists import Place
 from ccm.data.lamp import MAX_LENGTH, NO_ROOM, Example, Reader, draw, template
+from ccm.data.reading import Place
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
 from ccm.recipe import Recipe

@@ -147,6 +147,7 @@ class MetaICLTask:
     depths: ClassVar = (1, 2, 4, 8, 16)
     measures: ClassVar = "acc_norm"
     classes: ClassVar = ()
+    replies: ClassVar = None
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

@@ -77,6 +77,7 @@ class PG19Task:
     options: Options
     measures: ClassVar = "perplexity"
     classes: ClassVar = ()
+    replies: ClassVar = None
 
     def __post_init__(self) -> None:
         self.skipped: Counter[str] = Counter()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ccm.errors import InputError
 from ccm.layout import IGNORE, Sample, Step
+
+Judged = Literal["words", "stems", "parts", "phrase"]  # how a generated reply is compared (``ccm.evaluation.texts``)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Question:
         right: which of them is right.
         task: what it is counted under.
         before: what stands before an answer where its own likelihood is taken; None where that is not asked for.
+        references: the accepted answers as text, for a reply that is generated; where there are none, the right answer.
+        judged: how such a reply is compared with them.
 
     Raises:
         InputError: where a text is empty, or no answer is right.
@@ -31,6 +36,8 @@ class Question:
     right: int = 0
     task: str = ""
     before: Sequence[int] | None = None
+    references: Sequence[str] = ()
+    judged: Judged = "words"
 
     def __post_init__(self) -> None:
         if not (self.query and all(self.answers) and all(self.steps) and self.before != []):

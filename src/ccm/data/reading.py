@@ -1,4 +1,4 @@
-"""What data sets read: files in folders, texts, and rows of JSON lines or Parquet; gzipped where a name ends in .gz."""
+"""What data sets read: files in folders, texts, rows of JSON lines or Parquet, JSON lists; gzipped under a .gz name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any, TextIO, cast
 from ccm.errors import ConfigError, DataError
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows reads
+Place = tuple[int, int]  # of an item in its file: the first byte, and how many they are
+_BLANK = "\ufeff \t\r\n"
+CHUNK = 1 << 20  # characters that are read of a list at a time, or more where an item is longer
 
 
 def find_files(path: Path, endings: Sequence[str]) -> list[Path]:
@@ -38,7 +41,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: when it cannot be read, or is no UTF-8.
     """
-    with _readable(path), _open(path) as file:
+    with readable(path), _open(path) as file:
         return file.read()
 
 
@@ -50,6 +53,49 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         ConfigError: when it is a Parquet file, and pyarrow is not installed.
     """
     return _parquet(path, columns) if path.suffix == ".parquet" else _json_lines(path, columns)
+
+
+def read_items(path: Path) -> Iterator[tuple[Place, Any]]:
+    """The items of a file that is one JSON list, in order, each with its place; the file may be larger than memory.
+
+    Raises:
+        DataError: when the file cannot be read, or holds no whole list.
+    """
+    decoder = json.JSONDecoder()
+    with readable(path), _open(path, "utf-8", "") as file:
+        start = ""
+        while not start.strip(_BLANK) and (more := file.read(CHUNK)):
+            start += more
+        text = start.lstrip(_BLANK)
+        place = len(start.encode()) - len(text.encode())
+        if not text.startswith("["):
+            raise DataError(f"{path} holds no JSON list; it may be in another format than the publisher's.")
+        while True:
+            rest = text.lstrip("[, \t\r\n")
+            place += len(text) - len(rest)  # what is between items is a byte a character
+            if rest.startswith("]"):
+                return
+            try:
+                item, end = decoder.raw_decode(rest)
+            except ValueError:  # the item may go on
+                if not (more := file.read(max(CHUNK, len(rest)))):
+                    raise
+                text = rest + more
+                continue
+            size = len(rest[:end].encode())
+            yield (place, size), item
+            text, place = rest[end:], place + size
+
+
+def read_item(path: Path, place: Place) -> Any:
+    """The item that stands there, in a file that is not compressed.
+
+    Raises:
+        DataError: when there is none; the file may have changed.
+    """
+    with readable(path), path.open("rb") as file:
+        file.seek(place[0])
+        return json.loads(file.read(place[1]))
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -70,7 +116,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    with _readable(path), _open(path) as file:
+    with readable(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
@@ -83,17 +129,22 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield asked
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path, encoding: str = "utf-8-sig", newline: str | None = None) -> TextIO:
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
-    return path.open(encoding="utf-8-sig")
+        return cast(TextIO, gzip.open(path, "rt", encoding=encoding, newline=newline))
+    return path.open(encoding=encoding, newline=newline)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read is said as a DataError."""
     try:
         yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}; put the data set's files into that folder.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error

@@ -17,6 +17,8 @@ TASKS = {  # module with a function open_task
     "custom": "ccm.data.custom",
     "dialog": "ccm.data.dailydialog",
     "lamp": "ccm.data.lamp",
+    "locomo": "ccm.data.locomo",
+    "longmemeval": "ccm.data.longmemeval",
     "metaicl": "ccm.data.metaicl",
     "pg19": "ccm.data.pg19",
     "soda": "ccm.data.soda",
@@ -42,6 +44,19 @@ class TaskSettings:
         check_types(self, "task.")
 
 
+@dataclass(frozen=True)
+class Replies:
+    """What counts where replies are generated, and judged as texts.
+
+    Attributes:
+        figure: exact match, F1 of words, or ROUGE-L.
+        most: new tokens of a reply, unless others are asked for; 0 where none is generated unless asked for.
+    """
+
+    figure: Literal["em", "answer_f1", "rouge_l"] = "rouge_l"
+    most: int = 0
+
+
 class Task(Protocol):
     """What an evaluation asks of a task.
 
@@ -49,6 +64,7 @@ class Task(Protocol):
         depths: the time steps that it is reported at.
         measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
         classes: the answers that every question has, in order, where they are the same for all; else empty.
+        replies: how generated replies are judged; None where none is generated, such as where an answer is chosen.
         skipped: of the questions that were asked for last, those left out, by reason.
         noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """
@@ -56,6 +72,7 @@ class Task(Protocol):
     depths: Sequence[int]
     measures: Literal["perplexity", "acc", "acc_norm"]
     classes: Sequence[str]
+    replies: Replies | None
     skipped: Counter[str]
     noted: Counter[str]
 

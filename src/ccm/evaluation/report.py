@@ -19,6 +19,9 @@ from ccm.files import write_atomically
 TITLES = {
     "perplexity": "perplexity",
     "loss": "loss",
+    "answer_f1": "answer F1",
+    "em": "exact match",
+    "rouge_l": "ROUGE-L",
     "acc": "accuracy, sum",
     "acc_norm": "accuracy, mean of tokens",
     "acc_base": "accuracy, beyond the answer's own",
@@ -26,6 +29,8 @@ TITLES = {
     "mae": "MAE",
     "rmse": "RMSE",
 }
+
+WIDEST = 10  # tasks that a table of them has columns for
 
 
 def gain(result: Result, results: Sequence[Result]) -> float | None:
@@ -89,6 +94,23 @@ def table(results: Sequence[Result]) -> str:
                 f"{line.read_seconds:.1f}",
             ]
         )
+    return _markdown(rows)
+
+
+def by_task(results: Sequence[Result]) -> str:
+    """A Markdown table of the figure that counts by task, where there are several but not too many; else nothing."""
+    names = [*dict.fromkeys(name for result in results for name in result.line.by_task)]
+    if not 1 < len(names) <= WIDEST:
+        return ""
+    main = results[0].line.main
+    rows = [["step", "method", *names], ["---"] * (2 + len(names))]
+    for line in sorted((result.line for result in results), key=lambda line: line.depth):
+        figures = [_figure(main, line.by_task.get(name, {}).get(main)) for name in names]
+        rows.append([str(line.depth), line.method, *figures])
+    return f"{TITLES[main]} by task:\n\n{_markdown(rows)}\n"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
@@ -166,11 +188,12 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
     noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
     left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
+    tables = table(results) + "\n" + by_task(results)
     pictures = [f"{prefix}{name}.png" for name in ("steps", "memory")]
     _draw(results, folder / pictures[0], "depth", "time step")
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
-        f"{title(results)}\n\n{table(results)}\n![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
+        f"{title(results)}\n\n{tables}![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
         "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
         f"full does not beat none by two standard errors, or was measured on another base.\n\n{left_out}"
     )
@@ -203,4 +226,4 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
 def _figure(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if name.startswith(("acc", "f1")) else f"{value:.3f}"
+    return f"{value:.3f}" if name in ("perplexity", "loss", "mae", "rmse") else f"{value:.1%}"

@@ -1,6 +1,7 @@
 """One evaluation: a task at several depths, with several methods; what is measured already is not again.
 
 OUTPUT/  scores/METHOD-DEPTH-DIGEST.json ...  results.jsonl  report.md  steps.png  memory.png
+         replies/METHOD-DEPTH-DIGEST.jsonl ...  where replies are generated
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ccm.errors import ConfigError, DataError
 from ccm.evaluation.baselines import Selection, baseline, shortened
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
 from ccm.evaluation.scoring import Scored, Scorer
+from ccm.evaluation.texts import Reply, means
 from ccm.files import save_json, write_atomically
 from ccm.model import CCMModel
 from ccm.rules import rule_class
@@ -64,6 +66,7 @@ class Evaluation:
         depths: time steps; None for all of the task.
         most: questions of each task within it, at every depth, at most; 0 for all.
         batch: answers at a time.
+        generate: most new tokens of replies, which are judged as texts; 0 for none, None for what the task has.
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
         dtype: of the base.
@@ -78,6 +81,7 @@ class Evaluation:
     depths: Sequence[int] | None = None
     most: int = 0
     batch: int = 16
+    generate: int | None = None
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
@@ -85,8 +89,22 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.most < 0 or self.batch < 1:
             raise ConfigError(f"most is {self.most}, batch {self.batch}; they must be at least 0 and 1.")
+        if self.generate is not None and self.generate < 0:
+            raise ConfigError(f"generate is {self.generate}; it is a number of new tokens, or 0 for no replies.")
         if self.room is not None and self.room < 1:
             raise ConfigError(f"room is {self.room}; a baseline keeps at least 1 entry.")
+
+    def new_tokens(self, task: Task) -> int:
+        """Most new tokens of a reply; 0 where none is generated.
+
+        Raises:
+            ConfigError: when replies are asked for where there are none.
+        """
+        if task.replies is None and self.generate:
+            raise ConfigError("The answers of this task are chosen, not generated; leave --generate out.")
+        if task.replies is None:
+            return 0
+        return task.replies.most if self.generate is None else self.generate
 
     def methods(self) -> list[Method]:
         """The rules first, in their order, then the baselines, and the adapters under their own rules.
@@ -151,7 +169,8 @@ class Measured:
         noted: how many were asked otherwise than meant, by what it is.
         main: the figure that counts.
         figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks; where
-            all questions have the same classes "f1", too, and of classes that are numbers "mae" and "rmse".
+            all questions have the same classes "f1", too, and of classes that are numbers "mae" and "rmse"; of replies
+            "em", "answer_f1" and "rouge_l", each the mean over questions.
         by_task: the same figures of each task.
         tokens: of the right answers.
         entries: of the memory, the mean.
@@ -159,7 +178,7 @@ class Measured:
         peak_entries: in view at the most at a time, the mean over questions.
         peak_bytes: of these.
         write_seconds: for all memories.
-        read_seconds: for all queries and answers.
+        read_seconds: for all queries, answers and replies.
     """
 
     task: dict[str, Any]
@@ -190,9 +209,10 @@ class Result:
 
     Attributes:
         line: the line.
-        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken.
+        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken, or the figure
+            of the reply.
         weights: tokens of the right answer, or 1.
-        tasks: what it is counted under.
+        tasks: what it is counted under, where the figure is a mean over tasks.
     """
 
     line: Measured
@@ -241,8 +261,10 @@ def _measure(
     )
     bare = method.adapter is None and evaluation.model not in (None, NAME)  # nothing says how its turns are written
     form = PAPER_TURNS if bare else model.config.turns
-    task = open_task(evaluation.task, make_turns(tokenizer, form))
+    turns = make_turns(tokenizer, form)
+    task = open_task(evaluation.task, turns)
     depths = [*dict.fromkeys(evaluation.depths or task.depths)]
+    generate = evaluation.new_tokens(task)
 
     def asked(depth: int) -> Iterator[Question]:
         questions = _asked(task, depth, evaluation.most)
@@ -261,18 +283,21 @@ def _measure(
     for depth in depths:
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         identity = {**known, "origin": repr(model.origin), "form": asdict(form), "depth": depth}
+        if generate:
+            identity["generate"] = generate
         if method.select is not None:
             identity |= {"room": evaluation.room, "n_tok": model.config.n_tok}
         result = kept.read(method.name, identity)
         if result is None:
-            scorer, name = Scorer(model, batch=evaluation.batch), f"{method.name}, step {depth}"
+            scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns)
+            name = f"{method.name}, step {depth}"
             scored = []
             for done, one in enumerate(scorer.score(asked(depth)), start=1):
                 scored.append(one)
                 if done % 100 == 0 or done == totals[depth]:
                     progress(name, done, totals[depth])
             result = _result(evaluation, method, model, depth, task, scored, scorer)
-            kept.write(result, identity)
+            kept.write(result, identity, [one.reply for one in scored if one.reply])
         yield result
 
 
@@ -296,18 +321,19 @@ def _result(
 ) -> Result:
     rights = [one.answers[one.right] for one in scored]
     count = len(scored)
-    by_task: dict[str, dict[str, float]] = {}
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        groups[one.task].append(one)
+    by_task = {name: _figures(task, group) for name, group in groups.items()}
     if task.measures == "perplexity":
-        figures = {"perplexity": perplexity(rights), "loss": loss(rights)}
+        figures = _figures(task, scored)
     else:
-        pairs = defaultdict(list)
-        for one in scored:
-            pairs[one.task].append((one.answers, one.right))
-        by_task = {name: {c: accuracy(of_task, c) for c in CHOICES} for name, of_task in pairs.items()}
-        figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES}
-        figures |= _by_class(task, scored)
+        figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES} | _by_class(task, scored)
+    options = {k: v for k, v in evaluation.task.options.items() if v is not None}
+    generate = evaluation.new_tokens(task)
+    replied = task.replies.figure if task.replies and generate else None
     line = Measured(
-        task={"name": evaluation.task.name, **{k: v for k, v in evaluation.task.options.items() if v is not None}},
+        task={"name": evaluation.task.name, **options, **({"generate": generate} if generate else {})},
         method=method.name,
         rule=model.config.rule if method.select is None else method.name,
         n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
@@ -317,7 +343,7 @@ def _result(
         questions=count,
         skipped=dict(task.skipped),
         noted=dict(task.noted),
-        main=task.measures,
+        main=replied or task.measures,
         figures=figures,
         by_task=by_task,
         tokens=sum(right.tokens for right in rights),
@@ -328,11 +354,25 @@ def _result(
         write_seconds=scorer.seconds.write,
         read_seconds=scorer.seconds.read,
     )
-    if task.measures == "perplexity":
+    tasks = [one.task for one in scored]
+    if replied:
+        values, weights = [one.reply.figures[replied] for one in scored if one.reply], [1] * count
+        tasks = [evaluation.task.name] * count
+    elif task.measures == "perplexity":
         values, weights = [right.by("acc_norm") for right in rights], [right.tokens for right in rights]
     else:
         values, weights = [float(chosen(one.answers, task.measures) == one.right) for one in scored], [1] * count
-    return Result(line, values, weights, [one.task for one in scored])
+    return Result(line, values, weights, tasks)
+
+
+def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+    """Of questions that are counted together."""
+    if task.measures == "perplexity":
+        rights = [one.answers[one.right] for one in scored]
+        found = {"perplexity": perplexity(rights), "loss": loss(rights)}
+    else:
+        found = {choice: accuracy([(one.answers, one.right) for one in scored], choice) for choice in CHOICES}
+    return found | means([one.reply for one in scored if one.reply])
 
 
 def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
@@ -373,16 +413,25 @@ class Kept:
             return None
         return read_result(path)
 
-    def write(self, result: Result, identity: Mapping[str, Any]) -> None:
-        """Keep a result."""
-        if self.folder is not None:
-            save_json(self._place(result.line.method, identity), asdict(result))
+    def write(self, result: Result, identity: Mapping[str, Any], replies: Sequence[Reply] = ()) -> None:
+        """Keep a result, and first the replies behind it, for people to read."""
+        if self.folder is None:
+            return
+        path = self._place(result.line.method, identity)
+        if replies:
+            (self.folder / "replies").mkdir(exist_ok=True)
+            _write_lines(self.folder / "replies" / f"{path.stem}.jsonl", replies)
+        save_json(path, asdict(result))
 
     def finish(self, lines: Sequence[Measured]) -> None:
         """Write the lines as JSON lines."""
         if self.folder is not None:
-            text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-            write_atomically(self.folder / "results.jsonl", lambda p: p.write_text(text, encoding="utf-8"))
+            _write_lines(self.folder / "results.jsonl", lines)
+
+
+def _write_lines(path: Path, rows: Sequence[Measured | Reply]) -> None:
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def read_result(path: Path) -> Result:

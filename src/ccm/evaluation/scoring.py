@@ -1,7 +1,7 @@
-"""Log-likelihoods of answers, given a memory of their context.
+"""Log-likelihoods of answers, and replies generated greedily, given a memory of their context.
 
-The memory is written once for a question and its query read once; every answer goes on from there. So the answers cost
-next to nothing beside the context, and the figures are those of one parallel pass for each answer.
+The memory is written once for a question and its query read once; every answer goes on from there, and so does a reply.
+So the answers cost next to nothing beside the context, and the figures are those of one parallel pass for each answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ccm.data.questions import Question
-from ccm.errors import InputError
+from ccm.errors import ConfigError, InputError
 from ccm.evaluation.metrics import Likelihood
-from ccm.memory import Memory
+from ccm.evaluation.texts import Reply, judge
+from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
+from ccm.turns import Turns
 
 POOL = 1024  # questions that are sorted together, so that little is padded
 
@@ -35,6 +37,7 @@ class Scored:
         peak: entries in view at the most: of the memory, and of the text that is read on top of it.
         kv_bytes: of the memory.
         peak_bytes: of the peak.
+        reply: what was generated, judged; None where nothing was.
     """
 
     task: str
@@ -44,11 +47,12 @@ class Scored:
     peak: int
     kv_bytes: int
     peak_bytes: int
+    reply: Reply | None = None
 
 
 @dataclass
 class Seconds:
-    """Time that went into the memories, and into the queries and answers."""
+    """Time that went into the memories, and into the queries, answers and replies."""
 
     write: float = 0.0
     read: float = 0.0
@@ -60,10 +64,18 @@ class Scorer:
     Args:
         model: under its rule, in eval mode.
         batch: answers at a time: each goes on from a copy of its question's memory.
+        generate: most new tokens of a reply; 0 for none.
+        turns: say how a reply reads, and where it ends.
+
+    Raises:
+        ConfigError: when replies are to be generated without their turns.
     """
 
-    def __init__(self, model: CCMModel, *, batch: int = 16) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: CCMModel, *, batch: int = 16, generate: int = 0, turns: Turns | None = None) -> None:
+        if generate and turns is None:
+            raise ConfigError("To generate replies, a scorer needs their turns; give both.")
+        self.model, self.batch, self.generate = model, batch, generate
+        self.turns = turns if generate else None
         self.seconds = Seconds()
 
     @torch.inference_mode()
@@ -89,17 +101,19 @@ class Scorer:
         begun = self._now()
         memory, peaks = self._write([question.steps for question in questions])
         written = self._now()
-        sums = self._read(memory, questions)
+        sums, replies = self._read(memory, questions)
         own = self._own(questions)
         self.seconds.write += written - begun
         self.seconds.read += self._now() - written
         size = memory.entry_nbytes
         scored = []
         for i, (question, entries) in enumerate(zip(questions, memory.entries, strict=True)):
-            peak = max(peaks[i], entries + len(question.query) + max(map(len, question.answers)) - 1)
+            longest = max(map(len, (*question.answers, replies[i])))
+            peak = max(peaks[i], entries + len(question.query) + longest - 1)
             rows = zip(sums[i], question.answers, own[i], strict=True)
             answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
-            scored.append(Scored(question.task, question.right, answers, entries, peak, entries * size, peak * size))
+            held = (entries, peak, entries * size, peak * size)
+            scored.append(Scored(question.task, question.right, answers, *held, self._judged(question, replies[i])))
         return scored
 
     def _now(self) -> float:
@@ -122,35 +136,74 @@ class Scorer:
             memory = self.model.compress(memory, *padded(step))
         return self.model.close(memory), peaks
 
-    def _read(self, memory: Memory, questions: list[Question]) -> list[list[float]]:
-        """Log-likelihoods of all answers: the query is read once, then each answer from where it ended."""
-        choices, answers = len(questions[0].answers), [answer for question in questions for answer in question.answers]
+    def _read(self, memory: Memory, questions: list[Question]) -> tuple[list[list[float]], list[list[int]]]:
+        """Log-likelihoods of all answers, and replies: the query is read once, then each from where it ended."""
         ids, mask = (x.to(self.model.device) for x in padded([question.query for question in questions]))
         self._check_end(memory, questions)
         cache = memory.cache()
-        first = self.model.read(memory, ids, mask, cache, last=True).repeat_interleave(choices, 0)
-        if max(map(len, answers)) == 1:
-            return _rows([likelihood(row, answer) for row, answer in zip(first, answers, strict=True)], choices)
-        if choices > 1:
-            cache.batch_repeat_interleave(choices)
-        fed, fed_mask = (x.to(self.model.device) for x in padded([answer[:-1] for answer in answers], after=True))
-        read = torch.cat([memory.mask, mask], dim=1).repeat_interleave(choices, 0)
-        end = (memory.offset + mask.sum(1)).repeat_interleave(choices)
-        later = self.model.base(
-            input_ids=fed,
-            attention_mask=torch.cat([read, fed_mask], dim=1).long(),
-            position_ids=end[:, None] + (fed_mask.long().cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-        ).logits
-        by_token = (
-            torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
-            for start, rest, answer in zip(first, later, answers, strict=True)
-        )
-        return _rows([likelihood(row, answer) for row, answer in zip(by_token, answers, strict=True)], choices)
+        first = self.model.read(memory, ids, mask, cache, last=True)
+        read = torch.cat([memory.mask, mask], dim=1)
+        replies = self._generate(cache.fork(), first, read)
+        return self._answers(cache, first, read, [question.answers for question in questions]), replies
+
+    def _answers(
+        self, cache: MemoryCache, first: Tensor, read: Tensor, answers: list[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """Log-likelihoods of as many answers a row.
+
+        Args:
+            cache: of B memories and queries; it is used up.
+            first: (B, 1, V) logits of the token after them.
+            read: (B, S) mask of what was read.
+            answers: of each row.
+        """
+        choices, flat = len(answers[0]), [answer for row in answers for answer in row]
+        first = first.repeat_interleave(choices, 0)
+        by_token: Iterable[Tensor] = first
+        if max(map(len, flat)) > 1:
+            if choices > 1:
+                cache.batch_repeat_interleave(choices)
+            fed, fed_mask = (x.to(self.model.device) for x in padded([answer[:-1] for answer in flat], after=True))
+            end = (cache.memory.offset + read[:, cache.memory.width :].sum(1)).repeat_interleave(choices)
+            later = self.model.base(
+                input_ids=fed,
+                attention_mask=torch.cat([read.repeat_interleave(choices, 0), fed_mask], dim=1).long(),
+                position_ids=end[:, None] + (fed_mask.long().cumsum(1) - 1).clamp(min=0),
+                past_key_values=cache,
+            ).logits
+            by_token = (
+                torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
+                for start, rest, answer in zip(first, later, flat, strict=True)
+            )
+        sums = [likelihood(row, answer) for row, answer in zip(by_token, flat, strict=True)]
+        return [sums[i : i + choices] for i in range(0, len(sums), choices)]
+
+    def _generate(self, cache: MemoryCache, logits: Tensor, read: Tensor) -> list[list[int]]:
+        """The likeliest tokens after what was read, of each row up to its end; arguments as of :meth:`_answers`."""
+        replies: list[list[int]] = [[] for _ in read]
+        going = [*range(len(replies))]
+        while self.turns and going:
+            tokens = logits[:, -1:].argmax(-1)
+            for i in going:
+                replies[i].append(int(tokens[i]))
+            going = [i for i in going if len(replies[i]) < self.generate and not self.turns.reply(replies[i])[1]]
+            if going:  # rows that have ended go along, unheard
+                read = torch.cat([read, read.new_ones(len(read), 1)], dim=1)
+                output = self.model.base(input_ids=tokens, attention_mask=read.long(), past_key_values=cache)
+                logits = output.logits[..., : self.model.vocab_size]
+        return replies
+
+    def _judged(self, question: Question, ids: Sequence[int]) -> Reply | None:
+        if self.turns is None:
+            return None
+        reply, _ = self.turns.reply(ids)
+        asked, right = (self.turns.decode([*x]) for x in (question.query, question.answers[question.right]))
+        references = question.references or [right]
+        return Reply(question.task, asked, references, reply, judge(reply, references, question.judged))
 
     def _check_end(self, memory: Memory, questions: list[Question]) -> None:
         for offset, question in zip(memory.offset.tolist(), questions, strict=True):
-            end = offset + len(question.query) + max(map(len, question.answers)) - 1
+            end = offset + len(question.query) + max(self.generate, *map(len, question.answers)) - 1
             if end > self.model.max_positions:
                 raise InputError(
                     f"A question of {question.task or 'the task'} would end at position {end}, but the model was made "
@@ -201,7 +254,3 @@ def likelihood(logits: Tensor, answer: Sequence[int]) -> float:
     """Log-likelihood of an answer from the logits (A, V) that predict its A tokens."""
     log_p = logits.float().log_softmax(-1)
     return float(log_p[range(len(answer)), [*answer]].double().sum())
-
-
-def _rows(values: list[float], choices: int) -> list[list[float]]:
-    return [values[i : i + choices] for i in range(0, len(values), choices)]

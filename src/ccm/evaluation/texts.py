@@ -1,0 +1,104 @@
+"""Generated replies, judged as texts: exact match, F1 of words and ROUGE-L, of several accepted answers the best.
+
+What the F1 counts is said by the question; all but the first are LoCoMo's (arXiv 2402.17753):
+
+words     lower case, without punctuation and articles (SQuAD, arXiv 1606.05250)
+stems     the same without "and", cut to Porter's stems
+parts     stems of lists: for each part of the answer between commas the best part of the reply, then the mean
+phrase    1 where the reply holds a phrase; a letter, of an option, must be all of it. So are all figures then
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nltk.stem.porter import PorterStemmer
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+
+from ccm.data.questions import Judged
+
+FIGURES = ("em", "answer_f1", "rouge_l")
+_STEMMER = PorterStemmer()
+_ROUGE = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))  # named, or it sets up all logging
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES, _ARTICLES_AND = re.compile(r"\b(a|an|the)\b"), re.compile(r"\b(a|an|the|and)\b")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A generated reply, and what is made of it.
+
+    Attributes:
+        task: what it is counted under.
+        question: the query, as the model read it.
+        references: the accepted answers.
+        reply: what was generated.
+        figures: :data:`FIGURES`, as shares.
+    """
+
+    task: str
+    question: str
+    references: Sequence[str]
+    reply: str
+    figures: dict[str, float]
+
+
+def judge(reply: str, references: Sequence[str], how: Judged = "words") -> dict[str, float]:
+    """The :data:`FIGURES` of a reply."""
+    if how == "phrase":
+        return dict.fromkeys(FIGURES, float(any(_holds(reply, phrase) for phrase in references)))
+    figures = {"em": exact_match, "answer_f1": _F1[how], "rouge_l": rouge_l}
+    return {name: max(figure(reply, reference) for reference in references) for name, figure in figures.items()}
+
+
+def means(replies: Sequence[Reply]) -> dict[str, float]:
+    """The plain mean of each figure; none of no replies."""
+    return {name: sum(r.figures[name] for r in replies) / len(replies) for name in FIGURES} if replies else {}
+
+
+def exact_match(reply: str, reference: str) -> float:
+    """1 where both have the same words in the same order."""
+    return float(words(reply) == words(reference))
+
+
+def rouge_l(reply: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of stems."""
+    return _ROUGE.score(reference.strip(), reply.strip())["rougeL"].fmeasure
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def stems(text: str) -> list[str]:
+    """Porter's stems of the words, without "and"."""
+    return [_STEMMER.stem(word) for word in _ARTICLES_AND.sub(" ", text.lower().translate(_PUNCTUATION)).split()]
+
+
+def f1(reply: Sequence[str], reference: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of what two texts have in common, as often as both have it."""
+    common = sum((Counter(reply) & Counter(reference)).values())
+    return 2 * common / (len(reply) + len(reference)) if common else 0.0
+
+
+def _f1_of_parts(reply: str, reference: str) -> float:
+    given, wanted = ([stems(part) for part in text.split(",")] for text in (reply, reference))
+    return sum(max(f1(part, of) for part in given) for of in wanted) / len(wanted)
+
+
+def _holds(reply: str, phrase: str) -> bool:
+    said, sought = reply.lower().strip(), phrase.lower()
+    return said.strip("()") == sought if len(sought) == 1 else sought in said
+
+
+_F1: dict[Judged, Callable[[str, str], float]] = {
+    "words": lambda reply, reference: f1(words(reply), words(reference)),
+    "stems": lambda reply, reference: f1(stems(reply), stems(reference)),
+    "parts": _f1_of_parts,
+}
