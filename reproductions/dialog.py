@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ccm.checkpoint import CONFIG
-from ccm.commands.evaluate import run_report, run_task
+from ccm.commands.evaluate import run_report, run_tasks
 from ccm.commands.progress import progress
 from ccm.console import quiet
 from ccm.data.tasks import TaskSettings
@@ -94,7 +94,7 @@ def main() -> None:
             task, adapters=[*folders.values()], rules=rules, baselines=["window", "bm25"], most=args.most
         )
         runs.append(args.output / f"{protocol}-{seed}")
-        run_task(evaluation, runs[-1], as_json=False)
+        run_tasks([evaluation], runs[-1], as_json=False)
     run_report(runs, args.output / "report")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
+from functools import wraps
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,10 +50,13 @@ Protocol = Annotated[
 ]
 Baselines = Annotated[
     list[str] | None,
-    typer.Option("--baseline", help="What keeps raw text at equal K/V: window (with sink) or bm25; repeatable."),
+    typer.Option("--baseline", help="At equal K/V: window (with sink), bm25, embedding or pool; repeatable."),
 ]
 Room = Annotated[int | None, typer.Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")]
-Steps = Annotated[str | None, typer.Option(help="Time steps, such as 1,2,4; all of the task otherwise.")]
+Embedder = Annotated[str | None, typer.Option(help="Model of the baseline embedding: folder or Hub id.")]
+Steps = Annotated[
+    str | None, typer.Option("--steps", "--k", help="Time steps, such as 1,2,4; all of the task otherwise.")
+]
 Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
 QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time.")]
 Generate = Annotated[
@@ -236,59 +242,86 @@ def builtin(
     run_builtin(choice, steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
 
 
-@evaluate.command()
+Asked = list[dict[str, Any]]  # what is measured, as of TaskSettings
+
+
+def _measure(
+    tasks: Asked,
+    adapter: Adapters = None,
+    rule: RuleNames = None,
+    baseline: Baselines = None,
+    room: Room = None,
+    embedder: Embedder = None,
+    steps: Steps = None,
+    most: Most = 0,
+    batch: QuestionBatch = 16,
+    generate: Generate = None,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    json: Lines = False,
+) -> None:
+    from ccm.commands.evaluate import run_tasks
+    from ccm.data.tasks import TaskSettings
+    from ccm.evaluation.run import Evaluation
+
+    evaluations = [
+        Evaluation(
+            TaskSettings(**task),
+            model=model,
+            adapters=adapter or (),
+            rules=("full", "none") if rule is None else rule,
+            baselines=baseline or (),
+            room=room,
+            embedder=embedder,
+            depths=None if steps is None else _numbers(steps),
+            most=most,
+            batch=batch,
+            generate=generate,
+            n_tok=n_tok,
+            device=device,
+            dtype=dtype,
+        )
+        for task in tasks
+    ]
+    run_tasks(evaluations, output, as_json=json)
+
+
+def _measured(task: Callable[..., Asked]) -> Callable[..., None]:
+    """The command that measures what ``task`` makes of its options; it has those of :func:`_measure` as well."""
+    own, every = (dict(inspect.signature(function, eval_str=True).parameters) for function in (task, _measure))
+    shared = {name: option for name, option in every.items() if name != "tasks"}
+
+    @wraps(task)
+    def command(**given: Any) -> None:
+        _measure(task(**{name: given[name] for name in own}), **{name: given[name] for name in shared})
+
+    vars(command)["__signature__"] = inspect.Signature([*own.values(), *shared.values()])
+    command.__annotations__ = {**task.__annotations__, **_measure.__annotations__}
+    return evaluate.command()(command)
+
+
+@_measured
 def dialog(
     data: Annotated[Path, typer.Option(help="Folder of DailyDialog's files, as they are or gzipped.")],
     protocol: Protocol = "paper",
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
-    task = {"name": "dialog", "path": str(data), "options": {"protocol": protocol}}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("dialog", data, {"protocol": protocol})
 
 
-@evaluate.command()
+@_measured
 def soda(
     data: Annotated[Path, typer.Option(help="Folder of SODA's files: valid.parquet or valid.jsonl.")],
     protocol: Protocol = "paper",
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """Perplexity of a dialogue's last turn, by the turns before it: SODA."""
-    task = {"name": "soda", "path": str(data), "options": {"protocol": protocol}}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("soda", data, {"protocol": protocol})
 
 
-@evaluate.command()
+@_measured
 def pg19(
     data: Annotated[Path, typer.Option(help="Folder of PG19's books, or of any texts: .txt or .txt.gz.")],
     split: Annotated[
@@ -297,168 +330,69 @@ def pg19(
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 128,
     deepest: Annotated[int, typer.Option(help="The last time step, in chunks.")] = 8,
     targets: Annotated[int, typer.Option(help="Chunks of a book whose perplexity is taken.")] = 10,
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """Perplexity of chunks of books, by the latest chunks before them: PG19."""
     options = {"split": split, "chunk_tokens": chunk_tokens, "deepest": deepest, "targets": targets}
-    task = {"name": "pg19", "path": str(data), "options": options}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, None, output, model, n_tok, device, dtype, json
-    )
+    return _asked("pg19", data, options)
 
 
-@evaluate.command()
+@_measured
 def metaicl(
     data: Annotated[Path, typer.Option(help="Folder of MetaICL's tasks, a folder each.")],
     task: Annotated[list[str] | None, typer.Option(help="A task; repeatable (those of hr_to_lr.json, or all).")] = None,
-    k: Annotated[str | None, typer.Option(help="Numbers of demonstrations, such as 1,2,4,8,16.")] = None,
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
-    demonstrations: Annotated[int, typer.Option(help="Seed in the names of the files of demonstrations.")] = 100,
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+    demonstrations: Annotated[
+        str, typer.Option(help="Seeds in the names of the files of demonstrations, such as 100,13,21: a mean over all.")
+    ] = "100",
+) -> Asked:
     """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
-    options = {"max_length": max_length, "demonstrations": demonstrations, "tasks": task}
-    given = {"name": "metaicl", "path": str(data), "options": options}
-    _evaluate_task(
-        given, adapter, rule, baseline, room, k, most, batch, None, output, model, n_tok, device, dtype, json
-    )
+    return _asked("metaicl", data, {"max_length": max_length, "tasks": task}, demonstrations=demonstrations)
 
 
-@evaluate.command()
+@_measured
 def lamp(
     data: Annotated[Path, typer.Option(help="Folder of LaMP's files of one task.")],
     number: Annotated[int, typer.Option(help="Of the task: 1 to 5, or 7.")] = 2,
     split: Annotated[Literal["train", "dev"], typer.Option(help="Of the files.")] = "dev",
-    k: Annotated[str | None, typer.Option(help="Numbers of profile entries, such as 1,2,4,8,16.")] = None,
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+    seed: Annotated[str, typer.Option(help="Of the entries that are drawn; several give a mean over all.")] = "1337",
+) -> Asked:
     """Accuracy over the classes of an example, after k entries of a profile: LaMP. Perplexity of 4, 5 and 7."""
-    options = {"number": number, "split": split, "max_length": max_length}
-    given = {"name": "lamp", "path": str(data), "options": options}
-    _evaluate_task(
-        given, adapter, rule, baseline, room, k, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("lamp", data, {"number": number, "split": split, "max_length": max_length}, seed=seed)
 
 
-@evaluate.command()
+@_measured
 def locomo(
     data: Annotated[Path, typer.Option(help="LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
     category: Categories = None,
     max_length: MaxLength = 2048,
     until: Until = "evidence",
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """F1 of replies to questions on long conversations, by the latest turns: LoCoMo."""
-    task = {"name": "locomo", "path": str(data), "options": _asking(category, max_length, until)}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("locomo", data, _asking(category, max_length, until))
 
 
-@evaluate.command()
+@_measured
 def longmemeval(
     data: Annotated[Path, typer.Option(help="One of LongMemEval's files, plain or gzipped.")],
     category: Categories = None,
     max_length: MaxLength = 2048,
     until: Until = "evidence",
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """F1 of replies to questions on a user's many sessions, by the latest turns: LongMemEval."""
-    task = {"name": "longmemeval", "path": str(data), "options": _asking(category, max_length, until)}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("longmemeval", data, _asking(category, max_length, until))
 
 
-@evaluate.command()
+@_measured
 def custom(
     data: Annotated[Path, typer.Option(help="File or folder of your own: JSON lines or texts, as for training.")],
     max_steps: Annotated[int, typer.Option(help="Deepest time step; what is longer is cut into stretches.")] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Most tokens of a step.")] = 512,
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step of plain text.")] = 128,
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    json: Lines = False,
-) -> None:
+) -> Asked:
     """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
     options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
-    task = {"name": "custom", "path": str(data), "options": options}
-    _evaluate_task(
-        task, adapter, rule, baseline, room, steps, most, batch, generate, output, model, n_tok, device, dtype, json
-    )
+    return _asked("custom", data, options)
 
 
 def _asking(categories: list[str] | None, max_length: int, until: str) -> dict[str, Any]:
@@ -466,49 +400,14 @@ def _asking(categories: list[str] | None, max_length: int, until: str) -> dict[s
     return {"categories": categories, "max_length": max_length, "until": until}
 
 
-def _evaluate_task(
-    task: dict[str, Any],
-    adapters: list[str] | None,
-    rules: list[str] | None,
-    baselines: list[str] | None,
-    room: int | None,
-    steps: str | None,
-    most: int,
-    batch: int,
-    generate: int | None,
-    output: Path | None,
-    model: str | None,
-    n_tok: int | None,
-    device: str | None,
-    dtype: str,
-    as_json: bool,
-) -> None:
-    from ccm.commands.evaluate import run_task
-    from ccm.data.tasks import TaskSettings
-    from ccm.evaluation.run import Evaluation
-
-    evaluation = Evaluation(
-        TaskSettings(**task),
-        model=model,
-        adapters=adapters or (),
-        rules=("full", "none") if rules is None else rules,
-        baselines=baselines or (),
-        room=room,
-        depths=_numbers(steps),
-        most=most,
-        batch=batch,
-        generate=generate,
-        n_tok=n_tok,
-        device=device,
-        dtype=dtype,
-    )
-    run_task(evaluation, output, as_json=as_json)
+def _asked(name: str, data: Path, options: dict[str, Any], **seeds: str) -> Asked:
+    """A task by name, files and options; as often as there are seeds of what is drawn."""
+    drawn = [{key: seed} for key, given in seeds.items() for seed in _numbers(given)] or [{}]
+    return [{"name": name, "path": str(data), "options": {**options, **seed}} for seed in drawn]
 
 
-def _numbers(given: str | None) -> list[int] | None:
-    """Time steps as numbers."""
-    if given is None:
-        return None
+def _numbers(given: str) -> list[int]:
+    """Whole numbers with commas between them."""
     try:
         return [int(number) for number in given.split(",")]
     except ValueError:

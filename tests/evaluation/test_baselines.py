@@ -1,14 +1,20 @@
-"""Baselines that keep raw text: what is kept of a context, and how they are measured beside a memory."""
+"""Baselines: what is kept of a context, as text or as means."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
-from transformers import PreTrainedTokenizerBase
+import torch
+from helpers import assert_close, tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ccm.builtin import WEIGHTS
 from ccm.data.questions import Question
 from ccm.errors import ConfigError
-from ccm.evaluation.baselines import BASELINES, baseline, bm25, shortened, window
+from ccm.evaluation.baselines import Embeddings, bm25, make_baseline, pool, retrieve, shortened, window
 from ccm.loading import load_tokenizer
 
 
@@ -30,12 +36,14 @@ def flat(steps: list) -> list[int]:
     return [token for step in steps for token in step]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["window", "bm25"])
 @pytest.mark.parametrize("room", [1, 2, 7, 1000])
 def test_a_baseline_keeps_the_first_token_and_no_more_than_has_room(
     name: str, room: int, question: Question, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    kept = flat(shortened(question, baseline(name), room, tokenizer).steps)
+    select = make_baseline(name).select
+    assert select is not None
+    kept = flat(shortened(question, select, room, tokenizer).steps)
     assert kept[0] == question.steps[0][0]
     assert len(kept) == min(room, len(flat(question.steps)))
     if room == 1000:
@@ -52,15 +60,15 @@ def test_retrieval_keeps_the_steps_that_the_query_is_about(
     question: Question, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     room = 1 + len(question.steps[1])
-    assert bm25(question, room, tokenizer) == [question.steps[0][:1], question.steps[1]]
-    more = bm25(question, room + 3, tokenizer)  # nothing else is related: the latest step, cut
+    assert retrieve(question, room, tokenizer, bm25) == [question.steps[0][:1], question.steps[1]]
+    more = retrieve(question, room + 3, tokenizer, bm25)  # nothing else is related: the latest step, cut
     assert more == [question.steps[0][:1], question.steps[1], question.steps[3][:3]]
 
 
 def test_a_step_without_words_does_not_stop_retrieval(tokenizer: PreTrainedTokenizerBase) -> None:
     mark = tokenizer.encode("!", add_special_tokens=False)
     bare = Question([[tokenizer.bos_token_id, *mark], mark], mark, [[9]])
-    assert bm25(bare, 2, tokenizer) == [[tokenizer.bos_token_id], mark]
+    assert retrieve(bare, 2, tokenizer, bm25) == [[tokenizer.bos_token_id], mark]
 
 
 def test_a_question_without_context_stays_as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,4 +78,95 @@ def test_a_question_without_context_stays_as_it_is(tokenizer: PreTrainedTokenize
 
 def test_an_unknown_baseline_is_refused() -> None:
     with pytest.raises(ConfigError, match="no baseline 'bm52'.*bm25"):
-        baseline("bm52")
+        make_baseline("bm52")
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT that Sentence Transformers reads, with mean pooling."""
+    folder = tmp_path_factory.mktemp("embedder")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        *[
+            "my",
+            "sister",
+            "lives",
+            "in",
+            "rome",
+            "i",
+            "like",
+            "green",
+            "tea",
+            "the",
+            "weather",
+            "is",
+            "fine",
+            "today",
+            "dog",
+            "barks",
+        ],
+    ]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_embeddings_find_the_text_that_says_the_same(embedder: Path) -> None:
+    texts = ["my sister lives in rome", "i like green tea", "my dog barks"]
+    scores = Embeddings(str(embedder))(texts, "i like green tea")
+    assert scores[1] == pytest.approx(1.0, abs=1e-5)
+    assert max(scores[0], scores[2]) < 0.999
+
+
+def test_retrieval_by_embeddings_keeps_the_nearest_step(
+    embedder: Path, question: Question, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    select = make_baseline("embedding", str(embedder)).select
+    assert select is not None
+    asked = replace(question, query=question.steps[1])
+    assert select(asked, 1 + len(question.steps[1]), tokenizer) == [question.steps[0][:1], question.steps[1]]
+
+
+def test_an_embedding_model_must_be_named_and_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--embedder"):
+        make_baseline("embedding")
+    with pytest.raises(ConfigError, match="nowhere cannot be had"):
+        Embeddings(str(tmp_path / "nowhere"))(["a"], "b")
+
+
+def test_a_pooled_step_is_the_means_of_its_stretches() -> None:
+    model = tiny_model("full")
+    first = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 8, 9, 10]])
+    mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
+    with torch.no_grad():
+        empty = model.empty_memory(2)
+        read = model.compress(empty, first, mask)
+        pooled = pool(empty, read, 2)
+        later = model.compress(pooled, torch.tensor([[11], [12]]))
+        both = pool(pooled, later, 2)
+    for x, y in zip(read.keys + read.values, pooled.keys + pooled.values, strict=True):
+        assert_close(y[0, :, 0], x[0, :, :3].mean(1), 1e-6)  # five tokens in stretches of three and two
+        assert_close(y[0, :, 1], x[0, :, 3:].mean(1), 1e-6)
+        assert_close(y[1, :, 0], x[1, :, 2:4].mean(1), 1e-6)  # padding is in no mean
+        assert_close(y[1, :, 1], x[1, :, 4], 1e-6)
+    assert pooled.offset.tolist() == [5, 3]
+    assert both.entries == (3, 3)  # a step of one token stays one
+    for x, y in zip(later.keys, both.keys, strict=True):
+        assert_close(y[:, :, :3], x, 1e-6)
+
+
+def test_what_was_pooled_is_what_is_read() -> None:
+    """Pooling as finely as there are tokens changes nothing; more coarsely, it does."""
+    model = tiny_model("full")
+    step, query = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8]])
+    with torch.no_grad():
+        empty = model.empty_memory()
+        read = model.compress(empty, step)
+        exact, fine, coarse = (model.read(m, query) for m in (read, pool(empty, read, 4), pool(empty, read, 2)))
+    assert_close(fine, exact, 1e-5)
+    assert (coarse - exact).abs().max() > 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from ccm.data.tasks import TaskSettings
 from ccm.evaluation import scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import gain, paired
-from ccm.evaluation.run import Evaluation, Measured, Result
+from ccm.evaluation.results import Measured, Result
+from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
 from ccm.files import load_tensors, save_tensors
 
@@ -247,19 +249,75 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
 
 
 def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rules = ("--rule", "full", "--rule", "concat", "--baseline", "window", "--baseline", "bm25", "--json")
-    assert dialog(folder, *rules) == 0
+    methods = ("--rule", "full", "--rule", "concat", "--baseline", "window", "--baseline", "bm25", "--baseline", "pool")
+    assert dialog(folder, *methods, "--json") == 0
     found = lines(capsys.readouterr().out)
-    assert [line["rule"] for line in found[::2]] == ["full", "concat", "window", "bm25"]
-    assert [line["n_tok"] for line in found[::2]] == [None, 2, None, None]
-    assert [line["entries"] for line in found[4:]] == [3.0, 5.0, 3.0, 5.0]  # the sink, and N a step
+    assert [line["rule"] for line in found[::2]] == ["full", "concat", "window", "bm25", "pool"]
+    assert [line["n_tok"] for line in found[::2]] == [None, 2, None, None, None]
+    assert [line["entries"] for line in found[4:]] == [3.0, 5.0, 3.0, 5.0, 2.0, 4.0]  # the sink, and N a step; N alone
     assert dialog(folder, "--rule", "full", "--baseline", "window", "--room", 1000, "--json") == 0
     whole = lines(capsys.readouterr().out)
     assert [line["figures"] for line in whole[:2]] == [line["figures"] for line in whole[2:]]
     assert dialog(folder, "--baseline", "bm52") == 2
     assert "did you mean bm25" in capsys.readouterr().err.lower()
+    assert dialog(folder, "--baseline", "embedding") == 2
+    assert "name a folder or Hub id with --embedder" in capsys.readouterr().err
     assert dialog(folder, "--baseline", "window", "--room", 0) == 2
     assert "at least 1 entry" in capsys.readouterr().err
+
+
+def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "output"
+    (data / "sums").mkdir(parents=True)
+    asked = [{"input": f"{n} and {n}", "output": ["odd", "even"][n % 2], "options": ["odd", "even"]} for n in range(6)]
+    for seed, first in ((100, 0), (13, 3)):
+        text = "".join(json.dumps(row) + "\n" for row in (asked[first], asked[first + 1]))
+        (data / "sums" / f"sums_16_{seed}_train.jsonl").write_text(text)
+    (data / "sums" / "sums_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    command = ("evaluate", "metaicl", "--data", data, "--k", "1", "--rule", "full", "--output", output)
+    assert ccm(*command, "--demonstrations", "100,13", "--json") == 0
+    one, other = (line["figures"]["acc_norm"] for line in lines(capsys.readouterr().out))
+    mean, deviation = (one + other) / 2, abs(one - other) / 2**0.5
+    assert ccm(*command, "--demonstrations", "100,13") == 0  # nothing is measured again
+    shown = f"{mean:.1%} ± {deviation:.1%}"
+    assert shown in capsys.readouterr().out
+    page = (output / "report.md").read_text()
+    assert f"| 1 | full | {shown} |" in page
+    assert page.count("\n## metaicl: ") == 2
+    assert ccm(*command, "--demonstrations", "7") == 2
+    assert "demonstrations of the seeds 13, 100" in capsys.readouterr().err
+
+
+def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ("--rule", "full", "--rule", "concat", "--steps", "1,2", "--json")
+    assert dialog(folder, *methods) == 0
+    alone = lines(capsys.readouterr().out)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    torchrun += [
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "ccm.cli",
+        "evaluate",
+        "dialog",
+        "--data",
+        str(folder),
+        *methods,
+    ]
+    output = tmp_path / "output"
+    done = subprocess.run(
+        [*torchrun, "--output", str(output)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = lines(done.stdout)
+    for line, other in zip(alone, both, strict=True):
+        assert other["figures"] == pytest.approx(line["figures"], rel=1e-5)
+        assert [other[key] for key in ("questions", "tokens", "entries")] == [
+            line[key] for key in ("questions", "tokens", "entries")
+        ]
+    assert len([*(output / "scores").iterdir()]) == 4
 
 
 def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,7 +444,7 @@ def test_chosen_answers_are_not_generated(tmp_path: Path, capsys: pytest.Capture
     row = {"steps": ["Grass is green."], "query": "Grass?", "answer": "green", "choices": ["green", "red"]}
     (tmp_path / "mine.jsonl").write_text(json.dumps(row))
     assert ccm("evaluate", "custom", "--data", tmp_path / "mine.jsonl", "--generate", 4) == 2
-    assert "chosen, not generated" in capsys.readouterr().err
+    assert "no replies that could be judged" in capsys.readouterr().err
 
 
 def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:

@@ -252,10 +252,10 @@ def test_a_split_that_is_missing_is_told(tmp_path: Path, given: Path) -> None:
         ("lamp", "LaMP_2/dev_questions.json", "[]", r"dev_outputs.json"),
         ("soda", "train.parquet", b"none", "cannot be read"),
         ("lmsys", "train.parquet", b"none", "cannot be read"),
-        ("pg19", "train/1.txt", b"\xff\xfe", "cannot be read"),
-        ("redpajama", "a.jsonl", '{"raw_content"', "no JSON lines"),
+        ("pg19", "train/1.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("redpajama", "a.jsonl", '{"raw_content"', "no object with 'raw_content'"),
         ("locomo", "locomo10.json", "[{", "cannot be read"),
-        ("longmemeval", "longmemeval_s.json", "{}", "must hold a list, not a dict"),
+        ("longmemeval", "longmemeval_s.json", "{}", "holds no JSON list"),
         ("soda", "other.txt", "", "holds nothing of SODA. These files are wanted:\n  train.parquet from https://"),
     ],
 )

@@ -104,7 +104,7 @@ def test_gradients_do_not_depend_on_the_number_of_passes(tiny: Tiny, weights: di
     assert found[0][0] == 1 < found[1][0] < found[2][0] == 6
     for _, losses, grads in found[1:]:
         assert losses == pytest.approx(found[0][1], abs=1e-5)
-        assert_same(grads, found[0][2], 1e-6)
+        assert_same(grads, found[0][2], 3e-6)
 
 
 def test_gradients_are_the_same_with_gradient_checkpointing(tiny: Tiny) -> None:

@@ -13,8 +13,9 @@ from rich.table import Table
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.console import counting, plain_console, progress, quiet, size
-from ccm.evaluation.report import brief, merged, write_page, write_report
-from ccm.evaluation.run import Evaluation, evaluate, read_run
+from ccm.evaluation.report import brief, merged, over_draws, write_page, write_report
+from ccm.evaluation.results import read_run
+from ccm.evaluation.run import Evaluation, evaluate, processes
 
 
 def run_builtin(
@@ -44,8 +45,11 @@ def run_builtin(
         plain_console().print(_table(report))
 
 
-def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> None:
+def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json: bool) -> None:
     """A task with several methods: a table, or one JSON object a line; everything into ``output`` where it is given.
+
+    Several evaluations are of the same task, with others drawn: the table has their means. Of several processes the
+    first one prints and writes.
 
     Raises:
         ConfigError: when something cannot be measured as asked.
@@ -53,13 +57,19 @@ def run_task(evaluation: Evaluation, output: Path | None, *, as_json: bool) -> N
     """
     quiet()
     with counting("questions") as advance:
-        results = evaluate(evaluation, output, progress=advance)
+        results = evaluate(*evaluations, output=output, progress=advance)
+    if not processes().is_main_process:
+        return
+    several = len(evaluations) > 1
     if output is not None:
-        write_report(results, output)
+        if several:
+            write_page(merged({"": results}), output, over_draws(results))
+        else:
+            write_report(results, output)
     if as_json:
         print("\n".join(json.dumps(asdict(result.line)) for result in results))
     else:
-        head, *rows = brief(results)
+        head, *rows = over_draws(results) if several else brief(results)
         shown = Table(box=None, pad_edge=False, padding=(0, 1))
         for name in head:
             shown.add_column(name, no_wrap=True, overflow="fold")

@@ -23,6 +23,7 @@ TASKS = {  # module with a function open_task
     "pg19": "ccm.data.pg19",
     "soda": "ccm.data.soda",
 }
+DRAWS = ("demonstrations", "seed")  # options of tasks that say what is drawn, and nothing else
 PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogues, where no adapter brings its own
 
 

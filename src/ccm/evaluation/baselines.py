@@ -1,22 +1,46 @@
-"""Baselines that keep raw text: of a context only what has room is read, with full context, and the rest is forgotten.
+"""Baselines at equal K/V memory, under the rule "full": of a context only what has room is kept.
 
-window    the first token and the last ones (StreamingLLM's cache: sink and sliding window)
-bm25      the first token and the steps that have most in common with the query, by BM25, in their order
+window      the first token and the last ones (StreamingLLM's cache: sink and sliding window)
+bm25        the first token and the steps that have most in common with the query, by BM25, in their order
+embedding   likewise, the steps whose embeddings are nearest to the query's
+pool        of every step the means of its keys and values over N stretches (Compressive Transformer's mean pooling)
+
+The first three choose text, which is then read afresh; ``pool`` folds what was read, step by step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import bm25s
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ccm.data.questions import Question
 from ccm.errors import ConfigError, did_you_mean
+from ccm.memory import COMPRESSED, Memory
 
 Ids = Sequence[int]
-Selection = Callable[[Question, int, PreTrainedTokenizerBase], list[Ids]]
+Selection = Callable[[Question, int, PreTrainedTokenizerBase], list[Ids]]  # the question, room, how its tokens read
+Scores = Callable[[list[str], str], Sequence[float]]  # how much each text has to do with the query
+Fold = Callable[[Memory, Memory, int], Memory]  # the memory before a step and with all of it, and N
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is kept: of a question's text, or of the memory of its steps.
+
+    Attributes:
+        select: the text that is read; None for all of it.
+        fold: what a step becomes once it was read; None leaves it as it is.
+    """
+
+    select: Selection | None = None
+    fold: Fold | None = None
 
 
 def window(question: Question, room: int, tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
@@ -25,38 +49,112 @@ def window(question: Question, room: int, tokenizer: PreTrainedTokenizerBase) ->
     return [text] if len(text) <= room else [[*text[:1], *text[len(text) - room + 1 :]]]
 
 
-def bm25(question: Question, room: int, tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+def retrieve(question: Question, room: int, tokenizer: PreTrainedTokenizerBase, scores: Scores) -> list[Ids]:
     """The first token, and the steps that score best; the last of these is cut where the room ends."""
     first, *rest = question.steps
     steps = [first[1:], *rest]
-    texts = tokenizer.batch_decode([*steps, question.query], skip_special_tokens=True)
-    terms = bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
-    order = [*reversed(range(len(steps)))]  # of equal ones the latest first
-    if any(terms[:-1]):
-        index = bm25s.BM25()
-        index.index(terms[:-1], show_progress=False)
-        scores = index.get_scores(terms[-1]) if terms[-1] else [0.0] * len(steps)
-        order.sort(key=lambda i: -scores[i])
+    *texts, query = tokenizer.batch_decode([*steps, question.query], skip_special_tokens=True)
+    ranked = scores(texts, query)
     left, kept = room - 1, {}
-    for i in order:
+    for i in sorted(range(len(steps)), key=lambda i: (-ranked[i], -i)):  # of equal ones the latest first
         kept[i] = steps[i][:left]
         left -= len(kept[i])
     return [[first[0]], *(kept[i] for i in sorted(kept) if kept[i])]
 
 
-BASELINES: dict[str, Selection] = {"window": window, "bm25": bm25}
+def bm25(texts: list[str], query: str) -> Sequence[float]:
+    """BM25 of each text."""
+    *terms, asked = bm25s.tokenize([*texts, query], stopwords=None, return_ids=False, show_progress=False)
+    if not (asked and any(terms)):
+        return [0.0] * len(texts)
+    index = bm25s.BM25()
+    index.index(terms, show_progress=False)
+    return index.get_scores(asked).tolist()
 
 
-def baseline(name: str) -> Selection:
+class Embeddings:
+    """Cosines of each text and the query, by a model of Sentence Transformers, loaded when it is first asked.
+
+    Args:
+        model: folder or Hub id.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.name = model
+
+    def __call__(self, texts: list[str], query: str) -> Sequence[float]:
+        embedded = self._model.encode([*texts, query], convert_to_tensor=True, show_progress_bar=False)
+        return self._model.similarity(embedded[-1:], embedded[:-1])[0].tolist()
+
+    @cached_property
+    def _model(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ConfigError(
+                "The baseline 'embedding' needs Sentence Transformers; say pip install sentence-transformers."
+            ) from None
+        try:
+            return SentenceTransformer(self.name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"The embedding model {self.name} cannot be had: {error}") from error
+
+
+def pool(before: Memory, after: Memory, n_tok: int) -> Memory:
+    """``after`` with the columns that came since ``before`` as their means over ``n_tok`` stretches of equal length.
+
+    Keys are averaged as they stand, after the rotary embedding; a step of fewer tokens keeps them all.
+    """
+    width = before.width
+    mask = after.mask[:, width:]
+    lengths = mask.sum(1, keepdim=True)
+    groups = lengths.clamp(max=n_tok)
+    stretch = (mask.long().cumsum(1) - 1) * groups // lengths.clamp(min=1)
+    member = (stretch[:, None] == torch.arange(n_tok, device=mask.device)[:, None]) & mask[:, None]  # (B, N, T)
+    share = member / member.sum(-1, keepdim=True).clamp(min=1)
+
+    def pooled(x: Tensor) -> Tensor:
+        means = share[:, None].to(torch.float32) @ x[:, :, width:].float()
+        return torch.cat([x[:, :, :width], means.to(x.dtype)], dim=2)
+
+    kept = member.any(-1)
+    return replace(
+        after,
+        keys=tuple(map(pooled, after.keys)),
+        values=tuple(map(pooled, after.values)),
+        mask=torch.cat([before.mask, kept], dim=1),
+        positions=torch.cat([before.positions, torch.full_like(kept, COMPRESSED, dtype=torch.long)], dim=1),
+    )
+
+
+def _embedding(model: str | None) -> Baseline:
+    if model is None:
+        raise ConfigError("The baseline 'embedding' needs a model; name a folder or Hub id with --embedder.")
+    return Baseline(select=partial(retrieve, scores=Embeddings(model)))
+
+
+BASELINES: dict[str, Callable[[str | None], Baseline]] = {
+    "window": lambda _: Baseline(select=window),
+    "bm25": lambda _: Baseline(select=partial(retrieve, scores=bm25)),
+    "embedding": _embedding,
+    "pool": lambda _: Baseline(fold=pool),
+}
+
+
+def make_baseline(name: str, embedder: str | None = None) -> Baseline:
     """The baseline of that name.
 
+    Args:
+        name: one of :data:`BASELINES`.
+        embedder: model of "embedding".
+
     Raises:
-        ConfigError: when there is none.
+        ConfigError: when there is none, or it lacks its model.
     """
     if name not in BASELINES:
         meant = did_you_mean([name], BASELINES)
         raise ConfigError(f"There is no baseline {name!r}.{meant} There are: {', '.join(BASELINES)}.")
-    return BASELINES[name]
+    return BASELINES[name](embedder)
 
 
 def shortened(question: Question, select: Selection, room: int, tokenizer: PreTrainedTokenizerBase) -> Question:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from ccm.console import size
 from ccm.errors import ConfigError
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.run import Result
+from ccm.evaluation.results import Result
 from ccm.files import write_atomically
 
 TITLES = {
@@ -49,9 +50,9 @@ def gain(result: Result, results: Sequence[Result]) -> float | None:
 
 
 def _same(one: Result, other: Result) -> bool:
-    """Whether two results have base, depth and targets in common."""
-    (a, b), (x, y) = ((r.line.base, r.line.depth) for r in (one, other)), ((r.weights, r.tasks) for r in (one, other))
-    return a == b and x == y
+    """Whether two results have base, task, depth and targets in common."""
+    a, b = ((r.line.base, r.line.task, r.line.depth, r.weights, r.tasks) for r in (one, other))
+    return a == b
 
 
 def paired(one: Result, other: Result) -> tuple[float, float]:
@@ -128,6 +129,27 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
+def over_draws(results: Sequence[Result]) -> list[list[str]]:
+    """Of one task with several draws of demonstrations or entries: a head and rows with mean and standard deviation."""
+    groups: dict[tuple[int, str], list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda r: r.line.depth):
+        groups[result.line.depth, result.line.method].append(result)
+    name = results[0].line.main
+    rows = [["step", "method", TITLES[name].partition(",")[0], "recovered", "draws", "entries", "K/V"]]
+    for (depth, method), group in groups.items():
+        lines, shares = [r.line for r in group], [share for r in group if (share := gain(r, results)) is not None]
+        figures = _spread(name, [line.figures[name] for line in lines])
+        recovered_gain = _spread("", shares) if len(shares) == len(group) else ""
+        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
+        rows.append([str(depth), method, figures, recovered_gain, str(len(group)), *memory])
+    return rows
+
+
+def _spread(name: str, values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{_figure(name, fmean(values))} ± {_figure(name, stdev(values) if len(values) > 1 else 0.0)}"
+
+
 def title(results: Sequence[Result]) -> str:
     """What was measured, in words."""
     name, *options = results[0].line.task.items()
@@ -168,8 +190,8 @@ def write_report(results: Sequence[Result], folder: Path) -> None:
     write_atomically(folder / "report.md", lambda p: p.write_text(f"# {text}", encoding="utf-8"))
 
 
-def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
-    """One page of several tasks, each as of :func:`write_report`, into a folder.
+def write_page(groups: Sequence[Sequence[Result]], folder: Path, summary: Sequence[Sequence[str]] = ()) -> None:
+    """One page of several tasks, each as of :func:`write_report`, into a folder; first the rows of a summary, if any.
 
     Raises:
         ConfigError: when the folder is a file.
@@ -178,7 +200,8 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
         raise ConfigError(f"The output {folder} is a file; name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     sections = [section(results, folder, f"{number}-") for number, results in enumerate(groups, start=1)]
-    text = "# Evaluations\n\n" + "\n".join(f"## {text}" for text in sections)
+    first = _markdown([summary[0], ["---"] * len(summary[0]), *summary[1:]]) + "\n" if summary else ""
+    text = f"# Evaluations\n\n{first}" + "\n".join(f"## {text}" for text in sections)
     write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
 
 

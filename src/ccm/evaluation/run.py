@@ -1,31 +1,29 @@
-"""One evaluation: a task at several depths, with several methods; what is measured already is not again.
-
-OUTPUT/  scores/METHOD-DEPTH-DIGEST.json ...  results.jsonl  report.md  steps.png  memory.png
-         replies/METHOD-DEPTH-DIGEST.jsonl ...  where replies are generated
-"""
+"""One evaluation: a task at several depths, with several methods; with several processes, each scores its share."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 import ccm
 from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, read_config, with_rule
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
-from ccm.errors import ConfigError, DataError
-from ccm.evaluation.baselines import Selection, baseline, shortened
+from ccm.errors import ConfigError
+from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
-from ccm.evaluation.scoring import Scored, Scorer
-from ccm.evaluation.texts import Reply, means
-from ccm.files import save_json, write_atomically
+from ccm.evaluation.results import Kept, Measured, Result
+from ccm.evaluation.scoring import Scored, Scorer, Seconds
+from ccm.evaluation.texts import means
 from ccm.model import CCMModel
 from ccm.rules import rule_class
 from ccm.turns import make_turns
@@ -42,14 +40,14 @@ class Method:
         rule: None is the adapter's own.
         adapter: its folder; None where the base needs none.
         recurrent: whether a step sees the memory while it is read; None is the adapter's own.
-        select: what is read of a question's context; None for all of it.
+        baseline: what is kept of a context; None for what the rule says.
     """
 
     name: str
     rule: str | None
     adapter: str | None
     recurrent: bool | None = None
-    select: Selection | None = None
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class Evaluation:
         rules: each is measured as well, on the first adapter that it runs with; :data:`GIST_ONLINE` on one of gist.
         baselines: likewise, by name (``ccm.evaluation.baselines``).
         room: raw entries that a baseline keeps of a context; None for as many as concat makes of it: N a step and one.
+        embedder: model of the baseline "embedding".
         depths: time steps; None for all of the task.
         most: questions of each task within it, at every depth, at most; 0 for all.
         batch: answers at a time.
@@ -78,6 +77,7 @@ class Evaluation:
     rules: Sequence[str] = ("full", "none")
     baselines: Sequence[str] = ()
     room: int | None = None
+    embedder: str | None = None
     depths: Sequence[int] | None = None
     most: int = 0
     batch: int = 16
@@ -101,7 +101,7 @@ class Evaluation:
             ConfigError: when replies are asked for where there are none.
         """
         if task.replies is None and self.generate:
-            raise ConfigError("The answers of this task are chosen, not generated; leave --generate out.")
+            raise ConfigError("This task has no replies that could be judged; leave --generate out.")
         if task.replies is None:
             return 0
         return task.replies.most if self.generate is None else self.generate
@@ -116,7 +116,7 @@ class Evaluation:
         """
         found = [self._method(name) for name in self.rules]
         full = self._adapter_for("full")
-        found += [Method(name, "full", full, select=baseline(name)) for name in self.baselines]
+        found += [Method(name, "full", full, baseline=make_baseline(name, self.embedder)) for name in self.baselines]
         rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
         folders = [Path(adapter).name for adapter in self.adapters]
         for adapter, rule, folder in zip(self.adapters, rules, folders, strict=True):
@@ -152,85 +152,17 @@ class Evaluation:
         raise refused
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One method at one depth: a line of the results.
-
-    Attributes:
-        task: name and options of what was measured.
-        method: its name.
-        rule: of memory, or the baseline.
-        n_tok: N; None where nothing is compressed.
-        adapter: its place.
-        base: fingerprint of the base, a stage-1 adapter included.
-        depth: the time step.
-        questions: how many were scored.
-        skipped: how many were left out, by reason.
-        noted: how many were asked otherwise than meant, by what it is.
-        main: the figure that counts.
-        figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks; where
-            all questions have the same classes "f1", too, and of classes that are numbers "mae" and "rmse"; of replies
-            "em", "answer_f1" and "rouge_l", each the mean over questions.
-        by_task: the same figures of each task.
-        tokens: of the right answers.
-        entries: of the memory, the mean.
-        kv_bytes: of these.
-        peak_entries: in view at the most at a time, the mean over questions.
-        peak_bytes: of these.
-        write_seconds: for all memories.
-        read_seconds: for all queries, answers and replies.
-    """
-
-    task: dict[str, Any]
-    method: str
-    rule: str
-    n_tok: int | None
-    adapter: str | None
-    base: str
-    depth: int
-    questions: int
-    skipped: dict[str, int]
-    noted: dict[str, int]
-    main: str
-    figures: dict[str, float]
-    by_task: dict[str, dict[str, float]]
-    tokens: int
-    entries: float
-    kv_bytes: float
-    peak_entries: float
-    peak_bytes: float
-    write_seconds: float
-    read_seconds: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A measured line, and what stands behind it, question by question.
-
-    Attributes:
-        line: the line.
-        values: mean log-likelihood of the right answer's tokens, or 1 where the right option was taken, or the figure
-            of the reply.
-        weights: tokens of the right answer, or 1.
-        tasks: what it is counted under, where the figure is a mean over tasks.
-    """
-
-    line: Measured
-    values: list[float]
-    weights: list[int]
-    tasks: list[str]
-
-
 def evaluate(
-    evaluation: Evaluation,
+    *evaluations: Evaluation,
     output: Path | None = None,
-    *,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[Result]:
     """Measure every method at every depth.
 
+    Under ``torchrun``, every process calls this, and gets all results; the first one keeps them.
+
     Args:
-        evaluation: what to measure.
+        evaluations: what to measure.
         output: folder that keeps it; what it holds of the same task, base and adapter is not measured again.
         progress: called with what is measured, how many of the questions are done, and how many there are.
 
@@ -240,23 +172,31 @@ def evaluate(
     """
     kept = Kept(output)
     results: list[Result] = []
-    for method in evaluation.methods():
-        results += _measure(evaluation, method, kept, progress)
-    kept.finish([result.line for result in results])
+    for evaluation in evaluations:
+        for method in evaluation.methods():
+            results += _measure(evaluation, method, kept, progress)
+    if processes().is_main_process:
+        kept.finish([result.line for result in results])
     return results
+
+
+def processes() -> PartialState:
+    """This process among those that torchrun started, or alone."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _measure(
     evaluation: Evaluation, method: Method, kept: Kept, progress: Callable[[str, int, int], None]
 ) -> Iterator[Result]:
     compresses = method.rule is None or rule_class(method.rule).compresses != "never"
+    several, baseline = processes().num_processes > 1, method.baseline or Baseline()
     model, tokenizer = ccm.load(
         evaluation.model,
         method.adapter,
         rule=method.rule,
         recurrent=method.recurrent,
         n_tok=evaluation.n_tok if compresses else None,
-        device=evaluation.device,
+        device=evaluation.device or (str(processes().device) if several else None),
         dtype=evaluation.dtype,
     )
     bare = method.adapter is None and evaluation.model not in (None, NAME)  # nothing says how its turns are written
@@ -268,7 +208,7 @@ def _measure(
 
     def asked(depth: int) -> Iterator[Question]:
         questions = _asked(task, depth, evaluation.most)
-        if (select := method.select) is None:
+        if (select := baseline.select) is None:
             return questions
         room = evaluation.room
         return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in questions)
@@ -285,20 +225,35 @@ def _measure(
         identity = {**known, "origin": repr(model.origin), "form": asdict(form), "depth": depth}
         if generate:
             identity["generate"] = generate
-        if method.select is not None:
-            identity |= {"room": evaluation.room, "n_tok": model.config.n_tok}
+        if method.baseline is not None:
+            identity |= {"room": evaluation.room, "n_tok": model.config.n_tok, "embedder": evaluation.embedder}
         result = kept.read(method.name, identity)
         if result is None:
-            scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns)
-            name = f"{method.name}, step {depth}"
-            scored = []
-            for done, one in enumerate(scorer.score(asked(depth)), start=1):
-                scored.append(one)
-                if done % 100 == 0 or done == totals[depth]:
-                    progress(name, done, totals[depth])
-            result = _result(evaluation, method, model, depth, task, scored, scorer)
-            kept.write(result, identity, [one.reply for one in scored if one.reply])
+            scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns, fold=baseline.fold)
+            advance = partial(progress, f"{method.name}, step {depth}")
+            scored, seconds = _scored(scorer, asked(depth), totals[depth], advance)
+            result = _result(evaluation, method, model, depth, task, scored, seconds)
+            if processes().is_main_process:
+                kept.write(result, identity, [one.reply for one in scored if one.reply])
         yield result
+
+
+def _scored(
+    scorer: Scorer, questions: Iterable[Question], total: int, progress: Callable[[int, int], None]
+) -> tuple[list[Scored], Seconds]:
+    """All questions in their order, and the time of all processes; of n processes, each scores every n-th."""
+    state = processes()
+    share = islice(questions, state.process_index, None, state.num_processes)
+    own: list[tuple[int, Scored]] = []
+    for number, one in enumerate(scorer.score(share)):
+        own.append((number * state.num_processes + state.process_index, one))
+        if len(own) % 100 == 0 and state.is_main_process:
+            progress(min(len(own) * state.num_processes, total), total)
+    every = sorted(gather_object(own), key=lambda pair: pair[0])
+    times = gather_object([scorer.seconds])
+    if state.is_main_process:
+        progress(total, total)
+    return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
 
 
 def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
@@ -317,7 +272,7 @@ def _result(
     depth: int,
     task: Task,
     scored: Sequence[Scored],
-    scorer: Scorer,
+    seconds: Seconds,
 ) -> Result:
     rights = [one.answers[one.right] for one in scored]
     count = len(scored)
@@ -335,7 +290,7 @@ def _result(
     line = Measured(
         task={"name": evaluation.task.name, **options, **({"generate": generate} if generate else {})},
         method=method.name,
-        rule=model.config.rule if method.select is None else method.name,
+        rule=model.config.rule if method.baseline is None else method.name,
         n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
         adapter=method.adapter,
         base=model.base_id,
@@ -351,8 +306,8 @@ def _result(
         kv_bytes=sum(s.kv_bytes for s in scored) / count,
         peak_entries=sum(s.peak for s in scored) / count,
         peak_bytes=sum(s.peak_bytes for s in scored) / count,
-        write_seconds=scorer.seconds.write,
-        read_seconds=scorer.seconds.read,
+        write_seconds=seconds.write,
+        read_seconds=seconds.read,
     )
     tasks = [one.task for one in scored]
     if replied:
@@ -385,81 +340,3 @@ def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
         numbers = [float(name) for name in task.classes]
         figures["mae"], figures["rmse"] = distances([numbers[i] for i in taken], [numbers[i] for i in right])
     return figures
-
-
-class Kept:
-    """The folder of an evaluation; where it is None, nothing is kept."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            if folder.exists() and not folder.is_dir():
-                raise ConfigError(f"The output {folder} is a file; name a folder.")
-            (folder / "scores").mkdir(parents=True, exist_ok=True)
-
-    def _place(self, method: str, identity: Mapping[str, Any]) -> Path:
-        """The file of what is measured: its name tells people the method and the step, its digest all the rest."""
-        assert self.folder is not None
-        digest = hashlib.sha256(json.dumps([method, identity], sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return self.folder / "scores" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', method)}-{identity['depth']}-{digest}.json"
-
-    def read(self, method: str, identity: Mapping[str, Any]) -> Result | None:
-        """What was measured of it, if anything.
-
-        Raises:
-            DataError: when the file is damaged.
-        """
-        if self.folder is None or not (path := self._place(method, identity)).is_file():
-            return None
-        return read_result(path)
-
-    def write(self, result: Result, identity: Mapping[str, Any], replies: Sequence[Reply] = ()) -> None:
-        """Keep a result, and first the replies behind it, for people to read."""
-        if self.folder is None:
-            return
-        path = self._place(result.line.method, identity)
-        if replies:
-            (self.folder / "replies").mkdir(exist_ok=True)
-            _write_lines(self.folder / "replies" / f"{path.stem}.jsonl", replies)
-        save_json(path, asdict(result))
-
-    def finish(self, lines: Sequence[Measured]) -> None:
-        """Write the lines as JSON lines."""
-        if self.folder is not None:
-            _write_lines(self.folder / "results.jsonl", lines)
-
-
-def _write_lines(path: Path, rows: Sequence[Measured | Reply]) -> None:
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def read_result(path: Path) -> Result:
-    """What was measured, from its file.
-
-    Raises:
-        DataError: when it is damaged.
-    """
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Result(**{**held, "line": Measured(**held["line"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is measured again.") from None
-
-
-def read_run(folder: Path) -> list[Result]:
-    """What an evaluation was asked for last, in that order.
-
-    Raises:
-        DataError: when the folder holds no whole evaluation.
-    """
-    path = folder / "results.jsonl"
-    try:
-        order = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); name the --output of an evaluation that ended.") from None
-    found = [read_result(file) for file in sorted((folder / "scores").glob("*.json"))]
-    asked = [result for line in order for result in found if asdict(result.line) == line]
-    if len(asked) < len(order):
-        raise DataError(f"{folder / 'scores'} lacks what {path} tells of; say the same evaluation again.")
-    return asked

@@ -7,7 +7,7 @@ So the answers cost next to nothing beside the context, and the figures are thos
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -66,16 +66,25 @@ class Scorer:
         batch: answers at a time: each goes on from a copy of its question's memory.
         generate: most new tokens of a reply; 0 for none.
         turns: say how a reply reads, and where it ends.
+        fold: gives the memory of a step from those before it and with all of it, and N; None leaves what the rule made.
 
     Raises:
         ConfigError: when replies are to be generated without their turns.
     """
 
-    def __init__(self, model: CCMModel, *, batch: int = 16, generate: int = 0, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        model: CCMModel,
+        *,
+        batch: int = 16,
+        generate: int = 0,
+        turns: Turns | None = None,
+        fold: Callable[[Memory, Memory, int], Memory] | None = None,
+    ) -> None:
         if generate and turns is None:
             raise ConfigError("To generate replies, a scorer needs their turns; give both.")
         self.model, self.batch, self.generate = model, batch, generate
-        self.turns = turns if generate else None
+        self.turns, self.fold = turns if generate else None, fold
         self.seconds = Seconds()
 
     @torch.inference_mode()
@@ -124,7 +133,7 @@ class Scorer:
 
     def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Memory, list[int]]:
         """The closed memory of contexts with as many steps each, and the most entries that writing it had in view."""
-        if self.model.rule.compresses != "step":  # then steps make no difference
+        if self.model.rule.compresses != "step" and self.fold is None:  # then steps make no difference
             contexts = [[[token for step in steps for token in step]] if steps else [] for steps in contexts]
         memory, config = self.model.empty_memory(len(contexts)), self.model.config
         comp = 0 if self.model.rule.compresses == "never" else config.n_tok
@@ -133,7 +142,9 @@ class Scorer:
             if not self.model.rule.forgets:
                 read = (memory if config.recurrent else memory.sink_only()).entries
                 peaks = [max(p, e + len(s) + comp) for p, e, s in zip(peaks, read, step, strict=True)]
-            memory = self.model.compress(memory, *padded(step))
+            before, memory = memory, self.model.compress(memory, *padded(step))
+            if self.fold is not None:
+                memory = self.fold(before, memory, config.n_tok)
         return self.model.close(memory), peaks
 
     def _read(self, memory: Memory, questions: list[Question]) -> tuple[list[list[float]], list[list[int]]]:

@@ -128,6 +128,10 @@ def _lamp_files() -> Iterable[File]:
                 yield File(path, _LAMP + path)
 
 
+_UNIFIED, _PRETRAIN = (
+    f"train {name} --set data.path={{0.parent}} --set output_dir=DIR" for name in ("unified", "pretrain")
+)
+
 SOURCES = {
     "dailydialog": Source(
         title="DailyDialog",
@@ -173,7 +177,11 @@ SOURCES = {
             ),
         ],
         address="from the publisher's commit d80f168 on the Hub, sizes and checksums with it",
-        used_by=("train soda --set data.path={} --set output_dir=DIR", "evaluate soda --data {}"),
+        used_by=(
+            "train soda --set data.path={} --set output_dir=DIR",
+            "evaluate soda --data {}",
+            "train unified --set data.path={0.parent} --set output_dir=DIR",
+        ),
         layout="train.parquet, valid.parquet",
         takes=[(r"(train|valid|validation)\.(parquet|jsonl)", r"\1.\2")],
         known={"dialogues, train": 1_191_582, "dialogues, validation": 146_346},
@@ -196,7 +204,11 @@ SOURCES = {
             )
         ],
         address="the list from the publisher's repository; files that AI2 made with its scripts, by the Hub's listing",
-        used_by=("evaluate metaicl --data {}",),
+        used_by=(
+            "train metaicl --set data.path={} --set output_dir=DIR",
+            "evaluate metaicl --data {}",
+            "train unified --set data.path={0.parent} --set output_dir=DIR",
+        ),
         layout="hr_to_lr.json, and a folder TASK each with TASK_16384_100_train.jsonl or TASK_16_100_test.jsonl",
         takes=[(r"([^/]+)/(\1_[^/]+\.jsonl)", r"\1/\2"), (r"hr_to_lr\.json", "hr_to_lr.json")],
         known={"tasks to train on": 61, "tasks to test on": 26},
@@ -212,7 +224,10 @@ SOURCES = {
         size=None,
         files=[*_lamp_files()],
         address="addresses not verified: other projects name them, the publisher's page was not seen",
-        used_by=("evaluate lamp --number 2 --data {}/LaMP_2",),
+        used_by=(
+            "train lamp --set data.path={}/LaMP_2 --set output_dir=DIR",
+            "evaluate lamp --number 2 --data {}/LaMP_2",
+        ),
         layout="a folder LaMP_N each, in it train_ and dev_questions.json and train_ and dev_outputs.json",
         takes=[
             (
@@ -233,7 +248,7 @@ SOURCES = {
             File(f"data/{split}_files.txt", "deepmind/pg19", lists=_books) for split in ("validation", "test", "train")
         ],
         address="from the publisher's lists on the Hub, and the store that its loading script names",
-        used_by=(),
+        used_by=("evaluate pg19 --data {}",),
         layout="a file .txt a book, in train, validation and test",
         takes=[(rf"(?:pg19_)?({_SPLITS})/([^/]+)\.txt(?:\.gz)?", r"\1/\2.txt")],
         known={"books, train": 28_602, "books, validation": 50, "books, test": 100},
@@ -252,7 +267,7 @@ SOURCES = {
             for part in ("head", "middle")
         ],
         address="from the Hub's listing of the publisher's repository",
-        used_by=(),
+        used_by=(_PRETRAIN,),
         layout="JSON lines with raw_content, gzipped: 2023-06-0000-en_head.jsonl.gz and so on",
         takes=[
             (r"(\d{4}-\d\d)/(\d{4})/(en_\w+)\.json\.gz", r"\1-\2-\3.jsonl.gz"),
@@ -269,7 +284,7 @@ SOURCES = {
         size=1_490_000_000,
         files=[File("data/train-*.parquet", "lmsys/lmsys-chat-1m")],
         address="pattern from the publisher's card on the Hub",
-        used_by=(),
+        used_by=(_PRETRAIN,),
         layout="the publisher's Parquet files",
         takes=[(r"([^/]+\.parquet)", r"\1")],
         known={"conversations": 1_000_000},
@@ -292,7 +307,7 @@ SOURCES = {
             )
         ],
         address="from the publisher's repository, size and checksum of its own bytes",
-        used_by=(),
+        used_by=("evaluate locomo --data {}",),
         layout="locomo10.json",
         takes=[(r"locomo10\.json(?:\.gz)?", "locomo10.json")],
         known={"conversations": 10, "questions": 1_986},
@@ -310,7 +325,7 @@ SOURCES = {
             File("longmemeval_oracle.json", "xiaowu0162/longmemeval-cleaned"),
         ],
         address="from the publisher's README",
-        used_by=(),
+        used_by=("evaluate longmemeval --data {}/longmemeval_s_cleaned.json",),
         layout="longmemeval_s_cleaned.json, longmemeval_oracle.json",
         takes=[(r"(longmemeval_(?:s|s_cleaned|oracle))(?:\.json)?(?:\.gz)?", r"\1.json")],
         known={"questions, s_cleaned": 500, "questions, oracle": 500},

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ccm.data import dailydialog as daily
 from ccm.data import soda as social
 from ccm.data.metaicl import read_lines
+from ccm.data.reading import read_items, read_rows, read_text, readable
 from ccm.errors import ConfigError, DataError
 
-T = TypeVar("T", list, dict)
 _SPLITS = ("train", "validation", "test")
 
 
@@ -51,13 +50,13 @@ def lamp(folder: Path) -> dict[str, int]:
 def pg19(folder: Path) -> dict[str, int]:
     """Books by split."""
     splits = {split: [*(folder / split).glob("*.txt")] for split in _SPLITS}
-    return {f"books, {split}": sum(map(_is_text, books)) for split, books in splits.items() if books}
+    return {f"books, {split}": sum(bool(read_text(book)) for book in books) for split, books in splits.items() if books}
 
 
 def redpajama(folder: Path) -> dict[str, int]:
     """Pages."""
     files = sorted(folder.glob("*.jsonl*"))
-    return {"pages": sum("raw_content" in row for file in files for row in _json_lines(file))}
+    return {"pages": sum(_count(read_rows(file, ["raw_content"])) for file in files)}
 
 
 def lmsys(folder: Path) -> dict[str, int]:
@@ -77,14 +76,14 @@ def lmsys(folder: Path) -> dict[str, int]:
 
 def locomo(folder: Path) -> dict[str, int]:
     """Conversations and questions."""
-    conversations = _json(folder / "locomo10.json", list)
+    conversations = [item for _, item in read_items(folder / "locomo10.json")]
     return {"conversations": len(conversations), "questions": sum(len(one["qa"]) for one in conversations)}
 
 
 def longmemeval(folder: Path) -> dict[str, int]:
     """Questions by file."""
     files = sorted(folder.glob("longmemeval_*.json"))
-    return {f"questions, {file.stem.removeprefix('longmemeval_')}": len(_json(file, list)) for file in files}
+    return {f"questions, {file.stem.removeprefix('longmemeval_')}": _count(read_items(file)) for file in files}
 
 
 COUNTS: dict[str, Callable[[Path], dict[str, int]]] = {  # by the names of the catalogue
@@ -107,32 +106,8 @@ def _count(rows: Iterator[Any]) -> int:
 def _answered(questions: Path) -> int:
     outputs = questions.with_name(questions.name.replace("questions", "outputs"))
     try:
-        golds = {gold["id"] for gold in _json(outputs, dict)["golds"]}
-        return sum(question["id"] in golds for question in _json(questions, list))
+        with readable(outputs):
+            golds = {gold["id"] for gold in json.loads(outputs.read_text(encoding="utf-8"))["golds"]}
+        return sum(question["id"] in golds for _, question in read_items(questions))
     except (KeyError, TypeError) as error:
         raise DataError(f"{questions} and {outputs.name} are no LaMP files: {error!r}.") from None
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        return bool(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not whole, or no JSON lines: {error}.") from error
-
-
-def _json(path: Path, kind: type[T]) -> T:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
-    if not isinstance(held, kind):
-        raise DataError(f"{path} must hold a {kind.__name__}, not a {type(held).__name__}.")
-    return held
