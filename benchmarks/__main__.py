@@ -17,6 +17,7 @@ from benchmarks import (
     choices,
     compressing,
     estimate,
+    mixed_precision,
     objectives,
     peak_memory,
     reading,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "unrolled": unrolled.run,
     "training-loop": training_loop.run,
     "objectives": objectives.run,
+    "mixed-precision": mixed_precision.run,
     "estimate": estimate.run,
     "choices": choices.run,
 }

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 
+import torch
+
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.training_loop import RECIPE, draw
-from ccm.recipe import Recipe
 from ccm.training.batches import Batch
-from ccm.training.stages import make_stage, open_turns
+from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
 
 REFERENCE = "last"
@@ -29,7 +30,7 @@ def run(options: Options) -> Report:
     turns = open_turns(RECIPE)
     batches = [*islice(draw(RECIPE, turns), BATCHES)]
     subjects = {
-        name: Subject(_step(replace(RECIPE, objective={name: 1.0}), turns), partial(next, cycle(batches)))
+        name: Subject(gradients(_stage(name, turns), RECIPE.pass_tokens), partial(next, cycle(batches)))
         for name in (REFERENCE, *LIMITS)
     }
     taken = time_in_turns(subjects, options)
@@ -37,14 +38,20 @@ def run(options: Options) -> Report:
     return report_comparisons("Objectives", SETTING, rows)
 
 
-def _step(recipe: Recipe, turns: Turns) -> Callable[[Batch], None]:
-    stage = make_stage(recipe, turns)
+def _stage(objective: str, turns: Turns) -> Stage:
+    return make_stage(replace(RECIPE, objective={objective: 1.0}), turns)
+
+
+def gradients(stage: Stage, pass_tokens: int, *, mixed: bool = False) -> Callable[[Batch], None]:
+    """What takes a batch from samples to gradients, as the training loop does it."""
     stage.module.train()
 
     def step(batch: Batch) -> None:
         stage.module.zero_grad()
         counts = stage.objective.counts(batch.samples)
-        for part in batch.passes(recipe.pass_tokens, 1):
-            stage.objective.total(stage.sums(part), counts).backward()
+        for part in batch.passes(pass_tokens, 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                sums = stage.sums(part)
+            stage.objective.total(sums, counts).backward()
 
     return step

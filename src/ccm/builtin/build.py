@@ -160,13 +160,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
     parser.add_argument("--runs", type=Path, default=Path("runs/builtin"), help="folder for logs and checkpoints")
     parser.add_argument("--only", choices=["base", "adapters"], help="only this part")
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipes, such as mixed_precision=true")
     args = parser.parse_args()
+    changes = tuple(args.set)
     quiet()
     if args.only != "adapters":
-        build_base(args.output, args.runs)
+        build_base(args.output, args.runs, changes)
     if args.only != "base":
         threads = max(1, (os.cpu_count() or 1) // len(ADAPTERS))
-        work = partial(build_adapter, output=args.output, runs=args.runs, threads=threads)
+        work = partial(build_adapter, output=args.output, runs=args.runs, changes=changes, threads=threads)
         with ProcessPoolExecutor(len(ADAPTERS), mp_context=get_context("spawn")) as pool:
             list(pool.map(work, ADAPTERS))
 
