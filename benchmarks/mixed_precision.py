@@ -22,7 +22,7 @@ BASE = load_recipe(
 MIXED, EXACT = "mixed precision", "float32"
 SETTING = (
     f"From samples to gradients, {BATCHES} batches in turn. adapter: the recipe builtin, concat N=2, on the frozen "
-    "base. base: the whole built-in base from scratch, as `make builtin` trains it, under the rule that each batch draws."
+    "base. base: all of the built-in base from scratch, as `make builtin` trains it, under the rule that a batch draws."
 )
 
 
