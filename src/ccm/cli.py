@@ -344,9 +344,13 @@ def metaicl(
     demonstrations: Annotated[
         str, typer.Option(help="Seeds in the names of the files of demonstrations, such as 100,13,21: a mean over all.")
     ] = "100",
+    mean: Annotated[
+        Literal["plain", "authors"], typer.Option(help="Over tasks; authors: with their script's two exceptions.")
+    ] = "plain",
 ) -> Asked:
     """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
-    return _asked("metaicl", data, {"max_length": max_length, "tasks": task}, demonstrations=demonstrations)
+    options = {"max_length": max_length, "mean": mean, "tasks": task}
+    return _asked("metaicl", data, options, demonstrations=demonstrations)
 
 
 @_measured

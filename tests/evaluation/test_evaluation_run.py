@@ -149,6 +149,22 @@ def test_metaicl_is_measured_by_its_options(tmp_path: Path, capsys: pytest.Captu
         assert line["figures"]["acc"] == pytest.approx((first + second) / 2)  # whatever the number of questions
 
 
+def test_metaicl_may_be_averaged_as_the_authors_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task, options in {"glue-mrpc": ["yes", "no"], "poem_sentiment": ["a", "b"], "sick": ["c", "d"]}.items():
+        (tmp_path / task).mkdir()
+        line = json.dumps({"input": "so", "output": options[0], "options": options}) + "\n"
+        for name in ("16_100_train", "16_13_train", "test"):
+            (tmp_path / task / f"{task}_{name}.jsonl").write_text(line)
+    command = ("evaluate", "metaicl", "--data", tmp_path, "--k", "1", "--rule", "full", "--mean", "authors", "--json")
+    assert ccm(*command) == 0
+    (line,) = lines(capsys.readouterr().out)
+    by_task, figures = line["by_task"], line["figures"]
+    counted = (by_task["poem_sentiment"]["acc_base"], by_task["sick"]["acc_norm"])
+    assert figures["acc_norm"] == pytest.approx(sum(counted) / 2)
+    assert figures["acc"] == pytest.approx(sum(task["acc"] for task in by_task.values()) / 3)
+    assert line["task"]["mean"] == "authors"
+
+
 def test_lamp_is_measured_by_its_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = [{"id": str(i), "title": f"On number {i}", "abstract": "Numbers."} for i in range(4)]
     head = 'For an author who has written the paper with the title "On boats", which reference is related? '

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from ccm.data.tasks import Averaging
 from ccm.evaluation.metrics import (
     Likelihood,
     accuracy,
@@ -41,7 +42,7 @@ def test_the_mean_over_tasks_has_exceptions_and_tasks_left_out() -> None:
     figures = {"acc": 0.1, "acc_norm": 0.2, "acc_base": 0.9}
     by_task = {"poem_sentiment": figures, "glue-rte": figures, "glue-mrpc": {**figures, "acc_norm": 1.0}}
     assert macro_accuracy(by_task) == pytest.approx(1.4 / 3)
-    changed = macro_accuracy(by_task, exceptions={"poem": "acc_base"}, left_out=["glue-mrpc"])
+    changed = macro_accuracy(by_task, averaging=Averaging({"poem": "acc_base"}, ("glue-mrpc",)))
     assert changed == pytest.approx((0.9 + 0.2) / 2)
 
 

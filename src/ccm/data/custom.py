@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ccm.config import build_settings, check_types
+from ccm.data import tasks
 from ccm.data.examples import Examples, hold_out
 from ccm.data.questions import Question
 from ccm.data.reading import find_files, read_text
@@ -201,7 +202,7 @@ class Options:
 
 
 @dataclass
-class CustomTask:
+class CustomTask(tasks.Task):
     """The last answer of each example, by the latest steps before it: accuracy over its choices, or perplexity.
 
     Every time step has the same targets; an example with fewer steps is asked with all that it has.
@@ -213,11 +214,8 @@ class CustomTask:
 
     examples: Sequence[Example]
     turns: Turns
-    classes: ClassVar = ()
 
     def __post_init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
         deepest = max(example.length for example in self.examples)
         self.depths = [2**i for i in range(deepest.bit_length())] or [0]
         chosen = sum(bool(_choices(example)) for example in self.examples)
@@ -226,7 +224,7 @@ class CustomTask:
                 f"{chosen} of {len(self.examples)} examples have choices; a task is measured by accuracy, where all "
                 "have them, or by perplexity, where none has. Make two files of them."
             )
-        self.measures: Literal["perplexity", "acc_norm"] = "acc_norm" if chosen else "perplexity"
+        self.measures = "acc_norm" if chosen else "perplexity"
         self.replies = None if chosen else Replies()
 
     def questions(self, depth: int) -> Iterator[Question]:

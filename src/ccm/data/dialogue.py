@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, folder_of
 from ccm.data.questions import Question
-from ccm.data.tasks import Replies, TaskSettings
+from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import Recipe
@@ -148,7 +148,7 @@ class TaskOptions:
 
 
 @dataclass
-class DialogueTask:
+class DialogueTask(Task):
     """Perplexity of a dialogue's last turn.
 
     Attributes:
@@ -162,17 +162,10 @@ class DialogueTask:
     folder: Path
     turns: Turns
     options: TaskOptions
-    measures: ClassVar = "perplexity"
-    classes: ClassVar = ()
-    replies: ClassVar = Replies()
+    replies = Replies()
 
     def __post_init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
-
-    @property
-    def depths(self) -> Sequence[int]:
-        return [*self.corpus.depths]
+        self.depths = [*self.corpus.depths]
 
     @cached_property
     def _kept(self) -> tuple[list[Dialogue], int]:
@@ -196,6 +189,7 @@ class DialogueTask:
         count = self.corpus.depths[depth]
         least = count if self.options.protocol == "paper" else deepest
         long_enough = [dialogue for dialogue in kept if len(dialogue.turns) >= least]
+        self.noted = Counter()
         self.skipped = Counter({"filtered": left_out, f"fewer than {least} turns": len(kept) - len(long_enough)})
         for dialogue in long_enough:
             cut = dialogue.cut(least - count, least)

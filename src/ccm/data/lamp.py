@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ccm.config import build_settings, check_types
 from ccm.data.questions import Question
 from ccm.data.reading import Place, read_item, read_items, readable
-from ccm.data.tasks import Replies, TaskSettings, encode_word
+from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns
 
@@ -304,7 +304,7 @@ class Options:
 
 
 @dataclass
-class LaMPTask:
+class LaMPTask(Task):
     """Accuracy over the classes of an example, by their likelihood as a whole; of generated answers the perplexity.
 
     Attributes:
@@ -316,15 +316,13 @@ class LaMPTask:
     folder: Path
     turns: Turns
     options: Options
-    depths: ClassVar = (1, 2, 4, 8, 16)
+    depths = (1, 2, 4, 8, 16)
 
     def __post_init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
         options = self.options
         self.reader = Reader(self.folder, options.split, options.number, options.max_length, self.turns)
         self.classes = self.reader.template.classes
-        self.measures: Literal["perplexity", "acc"] = "acc" if self.classes else "perplexity"
+        self.measures = "acc" if self.classes else "perplexity"
         self.replies = None if self.classes else Replies()
 
     def questions(self, depth: int) -> Iterator[Question]:

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ccm.config import check_types
 from ccm.data.questions import Judged, Question
-from ccm.data.tasks import Replies
+from ccm.data.tasks import Replies, Task
 from ccm.errors import ConfigError, did_you_mean
 from ccm.layout import Sample, Step, length
 from ccm.turns import Turns
@@ -99,7 +99,7 @@ class Options:
 
 
 @dataclass
-class LongTask:
+class LongTask(Task):
     """F1 of replies to questions on long conversations, and the perplexity of the right answers.
 
     Attributes:
@@ -115,13 +115,9 @@ class LongTask:
     turns: Turns
     options: Options
     replies: Replies
-    depths: ClassVar = (4, 16, 64, 256)
-    measures: ClassVar = "perplexity"
-    classes: ClassVar = ()
+    depths = (4, 16, 64, 256)
 
     def __post_init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
         if unknown := sorted({*(self.options.categories or ())} - {*self.names}):
             meant = did_you_mean(unknown, self.names)
             raise ConfigError(f"There is no category {', '.join(unknown)}.{meant} There are: {', '.join(self.names)}.")

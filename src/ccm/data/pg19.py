@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ccm.config import build_settings, check_types
 from ccm.data.questions import Question
 from ccm.data.reading import find_files, read_text
-from ccm.data.tasks import TaskSettings
+from ccm.data.tasks import Task, TaskSettings
 from ccm.data.text import Source, Stretches, open_stretches, split
 from ccm.errors import ConfigError
 from ccm.recipe import Recipe
@@ -63,7 +63,7 @@ class Options:
 
 
 @dataclass
-class PG19Task:
+class PG19Task(Task):
     """Perplexity of chunks of books, given the latest chunks before them: the same targets at every time step.
 
     Attributes:
@@ -75,13 +75,8 @@ class PG19Task:
     files: Sequence[Path]
     turns: Turns
     options: Options
-    measures: ClassVar = "perplexity"
-    classes: ClassVar = ()
-    replies: ClassVar = None
 
     def __post_init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
         self.depths = [2**i for i in range(self.options.deepest.bit_length())]
 
     def questions(self, depth: int) -> Iterator[Question]:

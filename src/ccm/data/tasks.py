@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ccm.config import TurnFormat, check_types
 from ccm.data.questions import Question
@@ -58,7 +59,29 @@ class Replies:
     most: int = 0
 
 
-class Task(Protocol):
+Choice = Literal["acc", "acc_norm", "acc_base"]
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How the accuracies of a task's parts become one: their plain mean, but for what is named here.
+
+    Attributes:
+        exceptions: another accuracy that counts, for parts whose names begin so.
+        left_out: how the names of parts begin that do not count.
+    """
+
+    exceptions: Mapping[str, Choice] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def choice(self, part: str, usual: Choice) -> Choice | None:
+        """The accuracy that counts for a part; None where it does not count."""
+        if part.startswith(self.left_out):
+            return None
+        return next((choice for begins, choice in self.exceptions.items() if part.startswith(begins)), usual)
+
+
+class Task(ABC):
     """What an evaluation asks of a task.
 
     Attributes:
@@ -66,24 +89,26 @@ class Task(Protocol):
         measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
         classes: the answers that every question has, in order, where they are the same for all; else empty.
         replies: how generated replies are judged; None where none is generated, such as where an answer is chosen.
+        averaging: how the accuracies of its parts become one.
         skipped: of the questions that were asked for last, those left out, by reason.
         noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """
 
     depths: Sequence[int]
-    measures: Literal["perplexity", "acc", "acc_norm"]
-    classes: Sequence[str]
-    replies: Replies | None
+    measures: Literal["perplexity", "acc", "acc_norm"] = "perplexity"
+    classes: Sequence[str] = ()
+    replies: Replies | None = None
+    averaging: Averaging = Averaging()
     skipped: Counter[str]
     noted: Counter[str]
 
+    @abstractmethod
     def questions(self, depth: int) -> Iterator[Question]:
         """The questions at a time step, one after the other.
 
         Raises:
             ConfigError: when there is no such step.
         """
-        ...
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> Task:

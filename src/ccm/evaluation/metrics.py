@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Choice = Literal["acc", "acc_norm", "acc_base"]
+from ccm.data.tasks import Averaging, Choice
+
 CHOICES: tuple[Choice, ...] = ("acc", "acc_norm", "acc_base")
 
 
@@ -71,26 +71,17 @@ def distances(chosen: Sequence[float], right: Sequence[float]) -> tuple[float, f
 
 
 def macro_accuracy(
-    by_task: Mapping[str, Mapping[str, float]],
-    *,
-    usual: Choice = "acc_norm",
-    exceptions: Mapping[str, Choice] | None = None,
-    left_out: Sequence[str] = (),
+    by_task: Mapping[str, Mapping[str, float]], usual: Choice = "acc_norm", averaging: Averaging | None = None
 ) -> float:
     """The mean over tasks of one of their accuracies.
 
     Args:
         by_task: for each task "acc", "acc_norm" and "acc_base".
         usual: which one counts.
-        exceptions: another one, for tasks whose name begins so.
-        left_out: tasks that do not count, by how their names begin.
+        averaging: what is otherwise for some tasks.
     """
-    taken = []
-    for task, figures in by_task.items():
-        if task.startswith(tuple(left_out)):
-            continue
-        choice = next((c for begins, c in (exceptions or {}).items() if task.startswith(begins)), usual)
-        taken.append(figures[choice])
+    averaging = averaging or Averaging()
+    taken = [figures[c] for task, figures in by_task.items() if (c := averaging.choice(task, usual))]
     return sum(taken) / len(taken)
 
 

@@ -283,7 +283,9 @@ def _result(
     if task.measures == "perplexity":
         figures = _figures(task, scored)
     else:
-        figures = {choice: macro_accuracy(by_task, usual=choice) for choice in CHOICES} | _by_class(task, scored)
+        means_by = {choice: task.averaging if choice == task.measures else None for choice in CHOICES}
+        figures = {choice: macro_accuracy(by_task, choice, averaging) for choice, averaging in means_by.items()}
+        figures |= _by_class(task, scored)
     options = {k: v for k, v in evaluation.task.options.items() if v is not None}
     generate = evaluation.new_tokens(task)
     replied = task.replies.figure if task.replies and generate else None
@@ -309,15 +311,21 @@ def _result(
         write_seconds=seconds.write,
         read_seconds=seconds.read,
     )
-    tasks = [one.task for one in scored]
     if replied:
-        values, weights = [one.reply.figures[replied] for one in scored if one.reply], [1] * count
-        tasks = [evaluation.task.name] * count
+        rows = [(one.reply.figures[replied], 1, evaluation.task.name) for one in scored if one.reply]
     elif task.measures == "perplexity":
-        values, weights = [right.by("acc_norm") for right in rights], [right.tokens for right in rights]
+        rows = [(right.by("acc_norm"), right.tokens, one.task) for one, right in zip(scored, rights, strict=True)]
     else:
-        values, weights = [float(chosen(one.answers, task.measures) == one.right) for one in scored], [1] * count
+        rows = [(float(hit), 1, one.task) for one in scored if (hit := _hit(task, one)) is not None]
+    values, weights, tasks = map(list, zip(*rows, strict=True))
     return Result(line, values, weights, tasks)
+
+
+def _hit(task: Task, one: Scored) -> bool | None:
+    """Whether the right answer was taken, by the accuracy that counts; None where the question does not count."""
+    assert task.measures != "perplexity"
+    choice = task.averaging.choice(one.task, task.measures)
+    return None if choice is None else chosen(one.answers, choice) == one.right
 
 
 def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
