@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_SECONDS = 10  # between two lines on a transfer
+LINE_SECONDS = 10  # between two lines on what is under way
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -27,11 +27,14 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         what is to be called with the number done so far.
     """
     if not sys.stderr.isatty():
-        begun = time.monotonic()
+        begun = told = time.monotonic()
 
         def line(done: int) -> None:
-            left = (time.monotonic() - begun) / done * (total - done)
-            print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+            nonlocal told
+            now = time.monotonic()
+            if done == total or now - told > LINE_SECONDS:
+                told, left = now, (now - begun) / done * (total - done)
+                print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
 
         yield line
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ccm.base import HUB, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
+from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import find_adapter, read_config
-from ccm.config import CCMConfig, TurnFormat
+from ccm.config import CCMConfig, TurnFormat, build_settings
 from ccm.errors import ConfigError
 from ccm.model import CCMModel
 from ccm.rules import RULES, make_rule, rule_class
 
+TURNS = "ccm_turns.json"  # beside a base model that was trained here: how its conversations are written
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -93,8 +96,23 @@ def _without_adapter(
         )
     config = CCMConfig(rule=rule, **changes)
     stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
-    turns = TurnFormat(template="chat" if tokenizer.chat_template else "separators")
-    return CCMModel(stock, replace(config, turns=turns)).eval(), tokenizer
+    return CCMModel(stock, replace(config, turns=turn_format(base, tokenizer))).eval(), tokenizer
+
+
+def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFormat:
+    """How conversations with a base are written: as it was trained here, by its chat template, or as plain text.
+
+    Raises:
+        ConfigError: when what its folder says of it cannot be read.
+    """
+    if base == NAME:
+        return BUILTIN_TURNS
+    if not (path := Path(base) / TURNS).is_file():
+        return TurnFormat(template="chat" if tokenizer.chat_template else "separators")
+    try:
+        return build_settings(TurnFormat, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:

@@ -158,12 +158,12 @@ class CCMModel(nn.Module):
         copy_tensors(tensors, self.adapter_tensors(), where)
 
     def begin_with(self, adapter: str | Path) -> None:
-        """Copy of another adapter of this base what the model has too, and of its COMP embeddings the first N rows.
+        """Copy of another adapter of this base what the model has too; of another N or rank, as much as both have.
 
-        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or no LoRA.
+        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or rank, or no LoRA.
 
         Raises:
-            AdapterError: when it is absent, damaged, of another base model, or a tensor has another shape.
+            AdapterError: when it is absent, damaged, or of another base model.
         """
         saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
         if saved.config.base_fingerprint != self.base_id:
@@ -171,8 +171,11 @@ class CCMModel(nn.Module):
                 f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
                 f"but this one has {self.base_id}; begin with an adapter of the same base."
             )
-        shared = {name: tensor[: len(own[name])] for name, tensor in saved.tensors.items() if name in own}
-        self.load_adapter({**own, **shared}, str(adapter))
+        begun = {name: tensor.detach().clone() for name, tensor in own.items()}
+        for name in begun.keys() & saved.tensors.keys():
+            both = tuple(slice(min(sizes)) for sizes in zip(begun[name].shape, saved.tensors[name].shape, strict=True))
+            begun[name][both] = saved.tensors[name][both].to(begun[name])
+        self.load_adapter(begun, str(adapter))
 
     # What the model is -----------------------------------------------------------------------------------------------
 

@@ -92,8 +92,8 @@ class Recipe:
         max_offset: every sample's first token has a random position from 0 to this; for short base contexts.
         merge: stage "base": write a whole model with the LoRA merged, instead of a PEFT adapter.
         dtype: of the base model; what is trained is float32 in any case.
-        mixed_precision: multiply matrices in bfloat16, and leave weights, attention, memory and losses in float32:
-            faster on processors that have instructions for it, slow on others.
+        mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
+            attention in the stage "compress": faster on processors that have instructions for it, slow on others.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
         gradient_checkpointing: keep no activations within layers: less memory, a third more time.
         shard: spread the frozen base over all processes (FSDP2); otherwise each holds it whole (DDP).
@@ -181,7 +181,7 @@ class Recipe:
                 f"The objective 'every' needs a memory after every step, but the rule {self.adapter.rule!r} compresses "
                 "the whole context at once. Use objective={last: 1}."
             )
-        if weights.get("every") and not self.adapter.recurrent:
+        if weights.get("every") and self.stage == "compress" and not self.adapter.recurrent:
             raise ConfigError(
                 "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
                 "answer is given. Use 'last', or set adapter.recurrent=true."

@@ -206,7 +206,7 @@ FAULTS = [
     ({"messages": "Hi."}, "'messages' must be a list of objects"),
     ({"messages": ["Hi."]}, "'messages' must be a list of objects"),
     ({"messages": []}, "0 turns (a user's message and its reply); at least two are needed"),
-    ({"messages": [USER, ASSISTANT]}, "1 turns (a user's message and its reply); at least two are needed"),
+    ({"messages": [USER, ASSISTANT]}, "1 turn (a user's message and its reply); at least two are needed"),
     ({"messages": [USER, ASSISTANT, USER]}, "the last message is the user's; end with the assistant's reply"),
     (
         {"messages": [USER, USER, ASSISTANT]},
@@ -273,7 +273,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path, turns: Turns) -> None:
 
 def test_no_more_than_ten_faults_are_reported(tmp_path: Path, turns: Turns) -> None:
     said = refusal(write(tmp_path / "a.jsonl", *["{"] * 13), turns)
-    assert "The first ten faults:" in said
+    assert "The first 10 faults, there may be more:" in said
     assert said.count("not JSON") == 10
 
 
@@ -282,7 +282,7 @@ def test_no_more_than_ten_faults_are_reported_of_several_files(tmp_path: Path, t
         write(tmp_path / name, *["{"] * 10)
     said = refusal(tmp_path, turns)
     assert said.count("not JSON") == 10
-    assert "The first ten faults:" in said
+    assert "The first 10 faults, there may be more:" in said
 
 
 def test_text_that_is_no_unicode_is_refused_by_line(tmp_path: Path, turns: Turns) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
+from ccm.data.questions import Question, alone
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation import scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
@@ -66,6 +67,19 @@ def test_a_task_is_measured_with_several_rules(folder: Path, capsys: pytest.Capt
     assert len({line["tokens"] for line in found if line["depth"] == 1}) == 1
 
 
+def test_no_context_is_the_first_token_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = Question([[1, 5], [6]], [7], [[8]])
+    assert (alone(question, 1).steps, alone(question, 1).query) == ([], [1, 7])
+    assert alone(question, None).query == [7]
+    assert alone(Question([], [1, 7], [[8]]), 1).query == [1, 7]
+    row = {"steps": ["I like tea.", "I like dogs."], "query": "What do I like?", "answer": "Tea and dogs."}
+    (folder / "mine.jsonl").write_text(json.dumps(row))
+    asked = ("evaluate", "custom", "--data", folder / "mine.jsonl", "--steps", "1,2", "--json", "--baseline", "window")
+    assert ccm(*asked, "--rule", "none", "--room", "1") == 0
+    found = [line["figures"]["perplexity"] for line in lines(capsys.readouterr().out)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)  # a window of one token is the first one
+
+
 def test_the_fixed_targets_are_the_same_at_every_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = " __eou__ ".join(f"Turn {i} ." for i in range(16)) + " __eou__"
     (folder / "dialogues_test.txt").write_text(long + "\n")
@@ -116,7 +130,7 @@ def test_another_adapter_of_the_same_name_is_measured_for_itself(
     assert found[0] == found[2]
     assert found[0][:2] == found[1][:2]  # without context
     assert found[0][2:] != found[1][2:]
-    assert len([*(tmp_path / "out" / "scores").iterdir()]) == 8
+    assert len([*(tmp_path / "out" / "scores").iterdir()]) == 6  # without context no adapter plays a part
 
 
 def test_an_n_asked_for_holds_for_rules_as_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -143,6 +144,26 @@ def test_a_step_is_that_of_adamw_on_the_mean_loss_of_the_batch(tiny: Tiny) -> No
     for name, tensor in reference.trained.items():
         assert_close(training.stage.trained[name], tensor, 1e-5)
     assert max((tensor - before[name]).abs().max().item() for name, tensor in reference.trained.items()) > 5e-3
+
+
+def test_the_optimizer_is_the_recipes(tiny: Tiny) -> None:
+    """Its rate follows the schedule, step by step, and what each batch draws is what the recipe asks for."""
+    recipe = tiny.recipe(
+        max_steps=8, warmup=0.5, betas=(0.8, 0.9), weight_decay=0.1, max_offset=50, random_n_tok=True,
+        adapter=ccm_config("concat", n_tok=3),
+    )  # fmt: skip
+    training, used = begin(recipe), []
+    training.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(dict(optimizer.param_groups[0])))
+    batches = [*itertools.islice(training.batches.since(0), 8)]
+    for batch in batches:
+        training._step(batch)
+    assert [group["lr"] for group in used] == [training._rate(step) for step in range(8)]
+    assert len({group["lr"] for group in used}) > 5
+    assert {(group["betas"], group["weight_decay"]) for group in used} == {((0.8, 0.9), 0.1)}
+    assert {batch.n_tok for batch in batches} == {1, 2, 3}
+    starts = {start for batch in batches for start in batch.starts}
+    assert len(starts) > 10
+    assert max(starts) > 40
 
 
 def test_gradients_are_clipped(tiny: Tiny) -> None:

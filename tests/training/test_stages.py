@@ -94,11 +94,19 @@ def test_both_stages_end_to_end(tiny: Tiny, stage1: Path, tmp_path: Path) -> Non
     assert isinstance(ccm.Conversation(model, tokenizer).answer("Hello."), str)
 
 
-def test_a_merged_first_stage_is_a_base_for_the_second(tiny: Tiny, tmp_path: Path) -> None:
-    base = train(tiny.recipe(tmp_path / "base", stage="base", merge=True, max_steps=1))
+def test_a_merged_first_stage_is_a_base_for_the_second_and_says_how_its_turns_are_written(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    form = TurnFormat(separator=" <", reply_separator="> ")
+    base = train(tiny.recipe(tmp_path / "base", stage="base", merge=True, max_steps=1, turns=form))
     out = train(tiny.recipe(tmp_path / "out", model=str(base), max_steps=1))
     model, _ = ccm.load(adapter=out)
     assert_close(logits(model.base), logits(stock(base)))
+    assert model.config.turns == form
+    assert ccm.load(base, rule="full")[0].config.turns == form
+    (base / "ccm_turns.json").write_text('{"separatr": "x"}')
+    with pytest.raises(ConfigError, match=r"ccm_turns.json has unknown keys .*Did you mean separator"):
+        ccm.load(base, rule="full")
 
 
 def test_what_is_written_opens_with_the_same_logits(tiny: Tiny, tmp_path: Path) -> None:
@@ -115,20 +123,18 @@ def test_an_adapter_begins_with_what_fits_of_another(tiny: Tiny, tmp_path: Path)
     first = compressing(tiny.recipe(adapter=with_lora(ccm_config("gate", n_tok=4), r=0), seed=3))
     first.save(tmp_path / "first")
     had = {name: tensor.clone() for name, tensor in first.model.adapter_tensors().items()}
-    for rule, n_tok in (("concat", 2), ("gate", 4)):
+    for rule, n_tok in (("concat", 2), ("gate", 4), ("gate", 2), ("gate", 6)):
         recipe = tiny.recipe(adapter=ccm_config(rule, n_tok=n_tok), init_adapter=str(tmp_path / "first"))
         begun = make_stage(recipe, open_turns(recipe)).trained
-        assert torch.equal(begun["comp_embeddings.weight"], had["comp_embeddings.weight"][:n_tok])
+        assert torch.equal(begun["comp_embeddings.weight"][:4], had["comp_embeddings.weight"][:n_tok])
         if rule == "gate":
-            assert torch.equal(begun["rule.weight"], had["rule.weight"])
+            assert torch.equal(begun["rule.weight"][:, :, :4], had["rule.weight"][:, :, :n_tok])
+            assert not begun["rule.weight"][:, :, 4:].any()
         assert not any(tensor.any() for name, tensor in begun.items() if "lora_B" in name)  # which begins anew
 
 
 def test_an_adapter_does_not_begin_with_one_that_does_not_fit(tiny: Tiny, tmp_path: Path) -> None:
     compressing(tiny.recipe()).save(tmp_path / "mine")
-    wider = with_lora(ccm_config("concat"), r=7)
-    with pytest.raises(AdapterError, match="has shape .*, the model"):
-        make(tiny.recipe(adapter=wider, init_adapter=str(tmp_path / "mine")))
     with pytest.raises(AdapterError, match="belongs to a base model with the fingerprint .* begin with an adapter of"):
         make(tiny.recipe(init_adapter="builtin"))
     with pytest.raises(AdapterError, match="no folder nowhere"):

@@ -152,7 +152,10 @@ def _terminal(conversation: Conversation) -> int:
     while True:
         try:
             line = input("\nyou  ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            console.print("\nCtrl-D leaves, and forgets what /save has not saved", style="dim")
+            continue
+        except EOFError:
             console.print()
             return 0
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +57,14 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         AdapterError, DataError: when files are absent or damaged.
     """
     quiet()
-    with counting("questions") as advance:
-        results = evaluate(*evaluations, output=output, progress=advance)
+    try:
+        with counting("questions") as advance:
+            results = evaluate(*evaluations, output=output, progress=advance)
+    except KeyboardInterrupt:
+        if processes().is_main_process:
+            kept = f"Methods and steps that were done are in {output}; the same command goes on from there."
+            print(kept if output else "Nothing is kept without --output.", file=sys.stderr)
+        raise
     if not processes().is_main_process:
         return
     several = len(evaluations) > 1

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ccm.console import plain_console
 from ccm.recipe import Recipe
@@ -22,18 +22,18 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[Callable[[Repor
     if not sys.stderr.isatty():
         steps = recipe.max_steps
         yield lambda report: print(
-            f"{name}: step {report.step}/{steps}  {_figures(report, recipe)}", file=sys.stderr, flush=True
+            f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True
         )
         return
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=plain_console(stderr=True)) as bar:
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
         yield lambda report: bar.update(task, completed=report.step, description=_figures(report))
 
 
-def _figures(report: Report, recipe: Recipe | None = None) -> str:
+def _figures(report: Report) -> str:
     shown = [f"loss {report.losses['loss']:.4f}", f"{report.tokens_per_second:,.0f} tokens/s"]
-    shown += [f"{name} {value:.4f}" for name, value in report.measured.items()]
-    if recipe:
-        shown.append(f"{report.seconds_left:,.0f} s left")
+    if report.measured:
+        shown.append("held out: " + ", ".join(f"{name} {value:.4f}" for name, value in report.measured.items()))
+    shown.append(f"{report.seconds_left:,.0f} s left")
     return "  ".join(shown)

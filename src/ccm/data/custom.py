@@ -176,8 +176,8 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
         if len(faults) == FAULTS:
             break
     if faults:
-        more = " The first ten faults:" if len(faults) == FAULTS else ""
-        raise DataError(f"{path} cannot be trained on.{more}\n" + "\n".join(faults))
+        more = f" The first {FAULTS} faults, there may be more:" if len(faults) == FAULTS else ""
+        raise DataError(f"{path} cannot be used.{more}\n" + "\n".join(faults))
     if not groups:
         raise DataError(f"{path} holds no example; nothing could be learned from it.")
     return groups
@@ -318,7 +318,11 @@ def _chat(messages: Any) -> Chat:
     if len(texts) % 2:
         raise _LineError("the last message is the user's; end with the assistant's reply")
     if len(texts) < 4:
-        raise _LineError(f"{len(texts) // 2} turns (a user's message and its reply); at least two are needed")
+        count = len(texts) // 2
+        raise _LineError(
+            f"{count} turn{'s' * (count != 1)} (a user's message and its reply); at least two are needed, one to "
+            "remember and one to ask: leave the line out"
+        )
     return Chat(tuple((texts[i][1], texts[i + 1][1]) for i in range(0, len(texts), 2)), system)
 
 

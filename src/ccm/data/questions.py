@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ccm.errors import InputError
@@ -63,3 +63,11 @@ class Question:
         answer = self.answers[self.right]
         targets = [*[IGNORE] * (len(self.query) - 1), *answer, eos]
         return Sample([Step(step) for step in self.steps], Step([*self.query, *answer], targets))
+
+
+def alone(question: Question, bos: int | None) -> Question:
+    """The question without its context; a BOS that stands before the context then stands before the query."""
+    if not question.steps:
+        return question
+    begin = [bos] if question.steps[0][0] == bos else []
+    return replace(question, steps=[], query=[*begin, *question.query])

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 import ccm
 from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, read_config, with_rule
-from ccm.data.questions import Question
+from ccm.data.questions import Question, alone
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
 from ccm.errors import ConfigError
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
@@ -24,6 +24,7 @@ from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, m
 from ccm.evaluation.results import Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.evaluation.texts import means
+from ccm.loading import TURNS
 from ccm.model import CCMModel
 from ccm.rules import rule_class
 from ccm.turns import make_turns
@@ -199,8 +200,9 @@ def _measure(
         device=evaluation.device or (str(processes().device) if several else None),
         dtype=evaluation.dtype,
     )
-    bare = method.adapter is None and evaluation.model not in (None, NAME)  # nothing says how its turns are written
-    form = PAPER_TURNS if bare else model.config.turns
+    stock = method.adapter is None and evaluation.model not in (None, NAME)
+    silent = stock and not (Path(evaluation.model or "") / TURNS).is_file()  # nothing says how its turns are written
+    form = PAPER_TURNS if silent else model.config.turns
     turns = make_turns(tokenizer, form)
     task = open_task(evaluation.task, turns)
     depths = [*dict.fromkeys(evaluation.depths or task.depths)]
@@ -208,6 +210,8 @@ def _measure(
 
     def asked(depth: int) -> Iterator[Question]:
         questions = _asked(task, depth, evaluation.most)
+        if model.rule.forgets:
+            return (alone(question, tokenizer.bos_token_id) for question in questions)
         if (select := baseline.select) is None:
             return questions
         room = evaluation.room
@@ -222,7 +226,8 @@ def _measure(
         )
     for depth in depths:
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
-        identity = {**known, "origin": repr(model.origin), "form": asdict(form), "depth": depth}
+        origin = repr(model.origin) if compresses else model.base_id  # whatever adapter named the base
+        identity = {**known, "rule": model.config.rule, "origin": origin, "form": asdict(form), "depth": depth}
         if generate:
             identity["generate"] = generate
         if method.baseline is not None:
@@ -243,16 +248,16 @@ def _scored(
 ) -> tuple[list[Scored], Seconds]:
     """All questions in their order, and the time of all processes; of n processes, each scores every n-th."""
     state = processes()
-    share = islice(questions, state.process_index, None, state.num_processes)
-    own: list[tuple[int, Scored]] = []
-    for number, one in enumerate(scorer.score(share)):
-        own.append((number * state.num_processes + state.process_index, one))
-        if len(own) % 100 == 0 and state.is_main_process:
-            progress(min(len(own) * state.num_processes, total), total)
+    count, index = state.num_processes, state.process_index
+
+    def tell(done: int) -> None:
+        if state.is_main_process:
+            progress(min(done * count, total), total)
+
+    share = scorer.score(islice(questions, index, None, count), tell)
+    own = [(number * count + index, one) for number, one in enumerate(share)]
     every = sorted(gather_object(own), key=lambda pair: pair[0])
     times = gather_object([scorer.seconds])
-    if state.is_main_process:
-        progress(total, total)
     return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
 
 

@@ -88,13 +88,17 @@ class Scorer:
         self.seconds = Seconds()
 
     @torch.inference_mode()
-    def score(self, questions: Iterable[Question]) -> Iterator[Scored]:
+    def score(
+        self, questions: Iterable[Question], progress: Callable[[int], None] = lambda done: None
+    ) -> Iterator[Scored]:
         """The questions, scored, in their order; of a long stream no more than ``POOL`` are held at a time.
+
+        ``progress`` is called with how many are done, batch by batch.
 
         Raises:
             InputError: when a question runs beyond the model's positions.
         """
-        stream = iter(questions)
+        stream, done = iter(questions), 0
         while pool := [*islice(stream, POOL)]:
             found: dict[int, Scored] = {}
             for _, alike in groupby(sorted(range(len(pool)), key=lambda i: _shape(pool[i])), lambda i: _kind(pool[i])):
@@ -103,6 +107,8 @@ class Scorer:
                 for begin in range(0, len(rows), size):
                     part = rows[begin : begin + size]
                     found.update(zip(part, self._score([pool[i] for i in part]), strict=True))
+                    progress(done + len(found))
+            done += len(pool)
             yield from (found[i] for i in range(len(pool)))
 
     def _score(self, questions: list[Question]) -> list[Scored]:

@@ -74,22 +74,29 @@ class Run:
         held = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
         if not resume:
             if held:
-                what = "another run" if RECIPE in held else f"other files ({', '.join(held[:4])})"
+                other = "name another one with --set output_dir=DIR"
+                if RECIPE in held:
+                    raise ConfigError(
+                        f"The output directory {self.folder} holds another run. Go on with it by --resume, {other}, or "
+                        "delete it."
+                    )
                 raise ConfigError(
-                    f"The output directory {self.folder} holds {what}. Go on with it by --resume, name another one "
-                    "with --set output_dir=DIR, or delete it."
+                    f"The output directory {self.folder} holds other files ({', '.join(held[:4])}); {other}."
                 )
             return
         if RECIPE not in held:
             raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
-        before = read_table(self.folder / RECIPE)
+        defaults = {key: _plain(value) for key, value in Recipe().to_dict().items()}  # of settings that came later
+        before = {**defaults, **read_table(self.folder / RECIPE)}
         differing = sorted(
             key for key, value in self.recipe.to_dict().items() if key not in _FREE and before.get(key) != _plain(value)
         )
         if differing:
+            now = self.recipe.to_dict()
+            told = ", ".join(f"{key} {before.get(key)} (now {_plain(now[key])})" for key in differing)
             raise ConfigError(
-                f"The run in {self.folder} has other settings: {', '.join(differing)}. Resume with those of its "
-                f"{RECIPE}, or begin another run elsewhere."
+                f"The run in {self.folder} has other settings: {told}. Resume with those of its {RECIPE}, or begin "
+                "another run elsewhere; with init_adapter it begins with what this one learned."
             )
 
     def begin(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 
 from ccm.base import PROJECTIONS, load_base, max_positions
 from ccm.builtin import NAME, START
-from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import read_stage1
-from ccm.config import CCMConfig, TurnFormat
+from ccm.config import CCMConfig
 from ccm.data import DataSet
 from ccm.errors import ConfigError
+from ccm.files import save_json
 from ccm.fingerprint import fingerprint_base
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
-from ccm.loading import load_tokenizer
+from ccm.loading import TURNS, load_tokenizer, turn_format
 from ccm.model import CCMModel
 from ccm.recipe import Recipe
 from ccm.rules import Rule, make_rule
@@ -171,6 +171,7 @@ class BaseStage(Stage):
         if self._merge:
             self.model.merge_and_unload().save_pretrained(folder)
             self.turns.tokenizer.save_pretrained(folder)
+            save_json(folder / TURNS, asdict(self.turns.form))
         else:
             self.model.save_pretrained(folder)
 
@@ -210,8 +211,7 @@ def open_turns(recipe: Recipe) -> Turns:
         ConfigError: when the model's tokenizer cannot be had, or lacks what the format needs.
     """
     tokenizer = load_tokenizer(recipe.model)
-    form = BUILTIN_TURNS if recipe.model == NAME else TurnFormat("chat" if tokenizer.chat_template else "separators")
-    return make_turns(tokenizer, recipe.turns or form)
+    return make_turns(tokenizer, recipe.turns or turn_format(recipe.model, tokenizer))
 
 
 def _load(recipe: Recipe) -> PreTrainedModel:
