@@ -280,3 +280,23 @@ def test_a_recipe_written_as_yaml_is_the_same_when_read(tmp_path: Path, recipe: 
 def test_a_written_recipe_takes_changes_as_any_other(tmp_path: Path) -> None:
     path = written(tmp_path, write_recipe(Recipe(max_steps=5)))
     assert load_recipe(path, ["max_steps=6"]) == replace(Recipe(), max_steps=6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("objective={1: 1, foo: 2}", r"objective names \['1', 'foo'\]"),
+        ("stage=[1]", "stage is "),
+        ("seed=99999999999999999999999", "it must be from 0 to 2"),
+        ("seed=-1", "it must be from 0 to 2"),
+    ],
+)
+def test_settings_without_meaning_are_refused_in_words(change: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe("custom", [change])
+
+
+def test_a_recipe_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data: &a {options: *a}\n")
+    with pytest.raises(ConfigError, match="a table of it holds itself"):
+        load_recipe(tmp_path / "own.yaml")

@@ -147,6 +147,8 @@ class Recipe:
         for name in ("max_steps", "batch_size", "pass_tokens", "pool", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1.")
         for name in ("eval_every", "save_every", "max_offset", "weight_decay", "lr_end", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
@@ -165,7 +167,7 @@ class Recipe:
             raise ConfigError(
                 f"objective is {weights!r}; give at least one of {', '.join(OBJECTIVES)} a weight above 0."
             )
-        if unknown := sorted(weights.keys() - set(OBJECTIVES)):
+        if unknown := sorted(map(str, weights.keys() - set(OBJECTIVES))):
             raise ConfigError(f"objective names {unknown}; the objectives are {', '.join(OBJECTIVES)}.")
         if not any(weights.values()):
             raise ConfigError("objective gives no loss a weight above 0; nothing would be learned.")
@@ -240,7 +242,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
         raise ConfigError(
             f"--set {named[0]}...: leave the stage's name out; what is set holds for the stage that runs."
         )
-    chosen = stage or given.get("stage") or values.get("stage", "compress")
+    chosen = str(stage or given.get("stage") or values.get("stage", "compress"))
     values = _over(_over(values, sections.get(chosen, {})), given)
     adapter = values.get("adapter") or {}
     if isinstance(adapter, Mapping) and "turns" in adapter:
@@ -282,7 +284,10 @@ def read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The recipe {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path} holds no table of settings.")
-    return _numbers(values)
+    try:
+        return _numbers(values)
+    except RecursionError:
+        raise ConfigError(f"The recipe {path} cannot be read: a table of it holds itself.") from None
 
 
 def _set(table: dict[str, Any], change: str) -> None:

@@ -10,7 +10,7 @@ from ccm.commands.progress import progress
 from ccm.console import plain_console, quiet, size
 from ccm.data import open_data
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
-from ccm.training.loop import check_positions, is_main, train
+from ccm.training.loop import check, is_main, trackers, train
 from ccm.training.preview import estimate, picture
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
@@ -46,9 +46,10 @@ def _show(recipe: Recipe, resume: bool) -> None:
     console = plain_console()
     if recipe.output_dir is not None:
         Run(Path(recipe.output_dir), recipe).check(resume=resume)
+    trackers(recipe)
     turns = open_turns(recipe)
     data, stage = open_data(recipe, turns), make_stage(recipe, turns)
-    check_positions(recipe, data, stage)
+    check(recipe, data, stage)
     sample = data.pool(0, 1)[0]
     console.print(write_recipe(replace(recipe, turns=turns.form)))
     console.print("One sample; > is what is learned.\n")

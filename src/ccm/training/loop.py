@@ -103,12 +103,36 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_positions(recipe: Recipe, data: DataSet, stage: Stage) -> None:
-    """See whether the longest sample fits into the positions that the model was made for.
+def trackers(recipe: Recipe) -> list[str]:
+    """What a training logs to, beside its own log.
 
     Raises:
-        ConfigError: where it does not.
+        ConfigError: where it is not installed.
     """
+    wanted = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
+    if absent := [name for name in wanted if find_spec(name) is None]:
+        raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
+    return wanted
+
+
+def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
+    """See whether a training can begin: processes, precision, and the positions that the model was made for.
+
+    Raises:
+        ConfigError: where it cannot.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.shard and processes == 1:
+        raise ConfigError("shard=true spreads the base over several processes; start them with torchrun.")
+    if recipe.batch_size < processes:
+        raise ConfigError(
+            f"batch_size is {recipe.batch_size}, but there are {processes} processes; each needs a sample."
+        )
+    if recipe.mixed_precision and stage.base.dtype != torch.float32:
+        raise ConfigError(
+            f"mixed_precision keeps the base in float32, but it is in {stage.base.dtype}; set dtype=float32, or leave "
+            "mixed_precision out."
+        )
     memory = recipe.adapter
     groups = data.deepest if memory.positions == "base" else 1  # of COMP tokens that take positions
     end = data.longest + recipe.max_offset + memory.n_tok * groups
@@ -126,24 +150,16 @@ class Training:
         self, recipe: Recipe, run: Run, data: DataSet, make: Callable[[Recipe], Stage], report: Callable[[Report], None]
     ) -> None:
         self.recipe, self.run, self.data, self.report = recipe, run, data, report
-        trackers = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
-        if absent := [name for name in trackers if find_spec(name) is None]:
-            raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir=run.folder / "tensorboard")
+        logs = {"log_with": trackers(recipe) or None, "project_dir": run.folder / "tensorboard"}
+        self.accelerator = Accelerator(cpu=on_cpu, **logs)
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
         place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
         self.stage = make(replace(recipe, device=place))
         self.stage.module.train()
-        check_positions(recipe, data, self.stage)
+        check(recipe, data, self.stage)
         self.parameters = [*self.stage.trained.values()]
-        self._check_processes()
-        if recipe.mixed_precision and self.stage.base.dtype != torch.float32:
-            raise ConfigError(
-                f"mixed_precision keeps the base in float32, but it is in {self.stage.base.dtype}; set dtype=float32, "
-                "or leave mixed_precision out."
-            )
         if recipe.shard:
             shard(self.stage)
         self.optimizer = torch.optim.AdamW(
@@ -159,15 +175,6 @@ class Training:
         self.step = self.told = 0
         self.sums: dict[str, float] = {}  # losses since the last report
 
-    def _check_processes(self) -> None:
-        processes = self.accelerator.num_processes
-        if self.recipe.shard and processes == 1:
-            raise ConfigError("shard=true spreads the base over several processes; start them with torchrun.")
-        if self.recipe.batch_size < processes:
-            raise ConfigError(
-                f"batch_size is {self.recipe.batch_size}, but there are {processes} processes; each needs a sample."
-            )
-
     def go(self) -> Path:
         """Train to the last step, and write the result."""
         if self.main:
@@ -175,7 +182,10 @@ class Training:
         self._resume()
         self.accelerator.wait_for_everyone()  # before the first process replaces what the others read
         if self.recipe.tensorboard or self.recipe.wandb:
-            self.accelerator.init_trackers("ccm")
+            try:
+                self.accelerator.init_trackers("ccm")
+            except OSError as error:
+                raise TrainingError(f"The trackers of {self.run.folder} cannot begin: {error}.") from error
         try:
             with _interruptible(self.interrupted):
                 self._steps()

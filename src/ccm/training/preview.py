@@ -73,9 +73,10 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     counts = stage.objective.counts([sample])
     share = max(counts.values()) / sum(len(step.ids) for step in (*sample.steps, sample.query))
     trained = sum(tensor.numel() for tensor in stage.trained.values())
+    logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, their log-softmax and gradients; the teacher's
     return Estimate(
         weights=sum(p.numel() * p.element_size() for p in stage.module.parameters()),
         trained=12 * trained,
         activations=recipe.pass_tokens * kept,
-        logits=int(recipe.pass_tokens * share) * config.vocab_size * 12,
+        logits=int(recipe.pass_tokens * share) * config.vocab_size * logit,
     )

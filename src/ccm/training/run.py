@@ -106,11 +106,12 @@ class Run:
             TrainingError: when that cannot be done.
         """
         try:
-            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            for left in (self.folder / CHECKPOINTS).glob(".step-*/"):
-                shutil.rmtree(left)
+            self.folder.mkdir(parents=True, exist_ok=True)
             text = write_recipe(self.recipe)
             write_atomically(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
+            (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
+            for left in (self.folder / CHECKPOINTS).glob(".step-*/"):
+                shutil.rmtree(left)
         except OSError as error:
             raise TrainingError(f"The output directory {self.folder} cannot be written: {error}.") from error
 
@@ -130,11 +131,19 @@ class Run:
             ) from error
 
     def forget_after(self, step: int) -> None:
-        """Drop the log's records of later steps, which are made anew."""
+        """Drop the log's records of later steps, which are made anew.
+
+        Raises:
+            TrainingError: when it cannot be written.
+        """
         path = self.folder / LOG
-        if path.is_file():
+        if not path.is_file():
+            return
+        try:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written: {error}. Mend that and say --resume again.") from error
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
@@ -167,7 +176,7 @@ class Run:
                 f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
             ) from error
         for old in self.checkpoints()[: -self.recipe.keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # one too many does no harm
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint; None where there is none.
