@@ -217,13 +217,7 @@ def _measure(
         room = evaluation.room
         return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in questions)
 
-    totals = {depth: sum(1 for _ in _asked(task, depth, evaluation.most)) for depth in depths}
-    if empty := [depth for depth in depths if not totals[depth]]:
-        others = ",".join(str(depth) for depth in depths if totals[depth])
-        raise ConfigError(
-            f"No question of the task is left at step {', '.join(map(str, empty))} (left out: {dict(task.skipped)})."
-            + (f" Measure the others with --steps {others}." if others else "")
-        )
+    totals = _totals(task, depths, evaluation.most)
     for depth in depths:
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         origin = repr(model.origin) if compresses else model.base_id  # whatever adapter named the base
@@ -259,6 +253,22 @@ def _scored(
     every = sorted(gather_object(own), key=lambda pair: pair[0])
     times = gather_object([scorer.seconds])
     return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
+
+
+def _totals(task: Task, depths: Sequence[int], most: int) -> dict[int, int]:
+    """How many questions are asked at each step.
+
+    Raises:
+        ConfigError: when there is none at some of them.
+    """
+    totals = {depth: sum(1 for _ in _asked(task, depth, most)) for depth in depths}
+    if empty := [depth for depth in depths if not totals[depth]]:
+        others = ",".join(str(depth) for depth in depths if totals[depth])
+        raise ConfigError(
+            f"No question of the task is left at step {', '.join(map(str, empty))} (left out: {dict(task.skipped)})."
+            + (f" Measure the others with --steps {others}." if others else "")
+        )
+    return totals
 
 
 def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
