@@ -430,6 +430,7 @@ def test_a_conversation_is_measured_at_its_last_reply_after_the_latest_turns(tmp
     reply = turns.encode_reply(whole.turns[-1][1])
     assert [one.answers, next(task.questions(0)).answers] == [[reply], [reply]]
     assert turns.decode([*one.steps[0]]).startswith(whole.turns[1][0].split()[0])
+    assert [one.alone().query, other.alone().query] == [question.query for question in task.questions(0)]
 
 
 def test_choices_are_the_answers_of_a_task(tmp_path: Path, turns: Turns) -> None:
@@ -439,8 +440,9 @@ def test_choices_are_the_answers_of_a_task(tmp_path: Path, turns: Turns) -> None
     assert task.measures == "acc_norm"
     assert [turns.decode([*answer]) for answer in question.answers] == ["blue", "red"]
     assert (question.right, len(question.steps), question.before) == (1, 2, question.query[-1:])
-    (alone,) = task.questions(0)
-    assert alone.steps == []
+    (none,) = task.questions(0)
+    assert question.alone().query == none.query
+    assert (none.steps, question.alone().steps, question.alone().answers) == ([], [], question.answers)
 
 
 def test_an_answer_that_is_no_choice_is_a_fault_of_its_line(tmp_path: Path, turns: Turns) -> None:
@@ -463,3 +465,4 @@ def test_a_text_is_measured_at_its_last_chunk(tmp_path: Path, turns: Turns) -> N
         questions = [*task.questions(depth)]
         assert {len(question.steps) for question in questions} <= {1, 2, 3, 4}
         assert all(len(question.query) == 1 for question in questions)
+        assert all([*q.alone().query] == [turns.tokenizer.bos_token_id, *q.query] for q in questions)

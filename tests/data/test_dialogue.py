@@ -185,6 +185,7 @@ def test_soda_is_read_from_parquet_or_json_lines(tmp_path: Path, turns: Turns, p
     task = open_task(TaskSettings("soda", str(tmp_path)), turns)
     (question,) = task.questions(1)
     assert turns.decode([*question.answers[0]]) == "Bye, then."
+    assert question.alone().query == turns.prompt("Hello!", first=True)
     assert task.skipped == {"filtered": 2, "fewer than 3 turns": 0}
 
 

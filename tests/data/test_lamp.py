@@ -72,7 +72,9 @@ def test_fewer_entries_are_the_first_of_more(tmp_path: Path, turns: Turns) -> No
     folder = write(tmp_path, [(ASKED, entries(40), "4"), (ASKED, entries(35), "1")])
     few, many = (asked(opened(folder, turns), depth) for depth in (1, 4))
     assert [q.steps for q in few] == [q.steps[:1] for q in many]
-    assert [len(q.steps) for q in asked(opened(folder, turns), 0)] == [0, 0]
+    none = asked(opened(folder, turns), 0)
+    assert [len(q.steps) for q in none] == [0, 0]
+    assert [q.alone().query for q in many] == [q.query for q in none]
 
 
 def test_the_entries_follow_from_the_seed(tmp_path: Path, turns: Turns) -> None:

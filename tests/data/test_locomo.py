@@ -79,9 +79,10 @@ def test_a_question_comes_after_the_session_of_its_last_evidence(tmp_path: Path,
     assert task.noted == {"some of the evidence in view": 1, "no evidence is named": 1}
     late, _ = opened(folder, turns, until="end").questions(2)
     assert texts(late, turns)[:-1] == whole
-    alone, _ = task.questions(0)
-    assert len(alone.steps) == 0
-    assert alone.query[0] == turns.tokenizer.bos_token_id
+    none, _ = task.questions(0)
+    assert len(none.steps) == 0
+    assert none.query[0] == turns.tokenizer.bos_token_id
+    assert late.alone().query == none.query
 
 
 @pytest.mark.parametrize(

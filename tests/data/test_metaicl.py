@@ -83,6 +83,7 @@ def test_without_demonstrations_the_query_begins_the_text(folder: Path, turns: T
     question = asked(opened(folder, turns), 0)[0]
     assert question.steps == []
     assert question.query[0] == turns.tokenizer.bos_token_id
+    assert asked(opened(folder, turns), 2)[0].alone().query == question.query
 
 
 def test_a_pool_that_is_too_small_is_filled_from_the_spare_one(folder: Path, turns: Turns) -> None:

@@ -57,6 +57,7 @@ def test_every_time_step_has_the_same_targets_and_the_latest_chunks_before_them(
         assert len(questions) == 10
         for question, deepest in zip(questions, by_depth[4], strict=True):
             assert question.answers == deepest.answers
+            assert question.alone().query == [bos, *deepest.query]
             assert (len(question.answers), len(question.answers[0])) == (1, 15)
             assert [len(step) for step in question.steps] == [17, 16, 16, 16][:depth]
             assert len(question.query) == (1 if depth else 2)

@@ -13,7 +13,6 @@ import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
-from ccm.data.questions import Question, alone
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation import scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
@@ -67,17 +66,14 @@ def test_a_task_is_measured_with_several_rules(folder: Path, capsys: pytest.Capt
     assert len({line["tokens"] for line in found if line["depth"] == 1}) == 1
 
 
-def test_no_context_is_the_first_token_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    question = Question([[1, 5], [6]], [7], [[8]])
-    assert (alone(question, 1).steps, alone(question, 1).query) == ([], [1, 7])
-    assert alone(question, None).query == [7]
-    assert alone(Question([], [1, 7], [[8]]), 1).query == [1, 7]
+def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"steps": ["I like tea.", "I like dogs."], "query": "What do I like?", "answer": "Tea and dogs."}
     (folder / "mine.jsonl").write_text(json.dumps(row))
-    asked = ("evaluate", "custom", "--data", folder / "mine.jsonl", "--steps", "1,2", "--json", "--baseline", "window")
-    assert ccm(*asked, "--rule", "none", "--room", "1") == 0
+    asked = ("evaluate", "custom", "--data", folder / "mine.jsonl", "--steps", "0,1,2", "--json", "--rule", "full")
+    assert ccm(*asked, "--rule", "none") == 0
     found = [line["figures"]["perplexity"] for line in lines(capsys.readouterr().out)]
-    assert found == pytest.approx([found[0]] * 4, rel=1e-5)  # a window of one token is the first one
+    assert found[3:] == pytest.approx([found[0]] * 3, rel=1e-5)  # as of full context that has no step
+    assert found[1] != pytest.approx(found[0], rel=1e-3)
 
 
 def test_the_fixed_targets_are_the_same_at_every_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,7 +235,8 @@ class CustomTask(tasks.Task):
             if example.length < depth:
                 self.noted[f"fewer than {depth} steps, there are no more"] += 1
             cut = example.latest(depth)
-            question = Question.of(cut.sample(self.turns, cut.length), self.turns.eos_id, "custom")
+            sample, alone = (part.sample(self.turns, part.length) for part in (cut, cut.latest(0)))
+            question = Question.of(sample, self.turns.eos_id, "custom", alone=alone)
             if isinstance(cut, Task) and cut.choices:
                 answers = [self.turns.encode_reply(choice) for choice in cut.choices]
                 right, before = cut.choices.index(cut.answer), question.query[-1:]

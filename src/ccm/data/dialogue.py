@@ -194,7 +194,8 @@ class DialogueTask(Task):
         for dialogue in long_enough:
             cut = dialogue.cut(least - count, least)
             if all(cut.turns[i] for i in (0, -2, -1)):
-                yield Question.of(cut.sample(self.turns, count - 2), self.turns.eos_id, task=self.corpus.title)
+                sample, alone = (cut.cut(begin, count).sample(self.turns, count) for begin in (0, count - 2))
+                yield Question.of(sample, self.turns.eos_id, self.corpus.title, alone=alone)
             else:
                 self.skipped["an empty first turn, query or answer"] += 1
 

@@ -274,8 +274,10 @@ class Reader:
             return None
         texts = [*steps, query]
         texts[0] = [*begin, *texts[0]]
-        before = [*begin, *self.turns.encode_reply("Output:")]
-        return Question(texts[:-1], texts[-1], ids, answers.index(example.output), f"LaMP-{self.number}", before)
+        _, query, _ = fit(self.template, example.text, [], self.turns.encode_reply, room)
+        before, bare = [*begin, *self.turns.encode_reply("Output:")], [*begin, *query]
+        right = answers.index(example.output)
+        return Question(texts[:-1], texts[-1], ids, right, f"LaMP-{self.number}", before, bare)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class LongTask(Task):
             self.skipped["the query alone has no room"] += 1
             return
         self._note(asked, depth, latest, len(kept), end)
-        question = Question.of(sample, self.turns.eos_id, asked.category)
+        alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True))
+        question = Question.of(sample, self.turns.eos_id, asked.category, alone=alone)
         yield replace(question, references=asked.references or (asked.answer,), judged=asked.judged)
 
     def _fitting(self, latest: Sequence[Turn], room: int) -> int:

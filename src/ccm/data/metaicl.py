@@ -85,10 +85,15 @@ class Prompt:
         query = self.query(example)
         answers = distinct(example.options) or [example.output]
         steps = self.context(demonstrations, max_length - len(query) - max(map(len, answers)))
-        texts = [*steps, query]
-        if self.bos is not None and texts[0][0] != self.bos:
-            texts[0].insert(0, self.bos)
-        return Question(texts[:-1], texts[-1], answers, answers.index(example.output), task, self.before_output)
+        bare = self._opened(query)
+        if steps:
+            steps[0] = self._opened(steps[0])
+        right = answers.index(example.output)
+        return Question(steps, query if steps else bare, answers, right, task, self.before_output, bare)
+
+    def _opened(self, ids: list[int]) -> list[int]:
+        """Ids that open a text: BOS stands before them, where there is one and they do not begin with it."""
+        return ids if self.bos is None or ids[0] == self.bos else [self.bos, *ids]
 
 
 def distinct(options: Sequence[Ids]) -> list[Ids]:

@@ -86,9 +86,10 @@ class PG19Task(Task):
         bos = self.turns.tokenizer.bos_token_id
         for stretch in stretches:
             *steps, target = stretch[-depth - 1 :]
-            texts = [*steps, target[:1]]  # the first token of the target begins the query
-            texts[0] = [*([] if bos is None else [bos]), *texts[0]]
-            yield Question(texts[:-1], texts[-1], [target[1:]], task=TITLE)
+            begin, query = [] if bos is None else [bos], target[:1]  # the first token of the target begins the query
+            texts = [*steps, query]
+            texts[0] = [*begin, *texts[0]]
+            yield Question(texts[:-1], texts[-1], [target[1:]], task=TITLE, bare=[*begin, *query])
 
     @cached_property
     def _stretches(self) -> tuple[list[list[Ids]], Counter[str], Counter[str]]:

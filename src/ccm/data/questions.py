@@ -19,6 +19,7 @@ class Question:
     Attributes:
         steps: of every context step, separators included.
         query: up to where an answer begins, separators included.
+        bare: the query as it reads where no context stands before it; None where that makes no difference.
         answers: the possible answers, or the only one where there is no choice; without the token that ends them.
         right: which of them is right.
         task: what it is counted under.
@@ -36,11 +37,12 @@ class Question:
     right: int = 0
     task: str = ""
     before: Sequence[int] | None = None
+    bare: Sequence[int] | None = None
     references: Sequence[str] = ()
     judged: Judged = "words"
 
     def __post_init__(self) -> None:
-        if not (self.query and all(self.answers) and all(self.steps) and self.before != []):
+        if not (self.query and all(self.answers) and all(self.steps) and [] not in (self.before, self.bare)):
             raise InputError(f"A question of {self.task or 'the task'} has an empty step, query or answer.")
         if not 0 <= self.right < len(self.answers):
             raise InputError(
@@ -49,14 +51,19 @@ class Question:
             )
 
     @staticmethod
-    def of(sample: Sample, eos: int, task: str = "") -> Question:
-        """A sample whose query's targets are one stretch, at its end: they are the answer, but for a closing EOS."""
+    def of(sample: Sample, eos: int, task: str = "", *, alone: Sample | None = None) -> Question:
+        """A sample whose query's targets are one stretch, at its end: they are the answer, but for a closing EOS.
+
+        ``alone`` is the same query, and its answer, where no context stands before them.
+        """
         targets = sample.query.targets
         begin = next(i for i, target in enumerate(targets) if target != IGNORE)
         answer = [target for target in targets[begin:] if target != IGNORE]
         if answer[-1] == eos:
             answer.pop()
-        return Question([step.ids for step in sample.steps], sample.query.ids[: begin + 1], [answer], task=task)
+        bare = alone.query.ids[: len(alone.query.ids) - len(answer)] if alone else None
+        steps, query = [step.ids for step in sample.steps], sample.query.ids[: begin + 1]
+        return Question(steps, query, [answer], task=task, bare=bare)
 
     def sample(self, eos: int) -> Sample:
         """To train on: the right answer, and the token that ends it, are the targets."""
@@ -64,10 +71,6 @@ class Question:
         targets = [*[IGNORE] * (len(self.query) - 1), *answer, eos]
         return Sample([Step(step) for step in self.steps], Step([*self.query, *answer], targets))
 
-
-def alone(question: Question, bos: int | None) -> Question:
-    """The question without its context; a BOS that stands before the context then stands before the query."""
-    if not question.steps:
-        return question
-    begin = [bos] if question.steps[0][0] == bos else []
-    return replace(question, steps=[], query=[*begin, *question.query])
+    def alone(self) -> Question:
+        """The same question without its context."""
+        return replace(self, steps=[], query=self.query if self.bare is None else self.bare)

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 import ccm
 from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, read_config, with_rule
-from ccm.data.questions import Question, alone
+from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
 from ccm.errors import ConfigError
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
@@ -211,7 +211,7 @@ def _measure(
     def asked(depth: int) -> Iterator[Question]:
         questions = _asked(task, depth, evaluation.most)
         if model.rule.forgets:
-            return (alone(question, tokenizer.bos_token_id) for question in questions)
+            return (question.alone() for question in questions)
         if (select := baseline.select) is None:
             return questions
         room = evaluation.room
