@@ -121,11 +121,10 @@ def model_config() -> LlamaConfig:
     )
 
 
-class FromScratch(Stage):
-    """All weights of a model that nothing was trained of before."""
+class Whole(Stage):
+    """All weights of a model, with full context."""
 
-    def __init__(self, recipe: Recipe, turns: Turns) -> None:
-        model = LlamaForCausalLM(model_config())
+    def __init__(self, model: LlamaForCausalLM, recipe: Recipe, turns: Turns) -> None:
         config = CCMConfig(rule="full", turns=turns.form)
         super().__init__(model, fingerprint_base(model), FullContext(model, model), config, FULL, recipe, turns)
 
@@ -140,6 +139,11 @@ class FromScratch(Stage):
         self.turns.tokenizer.save_pretrained(folder)
 
 
+def from_scratch(recipe: Recipe, turns: Turns) -> Whole:
+    """A model that nothing was trained of before."""
+    return Whole(LlamaForCausalLM(model_config()), recipe, turns)
+
+
 def build(data: Path, runs: Path, output: Path = SMALL, changes: tuple[str, ...] = ()) -> None:
     """Corpus, tokenizer and training in ``runs``, the model into ``output``; goes on where it was."""
     corpus, tokenizer, run = runs / "corpus", runs / "tokenizer", runs / "training"
@@ -149,7 +153,7 @@ def build(data: Path, runs: Path, output: Path = SMALL, changes: tuple[str, ...]
     places = (f"model={tokenizer}", f"data.path={corpus}", f"output_dir={run}")
     recipe = load_recipe(Path(__file__).with_suffix(".yaml"), (*places, *changes))
     with progress(recipe, "small") as report:
-        train(recipe, resume=run.is_dir(), report=report, make=FromScratch)
+        train(recipe, resume=run.is_dir(), report=report, make=from_scratch)
     output.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (output / name).write_bytes((run / name).read_bytes())

@@ -180,11 +180,12 @@ def train(
 def report(
     folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.")],
     output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("report"),
+    mean: Annotated[bool, typer.Option("--mean", help="They are draws, such as seeds: mean and deviation.")] = False,
 ) -> None:
     """One page of several evaluations: a table and two pictures for each task."""
     from ccm.commands.evaluate import run_report
 
-    run_report(folders, output)
+    run_report(folders, output, draws=mean)
 
 
 @data.command("list")

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ccm.builtin import WEIGHTS
@@ -16,7 +17,7 @@ from ccm.cli import main
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation import scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
-from ccm.evaluation.report import gain, paired
+from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of
 from ccm.evaluation.results import Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
@@ -233,14 +234,16 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
         figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
     (main,) = figures
     task = {"name": "dialog"}
-    line = Measured(task, rule, rule, 1, None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0)
+    line = Measured(
+        task, rule, rule, 1, None, "model", None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0
+    )
     return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
 
 def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
     full, none = result("full", [-2.0, -2.1, -1.9, -2.0]), result("none", [-3.0, -3.0, -2.9, -3.1])
     some = result("concat", [-2.5, -2.5, -2.5, -2.5])
-    assert gain(some, [full, none, some]) == pytest.approx(0.5)
+    assert gain(some, [full, none, some]) == (pytest.approx(0.5), pytest.approx(0.0354, abs=1e-4))
     assert gain(full, [full, none, some]) is None
     noisy = result("full", [-2.0, -4.5, -1.5, -3.8])
     assert gain(some, [noisy, none, some]) is None
@@ -259,7 +262,7 @@ def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
     tasks = "a" * 200 + "b" * 10
     full = result("full", [1.0, 0.0] * 100 + [1.0] * 6 + [0.0] * 4, tasks)
     none = result("none", [1.0, 0.0] * 100 + [0.0] * 3 + [1.0] * 4 + [0.0] * 3, tasks)
-    difference, error = paired(full, none)
+    difference, error = mean_over_tasks([f - n for f, n in zip(full.values, none.values, strict=True)], full)
     assert difference == pytest.approx(0.1)
     spread = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]
     assert error == pytest.approx(standard_error(spread, [10] * 10) / 2)
@@ -310,8 +313,10 @@ def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
     shown = f"{mean:.1%} ± {deviation:.1%}"
     assert shown in capsys.readouterr().out
     page = (output / "report.md").read_text()
-    assert f"| 1 | full | {shown} |" in page
-    assert page.count("\n## metaicl: ") == 2
+    assert f"| 1 | full |  | {shown} |" in page
+    title, _, made_of = page.splitlines()[:3]
+    assert "demonstrations 100, 13" in title
+    assert made_of.startswith("Model builtin (")
     assert ccm(*command, "--demonstrations", "7") == 2
     assert "demonstrations of the seeds 13, 100" in capsys.readouterr().err
 
@@ -376,8 +381,33 @@ def test_a_gain_is_taken_among_results_of_the_same_base() -> None:
     rows[5] = result("concat", [-2.9, -2.9, -2.9], base="b")
     gains = [gain(row, rows) for row in rows]
     assert gains[:2] + gains[3:5] == [None] * 4
-    assert gains[2] == pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3)
-    assert gains[5] == pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3)
+    assert gains[2] == (pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3), pytest.approx(0.0452, abs=1e-4))
+    assert gains[5] == (pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3), pytest.approx(0.0357, abs=1e-4))
+
+
+def test_the_error_of_a_gain_is_that_of_questions_drawn_anew() -> None:
+    rng = np.random.default_rng(3)
+    none = rng.normal(-3.0, 0.5, 200)
+    full = none + rng.normal(0.4, 0.3, 200)
+    some = none + rng.normal(0.3, 0.3, 200)
+    rows = [result(rule, [*values]) for rule, values in (("full", full), ("none", none), ("concat", some))]
+    found = gain(rows[2], rows)
+    assert found is not None
+    drawn = rng.integers(0, 200, (2000, 200))
+    shares = (some - none)[drawn].mean(1) / (full - none)[drawn].mean(1)
+    assert found.error == pytest.approx(shares.std(), rel=0.1)
+
+
+def test_runs_of_several_seeds_are_draws_of_a_method() -> None:
+    full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
+    one, other = result("concat", [-2.5, -2.5, -2.5]), result("concat", [-2.4, -2.4, -2.4])
+    runs = {"first": [full, none, one], "second": [full, none, other]}
+    (apart,) = merged(runs)
+    assert [method for _, method, _ in rows_of(apart)] == ["full", "none", "concat [first]", "concat [second]"]
+    (together,) = merged(runs, draws=True)
+    assert [(method, group) for _, method, group in rows_of(together)] == [
+        ("full", [full]), ("none", [none]), ("concat", [one, other]),
+    ]  # fmt: skip
 
 
 def adapter_like_concat(folder: Path, **changes: object) -> Path:
@@ -480,4 +510,4 @@ def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:
         return replace(row, line=line, values=values, weights=[1] * len(values))
 
     full, none, some = replies("full", [0.9, 1.0, 0.8]), replies("none", [0.1, 0.0, 0.2]), replies("concat", [0.7] * 3)
-    assert gain(some, [full, none, some]) == pytest.approx(0.6 / 0.8)
+    assert gain(some, [full, none, some]) == (pytest.approx(0.6 / 0.8), pytest.approx(0.0361, abs=1e-4))

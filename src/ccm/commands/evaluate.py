@@ -14,7 +14,7 @@ from rich.table import Table
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.console import counting, plain_console, progress, quiet, size
-from ccm.evaluation.report import brief, merged, over_draws, write_page, write_report
+from ccm.evaluation.report import brief, merged, write_page, write_report
 from ccm.evaluation.results import read_run
 from ccm.evaluation.run import Evaluation, evaluate, processes
 
@@ -67,16 +67,12 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         raise
     if not processes().is_main_process:
         return
-    several = len(evaluations) > 1
     if output is not None:
-        if several:
-            write_page(merged({"": results}), output, over_draws(results))
-        else:
-            write_report(results, output)
+        write_report(results, output)
     if as_json:
         print("\n".join(json.dumps(asdict(result.line)) for result in results))
     else:
-        head, *rows = over_draws(results) if several else brief(results)
+        head, *rows = brief(results)
         shown = Table(box=None, pad_edge=False, padding=(0, 1))
         for name in head:
             shown.add_column(name, no_wrap=True, overflow="fold")
@@ -87,8 +83,8 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
             plain_console().print(f"The report is {output / 'report.md'}.")
 
 
-def run_report(folders: Sequence[Path], output: Path) -> None:
-    """One page of several evaluations, into a folder.
+def run_report(folders: Sequence[Path], output: Path, *, draws: bool = False) -> None:
+    """One page of several evaluations, into a folder; they may be several draws of the same.
 
     Raises:
         DataError: when a folder holds no whole evaluation.
@@ -96,7 +92,7 @@ def run_report(folders: Sequence[Path], output: Path) -> None:
     """
     names = [folder.name if [f.name for f in folders].count(folder.name) == 1 else str(folder) for folder in folders]
     runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
-    write_page(merged(runs), output)
+    write_page(merged(runs, draws=draws), output)
     plain_console().print(f"The report is {output / 'report.md'}.")
 
 

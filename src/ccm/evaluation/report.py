@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from ccm.console import size
+from ccm.data.tasks import DRAWS
 from ccm.errors import ConfigError
 from ccm.evaluation.metrics import recovered, standard_error
 from ccm.evaluation.results import Result
@@ -32,21 +33,42 @@ TITLES = {
 }
 
 WIDEST = 10  # tasks that a table of them has columns for
+Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
 
 
-def gain(result: Result, results: Sequence[Result]) -> float | None:
-    """The recovered gain of a result among others, at its depth; None where full and no context are not both there,
-    were measured on another base or other targets, or do not differ by two standard errors."""
+class Gain(NamedTuple):
+    """The share of the gain from none to full context that a method recovers, and its standard error over questions."""
+
+    share: float
+    error: float
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """Results by depth, and in their order by method."""
+    groups: dict[tuple[int, str], list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda r: r.line.depth):
+        groups[result.line.depth, result.line.method].append(result)
+    return [(*key, group) for key, group in groups.items()]
+
+
+def gain(result: Result, results: Sequence[Result]) -> Gain | None:
+    """The recovered gain of a result among others, at its depth.
+
+    None where full and no context are not both there, were measured on another base or other targets, or do not differ
+    by two standard errors.
+    """
     by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
     if full is None or none is None or result in (full, none):
         return None
-    difference, error = paired(full, none)
+    whole = [f - n for f, n in zip(full.values, none.values, strict=True)]
+    difference, error = mean_over_tasks(whole, result)
     if not difference > 2 * error:
         return None
     name = result.line.main
-    score, least, most = (r.line.figures[name] for r in (result, none, full))
-    return recovered(score, least, most, logarithmic=name == "perplexity")
+    share = recovered(*(r.line.figures[name] for r in (result, none, full)), logarithmic=name == "perplexity")
+    rest = [s - n - share * w for s, n, w in zip(result.values, none.values, whole, strict=True)]
+    return Gain(share, mean_over_tasks(rest, result)[1] / difference)
 
 
 def _same(one: Result, other: Result) -> bool:
@@ -55,18 +77,17 @@ def _same(one: Result, other: Result) -> bool:
     return a == b
 
 
-def paired(one: Result, other: Result) -> tuple[float, float]:
-    """By how much the values of one exceed the other's on the same questions, as a mean over tasks, and its standard
-    error."""
+def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, float]:
+    """The mean over tasks of values of a result's questions, weighted as there, and its standard error."""
     by_task: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for a, b, weight, task in zip(one.values, other.values, one.weights, one.tasks, strict=True):
-        by_task[task].append((a - b, weight))
+    for value, weight, task in zip(values, result.weights, result.tasks, strict=True):
+        by_task[task].append((value, weight))
     means, errors = [], []
     for rows in by_task.values():
-        differences, weights = [d for d, _ in rows], [w for _, w in rows]
-        means.append(sum(d * w for d, w in rows) / sum(weights))
-        errors.append(standard_error(differences, weights))
-    return sum(means) / len(means), sum(error**2 for error in errors) ** 0.5 / len(errors)
+        of_task, weights = map(list, zip(*rows, strict=True))
+        means.append(sum(v * w for v, w in rows) / sum(weights))
+        errors.append(standard_error(of_task, weights))
+    return fmean(means), sum(error**2 for error in errors) ** 0.5 / len(errors)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -75,24 +96,22 @@ def table(results: Sequence[Result]) -> str:
     heads = ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]
     heads += ["memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]
     rows = [heads, ["---"] * len(heads)]
-    for result in sorted(results, key=lambda r: r.line.depth):
-        line = result.line
-        share = gain(result, results)
-        figures = [_figure(name, line.figures.get(name)) for name in names]
+    for depth, method, group in rows_of(results):
+        lines = [result.line for result in group]
         rows.append(
             [
-                str(line.depth),
-                line.method,
-                "" if line.n_tok is None else str(line.n_tok),
-                *figures,
-                "" if share is None else f"{share:.1%}",
-                f"{line.questions} ({sum(line.skipped.values())})",
-                f"{line.entries:.1f}",
-                size(line.kv_bytes),
-                f"{line.peak_entries:.1f}",
-                size(line.peak_bytes),
-                f"{line.write_seconds:.1f}",
-                f"{line.read_seconds:.1f}",
+                str(depth),
+                method,
+                "" if lines[0].n_tok is None else str(lines[0].n_tok),
+                *(_spread(name, [line.figures.get(name) for line in lines]) for name in names),
+                _gains(group, results),
+                f"{lines[0].questions} ({sum(lines[0].skipped.values())})",
+                f"{fmean(line.entries for line in lines):.1f}",
+                size(fmean(line.kv_bytes for line in lines)),
+                f"{fmean(line.peak_entries for line in lines):.1f}",
+                size(fmean(line.peak_bytes for line in lines)),
+                f"{fmean(line.write_seconds for line in lines):.1f}",
+                f"{fmean(line.read_seconds for line in lines):.1f}",
             ]
         )
     return _markdown(rows)
@@ -105,9 +124,9 @@ def by_task(results: Sequence[Result]) -> str:
         return ""
     main = results[0].line.main
     rows = [["step", "method", *names], ["---"] * (2 + len(names))]
-    for line in sorted((result.line for result in results), key=lambda line: line.depth):
-        figures = [_figure(main, line.by_task.get(name, {}).get(main)) for name in names]
-        rows.append([str(line.depth), line.method, *figures])
+    for depth, method, group in rows_of(results):
+        figures = [_spread(main, [r.line.by_task.get(name, {}).get(main) for r in group]) for name in names]
+        rows.append([str(depth), method, *figures])
     return f"{TITLES[main]} by task:\n\n{_markdown(rows)}\n"
 
 
@@ -120,68 +139,83 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     name = results[0].line.main
     score = TITLES[name].partition(",")[0]
     rows = [["step", "method", score, "recovered", "questions", "entries", "K/V", "peak K/V"]]
-    for result in sorted(results, key=lambda r: r.line.depth):
-        line, share = result.line, gain(result, results)
-        asked = f"{line.questions:,}" + (f" (-{left_out:,})" if (left_out := sum(line.skipped.values())) else "")
-        measured = [_figure(name, line.figures[name]), "" if share is None else f"{share:.1%}", asked]
-        memory = [f"{line.entries:.1f}", size(line.kv_bytes), size(line.peak_bytes)]
-        rows.append([str(line.depth), line.method, *measured, *memory])
+    for depth, method, group in rows_of(results):
+        lines = [result.line for result in group]
+        asked = f"{lines[0].questions:,}"
+        asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
+        figures = [_spread(name, [line.figures[name] for line in lines]), _gains(group, results), asked]
+        memory = [f"{fmean(line.entries for line in lines):.1f}"]
+        memory += [size(fmean(getattr(line, what) for line in lines)) for what in ("kv_bytes", "peak_bytes")]
+        rows.append([str(depth), method, *figures, *memory])
     return rows
 
 
-def over_draws(results: Sequence[Result]) -> list[list[str]]:
-    """Of one task with several draws of demonstrations or entries: a head and rows with mean and standard deviation."""
-    groups: dict[tuple[int, str], list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda r: r.line.depth):
-        groups[result.line.depth, result.line.method].append(result)
-    name = results[0].line.main
-    rows = [["step", "method", TITLES[name].partition(",")[0], "recovered", "draws", "entries", "K/V"]]
-    for (depth, method), group in groups.items():
-        lines, shares = [r.line for r in group], [share for r in group if (share := gain(r, results)) is not None]
-        figures = _spread(name, [line.figures[name] for line in lines])
-        recovered_gain = _spread("", shares) if len(shares) == len(group) else ""
-        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
-        rows.append([str(depth), method, figures, recovered_gain, str(len(group)), *memory])
-    return rows
+def _spread(name: str, values: Sequence[float | None]) -> str:
+    """The value; of several draws the mean and the standard deviation."""
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return _figure(name, *there) if there else ""
+    return f"{_figure(name, fmean(there))} ± {_figure(name, stdev(there))}"
 
 
-def _spread(name: str, values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{_figure(name, fmean(values))} ± {_figure(name, stdev(values) if len(values) > 1 else 0.0)}"
+def _gains(group: Sequence[Result], results: Sequence[Result]) -> str:
+    """The recovered gain with its standard error; of several draws the mean and the standard deviation."""
+    found = [one for result in group if (one := gain(result, results)) is not None]
+    if len(found) < len(group):
+        return ""
+    if len(found) > 1:
+        return _spread("", [one.share for one in found])
+    return " ± ".join(_figure("", value) for value in found[0])
 
 
 def title(results: Sequence[Result]) -> str:
-    """What was measured, in words."""
-    name, *options = results[0].line.task.items()
-    return f"{name[1]}: " + ", ".join(f"{key} {value}" for key, value in options) if options else str(name[1])
+    """What was measured, in words; of an option that differs, every value."""
+    tasks = [result.line.task for result in results]
+    values = {key: [*dict.fromkeys(str(task.get(key)) for task in tasks)] for task in tasks for key in task}
+    (name,) = values.pop("name")
+    options = ", ".join(f"{key} {', '.join(shown)}" for key, shown in values.items())
+    return f"{name}: {options}" if options else name
 
 
-def merged(runs: Mapping[str, Sequence[Result]]) -> list[list[Result]]:
+def merged(runs: Mapping[str, Sequence[Result]], *, draws: bool = False) -> list[list[Result]]:
     """The results of several runs, by name, those of each task together.
 
-    Where runs differ in what they have of a method, the run stands beside its name.
+    Where runs differ in what they have of a method, they are several draws of it, or else the run stands beside its
+    name. What differs only in what was drawn of the data is one task.
     """
     by_task: dict[str, list[tuple[str, Result]]] = defaultdict(list)
     for run, results in runs.items():
         for result in results:
-            by_task[json.dumps(result.line.task, sort_keys=True)].append((run, result))
-    return [_together(rows) for rows in by_task.values()]
+            task = {key: value for key, value in result.line.task.items() if key not in DRAWS}
+            by_task[json.dumps(task, sort_keys=True)].append((run, result))
+    return [[*_distinct(rows if draws else _apart(rows))] for rows in by_task.values()]
 
 
-def _together(rows: Sequence[tuple[str, Result]]) -> list[Result]:
+def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
+    """The run beside the name of every method that runs differ in."""
     differing = {r.line.method for (_, r), (_, s) in combinations(rows, 2) if _differ(r, s)}
-    found: dict[tuple[str, int], Result] = {}
-    for run, result in rows:
-        method = result.line.method
-        name = f"{method} [{run}]" if method in differing else method
-        found[name, result.line.depth] = replace(result, line=replace(result.line, method=name))
-    return [*found.values()]
+    return [
+        (run, replace(r, line=replace(r.line, method=f"{r.line.method} [{run}]")) if r.line.method in differing else r)
+        for run, r in rows
+    ]
+
+
+def _distinct(rows: Sequence[tuple[str, Result]]) -> Iterator[Result]:
+    """What was found, once: of a rule that has no seed, runs find the same."""
+    seen: list[tuple[object, ...]] = []
+    for _, result in rows:
+        line = result.line
+        found = (line.method, line.depth, line.base, line.task, result.values)
+        if found not in seen:
+            seen.append(found)
+            yield result
 
 
 def _differ(one: Result, other: Result) -> bool:
     """Whether two results have a method's name in common, but not what it is or found."""
     a, b = one.line, other.line
-    return a.method == b.method and (a.base != b.base or (a.depth == b.depth and one.values != other.values))
+    same = (a.method, a.task) == (b.method, b.task)
+    return same and (a.base != b.base or (a.depth == b.depth and one.values != other.values))
 
 
 def write_report(results: Sequence[Result], folder: Path) -> None:
@@ -190,8 +224,8 @@ def write_report(results: Sequence[Result], folder: Path) -> None:
     write_atomically(folder / "report.md", lambda p: p.write_text(f"# {text}", encoding="utf-8"))
 
 
-def write_page(groups: Sequence[Sequence[Result]], folder: Path, summary: Sequence[Sequence[str]] = ()) -> None:
-    """One page of several tasks, each as of :func:`write_report`, into a folder; first the rows of a summary, if any.
+def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
+    """One page of several tasks, each as of :func:`write_report`, into a folder.
 
     Raises:
         ConfigError: when the folder is a file.
@@ -200,8 +234,7 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path, summary: Sequen
         raise ConfigError(f"The output {folder} is a file; name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     sections = [section(results, folder, f"{number}-") for number, results in enumerate(groups, start=1)]
-    first = _markdown([summary[0], ["---"] * len(summary[0]), *summary[1:]]) + "\n" if summary else ""
-    text = f"# Evaluations\n\n{first}" + "\n".join(f"## {text}" for text in sections)
+    text = "# Evaluations\n\n" + "\n".join(f"## {text}" for text in sections)
     write_atomically(folder / "report.md", lambda p: p.write_text(text, encoding="utf-8"))
 
 
@@ -216,10 +249,24 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     _draw(results, folder / pictures[0], "depth", "time step")
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
-        f"{title(results)}\n\n{tables}![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
+        f"{title(results)}\n\n{_made_of(results)}\n\n{tables}![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
         "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
-        f"full does not beat none by two standard errors, or was measured on another base.\n\n{left_out}"
+        "full does not beat none by two standard errors, or was measured on another base. After ± stands its standard "
+        f"error over the questions; of several draws, the standard deviation over them.\n\n{left_out}"
     )
+
+
+def _made_of(results: Sequence[Result]) -> str:
+    """What was measured with what: model, data and adapters, by the last part of their places."""
+    lines = [result.line for result in results]
+    adapters = {(line.method, Path(line.adapter).name) for line in lines if line.n_tok is not None and line.adapter}
+    models = sorted({f"{Path(line.model).name} ({line.base[:8]})" for line in lines})
+    parts = {
+        "Model": ", ".join(models),
+        "data": ", ".join(sorted({Path(line.data).name for line in lines if line.data})),
+        "adapters": ", ".join(f"{method} of {name}" for method, name in sorted(adapters)),
+    }
+    return "; ".join(f"{name} {value}" for name, value in parts.items() if value) + "."
 
 
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
@@ -229,12 +276,15 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
     name = results[0].line.main
-    for method in dict.fromkeys(r.line.method for r in results):
-        lines = sorted((r.line for r in results if r.line.method == method), key=lambda line: line.depth)
-        axes.plot([getattr(line, by) for line in lines], [line.figures[name] for line in lines], marker="o", ms=4)
-        axes.lines[-1].set_label(method)
+    rows = rows_of(results)
+    for method in dict.fromkeys(method for _, method, _ in rows):
+        groups = [[r.line for r in group] for _, other, group in rows if other == method]
+        places = [fmean(getattr(line, by) for line in lines) for lines in groups]
+        scores = [[line.figures[name] for line in lines] for lines in groups]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
+        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, marker="o", ms=4, label=method)
     if by == "depth":
-        depths = sorted({r.line.depth for r in results})
+        depths = sorted({depth for depth, _, _ in rows})
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)
@@ -246,7 +296,5 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))
 
 
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
+def _figure(name: str, value: float) -> str:
     return f"{value:.3f}" if name in ("perplexity", "loss", "mae", "rmse") else f"{value:.1%}"

@@ -29,6 +29,8 @@ class Measured:
         rule: of memory, or the baseline.
         n_tok: N; None where nothing is compressed.
         adapter: its place.
+        model: name or place of the base.
+        data: place of the files that were asked from.
         base: fingerprint of the base, a stage-1 adapter included.
         depth: the time step.
         questions: how many were scored.
@@ -53,6 +55,8 @@ class Measured:
     rule: str
     n_tok: int | None
     adapter: str | None
+    model: str
+    data: str | None
     base: str
     depth: int
     questions: int

@@ -310,6 +310,8 @@ def _result(
         rule=model.config.rule if method.baseline is None else method.name,
         n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
         adapter=method.adapter,
+        model=evaluation.model or (model.config.base_model if method.adapter else None) or NAME,
+        data=evaluation.task.path,
         base=model.base_id,
         depth=depth,
         questions=count,
@@ -329,7 +331,7 @@ def _result(
     if replied:
         rows = [(one.reply.figures[replied], 1, evaluation.task.name) for one in scored if one.reply]
     elif task.measures == "perplexity":
-        rows = [(right.by("acc_norm"), right.tokens, one.task) for one, right in zip(scored, rights, strict=True)]
+        rows = [(right.by("acc_norm"), right.tokens, evaluation.task.name) for right in rights]
     else:
         rows = [(float(hit), 1, one.task) for one in scored if (hit := _hit(task, one)) is not None]
     values, weights, tasks = map(list, zip(*rows, strict=True))

@@ -1,0 +1,46 @@
+"""The small LLaMA, trained on with all weights on the dialogues of DailyDialog: the base of ``reproductions.dialog``.
+
+    torchrun --nproc_per_node 2 -m reproductions.dialog_base --data DIR --output DIR
+
+Its weights have learned of data under a non-commercial licence, and are for measuring only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from ccm.commands.progress import progress
+from ccm.console import quiet
+from ccm.recipe import Recipe, load_recipe
+from ccm.training.loop import train
+from ccm.turns import Turns
+from reproductions.small import SMALL, Whole
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+
+
+def trained_on(recipe: Recipe, turns: Turns) -> Whole:
+    """The model of a recipe, all of it to be trained."""
+    return Whole(LlamaForCausalLM.from_pretrained(recipe.model, dtype=torch.float32), recipe, turns)
+
+
+def main() -> None:
+    """Train, or go on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="DailyDialog's folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe")
+    args = parser.parse_args()
+    quiet()
+    places = (f"model={SMALL}", f"data.path={args.data}", f"output_dir={args.output}")
+    recipe = load_recipe(RECIPE, (*places, *args.set))
+    with progress(recipe, "base") as report:
+        train(recipe, resume=args.output.is_dir(), report=report, make=trained_on)
+
+
+if __name__ == "__main__":
+    main()
