@@ -2,14 +2,17 @@
 
     python -m reproductions.dialog --data DIR --output DIR
 
-On the small LLaMA (``reproductions.small``): a plain LoRA for DailyDialog, an adapter for every method and seed, then
-the evaluations and a page of them. What is done already is not done again; what was broken off goes on.
+The small LLaMA (``reproductions.small``), trained on with all weights (``reproductions.whole``); on it a plain
+LoRA, an adapter for every method and seed, then the evaluations and a page of them. What is done already is not done
+again; what was broken off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -26,11 +29,11 @@ from ccm.data.tasks import TaskSettings
 from ccm.evaluation.run import Evaluation
 from ccm.recipe import Stage, load_recipe
 from ccm.training.loop import train
-from reproductions.small import SMALL
 
+RECIPE = Path(__file__).with_suffix(".yaml")
 DAILY = "noncommercial/dailydialog"
 LORA = ("adapter.lora.r=32", "adapter.lora.alpha=64")
-BASE = (*LORA, "objective={every: 1}", "max_steps=300", "batch_size=32", "lr=1e-3")
+BASE = (*LORA, "max_steps=100", "batch_size=32", "lr=3e-4")
 ADAPTER = (*LORA, "max_steps=600", "batch_size=32", "lr=2e-3", "lr_end=0.05")
 METHODS = {  # what differs; merge and gate hold as much as concat does after four steps
     "gist": ("adapter.rule=gist", "adapter.n_tok=2", "objective={last: 1}"),
@@ -38,7 +41,9 @@ METHODS = {  # what differs; merge and gate hold as much as concat does after fo
     "merge": ("adapter.rule=merge", "adapter.n_tok=8", "objective={every: 1}"),
     "gate": ("adapter.rule=gate", "adapter.n_tok=8", "objective={every: 1}"),
 }
-COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096")
+ON_TOP = {"gist": "gist-online", "merge": "ema"}  # rules that run with the adapter of another
+BASELINES = ("window", "bm25", "pool")
+COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=true")
 
 
 def train_part(name: str, stage: Stage, folder: Path, places: tuple[str, ...], changes: tuple[str, ...]) -> Path:
@@ -49,6 +54,14 @@ def train_part(name: str, stage: Stage, folder: Path, places: tuple[str, ...], c
         with progress(recipe, name) as report:
             train(recipe, resume=folder.is_dir(), report=report)
     return folder
+
+
+def train_model(folder: Path, daily: Path, changes: tuple[str, ...], processes: int) -> None:
+    """All weights, in several processes, unless it is done."""
+    if not (folder / "model.safetensors").is_file():
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "reproductions.whole", RECIPE]
+        subprocess.run([*launch, "--data", daily, "--output", folder, "--set", *changes], check=True)
 
 
 def train_adapter(
@@ -74,10 +87,11 @@ def main() -> None:
     args = parser.parse_args()
     changes = tuple(args.set)
     quiet()
-    daily = args.data / DAILY
-    places = (f"model={SMALL}", f"data.path={daily}")
-    base = train_part("base", "base", args.output / "base", places, (*BASE, *changes))
+    daily, model = args.data / DAILY, args.output / "model"
     workers = min(2, os.cpu_count() or 1)
+    train_model(model, daily, changes, workers)
+    places = (f"model={model}", f"data.path={daily}")
+    base = train_part("base", "base", args.output / "base", places, (*BASE, *changes))
     threads = max(1, (os.cpu_count() or 1) // workers)
     work = partial(
         train_adapter, places=(*places, f"base_adapter={base}"), changes=changes, output=args.output, threads=threads
@@ -89,13 +103,12 @@ def main() -> None:
     for protocol, seed in product(("paper", "fixed-target"), args.seeds):
         task = TaskSettings("dialog", str(daily), {"protocol": protocol})
         folders = {method: str(adapters[method, seed]) for method in args.methods}
-        rules = ["full", "none", *(["gist-online"] if "gist" in folders else [])]
-        evaluation = Evaluation(
-            task, adapters=[*folders.values()], rules=rules, baselines=["window", "bm25"], most=args.most
-        )
+        rules = ["full", "none", *(rule for method, rule in ON_TOP.items() if method in folders)]
+        adapters_of = [*folders.values()]
+        evaluation = Evaluation(task, adapters=adapters_of, rules=rules, baselines=BASELINES, most=args.most)
         runs.append(args.output / f"{protocol}-{seed}")
         run_tasks([evaluation], runs[-1], as_json=False)
-    run_report(runs, args.output / "report")
+    run_report(runs, args.output / "report", draws=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The small LLaMA, trained on with all weights on the dialogues of DailyDialog: the base of ``reproductions.dialog``.
+"""All weights of the small LLaMA, trained on by a recipe, with full context: a base for what a reproduction measures.
 
-    torchrun --nproc_per_node 2 -m reproductions.dialog_base --data DIR --output DIR
+    torchrun --nproc_per_node 2 -m reproductions.whole reproductions/dialog.yaml --data DIR --output DIR
 
-Its weights have learned of data under a non-commercial licence, and are for measuring only.
+What it learns of may not be open; then its weights are for measuring only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from ccm.training.loop import train
 from ccm.turns import Turns
 from reproductions.small import SMALL, Whole
 
-RECIPE = Path(__file__).with_suffix(".yaml")
-
 
 def trained_on(recipe: Recipe, turns: Turns) -> Whole:
     """The model of a recipe, all of it to be trained."""
@@ -31,14 +29,15 @@ def trained_on(recipe: Recipe, turns: Turns) -> Whole:
 def main() -> None:
     """Train, or go on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="DailyDialog's folder")
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the recipe's data set")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe")
     args = parser.parse_args()
     quiet()
     places = (f"model={SMALL}", f"data.path={args.data}", f"output_dir={args.output}")
-    recipe = load_recipe(RECIPE, (*places, *args.set))
-    with progress(recipe, "base") as report:
+    recipe = load_recipe(args.recipe, (*places, *args.set))
+    with progress(recipe, args.output.name) as report:
         train(recipe, resume=args.output.is_dir(), report=report, make=trained_on)
 
 
