@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
@@ -223,6 +226,28 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     assert ccm("evaluate", "dialog", "--data", folder, *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [1, 5])
+def test_likelihoods_that_are_no_numbers_are_counted_beside_the_score(
+    folder: Path, broken: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [broken]
+
+    def likelihood(logits: Tensor, answer: Sequence[int]) -> float:
+        left[0] -= 1
+        return math.nan if left[0] >= 0 else -2.0 * len(answer)
+
+    monkeypatch.setattr(scoring, "likelihood", likelihood)
+    done = ccm("evaluate", "dialog", "--data", folder, "--steps", 1, "--rule", "full", "--json")
+    shown = capsys.readouterr()
+    if broken == 5:
+        assert done == 2
+        assert "No likelihood under full at step 1 is a finite number" in shown.err
+    else:
+        (line,) = lines(shown.out)
+        assert (line["questions"], line["skipped"]["a likelihood is not a finite number"]) == (4, 1)
+        assert line["figures"]["perplexity"] == pytest.approx(math.exp(2.0))
 
 
 def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> Result:

@@ -18,7 +18,7 @@ from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, read_config, with_rule
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
-from ccm.errors import ConfigError
+from ccm.errors import ConfigError, InputError
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
 from ccm.evaluation.results import Kept, Measured, Result
@@ -29,6 +29,7 @@ from ccm.model import CCMModel
 from ccm.rules import rule_class
 from ccm.turns import make_turns
 
+NOT_FINITE = "a likelihood is not a finite number"
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
 
 
@@ -170,6 +171,7 @@ def evaluate(
     Raises:
         ConfigError: when something cannot be measured as asked.
         AdapterError, DataError: when files are absent or damaged.
+        InputError: when a question runs beyond the model's positions, or no likelihood at all is finite.
     """
     kept = Kept(output)
     results: list[Result] = []
@@ -289,6 +291,13 @@ def _result(
     scored: Sequence[Scored],
     seconds: Seconds,
 ) -> Result:
+    whole = len(scored)
+    scored = [one for one in scored if one.finite]
+    if not scored:
+        raise InputError(
+            f"No likelihood under {method.name} at step {depth} is a finite number. The model overflows, or its "
+            "weights are damaged; try --dtype float32."
+        )
     rights = [one.answers[one.right] for one in scored]
     count = len(scored)
     groups: dict[str, list[Scored]] = defaultdict(list)
@@ -315,7 +324,7 @@ def _result(
         base=model.base_id,
         depth=depth,
         questions=count,
-        skipped=dict(task.skipped),
+        skipped={**task.skipped, **({NOT_FINITE: whole - count} if whole > count else {})},
         noted=dict(task.noted),
         main=replied or task.measures,
         figures=figures,

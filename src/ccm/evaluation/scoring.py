@@ -6,6 +6,7 @@ So the answers cost next to nothing beside the context, and the figures are thos
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class Scored:
     kv_bytes: int
     peak_bytes: int
     reply: Reply | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all likelihoods are finite numbers; in half precision a model may overflow."""
+        found = [number for answer in self.answers for number in (answer.total, answer.own or 0.0)]
+        return all(map(math.isfinite, found))
 
 
 @dataclass
