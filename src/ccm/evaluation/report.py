@@ -138,14 +138,13 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     """The same for a terminal: a head and rows of what matters most."""
     name = results[0].line.main
     score = TITLES[name].partition(",")[0]
-    rows = [["step", "method", score, "recovered", "questions", "entries", "K/V", "peak K/V"]]
+    rows = [["step", "method", score, "recovered", "questions", "entries", "K/V"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
         asked = f"{lines[0].questions:,}"
         asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
-        figures = [_spread(name, [line.figures[name] for line in lines]), _gains(group, results), asked]
-        memory = [f"{fmean(line.entries for line in lines):.1f}"]
-        memory += [size(fmean(getattr(line, what) for line in lines)) for what in ("kv_bytes", "peak_bytes")]
+        figures = [_spread(name, [line.figures[name] for line in lines]), _gains(group, results, digits=0), asked]
+        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
         rows.append([str(depth), method, *figures, *memory])
     return rows
 
@@ -158,14 +157,14 @@ def _spread(name: str, values: Sequence[float | None]) -> str:
     return f"{_figure(name, fmean(there))} ± {_figure(name, stdev(there))}"
 
 
-def _gains(group: Sequence[Result], results: Sequence[Result]) -> str:
+def _gains(group: Sequence[Result], results: Sequence[Result], digits: int = 1) -> str:
     """The recovered gain with its standard error; of several draws the mean and the standard deviation."""
     found = [one for result in group if (one := gain(result, results)) is not None]
     if len(found) < len(group):
         return ""
-    if len(found) > 1:
-        return _spread("", [one.share for one in found])
-    return " ± ".join(_figure("", value) for value in found[0])
+    shares = [one.share for one in found]
+    both = (fmean(shares), stdev(shares)) if len(found) > 1 else found[0]
+    return " ± ".join(f"{value:.{digits}%}" for value in both)
 
 
 def title(results: Sequence[Result]) -> str:
