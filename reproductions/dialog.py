@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from ccm.checkpoint import CONFIG
-from ccm.commands.evaluate import run_report, run_tasks
+from ccm.commands.evaluate import run_report
 from ccm.commands.progress import progress
 from ccm.console import quiet
 from ccm.data.tasks import TaskSettings
-from ccm.evaluation.run import Evaluation
+from ccm.evaluation.run import Evaluation, evaluate
 from ccm.recipe import Stage, load_recipe
 from ccm.training.loop import train
 
@@ -75,6 +75,25 @@ def train_adapter(
     return train_part(f"{method} {seed}", "compress", output / f"{method}-{seed}", places, changes)
 
 
+def evaluation(task: TaskSettings, adapters: dict[str, str], *, first: bool, most: int) -> Evaluation:
+    """What is measured of a seed; what has no seed is measured with the first."""
+    rules = [rule for method, rule in ON_TOP.items() if method in adapters]
+    alone, baselines = (["full", "none"], BASELINES) if first else ([], ())
+    return Evaluation(task, adapters=[*adapters.values()], rules=[*alone, *rules], baselines=baselines, most=most)
+
+
+def measure(evaluation: Evaluation, folder: Path, *, threads: int) -> None:
+    """An evaluation into a folder."""
+    quiet()
+    torch.set_num_threads(threads)
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done == total:
+            print(f"{folder.name}: {what}, {total:,} questions", file=sys.stderr)
+
+    evaluate(evaluation, output=folder, progress=tell)
+
+
 def main() -> None:
     """Build what is asked for, and measure it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,18 +116,18 @@ def main() -> None:
         train_adapter, places=(*places, f"base_adapter={base}"), changes=changes, output=args.output, threads=threads
     )
     wanted = [(method, seed) for seed, method in product(args.seeds, args.methods)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    runs = [*product(("paper", "fixed-target"), args.seeds)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         adapters = dict(zip(wanted, pool.map(work, wanted), strict=True))
-    runs = []
-    for protocol, seed in product(("paper", "fixed-target"), args.seeds):
-        task = TaskSettings("dialog", str(daily), {"protocol": protocol})
-        folders = {method: str(adapters[method, seed]) for method in args.methods}
-        rules = ["full", "none", *(rule for method, rule in ON_TOP.items() if method in folders)]
-        adapters_of = [*folders.values()]
-        evaluation = Evaluation(task, adapters=adapters_of, rules=rules, baselines=BASELINES, most=args.most)
-        runs.append(args.output / f"{protocol}-{seed}")
-        run_tasks([evaluation], runs[-1], as_json=False)
-    run_report(runs, args.output / "report", draws=True)
+        of_seed = {seed: {method: str(adapters[method, seed]) for method in args.methods} for seed in args.seeds}
+        tasks = [TaskSettings("dialog", str(daily), {"protocol": protocol}) for protocol, _ in runs]
+        asked = [
+            evaluation(task, of_seed[seed], first=seed == args.seeds[0], most=args.most)
+            for task, (_, seed) in zip(tasks, runs, strict=True)
+        ]
+        folders = [args.output / f"{protocol}-{seed}" for protocol, seed in runs]
+        [*pool.map(partial(measure, threads=threads), asked, folders)]
+    run_report(folders, args.output / "report", draws=True)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ def test_results_are_kept_and_not_measured_again(
     assert (out / "results.jsonl").read_text() == before
     report = (out / "report.md").read_text()
     assert "filtered" in report
-    assert report.count("| 1 |") == 2
+    assert report.count("\n| 1 |") == 2
+    full = [row for row in report.splitlines() if row.startswith("| full |")]
+    assert full[0].count(".") == 2  # the perplexities of both steps
     for path in (out / "scores").iterdir():
         path.write_text(path.read_text()[:50])
     assert dialog(folder, "--rule", "full", "--rule", "none", "--output", out) == 2

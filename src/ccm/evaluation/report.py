@@ -90,8 +90,21 @@ def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, flo
     return fmean(means), sum(error**2 for error in errors) ** 0.5 / len(errors)
 
 
+def overview(results: Sequence[Result]) -> str:
+    """A Markdown table in the shape of the paper's: a method a row, a time step a column; the gain in parentheses."""
+    main, rows = results[0].line.main, rows_of(results)
+    depths = sorted({depth for depth, _, _ in rows})
+    cells: dict[str, list[str]] = defaultdict(lambda: [""] * len(depths))
+    for depth, method, group in rows:
+        share = _gains(group, results, digits=0)
+        figure = _spread(main, [result.line.figures[main] for result in group])
+        cells[method][depths.index(depth)] = f"{figure} ({share})" if share else figure
+    table = [["method", *map(str, depths)], ["---"] * (1 + len(depths)), *([name, *row] for name, row in cells.items())]
+    return f"{TITLES[main]} by time step, and the recovered gain:\n\n{_markdown(table)}\n"
+
+
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table, depth by depth."""
+    """A Markdown table of all that was measured, depth by depth."""
     names = [name for name in TITLES if any(name in r.line.figures for r in results)]
     heads = ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]
     heads += ["memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]
@@ -243,7 +256,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
     noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
     left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
-    tables = table(results) + "\n" + by_task(results)
+    tables = overview(results) + table(results) + "\n" + by_task(results)
     pictures = [f"{prefix}{name}.png" for name in ("steps", "memory")]
     _draw(results, folder / pictures[0], "depth", "time step")
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
