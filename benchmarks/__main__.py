@@ -21,6 +21,7 @@ from benchmarks import (
     objectives,
     peak_memory,
     reading,
+    streaming,
     training,
     training_loop,
     turns,
@@ -42,6 +43,8 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "mixed-precision": mixed_precision.run,
     "estimate": estimate.run,
     "choices": choices.run,
+    "streaming": streaming.run,
+    "soak": streaming.soak,
 }
 
 

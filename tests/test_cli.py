@@ -338,3 +338,46 @@ def test_a_data_set_is_prepared_and_counted(monkeypatch, capsys, tmp_path: Path)
     assert "is already in data/dailydialog" in capsys.readouterr().out
     assert call(monkeypatch, "data", "prepare", "lmsys") == 2
     assert "ccm data prepare lmsys --source DIR" in capsys.readouterr().err
+
+
+def test_stream_shows_a_line_a_method_and_goes_on_with_the_text(monkeypatch, capsys, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("My name is Anna. I live in Oslo. " * 40, encoding="utf-8")
+    small = ["--cache-size", "40", "--span", "16", "--tokens", "120"]
+    assert call(monkeypatch, "stream", str(path), *small, "--generate", "4", "--output", str(tmp_path / "out")) == 0
+    out, err = capsys.readouterr()
+    assert "concat" in out
+    assert "window" in out
+    assert out.count("goes on, by") == 2
+    assert "121 of 121" in err
+    assert "tokens/s" in err
+    assert (tmp_path / "out/perplexity.png").is_file()
+
+
+def test_stream_writes_json_lines(monkeypatch, capsys, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("My name is Anna. I live in Oslo. " * 40, encoding="utf-8")
+    small = ["--cache-size", "40", "--span", "16", "--tokens", "120", "--baseline", "blocks", "--rule", "gate"]
+    assert call(monkeypatch, "stream", str(path), *small, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    points, ends, every = (
+        [line for line in lines if key in line and other not in line]
+        for key, other in (("read", "x"), ("cache_bytes", "x"), ("mean", "x"))
+    )
+    assert [line["method"] for line in ends] == [line["method"] for line in every] == ["gate", "blocks"]
+    assert {line["method"] for line in points} == {"gate", "blocks"}
+    assert all(line["largest_cache"] == 40 and line["tokens"] == 120 and line["seconds"] > 0 for line in ends)
+    assert points[-1]["perplexity"] == ends[-1]["perplexity"]
+
+
+def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("", encoding="utf-8")
+    for arguments, message in (
+        ([str(path)], "is empty"),
+        ([str(tmp_path / "none.txt")], "There is no file"),
+        ([str(path), "--cache-size", "64"], "cache_size is 64"),
+        ([str(path), "--temperature", "-1"], "temperature is -1"),
+    ):
+        assert call(monkeypatch, "stream", *arguments) == 2
+        assert message in capsys.readouterr().err

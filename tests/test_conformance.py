@@ -65,6 +65,19 @@ def test_a_changed_number_fails_with_its_case(copy: Path, capsys: pytest.Capture
     assert f"{case}: logits 0.001" in out
 
 
+@pytest.mark.parametrize(("name", "change"), [("nll", 1e-3), ("kv_len", 1), ("n_comp", 1), ("final_v", 1e-3)])
+def test_a_changed_number_of_a_stream_fails(copy: Path, name: str, change: float) -> None:
+    manifest = copy / "manifest_stream.json"
+    case, entry = next(iter(json.loads(manifest.read_text())["cases"].items()))
+    manifest.write_text(json.dumps({"cases": {case: entry}}))
+    path = copy / "stream" / f"{case}.npz"
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays[name][-1] += change
+    np.savez(path, **arrays)
+    assert status(copy, "stream") == 1
+
+
 def test_a_changed_loss_of_a_training_step_fails(copy: Path) -> None:
     path = next((copy / "train").glob("*.safetensors"))
     tensors = load_file(path)
@@ -100,6 +113,8 @@ def test_a_number_that_is_none_fails(copy: Path) -> None:
         ("parallel", "parallel/*.npz"),
         ("train", "manifest_parallel.json"),
         ("parallel", "samples.json"),
+        ("stream", "stream/*.npz"),
+        ("stream", "manifest_stream.json"),
     ],
 )
 def test_a_missing_file_fails(copy: Path, group: str, pattern: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +160,10 @@ def test_a_manifest_without_its_entry_fails_and_names_it(copy: Path, capsys: pyt
     assert "absent from the manifest, the recorded arrays or the model: 'train'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("group", ["parallel", "grads", "recursive", "interact"])
+@pytest.mark.parametrize("group", ["parallel", "grads", "recursive", "interact", "stream"])
 def test_an_empty_manifest_fails(copy: Path, group: str, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "manifest_parallel.json").write_text('{"cases": {}}')
+    (copy / "manifest_stream.json").write_text('{"cases": {}}')
     (copy / "manifest_recursive.json").write_text('{"recursive": {}, "interact": {}}')
     assert status(copy, group) == 1
     assert "FAILED" in capsys.readouterr().out

@@ -249,3 +249,15 @@ def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
 def test_sampling_settings_without_meaning_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_tokens_are_chosen_as_sampling_says() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]]).expand(400, 4)
+    for greedy in (Sampling(), Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=0.05)):
+        assert set(greedy.choose(logits).tolist()) == {1}
+    torch.manual_seed(0)
+    assert set(Sampling(temperature=1.0, top_k=2).choose(logits).tolist()) == {1, 2}
+    assert set(Sampling(temperature=1.0, top_p=0.9).choose(logits).tolist()) == {1, 2}
+    warm = Sampling(temperature=50.0).choose(logits)
+    assert set(warm.tolist()) == {0, 1, 2, 3}
+    assert warm.shape == (400,)

@@ -51,6 +51,27 @@ def test_the_examples_of_how_it_works() -> None:
     assert names["turns"].decode(names["reply"][0].tolist()) == "Your name is Anna."
 
 
+def test_the_guide_to_streams(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = examples("docs/stream.md")
+    names: dict = {}
+    exec(code, names)
+    assert "compressions" in capsys.readouterr().out
+    assert names["losses"].shape == (1, names["stream"].tokens - 1)
+    assert names["again"].tokens == names["stream"].tokens + names["logits"].shape[1]
+    text = (ROOT / "docs/stream.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ccm (stream [^#\n]+)", text, re.M)
+    assert len(commands) >= 4
+    asked: list = []
+    monkeypatch.setattr("ccm.commands.stream.run", lambda run, *rest, **options: asked.append(run))
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["ccm", *shlex.split(command)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+    assert (asked[2].offset, asked[2].tokens) == (9000, 16000)
+
+
 def test_the_rules_of_contributing_and_their_rows() -> None:
     before, rows = set(RULES), {}
     try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ccm.conversation import Conversation as Conversation
     from ccm.conversation import Sampling as Sampling
     from ccm.errors import CCMError as CCMError
+    from ccm.evictions import StreamSettings as StreamSettings
     from ccm.layout import Layout as Layout
     from ccm.layout import Sample as Sample
     from ccm.layout import Step as Step
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ccm.memory import Memory as Memory
     from ccm.model import CCMModel as CCMModel
     from ccm.rules import Rule as Rule
+    from ccm.streaming import StreamingMemory as StreamingMemory
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,8 @@ _HOME = {
     "Sample": "layout",
     "Sampling": "conversation",
     "Step": "layout",
+    "StreamSettings": "evictions",
+    "StreamingMemory": "streaming",
     "TurnFormat": "config",
     "build_layout": "layout",
     "load": "loading",

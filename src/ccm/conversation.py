@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 from transformers import (
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
     TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from ccm.errors import InputError
@@ -75,6 +79,17 @@ class Sampling:
             return greedy
         chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return {**greedy, "do_sample": True, **chosen}
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B,) ids from logits (B, V), where no ``generate`` does it; the repetition penalty is not of one token."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        warpers = [TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)]
+        if self.top_k:
+            warpers.insert(1, TopKLogitsWarper(self.top_k))
+        nothing = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
+        scores = LogitsProcessorList(warpers)(nothing, logits.float())
+        return torch.multinomial(scores.softmax(-1), 1)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Shapes: B conversations, L layers, K kv heads, M columns, D head dim.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,28 +18,11 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ccm.attention import CachedPass
-from ccm.config import CCMConfig
-from ccm.errors import CCMError, InputError, IrreversibleError, MemoryFileError, RowError
-from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
+from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
+from ccm.memory_files import Origin, check_tensor, read_memory, write_memory
 from ccm.rules import RULES
 
-FORMAT_VERSION = 1
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What made a memory, and alone can read it.
-
-    Attributes:
-        config: the settings.
-        base: fingerprint of the base model, its stage-1 adapter included.
-        adapter: fingerprint of the compression adapter.
-    """
-
-    config: CCMConfig
-    base: str
-    adapter: str
 
 
 class StepRecord(NamedTuple):
@@ -237,10 +219,7 @@ class Memory:
             MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
         """
         manifest = {
-            "format_version": FORMAT_VERSION,
-            "base": self.origin.base,
-            "adapter": self.origin.adapter,
-            "config": self.origin.config.to_dict(),
+            **self.origin.to_dict(),
             "dtype": str(self.keys[0].dtype).removeprefix("torch."),
             "steps": self.steps,
             "closed": self.closed,
@@ -249,19 +228,7 @@ class Memory:
             f"values.{i}": x for i, x in enumerate(self.values)
         }
         tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
-        target = Path(path)
-        if target.is_dir():
-            raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
-        if not target.parent.is_dir():
-            raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
-        try:
-            if target.exists() and target.stat().st_size and not _holds_memory(target):
-                raise MemoryFileError(
-                    f"{path} exists and is not a saved memory; name another file, or delete it first."
-                )
-            save_tensors(target, tensors, {"ccm_memory": json.dumps(manifest)})
-        except (OSError, SafetensorError) as error:
-            raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
+        write_memory(path, "ccm_memory", tensors, manifest)
 
     @staticmethod
     def load(path: str | Path, origin: Origin) -> Memory:
@@ -270,60 +237,8 @@ class Memory:
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
-        try:
-            tensors, metadata = load_tensors(Path(path))
-            manifest = json.loads(metadata["ccm_memory"])
-        except IsADirectoryError as error:
-            raise MemoryFileError(f"{path} is a directory; name the file that `save` wrote.") from error
-        except FileNotFoundError as error:
-            raise MemoryFileError(f"There is no file {path}.") from error
-        except (OSError, SafetensorError) as error:
-            raise MemoryFileError(
-                f"{path} is not a whole safetensors file ({error}); was its copying cut off?"
-            ) from error
-        except (KeyError, json.JSONDecodeError) as error:
-            raise MemoryFileError(
-                f"{path} holds tensors, but no memory: its manifest is missing or damaged."
-            ) from error
-        _check_manifest(path, manifest, origin)
+        tensors, manifest = read_memory(path, "ccm_memory", origin)
         return _from_tensors(path, tensors, manifest, origin)
-
-
-def _holds_memory(path: Path) -> bool:
-    """Whether a file is a memory's, of whatever model: only such a one is overwritten."""
-    try:
-        return "ccm_memory" in read_metadata(path)
-    except SafetensorError:
-        return False
-
-
-def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
-    if not isinstance(manifest, dict):
-        raise MemoryFileError(f"{path} has a damaged manifest: it is a {type(manifest).__name__}, not an object.")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise MemoryFileError(f"{path} has format version {version}; this ccm reads version {FORMAT_VERSION}.")
-    if manifest.get("base") != origin.base:
-        raise MemoryFileError(
-            f"{path} was made with another base model ({manifest.get('base')}) than the one loaded ({origin.base}); "
-            "a memory can be read only by the model and adapter that wrote it."
-        )
-    try:
-        config = CCMConfig.from_dict(manifest["config"])
-    except (CCMError, KeyError, TypeError, AttributeError) as error:
-        raise MemoryFileError(f"{path} has a damaged manifest: {error}") from error
-    for name in ("rule", "rule_options", "n_tok", "recurrent", "sink", "positions"):
-        theirs, mine = getattr(config, name), getattr(origin.config, name)
-        if theirs != mine:
-            raise MemoryFileError(
-                f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; "
-                f"load the model with {theirs!r}."
-            )
-    if manifest.get("adapter") != origin.adapter:
-        raise MemoryFileError(
-            f"{path} was made with another adapter ({manifest.get('adapter')}) than the one loaded ({origin.adapter}); "
-            "load that adapter to read it."
-        )
 
 
 def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
@@ -360,11 +275,7 @@ def _check_parts(path: str | Path, tensors: dict[str, Tensor], manifest: dict[st
     parts = {"keys": (4, dtype), "values": (4, dtype), "mask": (2, "bool"), "positions": (2, "int64")}
     parts["offset"] = (1, "int64")
     for name, tensor in tensors.items():
-        found, wanted = (tensor.ndim, str(tensor.dtype).removeprefix("torch.")), parts.get(name.partition(".")[0])
-        if found != wanted:
-            raise MemoryFileError(f"{path} is damaged: {name} has dimensions and dtype {found}, expected {wanted}.")
-        if not tensor.isfinite().all():
-            raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
+        check_tensor(path, name, tensor, parts.get(name.partition(".")[0]))
 
 
 def _check_records(path: str | Path, memory: Memory) -> None:

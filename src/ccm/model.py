@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
@@ -27,7 +27,8 @@ from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedMod
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout
-from ccm.memory import COMPRESSED, Memory, MemoryCache, Origin, StepRecord, sink_column
+from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
+from ccm.memory_files import Origin
 from ccm.rules import make_rule
 
 
@@ -451,16 +452,31 @@ class CCMModel(nn.Module):
             layers=len(source.keys),
         )
         if fed.shape[1]:
-            _check_caching(self.base)
-            with suppress(AllWritten):
-                self.base.base_model(
-                    inputs_embeds=self._embed(fed, slots),
-                    attention_mask=read.long(),
-                    position_ids=positions,
-                    past_key_values=cache,
-                    ccm=current,
-                )
+            self.run(cache, fed, slots, positions, read, current)
         return current.weights
+
+    def run(
+        self, cache: DynamicCache, ids: Tensor, slots: Tensor, positions: Tensor, mask: Tensor, current: CompressingPass
+    ) -> None:
+        """Feed text and COMP tokens into a cache, as far as their keys and values go; no logits are computed.
+
+        Args:
+            cache: of S columns, which grows by T.
+            ids: (B, T) token ids; at COMP tokens, any.
+            slots: (B, T) k at the k-th COMP token (from 0), -1 at text.
+            positions: (B, T).
+            mask: (B, S + T) bool, False at padding.
+            current: the pass, which keeps the rule's weights.
+        """
+        check_caching(self.base)
+        with suppress(AllWritten):
+            self.base.base_model(
+                inputs_embeds=self._embed(ids, slots),
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                ccm=current,
+            )
 
     def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:
         """The memory with all that the cache has read since, raw."""
@@ -508,14 +524,22 @@ class CCMModel(nn.Module):
         lengths = mask.sum(1)
         if not mask.numel() or not lengths.min():
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        self.check_ids(ids)
+        self._check_end(memory, lengths)
+        return ids, mask
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Refuse ids (B, T), of one token at least, that the model does not have.
+
+        Raises:
+            InputError: with the lowest and the highest.
+        """
         lowest, highest = map(int, ids.aminmax())
         if lowest < 0 or highest >= self.vocab_size:
             raise InputError(
                 f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
                 "tokenizer that of the base model?"
             )
-        self._check_end(memory, lengths)
-        return ids, mask
 
     def _check_end(self, memory: Memory, lengths: Tensor) -> None:
         comp = 0 if self.rule.compresses == "never" else self.config.n_tok
@@ -540,7 +564,7 @@ def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, MemoryCache):
         return None
-    _check_caching(module)
+    check_caching(module)
     text = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
     mask = kwargs.get("attention_mask")
     if mask is None:
@@ -568,7 +592,12 @@ def _said(config: CCMConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if value is not None}
 
 
-def _check_caching(module: PreTrainedModel) -> None:
+def check_caching(module: PreTrainedModel) -> None:
+    """Refuse a base model that would keep no cache.
+
+    Raises:
+        InputError: under gradient checkpointing in training.
+    """
     if module.training and module.is_gradient_checkpointing:
         raise InputError(
             "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "

@@ -117,7 +117,7 @@ class Evaluation:
             AdapterError: when an adapter cannot be read.
         """
         found = [self._method(name) for name in self.rules]
-        full = self._adapter_for("full")
+        full = adapter_for(self.adapters, "full")
         found += [Method(name, "full", full, baseline=make_baseline(name, self.embedder)) for name in self.baselines]
         rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
         folders = [Path(adapter).name for adapter in self.adapters]
@@ -135,23 +135,30 @@ class Evaluation:
     def _method(self, name: str) -> Method:
         if name != GIST_ONLINE:
             rule_class(name)
-            return Method(name, name, self._adapter_for(name))
+            return Method(name, name, adapter_for(self.adapters, name))
         gists = [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == "gist"]
         if not gists:
             raise ConfigError(f"{GIST_ONLINE} runs on an adapter that was trained for the rule 'gist'; name one.")
         return Method(name, "concat", gists[0], recurrent=False)
 
-    def _adapter_for(self, rule: str) -> str | None:
-        if not self.adapters:
-            return None  # the built-in one, or none where the rule compresses nothing
-        for adapter in self.adapters:
-            try:
-                with_rule(read_config(find_adapter(adapter)), rule)
-            except ConfigError as error:
-                refused = error
-            else:
-                return adapter
-        raise refused
+
+def adapter_for(adapters: Sequence[str], rule: str) -> str | None:
+    """The first adapter that runs with that rule; None where there are none, for the built-in one, or none at all.
+
+    Raises:
+        ConfigError: when it runs with none of them.
+        AdapterError: when one cannot be read.
+    """
+    if not adapters:
+        return None
+    for adapter in adapters:
+        try:
+            with_rule(read_config(find_adapter(adapter)), rule)
+        except ConfigError as error:
+            refused = error
+        else:
+            return adapter
+    raise refused
 
 
 def evaluate(

@@ -1,0 +1,212 @@
+"""What streams found: perplexity along the text, the folder that keeps it, and the picture.
+
+OUTPUT/  streams/METHOD-TEXT-DIGEST.json  the figures so far     results.jsonl  perplexity.png
+         streams/METHOD-TEXT-DIGEST.stream  where it goes on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ccm.errors import ConfigError, DataError
+from ccm.files import save_json, write_atomically
+
+
+@dataclass(frozen=True)
+class Point:
+    """A stream at one place of its text.
+
+    Attributes:
+        read: tokens read up to there, BOS included.
+        tokens: how many of them were predicted.
+        nll: their negative log-likelihood, summed, in nats.
+        entries: in the cache.
+        seconds: of reading so far.
+    """
+
+    read: int
+    tokens: int
+    nll: float
+    entries: int
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of all tokens so far."""
+        return math.exp(self.nll / self.tokens) if self.tokens else math.nan
+
+    def since(self, earlier: Point | None) -> float:
+        """The perplexity of the tokens since an earlier point."""
+        if earlier is None:
+            return self.perplexity
+        return math.exp((self.nll - earlier.nll) / (self.tokens - earlier.tokens))
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """A text read by one method.
+
+    Attributes:
+        method: its name.
+        text: name of the text.
+        total: how many tokens it has, BOS included.
+        points: along the text; the last one is where it stands.
+        largest: the most entries that were in the cache between two passes.
+        bytes: of keys and values then.
+        evictions: how often room was made.
+        continued: what the model wrote after the text; None where it was not asked to.
+    """
+
+    method: str
+    text: str
+    total: int
+    points: list[Point]
+    largest: int = 0
+    bytes: int = 0
+    evictions: int = 0
+    continued: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the text is read."""
+        return bool(self.points) and self.points[-1].read == self.total
+
+    @property
+    def last(self) -> Point:
+        """Where it stands."""
+        return self.points[-1]
+
+    def line(self) -> dict[str, Any]:
+        """The figures at the end, ready for JSON."""
+        told = {"tokens": self.last.tokens, "perplexity": self.last.perplexity, "largest_cache": self.largest}
+        told |= {"cache_bytes": self.bytes, "evictions": self.evictions, "seconds": self.last.seconds}
+        return {"method": self.method, "text": self.text, **told, "continued": self.continued}
+
+
+@dataclass(frozen=True)
+class Total:
+    """A method over all texts.
+
+    Attributes:
+        method: its name.
+        texts: how many.
+        tokens: predicted in all of them.
+        perplexity: of all tokens together.
+        mean: of the texts' own perplexities.
+        largest_cache: entries.
+        seconds: of reading.
+    """
+
+    method: str
+    texts: int
+    tokens: int
+    perplexity: float
+    mean: float
+    largest_cache: int
+    seconds: float
+
+
+def totals(results: Sequence[StreamResult]) -> list[Total]:
+    """Each method over its texts."""
+    found = []
+    for name in dict.fromkeys(result.method for result in results):
+        own = [result for result in results if result.method == name]
+        tokens = sum(result.last.tokens for result in own)
+        found.append(
+            Total(
+                method=name,
+                texts=len(own),
+                tokens=tokens,
+                perplexity=math.exp(sum(result.last.nll for result in own) / tokens),
+                mean=fmean(result.last.perplexity for result in own),
+                largest_cache=max(result.largest for result in own),
+                seconds=sum(result.last.seconds for result in own),
+            )
+        )
+    return found
+
+
+class KeptStreams:
+    """The folder of a run; where it is None, nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"The output {folder} is a file; name a folder.")
+            (folder / "streams").mkdir(parents=True, exist_ok=True)
+
+    def place(self, method: str, text: str, identity: Mapping[str, Any]) -> Path | None:
+        """The file of a stream, without its ending; its digest tells what the names do not."""
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return self.folder / "streams" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', f'{method}-{text}')}-{digest}"
+
+    def read(self, place: Path | None) -> StreamResult | None:
+        """What is there of a stream, if anything.
+
+        Raises:
+            DataError: when the file is damaged.
+        """
+        if place is None or not (path := _ending(place, "json")).is_file():
+            return None
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            return StreamResult(**{**held, "points": [Point(**point) for point in held["points"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} cannot be read ({error!r}); delete it, and the text is read again.") from None
+
+    def write(self, place: Path | None, result: StreamResult) -> None:
+        """Keep how far a stream has come."""
+        if place is not None:
+            save_json(_ending(place, "json"), asdict(result))
+
+    def finish(self, results: Sequence[StreamResult]) -> None:
+        """The last lines as JSON lines, and the picture."""
+        if self.folder is None:
+            return
+        text = "".join(json.dumps(result.line(), ensure_ascii=False) + "\n" for result in results)
+        write_atomically(self.folder / "results.jsonl", lambda p: p.write_text(text, encoding="utf-8"))
+        draw_streams(results, self.folder / "perplexity.png")
+
+
+def stream_file(place: Path) -> Path:
+    """Where a stream is saved, to go on from."""
+    return _ending(place, "stream")
+
+
+def _ending(place: Path, ending: str) -> Path:
+    return place.with_name(f"{place.name}.{ending}")
+
+
+def draw_streams(results: Sequence[StreamResult], path: Path) -> None:
+    """Perplexity of all tokens so far against the position (as the paper's Figure 8); a panel a text."""
+    from matplotlib.figure import Figure
+
+    texts = [*dict.fromkeys(result.text for result in results)]
+    across = min(len(texts), 3)
+    down = -(-len(texts) // across)
+    figure = Figure(figsize=(1 + 5 * across, 1 + 3 * down))
+    panels: Any = figure.subplots(down, across, squeeze=False).flatten()
+    for panel, text in zip(panels, texts, strict=False):
+        for result in (r for r in results if r.text == text):
+            places, values = zip(*((point.read, point.perplexity) for point in result.points), strict=True)
+            panel.plot(places, values, label=result.method, linewidth=1.2)
+        panel.set_title(text, fontsize=8)
+        panel.set_xlabel("position in tokens")
+        panel.set_ylabel("perplexity so far")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    for panel in panels[len(texts) :]:
+        panel.set_visible(False)
+    figure.tight_layout()
+    write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150))
