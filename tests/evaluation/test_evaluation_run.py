@@ -383,6 +383,7 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert dialog(folder, "--rule", "full", "--rule", "none", "--output", one) == 0
     assert dialog(folder, "--rule", "concat", "--rule", "none", "--output", other) == 0
     assert dialog(folder, "--rule", "none", "--most", 3, "--output", third) == 0
+    assert "- step 1: beyond the first 3, not asked (2)\n" in (third / "report.md").read_text()
     assert ccm("report", one, other, "--output", tmp_path / "page") == 0
     page = (tmp_path / "page" / "report.md").read_text()
     rows = [row.split(" | ")[:3] for row in page.splitlines() if row.startswith("| 2")]

@@ -179,7 +179,7 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
         more = f" The first {FAULTS} faults, there may be more:" if len(faults) == FAULTS else ""
         raise DataError(f"{path} cannot be used.{more}\n" + "\n".join(faults))
     if not groups:
-        raise DataError(f"{path} holds no example; nothing could be learned from it.")
+        raise DataError(f"{path} holds no example; give a file with some.")
     return groups
 
 
@@ -287,7 +287,7 @@ def _parse(line: str) -> Chat | Task:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _LineError(f"not JSON: {error.msg} at column {error.colno}") from None
+        raise _LineError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, braces without end
         raise _LineError(f"not readable as JSON: {error}") from None
     if _HALF.search(json.dumps(value, ensure_ascii=False)):

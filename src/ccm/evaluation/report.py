@@ -24,9 +24,9 @@ TITLES = {
     "answer_f1": "answer F1",
     "em": "exact match",
     "rouge_l": "ROUGE-L",
-    "acc": "accuracy, sum",
-    "acc_norm": "accuracy, mean of tokens",
-    "acc_base": "accuracy, beyond the answer's own",
+    "acc": "accuracy (sum)",
+    "acc_norm": "accuracy (mean)",
+    "acc_base": "accuracy (beyond own)",
     "f1": "macro F1",
     "mae": "MAE",
     "rmse": "RMSE",
@@ -150,8 +150,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def brief(results: Sequence[Result]) -> list[list[str]]:
     """The same for a terminal: a head and rows of what matters most."""
     name = results[0].line.main
-    score = TITLES[name].partition(",")[0]
-    rows = [["step", "method", score, "recovered", "questions", "entries", "K/V"]]
+    rows = [["step", "method", TITLES[name], "recovered", "questions", "entries", "K/V"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
         asked = f"{lines[0].questions:,}"

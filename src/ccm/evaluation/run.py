@@ -287,6 +287,8 @@ def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
         counts[question.task] += 1
         if not most or counts[question.task] <= most:
             yield question
+        else:
+            task.noted[f"beyond the first {most}, not asked"] += 1
 
 
 def _result(
