@@ -210,3 +210,20 @@ def test_absent_and_damaged_files_of_soda_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"dialogue": ["a"]}\n{"dialog')
     with pytest.raises(DataError, match="line 2: no object with 'dialogue'"):
         [*soda.read(tmp_path, "train")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no dialogue"),
+        (
+            "Hi . __eou__ Hello . __eou__\nHi . __eou__ Hel",
+            "line 2 does not end in __eou__, as every turn does: it ends 'Hel'",
+        ),
+        ("something else\n", "line 1 does not end in __eou__"),
+    ],
+)
+def test_a_file_of_dailydialog_that_is_cut_off_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "dialogues_test.txt").write_text(text)
+    with pytest.raises(DataError, match=said):
+        [*dailydialog.read(tmp_path, "test")]

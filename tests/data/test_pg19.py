@@ -121,3 +121,9 @@ def test_the_command_prints_a_perplexity_at_every_step(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:3] == ["step", "method", "perplexity"]
     assert [(row[0], row[1], float(row[2]) > 1) for row in rows[1:]] == [("1", "concat", True), ("2", "concat", True)]
+
+
+def test_a_split_that_is_not_there_is_an_error(folder: Path, turns: Turns) -> None:
+    (folder / "validation").rename(folder / "train")
+    with pytest.raises(DataError, match="has no folder 'validation', but train, test; name one of these"):
+        opened(folder, turns, split="validation")

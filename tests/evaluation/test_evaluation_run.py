@@ -192,7 +192,7 @@ def test_lamp_is_measured_by_its_classes(tmp_path: Path, capsys: pytest.CaptureF
     (line,) = lines(capsys.readouterr().out)
     assert (line["main"], line["entries"], line["questions"]) == ("acc", 4.0, 1)
     assert line["figures"]["acc"] in (0.0, 1.0)
-    assert line["figures"]["f1"] == line["figures"]["acc"]  # of one question
+    assert line["figures"]["f1"] == line["figures"]["acc"] / 2  # of one question, and two classes
     assert "mae" not in line["figures"]
 
 
@@ -262,7 +262,29 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
     (main,) = figures
     task = {"name": "dialog"}
     line = Measured(
-        task, rule, rule, 1, None, "model", None, base, 1, len(values), {}, {}, main, figures, {}, 0, 0, 0, 0, 0, 0, 0
+        task,
+        rule,
+        rule,
+        1,
+        None,
+        "model",
+        None,
+        base,
+        1,
+        "",
+        len(values),
+        {},
+        {},
+        main,
+        figures,
+        {},
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
     )
     return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
 
@@ -392,7 +414,7 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["1-memory.png", "1-steps.png", "report.md"]
     assert ccm("report", one, third, "--output", tmp_path / "page") == 0
     page = (tmp_path / "page" / "report.md").read_text()
-    assert [f"| none [{name}] |" in page for name in ("one", "third")] == [True, True]
+    assert page.count("\n## dialog: protocol paper") == 2  # of other questions
     capsys.readouterr()
     assert ccm("report", tmp_path / "nothing", "--output", tmp_path / "page") == 2
     assert "name the --output of an evaluation that ended" in capsys.readouterr().err
@@ -411,6 +433,24 @@ def test_a_gain_is_taken_among_results_of_the_same_base() -> None:
     assert gains[:2] + gains[3:5] == [None] * 4
     assert gains[2] == (pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3), pytest.approx(0.0452, abs=1e-4))
     assert gains[5] == (pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3), pytest.approx(0.0357, abs=1e-4))
+
+
+def test_runs_on_other_questions_are_other_tasks_and_are_measured_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, found = tmp_path / "mine.jsonl", []
+    for number, name in enumerate(("tea", "dogs")):
+        rows = [{"steps": [f"I like {name}."], "query": "What?", "answer": f"{name} {i}"} for i in range(3 + number)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command = ("evaluate", "custom", "--data", path, "--rule", "none", "--steps", 1, "--json")
+        assert ccm(*command, "--output", tmp_path / "same") == 0
+        assert ccm(*command, "--output", tmp_path / name) == 0
+        found += lines(capsys.readouterr().out)
+    assert [line["questions"] for line in found] == [3, 3, 4, 4]
+    assert ccm("report", tmp_path / "tea", tmp_path / "dogs", "--mean", "--output", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert page.count("\n## custom") == 2
+    assert "±" not in page.partition("After ±")[0]
 
 
 def test_the_error_of_a_gain_is_that_of_questions_drawn_anew() -> None:

@@ -234,14 +234,14 @@ class CustomTask(tasks.Task):
         for example in self.examples:
             if example.length < depth:
                 self.noted[f"fewer than {depth} steps, there are no more"] += 1
-            cut = example.latest(depth)
+            cut = example.latest(max(depth, 1))
             sample, alone = (part.sample(self.turns, part.length) for part in (cut, cut.latest(0)))
             question = Question.of(sample, self.turns.eos_id, "custom", alone=alone)
             if isinstance(cut, Task) and cut.choices:
                 answers = [self.turns.encode_reply(choice) for choice in cut.choices]
                 right, before = cut.choices.index(cut.answer), question.query[-1:]
                 question = replace(question, answers=answers, right=right, before=before)
-            yield question
+            yield question if depth else question.alone()
 
 
 def _choices(example: Example) -> tuple[str, ...]:

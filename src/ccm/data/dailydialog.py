@@ -30,12 +30,21 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
     """The dialogues of a split, in the order of the file.
 
     Raises:
-        DataError: when the file is absent or no text.
+        DataError: when the file is absent, empty, no text, or a line of it is cut off.
     """
-    for line in _lines(folder / f"dialogues_{split}.txt"):
-        texts = [tidy(text) for text in line.split("__eou__")]
-        if texts[:-1]:  # the last turn ends in the mark, too
-            yield Dialogue(tuple(texts[:-1]))
+    path = folder / f"dialogues_{split}.txt"
+    lines = _lines(path)
+    if not any(map(str.strip, lines)):
+        raise DataError(f"{path} holds no dialogue; download DailyDialog anew.")
+    for number, line in enumerate(lines, start=1):
+        *turns, rest = line.split("__eou__")
+        if rest.strip():
+            raise DataError(
+                f"{path}, line {number} does not end in __eou__, as every turn does: it ends {rest.strip()[-40:]!r}. "
+                "Was the file cut off?"
+            )
+        if turns:
+            yield Dialogue(tuple(map(tidy, turns)))
 
 
 def _lines(plain: Path) -> Sequence[str]:

@@ -172,10 +172,15 @@ class MetaICLTask(Task):
             if path is None:
                 self.noted[f"{task}: no test file"] += 1
                 continue
-            pool, spare = (self._pool(task, seed) for seed in self.options.seeds)
+            found = [self._pool(task, seed) for seed in self.options.seeds]
+            pool, spare = ([example for example in pool if self.prompt.fits(example)] for pool in found)
             chosen = demonstrations_for(pool, spare, depth)
+            self._note_pool(task, [*found[0], *found[1]])
+            example = None
             for example in self._examples(path):
                 yield from self._question(example, chosen, depth, task)
+            if example is None:
+                self.noted[f"{task}: no examples in its test file"] += 1
 
     def _question(self, example: Example, chosen: Sequence[Example], depth: int, task: str) -> Iterator[Question]:
         if not self.prompt.fits(example):
@@ -193,6 +198,10 @@ class MetaICLTask(Task):
                 self.noted[f"{task}: fewer than {depth} demonstrations, {why}"] += 1
             yield question
 
+    def _note_pool(self, task: str, pool: Sequence[Example]) -> None:
+        if left_out := sum(not self.prompt.fits(example) for example in pool):
+            self.noted[f"{task}: demonstrations longer than {LONGEST} tokens, not used"] += left_out
+
     def _pool(self, task: str, seed: int) -> list[Example]:
         found = pools(self.folder, task)
         if seed not in found:
@@ -200,7 +209,7 @@ class MetaICLTask(Task):
                 f"{self.folder / task} holds no {task}_16_{seed}_train.jsonl; it has demonstrations of the seeds "
                 f"{', '.join(map(str, found)) or '(none)'}."
             )
-        return [example for example in self._examples(found[seed]) if self.prompt.fits(example)]
+        return [*self._examples(found[seed])]
 
     def _examples(self, path: Path) -> Iterator[Example]:
         for row in read_lines(path):

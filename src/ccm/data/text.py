@@ -24,6 +24,7 @@ from ccm.model import CCMModel
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns
 
+SPLITS = ("train", "validation", "test")  # folders that divide a data set
 _LOG = logging.getLogger(__name__)
 _WORD = re.compile(r"\s+")
 _CHARACTERS = 8  # of a text that are read for a token, about twice as many as one has
@@ -184,5 +185,15 @@ def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
 
 
 def split(folder: Path, name: str) -> Path:
-    """The folder of a split within another, or that itself, where it is not divided."""
-    return folder / name if (folder / name).is_dir() else folder
+    """The folder of a split within another, or that itself, where it is not divided.
+
+    Raises:
+        DataError: when it is divided, but has no such split.
+    """
+    if (folder / name).is_dir():
+        return folder / name
+    if found := [other for other in SPLITS if (folder / other).is_dir()]:
+        raise DataError(
+            f"{folder} has no folder {name!r}, but {', '.join(found)}; name one of these, or its own folder."
+        )
+    return folder

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ccm.data.tasks import Averaging, Choice
+from ccm.errors import ConfigError
 
 CHOICES: tuple[Choice, ...] = ("acc", "acc_norm", "acc_base")
 
@@ -36,7 +37,11 @@ class Likelihood:
 
 def perplexity(answers: Sequence[Likelihood]) -> float:
     """exp of the mean negative log-likelihood per token, over all tokens together."""
-    return math.exp(-sum(a.total for a in answers) / sum(a.tokens for a in answers))
+    nats = -sum(a.total for a in answers) / sum(a.tokens for a in answers)
+    try:
+        return math.exp(nats)
+    except OverflowError:  # of a model whose numbers are nonsense
+        return math.inf
 
 
 def loss(answers: Sequence[Likelihood]) -> float:
@@ -55,13 +60,14 @@ def accuracy(questions: Sequence[tuple[Sequence[Likelihood], int]], choice: Choi
     return sum(chosen(answers, choice) == right for answers, right in questions) / len(questions)
 
 
-def macro_f1(chosen: Sequence[int], right: Sequence[int]) -> float:
-    """The mean of the F1 scores of all classes that are right or chosen anywhere; each question by class numbers."""
+def macro_f1(chosen: Sequence[int], right: Sequence[int], classes: int) -> float:
+    """The mean of the F1 scores of all classes, each question by class numbers; as LaMP has it, of a class that is
+    neither right nor chosen anywhere it is 0."""
     scores = []
-    for number in {*chosen, *right}:
+    for number in range(classes):
         hits = sum(c == r == number for c, r in zip(chosen, right, strict=True))
-        scores.append(2 * hits / (chosen.count(number) + right.count(number)))
-    return sum(scores) / len(scores)
+        scores.append(2 * hits / max(chosen.count(number) + right.count(number), 1))
+    return sum(scores) / classes
 
 
 def distances(chosen: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
@@ -79,9 +85,16 @@ def macro_accuracy(
         by_task: for each task "acc", "acc_norm" and "acc_base".
         usual: which one counts.
         averaging: what is otherwise for some tasks.
+
+    Raises:
+        ConfigError: when none of the tasks counts.
     """
     averaging = averaging or Averaging()
     taken = [figures[c] for task, figures in by_task.items() if (c := averaging.choice(task, usual))]
+    if not taken:
+        raise ConfigError(
+            f"None of the tasks {', '.join(by_task)} counts in this mean; ask for others, or another mean."
+        )
     return sum(taken) / len(taken)
 
 

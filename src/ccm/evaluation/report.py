@@ -15,7 +15,7 @@ from ccm.console import size
 from ccm.data.tasks import DRAWS
 from ccm.errors import ConfigError
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.results import Result
+from ccm.evaluation.results import NOT_FINITE, Result
 from ccm.files import write_atomically
 
 TITLES = {
@@ -59,7 +59,7 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
     """
     by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
-    if full is None or none is None or result in (full, none):
+    if full is None or none is None or result.line.rule in ("full", "none"):
         return None
     whole = [f - n for f, n in zip(full.values, none.values, strict=True)]
     difference, error = mean_over_tasks(whole, result)
@@ -73,8 +73,8 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
 
 def _same(one: Result, other: Result) -> bool:
     """Whether two results have base, task, depth and targets in common."""
-    a, b = ((r.line.base, r.line.task, r.line.depth, r.weights, r.tasks) for r in (one, other))
-    return a == b
+    a, b = ((r.line.base, r.line.task, r.line.depth, r.line.asked, r.weights, r.tasks) for r in (one, other))
+    return a == b and not any(NOT_FINITE in r.line.skipped for r in (one, other))  # else other targets were left out
 
 
 def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, float]:
@@ -194,12 +194,27 @@ def merged(runs: Mapping[str, Sequence[Result]], *, draws: bool = False) -> list
     Where runs differ in what they have of a method, they are several draws of it, or else the run stands beside its
     name. What differs only in what was drawn of the data is one task.
     """
-    by_task: dict[str, list[tuple[str, Result]]] = defaultdict(list)
+    groups: list[list[tuple[str, Result]]] = []
     for run, results in runs.items():
         for result in results:
-            task = {key: value for key, value in result.line.task.items() if key not in DRAWS}
-            by_task[json.dumps(task, sort_keys=True)].append((run, result))
-    return [[*_distinct(rows if draws else _apart(rows))] for rows in by_task.values()]
+            group = next((rows for rows in groups if _together(rows, result)), None)
+            if group is None:
+                groups.append(group := [])
+            group.append((run, result))
+    return [[*_distinct(rows if draws else _apart(rows))] for rows in groups]
+
+
+def _together(rows: Sequence[tuple[str, Result]], result: Result) -> bool:
+    """Whether a result is of the task of some others, with the same targets wherever it has a step in common."""
+    said = {_undrawn(other) for _, other in rows}
+    asked = {other.line.asked for _, other in rows if other.line.depth == result.line.depth}
+    return said == {_undrawn(result)} and asked <= {result.line.asked}
+
+
+def _undrawn(result: Result) -> str:
+    """What is measured, whatever is drawn."""
+    task = {key: value for key, value in result.line.task.items() if key not in DRAWS}
+    return json.dumps([task, result.line.main], sort_keys=True)
 
 
 def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
@@ -226,7 +241,8 @@ def _differ(one: Result, other: Result) -> bool:
     """Whether two results have a method's name in common, but not what it is or found."""
     a, b = one.line, other.line
     same = (a.method, a.task) == (b.method, b.task)
-    return same and (a.base != b.base or (a.depth == b.depth and one.values != other.values))
+    made = (a.base, a.n_tok) == (b.base, b.n_tok)
+    return same and (not made or (a.depth == b.depth and one.values != other.values))
 
 
 def write_report(results: Sequence[Result], folder: Path) -> None:
@@ -253,6 +269,8 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     """The text of one task, title first; its pictures are drawn into a folder, under names that begin so."""
     skipped = sorted({(r.line.depth, reason, n) for r in results for reason, n in r.line.skipped.items() if n})
     left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
+    broken = sorted({(r.line.depth, r.line.method) for r in results if NOT_FINITE in r.line.skipped})
+    left_out += "".join(f"- step {depth}: some likelihoods of {method} are not finite\n" for depth, method in broken)
     noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
     left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
     tables = overview(results) + table(results) + "\n" + by_task(results)

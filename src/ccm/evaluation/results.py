@@ -18,6 +18,8 @@ from ccm.errors import ConfigError, DataError
 from ccm.evaluation.texts import Reply
 from ccm.files import save_json, write_atomically
 
+NOT_FINITE = "a likelihood is not a finite number"  # why a question was left out
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -33,6 +35,7 @@ class Measured:
         data: place of the files that were asked from.
         base: fingerprint of the base, a stage-1 adapter included.
         depth: the time step.
+        asked: digest of the targets that were asked for; what stands in view of them is not in it.
         questions: how many were scored.
         skipped: how many were left out, by reason.
         noted: how many were asked otherwise than meant, by what it is.
@@ -59,6 +62,7 @@ class Measured:
     data: str | None
     base: str
     depth: int
+    asked: str
     questions: int
     skipped: dict[str, int]
     noted: dict[str, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from ccm.data.tasks import PAPER_TURNS, Task, TaskSettings, open_task
 from ccm.errors import ConfigError, InputError
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
-from ccm.evaluation.results import Kept, Measured, Result
+from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.evaluation.texts import means
 from ccm.loading import TURNS
@@ -29,7 +30,6 @@ from ccm.model import CCMModel
 from ccm.rules import rule_class
 from ccm.turns import make_turns
 
-NOT_FINITE = "a likelihood is not a finite number"
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
 
 
@@ -205,7 +205,7 @@ def _measure(
         method.adapter,
         rule=method.rule,
         recurrent=method.recurrent,
-        n_tok=evaluation.n_tok if compresses else None,
+        n_tok=evaluation.n_tok if compresses or method.baseline else None,
         device=evaluation.device or (str(processes().device) if several else None),
         dtype=evaluation.dtype,
     )
@@ -226,11 +226,12 @@ def _measure(
         room = evaluation.room
         return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in questions)
 
-    totals = _totals(task, depths, evaluation.most)
+    counts = _counts(task, depths, evaluation.most)
     for depth in depths:
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         origin = repr(model.origin) if compresses else model.base_id  # whatever adapter named the base
         identity = {**known, "rule": model.config.rule, "origin": origin, "form": asdict(form), "depth": depth}
+        identity["asked"] = counts[depth].digest
         if generate:
             identity["generate"] = generate
         if method.baseline is not None:
@@ -239,8 +240,8 @@ def _measure(
         if result is None:
             scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns, fold=baseline.fold)
             advance = partial(progress, f"{method.name}, step {depth}")
-            scored, seconds = _scored(scorer, asked(depth), totals[depth], advance)
-            result = _result(evaluation, method, model, depth, task, scored, seconds)
+            scored, seconds = _scored(scorer, asked(depth), counts[depth].total, advance)
+            result = _result(evaluation, method, model, depth, counts[depth].digest, task, scored, seconds)
             if processes().is_main_process:
                 kept.write(result, identity, [one.reply for one in scored if one.reply])
         yield result
@@ -264,20 +265,34 @@ def _scored(
     return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
 
 
-def _totals(task: Task, depths: Sequence[int], most: int) -> dict[int, int]:
-    """How many questions are asked at each step.
+@dataclass(frozen=True)
+class _Count:
+    """The questions at a step: how many, and a digest of their targets; what stands in view of them is not in it."""
+
+    total: int
+    digest: str
+
+
+def _counts(task: Task, depths: Sequence[int], most: int) -> dict[int, _Count]:
+    """The questions at each step.
 
     Raises:
         ConfigError: when there is none at some of them.
     """
-    totals = {depth: sum(1 for _ in _asked(task, depth, most)) for depth in depths}
-    if empty := [depth for depth in depths if not totals[depth]]:
-        others = ",".join(str(depth) for depth in depths if totals[depth])
+    counts: dict[int, _Count] = {}
+    for depth in depths:
+        total, digest = 0, hashlib.sha256()
+        for question in _asked(task, depth, most):
+            total += 1
+            digest.update(repr(([*question.alone().query], [[*a] for a in question.answers], question.right)).encode())
+        counts[depth] = _Count(total, digest.hexdigest()[:16])
+    if empty := [depth for depth in depths if not counts[depth].total]:
+        others = ",".join(str(depth) for depth in depths if counts[depth].total)
         raise ConfigError(
             f"No question of the task is left at step {', '.join(map(str, empty))} (left out: {dict(task.skipped)})."
             + (f" Measure the others with --steps {others}." if others else "")
         )
-    return totals
+    return counts
 
 
 def _asked(task: Task, depth: int, most: int) -> Iterator[Question]:
@@ -296,6 +311,7 @@ def _result(
     method: Method,
     model: CCMModel,
     depth: int,
+    asked: str,
     task: Task,
     scored: Sequence[Scored],
     seconds: Seconds,
@@ -332,6 +348,7 @@ def _result(
         data=evaluation.task.path,
         base=model.base_id,
         depth=depth,
+        asked=asked,
         questions=count,
         skipped={**task.skipped, **({NOT_FINITE: whole - count} if whole > count else {})},
         noted=dict(task.noted),
@@ -378,7 +395,7 @@ def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     if not task.classes or task.measures == "perplexity":
         return {}
     taken, right = [chosen(one.answers, task.measures) for one in scored], [one.right for one in scored]
-    figures = {"f1": macro_f1(taken, right)}
+    figures = {"f1": macro_f1(taken, right, len(task.classes))}
     if all(name.isdecimal() for name in task.classes):
         numbers = [float(name) for name in task.classes]
         figures["mae"], figures["rmse"] = distances([numbers[i] for i in taken], [numbers[i] for i in right])
