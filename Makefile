@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-.PHONY: install chat test test-slow check format bench builtin figures small dialog conformance clean
+.PHONY: install chat test test-oldest test-slow check format bench builtin figures small dialog conformance clean
 
 install: .venv/installed
 
@@ -18,6 +18,14 @@ chat: install
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+test-oldest: .venv-oldest/installed
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n 2
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	@touch $@
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -50,4 +58,4 @@ conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)
 
 clean:
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv .venv-oldest build src/*.egg-info

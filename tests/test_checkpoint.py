@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from ccm import checkpoint, loading
+from ccm import model as model_module
 from ccm.base import check_device, load_base
 from ccm.checkpoint import (
     SavedAdapter,
@@ -183,6 +184,32 @@ def test_options_of_the_hub_reach_the_config_and_the_tokenizer(monkeypatch: pyte
     asked = {"token": "secret", "revision": "main", "local_files_only": True}
     loading.load(f"{loading.WEIGHTS}/../weights/base", rule="full", device="cpu", **asked)
     assert all(asked.items() <= seen[name].items() for name in ("get_config_dict", "from_pretrained"))
+
+
+def test_a_base_has_its_own_revision_and_attention(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def found(source: str | Path, **given: Any) -> Path:
+        seen["adapter"] = given["revision"]
+        return folder
+
+    def config(*args: Any, **given: Any) -> Any:
+        seen["base"] = given["revision"]
+        raise OSError("There is no network here.")
+
+    monkeypatch.setattr(model_module, "find_adapter", found)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", config)
+    with pytest.raises(ConfigError, match="org/model cannot be loaded: There is no network"):
+        loading.load("org/model", adapter="org/adapter", revision="a", base_revision="b")
+    assert seen == {"adapter": "a", "base": "b"}
+    with pytest.raises(ConfigError):
+        loading.load("org/model", rule="full", base_revision="c")
+    assert seen["base"] == "c"
+
+
+def test_the_attention_that_is_asked_for_is_used() -> None:
+    model, _ = loading.load(f"{loading.WEIGHTS}/base", rule="full", device_map="cpu", attn_implementation="eager")
+    assert model.base.config._attn_implementation == "ccm_eager"
 
 
 @pytest.mark.parametrize("wrong", [lambda: tiny_base(seed=9), lambda: tiny_base("llama_gqa")])
@@ -365,7 +392,7 @@ LORA = "model.layers.1.self_attn.v_proj.lora_B.weight"
     ],
 )
 def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[[dict], Any], message: str) -> None:
-    tensors = load_file(folder / WEIGHTS)
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}  # the file is replaced
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(AdapterError, match=message):

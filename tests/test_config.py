@@ -143,4 +143,4 @@ def test_settings_cannot_be_changed_in_place() -> None:
 def test_every_error_has_one_root_and_is_a_standard_one() -> None:
     own = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, CCMError) and e is not CCMError]
     assert len(own) >= 6
-    assert all(issubclass(error, (ValueError, LookupError, OSError, RuntimeError)) for error in own)
+    assert all(issubclass(error, (ValueError, LookupError, OSError, RuntimeError, ImportError)) for error in own)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ccm.stack import check_versions
+
 if TYPE_CHECKING:
     from ccm.config import CCMConfig as CCMConfig
     from ccm.config import LoRASettings as LoRASettings
@@ -45,6 +47,8 @@ _HOME = {
 }
 
 __all__ = ["__version__", *_HOME]
+
+check_versions()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ pre-hook on each attention module: those run again under gradient checkpointing,
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +68,24 @@ class PlainLoRA:
         return fingerprint_tensors(self.tensors, {k: self.settings[k] for k in ("r", "lora_alpha")})
 
 
+def check_plain(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a LoRA that is more than A, B and one scale.
+
+    Raises:
+        AdapterError: naming what it uses.
+    """
+    unread = [k for k in _UNREAD if settings.get(k) not in (None, False, {}, "none")]
+    if unread:
+        raise AdapterError(f"{where} uses {', '.join(unread)}; only a plain LoRA can be read.")
+
+
 def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     """Add a stage-1 LoRA to the base's weights; returns the stock model.
 
     Raises:
         AdapterError: when the adapter is more than a plain LoRA, or has tensors for which the model has no place.
     """
-    unread = [k for k in _UNREAD if lora.settings.get(k) not in (None, False, {}, "none")]
-    if unread:
-        raise AdapterError(f"The stage-1 adapter uses {', '.join(unread)}; only a plain LoRA can be merged.")
+    check_plain(lora.settings, "The stage-1 adapter")
     settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
     wrapped = get_peft_model(base, LoraConfig(**settings))
     named = {f"base_model.model.{name}": tensor for name, tensor in lora.tensors.items()}

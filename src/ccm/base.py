@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ccm.builtin import NAME, WEIGHTS
 from ccm.errors import ConfigError, UnsupportedModelError
 from ccm.files import SafetensorError
+from ccm.hub import why
+from ccm.published import paper_model
 
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -79,8 +81,11 @@ def max_positions(base: PreTrainedModel) -> int:
 
 
 def locate(source: str | Path) -> str | Path:
-    """Where a model is: "builtin" is the one that ships with the package."""
-    return WEIGHTS / "base" if source == NAME else source
+    """Where a model is: "builtin" is the one that ships with the package; those of the paper have short names."""
+    if source == NAME:
+        return WEIGHTS / "base"
+    known = paper_model(source)
+    return known.hub if known else source
 
 
 def load_base(
@@ -100,9 +105,12 @@ def load_base(
         check_family(settings.get("model_type"), str(source))
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
-        raise ConfigError(f"The base model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"The base model {source} cannot be loaded: {why(error, source)}") from error
     except StrictDataclassError as error:
         raise ConfigError(f"The config.json of {source} is damaged: {' '.join(str(error).split())}") from error
+    except TypeError as error:  # of older transformers, which do not check a config as they read it
+        reason = f"its config.json is damaged, or an option has no meaning ({why(error, source)})"
+        raise ConfigError(f"The base model {source} cannot be loaded: {reason}.") from error
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device, not the files
         raise
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:

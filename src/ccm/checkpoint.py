@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ccm.adapter import PlainLoRA
+from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
+from ccm.hub import why
 from ccm.rules import RULES, rule_class
 
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
@@ -94,11 +99,13 @@ def find_adapter(source: str | Path, **hub: Any) -> Path:
         try:
             folder = Path(snapshot_download(str(source), **hub))
         except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise AdapterError(f"There is no folder {source}, and no such adapter on the Hub ({error}).") from error
+            raise AdapterError(
+                f"There is no folder {source}, and the Hub gives no such adapter: {why(error, source)}"
+            ) from error
     if (folder / CONFIG).is_file():
         return folder
     held = sorted(p.name for p in folder.iterdir())[:8]
-    hint = " It looks like a PEFT or published CCM adapter." if PEFT_CONFIG in held else ""
+    hint = " It looks like one of PEFT, or of the authors: ccm adapters import." if PEFT_CONFIG in held else ""
     raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing (found: {held or 'nothing'}).{hint}")
 
 
@@ -147,9 +154,9 @@ def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where
     Raises:
         AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
     """
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
-        raise AdapterError(f"{where} does not fit the model: missing {missing[:4]}, unknown {unknown[:4]}.")
+        raise AdapterError(f"{where} does not fit the model: missing {listed(missing)}, unknown {listed(unknown)}.")
     for name, tensor in tensors.items():
         shapes = tuple(tensor.shape), tuple(own[name].shape)
         if shapes[0] != shapes[1]:
@@ -159,6 +166,37 @@ def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first eight of them in order, and how many more there are."""
+    first = sorted(names)
+    more = f" and {len(first) - 8} more" if len(first) > 8 else ""
+    return f"{first[:8]}{more}"
+
+
+def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) -> None:
+    """Refuse an adapter that was made for a base of other sizes; see :func:`copy_tensors` for single tensors.
+
+    Raises:
+        AdapterError: with hidden size, layers or projections of both.
+    """
+    lora = [name.split(".") for name in tensors if ".lora_A." in name]
+    targets, wanted = {name[-3] for name in lora}, {*PROJECTIONS[base.config.model_type]}
+    compared: dict[str, tuple[Any, Any]] = {}
+    if (comp := tensors.get("comp_embeddings.weight")) is not None and comp.ndim == 2:
+        compared["hidden size"] = comp.shape[1], base.get_input_embeddings().weight.shape[1]
+    if lora:  # an adapter may consist of its embeddings alone
+        layers = len({number for name in lora for number in name if number.isdigit()})
+        compared["layers"] = layers, base.config.get_text_config().num_hidden_layers
+        compared["projections"] = ", ".join(sorted(targets)), ", ".join(sorted(wanted))
+    for what, (ours, theirs) in compared.items():
+        if ours != theirs:
+            name = base.name_or_path or type(base).__name__
+            raise AdapterError(
+                f"{where} does not fit {name}: the adapter's {what}: {ours}, the model's: {theirs}. "
+                "Load it on the model that it was trained on."
+            )
 
 
 def base_of(folder: Path, config: CCMConfig) -> str:
@@ -186,7 +224,8 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     """Read an adapter folder of PEFT or of the authors; pickled checkpoints are read as tensors only, never executed.
 
     Raises:
-        AdapterError: when the folder is no such adapter, or a checkpoint holds more than tensors.
+        AdapterError: when the folder is no such adapter, a file did not arrive whole, or a checkpoint holds more than
+            floating-point tensors of a LoRA and of COMP embeddings.
     """
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
@@ -195,13 +234,23 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise AdapterError(f"The weights in {folder} are not a table of tensors by name.")
-    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in raw.items()}
+    tensors = {_our_name(name): tensor for name, tensor in raw.items()}
     rows = [name for name in tensors if name.endswith("comp_embeddings.weight")]
+    if len(tensors) < len(raw) or len(rows) > 1:
+        raise AdapterError(f"{folder} holds the same tensor under several names: {listed(raw)}.")
+    if whole := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{folder} holds {listed(whole)}; allowed: float32, float16, bfloat16.")
     comp = tensors.pop(rows[0]) if rows else None
     unknown = [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]
     if unknown:
-        raise AdapterError(f"{folder} holds tensors that are no LoRA: {unknown[:4]}.")
+        raise AdapterError(f"{folder} holds tensors that are no LoRA: {listed(unknown)}.")
     return PlainLoRA(settings, tensors, comp)
+
+
+def _our_name(name: str) -> str:
+    """A tensor's name from the base model down, whichever version of PEFT or of the authors' code wrote it."""
+    name = re.sub(r"(lora_[AB])\.default\.", r"\1.", name.removeprefix("base_model.model."))
+    return name.replace("gist_embeddings", "comp_embeddings")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -230,9 +279,15 @@ def read_stage1(folder: Path) -> PlainLoRA:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        parts = sorted(p.name for p in path.parent.glob("*.part"))
+        arrived = f" What is there did not arrive whole: {parts}; download it again." if parts else ""
+        raise AdapterError(f"{path.parent} holds no weights (model.safetensors or pytorch_model.bin).{arrived}")
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(path):  # its table of contents stands at the end
+        raise AdapterError(f"{path} is not whole, its end is missing; it was not loaded. Download it again.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise AdapterError(f"{path.parent} holds no weights (model.safetensors or pytorch_model.bin).") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded.") from error

@@ -35,6 +35,10 @@ class UnsupportedModelError(CCMError, ValueError):
     """A base model whose attention or projections the two seams do not reach."""
 
 
+class StackError(CCMError, ImportError):
+    """Libraries under this package that are too old, or no longer have what the two seams build on."""
+
+
 class AdapterError(CCMError, ValueError):
     """An adapter folder that is missing, damaged, or made for another base model."""
 

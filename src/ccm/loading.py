@@ -17,7 +17,9 @@ from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import find_adapter, read_config
 from ccm.config import CCMConfig, TurnFormat, build_settings
 from ccm.errors import ConfigError
+from ccm.hub import why
 from ccm.model import CCMModel
+from ccm.published import MODELS, paper_model, turns_for
 from ccm.rules import RULES, make_rule, rule_class
 
 TURNS = "ccm_turns.json"  # beside a base model that was trained here: how its conversations are written
@@ -34,13 +36,15 @@ def load(
     recurrent: bool | None = None,
     device: str | torch.device | None = None,
     dtype: str = "auto",
+    base_revision: str | None = None,
     **options: Any,
 ) -> tuple[CCMModel, PreTrainedTokenizerBase]:
     """A model under a rule of memory, and its tokenizer.
 
     Args:
-        model: folder or Hub id of the base; "builtin" is the one that ships with the package. None takes the
-            adapter's own base, or "builtin" where there is no adapter either.
+        model: folder or Hub id of the base, or short name of one of the paper's models, such as "llama-2-7b-chat"
+            (:data:`ccm.published.MODELS`); "builtin" is the one that ships with the package. None takes the adapter's
+            own base, or "builtin" where there is no adapter either.
         adapter: folder or Hub id of an adapter of ours. The built-in model has its own; another base without one runs
             only under rules that compress nothing.
         rule: as in :class:`CCMConfig`; the adapter's own where None.
@@ -49,8 +53,10 @@ def load(
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
         dtype: one of "auto", "float32", "bfloat16", "float16".
-        options: passed on to ``AutoModelForCausalLM.from_pretrained``, and those of the Hub to the tokenizer's, too.
-            With an adapter, ``revision`` is the adapter's.
+        base_revision: of the base on the Hub.
+        options: such as ``device_map`` and ``attn_implementation``, passed on to
+            ``AutoModelForCausalLM.from_pretrained``, and those of the Hub to the tokenizer's, too. With an adapter,
+            ``revision`` is the adapter's; without one it is the base's.
 
     Raises:
         ConfigError: when model, rule, device or dtype cannot be had.
@@ -66,9 +72,11 @@ def load(
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
-        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, **changes, **place)
-        return loaded, load_tokenizer(loaded.base.name_or_path, {**options, "revision": None})
+        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, base_revision=base_revision, **changes, **place)
+        return loaded, load_tokenizer(loaded.base.name_or_path, {**options, "revision": base_revision})
     assert base is not None
+    if base_revision is not None:
+        place["revision"] = base_revision
     return _without_adapter(base, rule, {k: v for k, v in changes.items() if v is not None}, place)
 
 
@@ -100,13 +108,16 @@ def _without_adapter(
 
 
 def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFormat:
-    """How conversations with a base are written: as it was trained here, by its chat template, or as plain text.
+    """How conversations with a base are written: as the authors do under its short name, as it was trained here, by its
+    chat template, or as plain text.
 
     Raises:
         ConfigError: when what its folder says of it cannot be read.
     """
     if base == NAME:
         return BUILTIN_TURNS
+    if str(base) in MODELS and (known := paper_model(base)):
+        return turns_for(None, chat=known.chat)
     if not (path := Path(base) / TURNS).is_file():
         return TurnFormat(template="chat" if tokenizer.chat_template else "separators")
     try:
@@ -126,4 +137,4 @@ def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None)
     try:
         return AutoTokenizer.from_pretrained(locate(source), **hub)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"There is no tokenizer in {source}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"There is no tokenizer in {source}: {why(error, source)}") from error

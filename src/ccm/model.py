@@ -21,7 +21,16 @@ from transformers import DynamicCache, PreTrainedModel
 from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import HUB, attention_modules, entry_sizes, load_base, max_positions
-from ccm.checkpoint import SavedAdapter, base_of, copy_tensors, find_adapter, read_adapter, with_rule, write_adapter
+from ccm.checkpoint import (
+    SavedAdapter,
+    base_of,
+    check_fit,
+    copy_tensors,
+    find_adapter,
+    read_adapter,
+    with_rule,
+    write_adapter,
+)
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
@@ -30,6 +39,9 @@ from ccm.layout import IGNORE, Layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
 from ccm.memory_files import Origin
 from ccm.rules import make_rule
+from ccm.stack import check_seams
+
+check_seams()
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ class CCMModel(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         revision: str | None = None,
+        base_revision: str | None = None,
         **options: Any,
     ) -> CCMModel:
         """A base model with an adapter of ours.
@@ -116,6 +129,7 @@ class CCMModel(nn.Module):
             device: where to put a base that is loaded here; a CUDA device if there is one where None.
             dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
             revision: of the adapter on the Hub.
+            base_revision: of the base on the Hub.
             options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
 
         Raises:
@@ -130,8 +144,10 @@ class CCMModel(nn.Module):
         if isinstance(base, PreTrainedModel):
             stock = base
         else:
-            stock = load_base(base or base_of(folder, config), device=device, dtype=dtype, **options)
+            given = options if base_revision is None else {**options, "revision": base_revision}
+            stock = load_base(base or base_of(folder, config), device=device, dtype=dtype, **given)
         name = stock.name_or_path or type(stock).__name__
+        check_fit(saved.tensors, stock, str(adapter))
         model = cls(stock, config, stage1=saved.stage1)
         if config.base_fingerprint and model.base_id != config.base_fingerprint:
             raise AdapterError(
@@ -167,7 +183,7 @@ class CCMModel(nn.Module):
             AdapterError: when it is absent, damaged, or of another base model.
         """
         saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
-        if saved.config.base_fingerprint != self.base_id:
+        if saved.config.base_fingerprint not in ("", self.base_id):  # an imported one may be bound to none
             raise AdapterError(
                 f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
                 f"but this one has {self.base_id}; begin with an adapter of the same base."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from ccm.conformance.adapters import check_adapters
 from ccm.conformance.data import check_data
 from ccm.conformance.goldens import Goldens, Group, raise_to
 from ccm.conformance.metrics import check_metrics
@@ -44,7 +45,7 @@ GROUPS: dict[str, Group | None] = {
     "interact": check_interact,
     "stream": check_stream,
     "t5": None,
-    "adapters": None,
+    "adapters": check_adapters,
     "data": check_data,
     "metrics": check_metrics,
 }

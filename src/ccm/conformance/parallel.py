@@ -54,30 +54,31 @@ def check_parallel(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     """Layout, positions, masks, logits, losses, likelihoods and greedy tokens of the authors' parallel pass."""
     cases = goldens.json("manifest_parallel.json")["cases"]
     for case, entry in cases.items():
-        gold = goldens.arrays(f"parallel/{case}.npz")
-        model = _parallel_model(goldens, case, entry)
-        samples = _samples(goldens, model.config, model.rule.forgets)
-        layout = build_layout(samples, model.config, model.rule, pad_id=0)
-        untrained = Layout(**{**vars(layout), "targets": torch.full_like(layout.targets, IGNORE)})
-        with torch.no_grad():
-            loss, logits = model(layout).loss, model(untrained).logits
-        kept = gold["attention_mask"].bool() & ~gold.get("sum_mask", torch.zeros(())).bool()
-        ours = layout.blocks >= 0
-        yield (
-            case,
-            {
-                "layout": _layout_difference(gold, kept, layout, ours, entry),
-                "mask": _mask_difference(gold, kept, layout, ours, model),
-                **({"mixing": _mixing_difference(gold, layout, model)} if "sum_mask" in gold else {}),
-                "logits": largest(logits[ours], gold["logits"][kept]),
-                "loss": largest(loss, gold["loss"]),
-                "log-likelihood": _likelihood_difference(gold, logits, layout),
-                "greedy": _greedy_difference(gold, model, samples),
-            },
-        )
+        yield case, case_differences(goldens, case, entry, _parallel_model(goldens, case, entry))
     for name, rows in goldens.arrays("init_comp_embeddings.npz").items() if cases else ():
         base = LlamaForCausalLM.from_pretrained(goldens.folder / "tiny-llama")
         yield f"initial embeddings {name}", {"embedding": largest(initial_embeddings(base, len(rows)), rows)}
+
+
+def case_differences(goldens: Goldens, case: str, entry: dict[str, Any], model: CCMModel) -> Differences:
+    """All differences of a recorded case, computed by that model."""
+    gold = goldens.arrays(f"parallel/{case}.npz")
+    samples = _samples(goldens, model.config, model.rule.forgets)
+    layout = build_layout(samples, model.config, model.rule, pad_id=0)
+    untrained = Layout(**{**vars(layout), "targets": torch.full_like(layout.targets, IGNORE)})
+    with torch.no_grad():
+        loss, logits = model(layout).loss, model(untrained).logits
+    kept = gold["attention_mask"].bool() & ~gold.get("sum_mask", torch.zeros(())).bool()
+    ours = layout.blocks >= 0
+    return {
+        "layout": _layout_difference(gold, kept, layout, ours, entry),
+        "mask": _mask_difference(gold, kept, layout, ours, model),
+        **({"mixing": _mixing_difference(gold, layout, model)} if "sum_mask" in gold else {}),
+        "logits": largest(logits[ours], gold["logits"][kept]),
+        "loss": largest(loss, gold["loss"]),
+        "log-likelihood": _likelihood_difference(gold, logits, layout),
+        "greedy": _greedy_difference(gold, model, samples),
+    }
 
 
 def _layout_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, entry: dict[str, Any]) -> float:

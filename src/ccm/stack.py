@@ -1,0 +1,83 @@
+"""What the seams assume of the libraries under them: versions, checked with ``import ccm``, and names and arguments."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import Version
+
+from ccm.errors import StackError
+
+OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-oldest`
+    "torch": "2.13.0",
+    "transformers": "5.3.0",
+    "peft": "0.18.0",
+    "tokenizers": "0.22.1",
+    "safetensors": "0.4.3",
+    "accelerate": "1.1.0",
+    "huggingface_hub": "1.3.0",
+}
+SEAMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # module, what is in it, the arguments that it must have
+    ("transformers", "AttentionInterface.register", ()),
+    ("transformers", "AttentionMaskInterface.register", ()),
+    ("transformers", "PreTrainedModel.set_attn_implementation", ()),
+    ("transformers", "DynamicCache.update", ("key_states", "value_states", "layer_idx")),
+    ("transformers.cache_utils", "DynamicLayer.update", ("key_states", "value_states")),
+    ("transformers.integrations.sdpa_attention", "sdpa_attention_forward", ("query", "key", "value", "attention_mask")),
+    ("transformers.masking_utils", "sdpa_mask", ("kv_length", "mask_function")),
+    ("transformers.masking_utils", "eager_mask", ("kv_length", "mask_function")),
+    ("peft", "LoraConfig._register_custom_module", ()),
+    ("peft", "inject_adapter_in_model", ("peft_config", "model")),
+    ("peft.tuners.lora.layer", "Linear.merge", ()),
+)
+
+
+def check_versions() -> None:
+    """Refuse libraries older than those on which the suite passes; nothing is imported.
+
+    Raises:
+        StackError: naming the versions that are there and those that are needed.
+    """
+    there = versions()
+    if old := [name for name, least in OLDEST.items() if there[name] and Version(there[name]) < Version(least)]:
+        needed = ", ".join(f"{name} {OLDEST[name]}" for name in old)
+        raise StackError(f"ccm needs at least {needed}; {_there()}. {_OUT}")
+
+
+def check_seams() -> None:
+    """Refuse libraries that lack what the two seams build on.
+
+    Raises:
+        StackError: naming what is missing, and the versions that are there.
+    """
+    for module, path, arguments in SEAMS:
+        try:
+            found: Any = import_module(module)
+            for name in path.split("."):
+                found = getattr(found, name)
+            lacks = [name for name in arguments if name not in inspect.signature(found).parameters]
+        except (ImportError, AttributeError) as error:
+            raise StackError(f"{module}.{path} is not there any more; {_there()}. {_OUT}") from error
+        if lacks:
+            raise StackError(f"{module}.{path} does not take {', '.join(lacks)} any more; {_there()}. {_OUT}")
+
+
+def versions() -> dict[str, str]:
+    """The versions that are installed, empty where a library is not."""
+    found = {}
+    for name in OLDEST:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+_OUT = "Install tested versions: pip install -c constraints.txt -e ."
+
+
+def _there() -> str:
+    return "installed are " + ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())

@@ -1,0 +1,122 @@
+"""``ccm adapters``, through the entry function of the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from helpers import tiny_base, tiny_model
+from test_cli import call
+from test_importing import theirs
+
+from ccm import sharing
+from ccm.commands import adapters
+from ccm.model import CCMModel
+from ccm.published import ADAPTERS, MODELS, turns_for
+from ccm.sources import drive
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_published_sets_are_listed(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "adapters", "list", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["name"]: row["address"] for row in rows} == {name: one.drive for name, one in ADAPTERS.items()}
+    assert call(monkeypatch, "adapters", "list") == 0
+    assert "ccm adapters download NAME" in capsys.readouterr().out
+
+
+def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path) -> None:
+    model = tiny_model("merge", n_tok=3, base_model="org/base")
+    model.save_pretrained(tmp_path / "mine")
+    theirs(tmp_path / "llama-7b-online-concat-ntok2")
+    theirs(tmp_path / "unknown")
+    theirs(tmp_path / "mine" / "base_adapter", 0)  # a part of ours
+    assert call(monkeypatch, "adapters", "list", str(tmp_path), "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {Path(row["folder"]).name: (row["kind"], row["rule"], row["N"], row["base"]) for row in rows}
+    assert found == {
+        "mine": ("ours", "merge", "3", "org/base"),
+        "llama-7b-online-concat-ntok2": ("to import", "concat", "2", "llama-7b"),
+        "unknown": ("to import", "unknown", "", ""),
+    }
+    assert call(monkeypatch, "adapters", "list", str(tmp_path / "nowhere")) == 2
+
+
+def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys, tmp_path: Path) -> None:
+    theirs(tmp_path / "theirs", 4)
+    given = [
+        str(tmp_path / "theirs"),
+        "--output",
+        str(tmp_path / "ours"),
+        "--rule",
+        "merge",
+        "--no-recurrent",
+        "--sink",
+    ]
+    assert call(monkeypatch, "adapters", "import", *given) == 0
+    out, err = capsys.readouterr()
+    assert "merge, N = 2" in out
+    assert err.count("assumed: ") == 2  # the base and the turns
+    config = CCMModel.from_pretrained(tmp_path / "ours", tiny_base()).config
+    assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, False, True)
+    assert call(monkeypatch, "adapters", "import", *given) == 2
+    assert "holds an adapter already; --yes replaces it" in capsys.readouterr().err
+    assert call(monkeypatch, "adapters", "import", *given, "--yes") == 0
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 2), ("no", 2)])
+def test_a_terminal_is_asked(monkeypatch, tmp_path: Path, answer: str, status: int) -> None:
+    theirs(tmp_path / "theirs")
+    given = [str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
+    assert call(monkeypatch, "adapters", "import", *given, stdin=f"{answer}\n", terminal=True) == status
+    assert (tmp_path / "ours" / "ccm_config.json").is_file() == (status == 0)
+
+
+def test_show_tells_ours_and_theirs(monkeypatch, capsys, tmp_path: Path) -> None:
+    tiny_model(n_tok=3, base_model="org/base").save_pretrained(tmp_path / "mine")
+    assert call(monkeypatch, "adapters", "show", str(tmp_path / "mine")) == 0
+    assert re.search(r"base model +org/base", capsys.readouterr().out)
+    theirs(tmp_path / "unified/finetune/llama-7b-no-online-concat_recur-ntok2")
+    assert call(monkeypatch, "adapters", "show", str(next(tmp_path.glob("unified/*/*"))), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["base_model"] == "huggyllama/llama-7b"
+    assert told["COMP tokens a step (N)"] == "2"
+    assert call(monkeypatch, "adapters", "show", str(tmp_path)) == 2
+
+
+def test_download_says_how_each_adapter_is_imported(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drive, "download_adapters", lambda name, output, quiet: [output / "llama-7b-no"])
+    assert call(monkeypatch, "adapters", "download", "dialog") == 0
+    assert capsys.readouterr().out == (
+        "ccm adapters import adapters/dialog/llama-7b-no --output adapters/dialog-llama-7b-no\n"
+    )
+
+
+def test_a_card_is_shown_before_it_is_sent(monkeypatch, capsys, tmp_path: Path) -> None:
+    tiny_model(base_model="org/base").save_pretrained(tmp_path)
+    monkeypatch.setattr(sharing, "HfApi", None)
+    assert call(monkeypatch, "adapters", "push", str(tmp_path), "me/adapter", "--dry-run") == 0
+    assert 'ccm.load("org/base", adapter="me/adapter")' in capsys.readouterr().out
+    sent = []
+    monkeypatch.setattr(adapters, "push", lambda *args, **options: sent.append((args, options)) or "there")
+    assert call(monkeypatch, "adapters", "push", str(tmp_path), "me/adapter", "--private") == 0
+    assert sent == [((tmp_path, "me/adapter"), {"base": None, "results": [], "private": True})]
+    assert "The adapter is at there." in capsys.readouterr().out
+
+
+def test_the_guide_has_every_short_name_and_command(monkeypatch) -> None:
+    text = (ROOT / "docs/adapters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| `([\w/.-]+)` \| `(.*?)`, `(.*?)`", text, re.M)
+    assert {name: hub for name, hub, *_ in rows} == {name: model.hub for name, model in MODELS.items()}
+    for name, _, *written in rows:
+        turns = turns_for(None, chat=MODELS[name].chat)
+        assert [mark.replace("\n", r"\n") for mark in (turns.separator, turns.reply_separator)] == written
+    commands = re.findall(r"^ccm ([^\n]+)", text, re.M)
+    assert {shlex.split(command)[1] for command in commands} >= {"list", "show", "import", "download", "push"}
+    for command in commands:
+        assert call(monkeypatch, *shlex.split(command.split("   ")[0]), "--help") == 0
