@@ -365,7 +365,7 @@ def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
     assert f"| 1 | full |  | {shown} |" in page
     title, _, made_of = page.splitlines()[:3]
     assert "demonstrations 100, 13" in title
-    assert made_of.startswith("Model builtin (")
+    assert made_of.startswith("model: builtin (")
     assert ccm(*command, "--demonstrations", "7") == 2
     assert "demonstrations of the seeds 13, 100" in capsys.readouterr().err
 

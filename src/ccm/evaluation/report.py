@@ -288,14 +288,17 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
 def _made_of(results: Sequence[Result]) -> str:
     """What was measured with what: model, data and adapters, by the last part of their places."""
     lines = [result.line for result in results]
-    adapters = {(line.method, Path(line.adapter).name) for line in lines if line.n_tok is not None and line.adapter}
+    used = {(line.method, Path(line.adapter).name) for line in lines if line.n_tok is not None and line.adapter}
+    adapters: dict[str, list[str]] = defaultdict(list)
+    for method, name in sorted(used):
+        adapters[method].append(name)
     models = sorted({f"{Path(line.model).name} ({line.base[:8]})" for line in lines})
     parts = {
-        "Model": ", ".join(models),
+        "model": ", ".join(models),
         "data": ", ".join(sorted({Path(line.data).name for line in lines if line.data})),
-        "adapters": ", ".join(f"{method} of {name}" for method, name in sorted(adapters)),
+        "adapters": ", ".join(f"{method} ({', '.join(names)})" for method, names in adapters.items()),
     }
-    return "; ".join(f"{name} {value}" for name, value in parts.items() if value) + "."
+    return "; ".join(f"{name}: {value}" for name, value in parts.items() if value) + "."
 
 
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
@@ -306,12 +309,13 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     axes: Any = figure.subplots()
     name = results[0].line.main
     rows = rows_of(results)
-    for method in dict.fromkeys(method for _, method, _ in rows):
+    for number, method in enumerate(dict.fromkeys(method for _, method, _ in rows)):
         groups = [[r.line for r in group] for _, other, group in rows if other == method]
         places = [fmean(getattr(line, by) for line in lines) for lines in groups]
         scores = [[line.figures[name] for line in lines] for lines in groups]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
-        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, marker="o", ms=4, label=method)
+        style = {"marker": "osD"[number // 10 % 3], "ls": ["-", "--", ":"][number // 10 % 3], "ms": 4, "label": method}
+        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style)  # ten colours, then anew
     if by == "depth":
         depths = sorted({depth for depth, _, _ in rows})
         axes.set_xticks(depths, [str(depth) for depth in depths])
@@ -321,7 +325,7 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_ylabel(TITLES[name])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))
 
 
