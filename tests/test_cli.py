@@ -60,6 +60,7 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
                 "memory_bytes",
                 "full_context_tokens",
                 "full_context_bytes",
+                "recent_tokens",
             }
             assert turn["memory_entries"] == entries
         assert turns[1]["full_context_tokens"] == turns[0]["step_tokens"] + turns[1]["step_tokens"]
@@ -87,6 +88,18 @@ def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch,
     assert out.splitlines()[1] == "Your name is Anna."
     assert "0 steps, 0 tokens in 0 entries" in err
     assert err.rstrip().splitlines()[-1].startswith("full, N = 2: 1 steps")
+
+
+def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "anna.stream"
+    lines = ["My name is Anna.", "I live in Oslo.", "Thank you!", f"/save {file}", "/undo", "/reset", f"/load {file}"]
+    assert call(monkeypatch, "chat", "--window", "36", stdin="\n".join([*lines, "/memory", "What is my name?"])) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "Your name is Anna."
+    assert "13 tokens; memory 13 entries (13 of them recent text), 78 KB (full context: 13 tokens, 78 KB)" in err
+    assert "concat, N = 2: 1 steps, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry" in err
+    assert call(monkeypatch, "chat", "--load", str(file)) == 2
+    assert "a stream, as of a chat with --window; a memory" in capsys.readouterr().err
 
 
 def test_undo_takes_a_count(monkeypatch, capsys) -> None:
@@ -221,6 +234,8 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--repetition-penalty", "0"], "repetition_penalty is 0"),
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
         (["--load", "."], "is a directory"),
+        (["--window", "7"], "must be from 8 to 3071"),
+        (["--window", "60", "--rule", "full"], "does not compress step by step"),
         (["--load", "no-such-file"], "There is no file"),
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import ccm
-from ccm.conversation import Conversation, Sampling
+from ccm.conversation import Conversation
 from ccm.errors import InputError, MemoryFileError
 from ccm.memory import Memory
 from ccm.model import CCMModel
+from ccm.sampling import Sampling
 
 LINES = ("My name is Anna.", "I live in Oslo.", "Thank you!")
 
@@ -228,36 +229,3 @@ def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
 
     assert talk(1) == talk(1)
     assert any(talk(1) != talk(seed) for seed in range(2, 6))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1.0},
-        {"top_p": 0.0},
-        {"top_k": -1},
-        {"max_new_tokens": 0},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"temperature": 1e-40},
-        {"repetition_penalty": 0.0},
-        {"repetition_penalty": float("inf")},
-        {"seed": -1},
-        {"seed": 2**64},
-    ],
-)
-def test_sampling_settings_without_meaning_are_refused(wrong: dict) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        Sampling(**wrong)
-
-
-def test_tokens_are_chosen_as_sampling_says() -> None:
-    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]]).expand(400, 4)
-    for greedy in (Sampling(), Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=0.05)):
-        assert set(greedy.choose(logits).tolist()) == {1}
-    torch.manual_seed(0)
-    assert set(Sampling(temperature=1.0, top_k=2).choose(logits).tolist()) == {1, 2}
-    assert set(Sampling(temperature=1.0, top_p=0.9).choose(logits).tolist()) == {1, 2}
-    warm = Sampling(temperature=50.0).choose(logits)
-    assert set(warm.tolist()) == {0, 1, 2, 3}
-    assert warm.shape == (400,)

@@ -53,11 +53,12 @@ def test_the_examples_of_how_it_works() -> None:
 
 def test_the_guide_to_streams(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = examples("docs/stream.md")
     names: dict = {}
-    exec(code, names)
+    for code in examples("docs/stream.md"):
+        exec(code, names)
     assert "compressions" in capsys.readouterr().out
     assert names["losses"].shape == (1, names["stream"].tokens - 1)
+    assert names["chat"].past.recent == names["chat"].past.tokens
     assert names["again"].tokens == names["stream"].tokens + names["logits"].shape[1]
     text = (ROOT / "docs/stream.md").read_text(encoding="utf-8")
     commands = re.findall(r"^ccm (stream [^#\n]+)", text, re.M)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -248,3 +249,21 @@ def test_a_reply_of_a_chat_template_ends_by_its_closing_token_or_eos() -> None:
     turns = make_turns(tokenizer(LLAMA3), TurnFormat(template="chat"))
     for closing in ("<|eot|>", "</s>"):
         assert turns.reply(turns.encode_reply(f"So it is.{closing}Oh")) == ("So it is.", True)
+
+
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING])
+def test_turns_end_where_a_later_one_begins(template: str | None) -> None:
+    made = make_turns(tokenizer(template), TurnFormat(template="chat" if template else "separators"))
+    said = [("Yes", "No"), ("User: 42", "Good"), ("Yes", "")]
+    steps = [made.exchange(*pair, first=i == 0).ids for i, pair in enumerate(said)]
+    ids = torch.tensor([[token for step in steps for token in step]])
+    ends = [len(steps[0]) - 1, len(steps[0]) + len(steps[1]) - 1]
+    before = [0] if template == LLAMA3 else []  # after BOS, its first turn begins like the later ones
+    assert made.ends(ids)[0].nonzero().flatten().tolist() == before + ends
+    assert not made.ends(ids[:, :2]).any()
+    assert not made.ends(ids[:, ends[0] + 1 : ends[1]]).any(), "nothing has ended before the text that is asked about"
+
+
+def test_without_anything_between_turns_none_is_found_to_end() -> None:
+    made = make_turns(tokenizer(), TurnFormat(separator=""))
+    assert not made.ends(torch.arange(20)[None]).any()

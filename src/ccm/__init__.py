@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from ccm.config import LoRASettings as LoRASettings
     from ccm.config import TurnFormat as TurnFormat
     from ccm.conversation import Conversation as Conversation
-    from ccm.conversation import Sampling as Sampling
     from ccm.errors import CCMError as CCMError
     from ccm.evictions import StreamSettings as StreamSettings
     from ccm.layout import Layout as Layout
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from ccm.memory import Memory as Memory
     from ccm.model import CCMModel as CCMModel
     from ccm.rules import Rule as Rule
+    from ccm.sampling import Sampling as Sampling
     from ccm.streaming import StreamingMemory as StreamingMemory
+    from ccm.window import WindowConversation as WindowConversation
 
 __version__ = "0.1.0"
 
@@ -37,11 +38,12 @@ _HOME = {
     "Memory": "memory",
     "Rule": "rules",
     "Sample": "layout",
-    "Sampling": "conversation",
+    "Sampling": "sampling",
     "Step": "layout",
     "StreamSettings": "evictions",
     "StreamingMemory": "streaming",
     "TurnFormat": "config",
+    "WindowConversation": "window",
     "build_layout": "layout",
     "load": "loading",
 }

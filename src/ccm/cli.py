@@ -100,6 +100,12 @@ def chat(
     device: Device = None,
     dtype: Dtype = "auto",
     load: Annotated[Path | None, typer.Option(help="Go on from a saved memory.")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Talk without end in so many entries: memory, at most half of them, and recent text as it is."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
@@ -113,11 +119,11 @@ def chat(
     Not on a terminal: one user turn a line on standard input, one reply a line on standard output.
     """
     from ccm.commands.chat import run
-    from ccm.conversation import Sampling
+    from ccm.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
     choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
-    raise typer.Exit(run(choice, sampling, load, as_json=json))
+    raise typer.Exit(run(choice, sampling, load, window, as_json=json))
 
 
 @app.command()
@@ -216,9 +222,9 @@ def stream(
 ) -> None:
     """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
     from ccm.commands.stream import run
-    from ccm.conversation import Sampling
     from ccm.evaluation.streams import StreamRun
     from ccm.evictions import StreamSettings
+    from ccm.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed=seed)
     asked = StreamRun(

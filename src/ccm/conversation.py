@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -12,84 +11,19 @@ from typing import Any
 
 import torch
 from transformers import (
-    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
     TextIteratorStreamer,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from ccm.errors import InputError
 from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
+from ccm.sampling import Sampling
 from ccm.turns import make_turns
 
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
-COLDEST = 1e-6  # far below it, logits divided by the temperature overflow
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How replies are chosen; greedy unless a temperature is given.
-
-    Attributes:
-        temperature: 0 is greedy; else at least :data:`COLDEST`.
-        top_k: only the k likeliest tokens; 0 is all.
-        top_p: only the likeliest tokens that together have this probability.
-        repetition_penalty: above 1 discourages tokens that have occurred, below 1 (and above 0) encourages them.
-        max_new_tokens: the longest reply, in tokens.
-        seed: of the sampling, from 0 to 2**63 - 1; None leaves torch's generator as it is.
-
-    Raises:
-        InputError: when a value is not allowed.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 256
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
-            raise InputError(
-                f"temperature is {self.temperature}; it must be 0 (greedy), or finite and at least {COLDEST}."
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise InputError(
-                f"top_k is {self.top_k} and max_new_tokens {self.max_new_tokens}; at least 0 and 1 are allowed."
-            )
-        if not 0.0 < self.repetition_penalty < math.inf:
-            raise InputError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be finite and above 0; 1 changes nothing."
-            )
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1.")
-
-    def options(self) -> dict[str, Any]:
-        """As ``generate`` takes them."""
-        greedy = {"do_sample": False, "repetition_penalty": self.repetition_penalty}
-        if self.temperature == 0:
-            return greedy
-        chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return {**greedy, "do_sample": True, **chosen}
-
-    def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B,) ids from logits (B, V), where no ``generate`` does it; the repetition penalty is not of one token."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        warpers = [TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)]
-        if self.top_k:
-            warpers.insert(1, TopKLogitsWarper(self.top_k))
-        nothing = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
-        scores = LogitsProcessorList(warpers)(nothing, logits.float())
-        return torch.multinomial(scores.softmax(-1), 1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -103,6 +37,7 @@ class TurnReport:
         memory_bytes: likewise.
         full_context_tokens: what full context would hold.
         full_context_bytes: likewise.
+        recent_tokens: those of the memory's entries that are recent text, not compressed yet.
     """
 
     reply: str
@@ -111,13 +46,120 @@ class TurnReport:
     memory_bytes: int
     full_context_tokens: int
     full_context_bytes: int
+    recent_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
 
 
-class Conversation:
+@dataclass(frozen=True)
+class Past:
+    """What is held of a conversation, in numbers.
+
+    Attributes:
+        steps: pieces of text that were compressed; under rules that compress none, those that were read.
+        tokens: all that were read: what full context would hold.
+        entries: all that are held.
+        recent: those of them that are recent text, not compressed yet.
+        nbytes: of the keys and values of all entries.
+        entry_nbytes: of one entry.
+    """
+
+    steps: int
+    tokens: int
+    entries: int
+    recent: int
+    nbytes: int
+    entry_nbytes: int
+
+
+class Talk:
+    """What conversations have in common, however they keep their past.
+
+    Args:
+        model: the model.
+        tokenizer: of its base model.
+        sampling: how replies are chosen; greedy where None.
+
+    Attributes:
+        last: the last exchange; None at the beginning, and after one was taken back.
+    """
+
+    def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.turns = make_turns(tokenizer, model.config.turns)
+        self.sampling = sampling or Sampling()
+        self.last: TurnReport | None = None
+
+    @property
+    def past(self) -> Past:
+        """What is held now."""
+        raise NotImplementedError
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """Yield the reply piece by piece; once it is complete, the exchange belongs to the past.
+
+        A reply that is not consumed to its end, or is interrupted, leaves the past as it was.
+        """
+        raise NotImplementedError
+
+    def answer(self, text: str) -> str:
+        """Say something and return the whole reply."""
+        for _ in self.say(text):
+            pass
+        assert self.last is not None
+        return self.last.reply
+
+    def compare(self, text: str) -> dict[str, str | None]:
+        """Replies to the same text from "memory", from "full" context (None where not all of its text is at hand), and
+        with "none"; the past stays as it is.
+        """
+        raise NotImplementedError
+
+    def undo(self, count: int = 1) -> None:
+        """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
+
+        Raises:
+            InputError: when there are fewer, or fewer that can be taken back.
+        """
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Begin anew."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Save what is held.
+
+        Raises:
+            MemoryFileError: when the path is a directory, a file of another kind, or cannot be written.
+        """
+        raise NotImplementedError
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what was saved; the present past stays where the file cannot be used.
+
+        Raises:
+            MemoryFileError: when the file is absent, damaged, of another kind, model, adapter or rule.
+            InputError: when it holds several conversations.
+        """
+        raise NotImplementedError
+
+    def _report(self, reply: str, step_tokens: int) -> TurnReport:
+        past = self.past
+        return TurnReport(
+            reply=reply,
+            step_tokens=step_tokens,
+            memory_entries=past.entries,
+            memory_bytes=past.nbytes,
+            full_context_tokens=past.tokens,
+            full_context_bytes=past.tokens * past.entry_nbytes,
+            recent_tokens=past.recent,
+        )
+
+
+class Conversation(Talk):
     """A conversation whose past is a :class:`Memory`.
 
     Args:
@@ -137,13 +179,16 @@ class Conversation:
         memory: Memory | None = None,
         sampling: Sampling | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.turns = make_turns(tokenizer, model.config.turns)
-        self.sampling = sampling or Sampling()
+        super().__init__(model, tokenizer, sampling)
         self.memory = _single(memory or model.empty_memory())
-        self.last: TurnReport | None = None
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
+
+    @property
+    def past(self) -> Past:
+        memory = self.memory
+        held = memory.entries[0], 0, memory.nbytes, memory.entry_nbytes
+        return Past(len(memory.steps[0]), memory.tokens[0], *held)
 
     def say(self, text: str) -> Generator[str, None, None]:
         """Yield the reply piece by piece; once it is complete, the exchange is compressed into the memory.
@@ -170,19 +215,7 @@ class Conversation:
         self.memory = memory
         self.last = self._report(self.turns.decode(reply), step.shape[1])
 
-    def answer(self, text: str) -> str:
-        """Say something and return the whole reply."""
-        for _ in self.say(text):
-            pass
-        assert self.last is not None
-        return self.last.reply
-
     def undo(self, count: int = 1) -> None:
-        """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
-
-        Raises:
-            InputError: when there are fewer, or fewer that can be taken back.
-        """
         made = len(self.memory.steps[0])
         if not 1 <= count <= made:
             have = f"there are {made}; allowed are 1 to {made}" if made else "there is no exchange to take back"
@@ -202,7 +235,6 @@ class Conversation:
             del self._text[-count:]
 
     def reset(self) -> None:
-        """Begin anew."""
         self._begin(self.model.empty_memory(), [])
 
     def save(self, path: str | Path) -> None:
@@ -218,9 +250,6 @@ class Conversation:
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
-        """Replies to the same text from the memory, from full context (None where its text is not known), and without
-        context; the memory stays as it is.
-        """
         alone = self.turns.prompt(text, first=True)
         replies: dict[str, str | None] = {"memory": self._reply(self.memory, self._prompt(text))}
         empty = self.model.empty_memory()
@@ -292,17 +321,6 @@ class Conversation:
             raise failure[0]
         if reply and reply[-1] == self.turns.eos_id:
             reply.pop()
-
-    def _report(self, reply: str, step_tokens: int) -> TurnReport:
-        tokens = self.memory.tokens[0]
-        return TurnReport(
-            reply=reply,
-            step_tokens=step_tokens,
-            memory_entries=self.memory.entries[0],
-            memory_bytes=self.memory.nbytes,
-            full_context_tokens=tokens,
-            full_context_bytes=tokens * self.memory.entry_nbytes,
-        )
 
 
 def _single(memory: Memory) -> Memory:

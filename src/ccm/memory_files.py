@@ -15,6 +15,7 @@ from ccm.errors import CCMError, MemoryFileError
 from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
 
 FORMAT_VERSION = 1
+_KINDS = {"ccm_memory": "a memory, as of a chat without --window", "ccm_stream": "a stream, as of a chat with --window"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def read_memory(path: str | Path, kind: str, origin: Origin) -> tuple[dict[str, 
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"{path} is not a whole safetensors file ({error}); was its copying cut off?") from error
     except (KeyError, json.JSONDecodeError) as error:
+        for other, what in _KINDS.items():
+            if kind not in metadata and other in metadata:
+                raise MemoryFileError(f"{path} holds {what}; {_KINDS[kind]} is wanted here.") from error
         raise MemoryFileError(f"{path} holds tensors, but no memory: its manifest is missing or damaged.") from error
     _check_manifest(path, manifest, origin)
     return tensors, manifest

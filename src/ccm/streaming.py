@@ -25,7 +25,7 @@ from ccm.base import entry_sizes
 from ccm.boundaries import Boundaries
 from ccm.entries import Entries, Held
 from ccm.errors import ConfigError, InputError
-from ccm.evictions import EVICTIONS, StreamSettings
+from ccm.evictions import EVICTIONS, Ends, StreamSettings
 from ccm.model import CCMModel, check_caching
 from ccm.rope import Rope
 from ccm.stream_files import StreamState, read_stream, write_stream
@@ -72,6 +72,7 @@ class StreamingMemory:
         settings: sizes, and how room is made.
         tokenizer: of the base model, to read text, and to know where sentences end.
         batch: B.
+        ends: where pieces of text may end, within the settings' tolerance; None is at sentences and paragraphs.
 
     Raises:
         UnsupportedModelError: when the keys of the model cannot be moved (see :class:`Rope`).
@@ -90,14 +91,16 @@ class StreamingMemory:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         batch: int = 1,
+        ends: Ends | None = None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or StreamSettings()
-        if self.settings.tolerance and tokenizer is None:
+        if ends is None and self.settings.tolerance and tokenizer is None:
             raise ConfigError(
                 f"A tolerance of {self.settings.tolerance} moves spans to where sentences end, which a tokenizer "
                 "tells; give it, or a tolerance of 0."
             )
-        ends = Boundaries(tokenizer) if tokenizer is not None and self.settings.tolerance else None
+        if ends is None and tokenizer is not None and self.settings.tolerance:
+            ends = Boundaries(tokenizer)
         self.rope = Rope(model.base)
         self._eviction = EVICTIONS[self.settings.evict](model, self.settings, self.rope, ends)
         place: dict[str, Any] = {"device": model.device, "dtype": model.base.dtype}
@@ -264,7 +267,12 @@ class StreamingMemory:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: CCMModel, tokenizer: PreTrainedTokenizerBase | None = None
+        cls,
+        path: str | Path,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        ends: Ends | None = None,
     ) -> StreamingMemory:
         """Go on from a saved stream, under its own settings.
 
@@ -273,6 +281,6 @@ class StreamingMemory:
             ConfigError: when it needs a tokenizer.
         """
         state = read_stream(path, model)
-        stream = cls(model, state.settings, tokenizer)
+        stream = cls(model, state.settings, tokenizer, ends=ends)
         stream._held, stream.tokens, stream.last = state.held, state.tokens, state.last
         return stream

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from jinja2.exceptions import TemplateError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ccm.config import TurnFormat
@@ -70,6 +72,19 @@ class Turns:
         """Token ids of a reply as the model would write it after a prompt."""
         return self._encode(reply)
 
+    def ends(self, ids: Tensor) -> Tensor:
+        """(B, T) bool, whether a turn ends after each of the ids (B, T): where they go on with what begins a later one.
+
+        What spells it out passes for it, such as a first turn after a system message. Where nothing stands between the
+        turns, none is found.
+        """
+        opening = torch.tensor(self._opening, device=ids.device)
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        if 0 < len(opening) < ids.shape[1]:
+            begins = (ids.unfold(1, len(opening), 1) == opening).all(-1)
+            found[:, : begins.shape[1] - 1] = begins[:, 1:]
+        return found
+
     def decode(self, ids: list[int]) -> str:
         """The text of a reply."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -85,6 +100,12 @@ class Turns:
             if token.special:
                 said = said.replace(token.content, "")
         return said.strip(), end < len(ids) or cut < len(text)
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """Token ids with which every later turn begins."""
+        one, other = (self._later(text) for text in ("Yes", "42"))
+        return one[: next((i for i, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1), len(one))]
 
     @property
     def _marks(self) -> Sequence[str]:
@@ -119,6 +140,10 @@ class SeparatorTurns(Turns):
     @property
     def _marks(self) -> Sequence[str]:
         return [mark for mark in (self.form.separator, self.form.reply_separator) if mark.strip(" ")]
+
+    @property
+    def _opening(self) -> list[int]:
+        return self._separator
 
     @cached_property
     def _separator(self) -> list[int]:

@@ -18,15 +18,21 @@ from rich.text import Text
 import ccm
 from ccm.builtin import NAME, WEIGHTS
 from ccm.console import plain_console, quiet, size
-from ccm.conversation import Conversation, Sampling, TurnReport
+from ccm.conversation import Conversation, Talk, TurnReport
 from ccm.errors import CCMError, InputError
+from ccm.sampling import Sampling
+from ccm.window import WindowConversation
 
 
-def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, *, as_json: bool) -> int:
-    """Hold the conversation; returns the exit status."""
+def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, window: int | None, *, as_json: bool) -> int:
+    """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
     quiet()
     model, tokenizer = ccm.load(**choice)
-    conversation = Conversation(model, tokenizer, sampling=sampling)
+    conversation: Talk = (
+        Conversation(model, tokenizer, sampling=sampling)
+        if window is None
+        else WindowConversation(model, tokenizer, window, sampling)
+    )
     if load is not None:
         conversation.load(load)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
@@ -43,20 +49,25 @@ def base_name(source: str) -> str:
     return folder.name if folder.is_dir() else source
 
 
-def statistics(conversation: Conversation, report: TurnReport) -> str:
+def statistics(conversation: Talk, report: TurnReport) -> str:
     """The line after each turn."""
     written = conversation.model.rule.entries_of(report.step_tokens, conversation.model.config.n_tok)
+    step = report.step_tokens if report.recent_tokens else f"{report.step_tokens} -> {written}"
     return (
-        f"{report.step_tokens} -> {written} tokens; memory {report.memory_entries} entries, "
+        f"{step} tokens; memory {report.memory_entries} entries{_recent(report.recent_tokens)}, "
         f"{size(report.memory_bytes)} (full context: {report.full_context_tokens} tokens, "
         f"{size(report.full_context_bytes)})"
     )
 
 
+def _recent(tokens: int) -> str:
+    return f" ({tokens} of them recent text)" if tokens else ""
+
+
 class Commands:
     """What lines that begin with / do. Every command writes to the console it was given."""
 
-    def __init__(self, conversation: Conversation, console: Console) -> None:
+    def __init__(self, conversation: Talk, console: Console) -> None:
         self.conversation, self.console = conversation, console
         self.table: dict[str, tuple[Callable[[str], None], str, str]] = {
             "/memory": (self.memory, "", "what the memory holds"),
@@ -85,15 +96,14 @@ class Commands:
         do(rest)
 
     def memory(self, _: str) -> None:
-        memory, config = self.conversation.memory, self.conversation.model.config
-        tokens, entries = memory.tokens[0], memory.entries[0]
-        ratio = f", {tokens / entries:.1f} tokens an entry" if entries else ""
+        past, config = self.conversation.past, self.conversation.model.config
+        ratio = f", {past.tokens / past.entries:.1f} tokens an entry" if past.entries else ""
         options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
         rule = f"{config.rule} ({options})" if options else config.rule
         kind = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
         self.console.print(
-            f"{kind}: {len(memory.steps[0])} steps, {tokens} tokens in {entries} entries{ratio}; {size(memory.nbytes)} "
-            f"(full context {size(tokens * memory.entry_nbytes)})"
+            f"{kind}: {past.steps} steps, {past.tokens} tokens in {past.entries} entries{_recent(past.recent)}{ratio}; "
+            f"{size(past.nbytes)} (full context {size(past.tokens * past.entry_nbytes)})"
         )
 
     def save(self, path: str) -> None:
@@ -119,7 +129,7 @@ class Commands:
             raise InputError("/compare needs a question, such as: /compare What is my name?")
         table = Table("context", "reply", box=None, pad_edge=False)
         for name, reply in self.conversation.compare(question).items():
-            table.add_row(name, "(the text before /load is not known)" if reply is None else reply)
+            table.add_row(name, "(not all of its text is at hand, or it is too long)" if reply is None else reply)
         self.console.print(table)
 
     def help(self, _: str) -> None:
@@ -141,7 +151,7 @@ def _file(path: str, command: str) -> Path:
         raise InputError(f"{path} names no folder: {error}") from error
 
 
-def _terminal(conversation: Conversation) -> int:
+def _terminal(conversation: Talk) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     console = plain_console()
@@ -171,7 +181,7 @@ def _terminal(conversation: Conversation) -> int:
             return 0
 
 
-def _reply(conversation: Conversation, console: Console, line: str) -> None:
+def _reply(conversation: Talk, console: Console, line: str) -> None:
     console.print(Text("ccm  ", "bold cyan"), end="")
     with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
         for piece in pieces:
@@ -180,7 +190,7 @@ def _reply(conversation: Conversation, console: Console, line: str) -> None:
     console.print(f"\n     {statistics(conversation, conversation.last)}", style="dim")
 
 
-def _pipe(conversation: Conversation, *, as_json: bool) -> int:
+def _pipe(conversation: Talk, *, as_json: bool) -> int:
     """One user turn a line in, one line out: its reply or, with ``as_json``, its report or error as an object.
 
     The rest goes to standard error. Returns 1 if any line failed.

@@ -1,0 +1,87 @@
+"""Sampling: how the tokens of a reply are chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ccm.errors import InputError
+
+COLDEST = 1e-6  # far below it, logits divided by the temperature overflow
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are chosen; greedy unless a temperature is given.
+
+    Attributes:
+        temperature: 0 is greedy; else at least :data:`COLDEST`.
+        top_k: only the k likeliest tokens; 0 is all.
+        top_p: only the likeliest tokens that together have this probability.
+        repetition_penalty: above 1 discourages tokens that have occurred, below 1 (and above 0) encourages them.
+        max_new_tokens: the longest reply, in tokens.
+        seed: of the sampling, from 0 to 2**63 - 1; None leaves torch's generator as it is.
+
+    Raises:
+        InputError: when a value is not allowed.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be 0 (greedy), or finite and at least {COLDEST}."
+            )
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if self.top_k < 0 or self.max_new_tokens < 1:
+            raise InputError(
+                f"top_k is {self.top_k} and max_new_tokens {self.max_new_tokens}; at least 0 and 1 are allowed."
+            )
+        if not 0.0 < self.repetition_penalty < math.inf:
+            raise InputError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be finite and above 0; 1 changes nothing."
+            )
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1.")
+
+    def options(self) -> dict[str, Any]:
+        """As ``generate`` takes them."""
+        greedy = {"do_sample": False, "repetition_penalty": self.repetition_penalty}
+        if self.temperature == 0:
+            return greedy
+        chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {**greedy, "do_sample": True, **chosen}
+
+    def choose(self, logits: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(B,) ids from logits (B, V), where no ``generate`` does it.
+
+        ``ids`` (B, T) are those that the repetition penalty is about; without them there is none.
+        """
+        steps: list[LogitsProcessor] = []
+        if ids is not None and self.repetition_penalty != 1.0:
+            steps.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.temperature != 0:
+            steps.append(TemperatureLogitsWarper(self.temperature))
+            steps += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+            steps.append(TopPLogitsWarper(self.top_p))
+        nothing = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
+        scores = LogitsProcessorList(steps)(nothing if ids is None else ids, logits.float())
+        return scores.argmax(-1) if self.temperature == 0 else torch.multinomial(scores.softmax(-1), 1)[:, 0]

@@ -1,0 +1,191 @@
+"""WindowConversation: a conversation without end; recent turns stay as they are, older ones are compressed.
+
+[ sink | memory, at most half of the window | recent exchanges ... the present one ]      the window, in entries
+                                              \\__ the oldest is compressed when the window is full, as one step
+
+It is a stream (:mod:`ccm.streaming`) whose spans end where turns end: positions are places in the window, so that they
+stay below the model's, however long the conversation is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from ccm.base import entry_sizes
+from ccm.conversation import Past, Talk
+from ccm.errors import ConfigError, InputError
+from ccm.evictions import StreamSettings
+from ccm.model import CCMModel
+from ccm.sampling import Sampling
+from ccm.streaming import StreamingMemory
+
+UNDO = 8  # exchanges that can be taken back: each keeps a whole window
+
+
+def window_settings(size: int, model: CCMModel) -> StreamSettings:
+    """The stream of a window of ``size`` entries: half of it for the memory at most, and steps of any length that fits.
+
+    Raises:
+        ConfigError: when it is too small for the model's N, or larger than the model's positions.
+    """
+    n, sink = model.config.n_tok, int(model.config.sink)
+    least, most = 2 * (sink + n + 2), model.max_positions - 1
+    if not least <= size <= most:
+        raise ConfigError(
+            f"The window is {size} entries; with N = {n} and a model made for {most + 1} positions it must be from "
+            f"{least} to {most}."
+        )
+    memory = size // 2
+    shortest, longest = n + 1, size - sink - memory - 1
+    span = (shortest + longest) // 2
+    return StreamSettings(size, span, memory, sink, tolerance=span - shortest)
+
+
+class WindowConversation(Talk):
+    """A conversation whose past is a window: memory of older exchanges, and the recent ones as they are.
+
+    Each exchange is compressed as one step, as in a :class:`ccm.Conversation`; one that is longer than the window has
+    room for, in pieces. When concat fills half of the window, its oldest entries go.
+
+    Args:
+        model: the model, under a rule that compresses step by step.
+        tokenizer: of its base model.
+        size: entries of the window: memory, recent text, and the sink of adapters that have one.
+        sampling: how replies are chosen.
+
+    Attributes:
+        settings: sizes of the stream that a new conversation is.
+        stream: what is held; replaced, never changed, by an exchange.
+
+    Raises:
+        ConfigError: when the size does not fit the model, or the rule does not compress step by step.
+        UnsupportedModelError: when the keys of the model cannot be moved (see :class:`ccm.rope.Rope`).
+    """
+
+    def __init__(
+        self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, size: int, sampling: Sampling | None = None
+    ) -> None:
+        super().__init__(model, tokenizer, sampling)
+        self.settings = window_settings(size, model)
+        self._earlier: deque[tuple[StreamingMemory, tuple[int, ...] | None]] = deque(maxlen=UNDO)
+        self.stream = self._new()
+        self._text: tuple[int, ...] | None = ()  # all that was read, where it is known and not too long to go on from
+
+    @property
+    def past(self) -> Past:
+        held, stream = self.stream.held, self.stream
+        recent = max(stream.entries - stream.settings.sink - held.memory, 0)
+        entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
+        return Past(held.evictions, stream.tokens, stream.entries, recent, stream.nbytes, entry)
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long.
+
+        Raises:
+            InputError: before anything is generated, when the text is empty.
+        """
+        prompt = self.turns.prompt(text, first=not self.stream.tokens)
+        stream = self.stream.fork()
+        reply: list[int] = []
+        yield from self._stream(stream, prompt, reply)
+        self._earlier.append((self.stream, self._text))
+        self.stream = stream
+        if self._text is not None:
+            whole = (*self._text, *prompt, *reply)
+            self._text = whole if len(whole) <= self.model.max_positions else None  # nothing grows without end
+        self.last = self._report(self.turns.decode(reply), len(prompt) + len(reply))
+
+    def compare(self, text: str) -> dict[str, str | None]:
+        alone = self.turns.prompt(text, first=True)
+        prompt = self.turns.prompt(text, first=False) if self.stream.tokens else alone
+        return {
+            "memory": self._reply(self.stream.fork(), prompt),
+            "full": self._reply_in_full(prompt),
+            "none": self._reply(self._new(), alone),
+        }
+
+    def undo(self, count: int = 1) -> None:
+        kept = len(self._earlier)
+        if not 1 <= count <= kept:
+            raise InputError(
+                f"Cannot take {count} exchanges back, {kept} at most: of a conversation with a window the last {UNDO} "
+                "are kept, and none from before one was loaded. Load an earlier one, or reset."
+            )
+        self.stream, self._text = [self._earlier.pop() for _ in range(count)][-1]
+        self.last = None
+
+    def reset(self) -> None:
+        self._begin(self._new(), ())
+
+    def save(self, path: str | Path) -> None:
+        self.stream.save(path)
+
+    def load(self, path: str | Path) -> None:
+        stream = StreamingMemory.load(path, self.model, self.tokenizer, ends=self._ends)
+        if stream.batch != 1:
+            raise InputError(f"{path} holds {stream.batch} streams; a conversation is one. Save stream.rows([row]).")
+        self._begin(stream, None)
+
+    def _begin(self, stream: StreamingMemory, text: tuple[int, ...] | None) -> None:
+        self.stream, self._text, self.last = stream, text, None
+        self._earlier.clear()
+
+    def _new(self) -> StreamingMemory:
+        return StreamingMemory(self.model, self.settings, self.tokenizer, ends=self._ends)
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """(B, T) where exchanges of the recent text (B, T) end; the oldest first."""
+        return self.turns.ends(ids) * torch.arange(ids.shape[1], 0, -1, device=ids.device)
+
+    def _reply(self, stream: StreamingMemory, prompt: list[int]) -> str:
+        reply: list[int] = []
+        for _ in self._stream(stream, prompt, reply):
+            pass
+        return self.turns.decode(reply)
+
+    def _reply_in_full(self, prompt: list[int]) -> str | None:
+        """The reply with all text before it in view; None where that is not known, or leaves no room for a reply."""
+        room = self.model.max_positions - 1
+        if self._text is None or len(self._text) + len(prompt) + self.sampling.max_new_tokens > room:
+            return None
+        whole = StreamSettings(room, span=1, memory_size=0, sink=0, evict="window")
+        return self._reply(StreamingMemory(self.model, whole), [*self._text, *prompt])
+
+    def _stream(self, stream: StreamingMemory, prompt: list[int], reply: list[int]) -> Generator[str, None, None]:
+        """Yield text as it is generated; the stream reads it, too. Fills ``reply`` with its ids, without the EOS."""
+        if self.sampling.seed is not None:
+            torch.manual_seed(self.sampling.seed + stream.tokens)
+        pieces = _Pieces(self.tokenizer, skip_special_tokens=True)
+        logits = stream.feed(torch.tensor([prompt]))[:, -1]
+        while len(reply) < self.sampling.max_new_tokens:
+            token = self.sampling.choose(logits, torch.tensor([[*prompt, *reply]], device=logits.device))
+            if (new := int(token)) == self.turns.eos_id:
+                break
+            reply.append(new)
+            pieces.put(token.cpu())
+            yield from pieces.taken()
+            logits = stream.feed(token[:, None])[:, -1]
+        pieces.end()
+        yield from pieces.taken()
+
+
+class _Pieces(TextStreamer):
+    """Text of tokens, as soon as no token that follows can change it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, **options: bool) -> None:
+        super().__init__(tokenizer, **options)
+        self._ready: list[str] = []
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._ready.append(text)
+
+    def taken(self) -> list[str]:
+        """The texts that came since the last time."""
+        ready, self._ready = self._ready, []
+        return [text for text in ready if text]
