@@ -48,16 +48,17 @@ def test_while_the_window_is_not_full_replies_are_those_of_full_context(loaded) 
         assert chat.past.steps == 0
 
 
-def test_the_oldest_exchanges_are_compressed_one_by_one_as_steps(loaded) -> None:
-    chat, plain = WindowConversation(*loaded, SMALL), Conversation(*loaded)
+@pytest.mark.parametrize("size", [SMALL, 120])  # room for one exchange, and for several, of which the oldest goes
+def test_the_oldest_exchanges_are_compressed_one_by_one_as_steps(loaded, size: int) -> None:
+    chat, plain = WindowConversation(*loaded, size), Conversation(*loaded)
     begin = chat.turns.prompt("x", first=False)[0]
     lengths, steps = [], 0
     plain.answer(LINES[0])
-    for line in [*LINES, *LINES]:
+    for line in [*LINES, *LINES, *LINES]:
         chat.answer(line)
         assert chat.last is not None
         lengths.append(chat.last.step_tokens)
-        assert chat.last.memory_entries == chat.past.entries <= SMALL
+        assert chat.last.memory_entries == chat.past.entries <= size
         held = chat.stream.held
         ids = held.entries.ids[0].tolist()
         assert ids[: held.memory] == [NO_ID] * held.memory
@@ -68,7 +69,7 @@ def test_the_oldest_exchanges_are_compressed_one_by_one_as_steps(loaded) -> None
             for mine, other in zip(held.entries.values, plain.memory.values, strict=True):
                 torch.testing.assert_close(mine[:, :, : held.memory], other, atol=1e-4, rtol=0)
         steps = held.evictions
-    assert steps >= 6
+    assert steps >= 5
     assert chat.past.tokens == sum(lengths)
 
 
@@ -101,13 +102,14 @@ def test_no_length_is_too_long(loaded, monkeypatch) -> None:
 
 def test_an_interrupted_reply_and_an_empty_turn_leave_the_past_as_it_was(loaded) -> None:
     chat = talk(loaded)
-    before = chat.stream
+    before, past = chat.stream, chat.past
     pieces = chat.say("What is my name?")
     next(pieces)
     pieces.close()
     with pytest.raises(InputError, match="empty"):
         chat.answer(" ")
     assert chat.stream is before
+    assert chat.past == past
     assert chat.answer("What is my name?") == talk(loaded).answer("What is my name?")
 
 
@@ -116,16 +118,16 @@ def test_exchanges_are_taken_back_as_far_as_they_are_kept(loaded, monkeypatch) -
     chat = WindowConversation(*loaded, SMALL)
     states = []
     for line in LINES:
-        states.append(chat.stream)
+        states.append((chat.stream, chat.past))
         chat.answer(line)
     for count in (0, 4):
         with pytest.raises(InputError, match=f"Cannot take {count} exchanges back, 3 at most"):
             chat.undo(count)
     chat.undo()
-    assert chat.stream is states[4]
+    assert (chat.stream, chat.past) == states[4]
     assert chat.last is None
     chat.undo(2)
-    assert chat.stream is states[2]
+    assert (chat.stream, chat.past) == states[2]
     with pytest.raises(InputError, match="or reset"):
         chat.undo()
     assert chat.compare("What is my name?")["full"] == "Your name is Anna."
