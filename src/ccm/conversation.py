@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
@@ -74,7 +75,7 @@ class Past:
     entry_nbytes: int
 
 
-class Talk:
+class Talk(ABC):
     """What conversations have in common, however they keep their past.
 
     Args:
@@ -93,16 +94,16 @@ class Talk:
         self.last: TurnReport | None = None
 
     @property
+    @abstractmethod
     def past(self) -> Past:
         """What is held now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def say(self, text: str) -> Generator[str, None, None]:
         """Yield the reply piece by piece; once it is complete, the exchange belongs to the past.
 
         A reply that is not consumed to its end, or is interrupted, leaves the past as it was.
         """
-        raise NotImplementedError
 
     def answer(self, text: str) -> str:
         """Say something and return the whole reply."""
@@ -111,32 +112,33 @@ class Talk:
         assert self.last is not None
         return self.last.reply
 
+    @abstractmethod
     def compare(self, text: str) -> dict[str, str | None]:
         """Replies to the same text from "memory", from "full" context (None where not all of its text is at hand), and
         with "none"; the past stays as it is.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def undo(self, count: int = 1) -> None:
         """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
 
         Raises:
             InputError: when there are fewer, or fewer that can be taken back.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def reset(self) -> None:
         """Begin anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, path: str | Path) -> None:
         """Save what is held.
 
         Raises:
             MemoryFileError: when the path is a directory, a file of another kind, or cannot be written.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, path: str | Path) -> None:
         """Go on from what was saved; the present past stays where the file cannot be used.
 
@@ -144,7 +146,6 @@ class Talk:
             MemoryFileError: when the file is absent, damaged, of another kind, model, adapter or rule.
             InputError: when it holds several conversations.
         """
-        raise NotImplementedError
 
     def _report(self, reply: str, step_tokens: int) -> TurnReport:
         past = self.past

@@ -12,6 +12,7 @@ Shapes: B streams in step with one another, K kv heads, D head dim, L columns he
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ class StreamSettings:
         return self.sink + self.memory_size + self.span + self.tolerance + 1
 
 
-class Eviction:
+class Eviction(ABC):
     """How a stream makes room; itself the common part of those that wait until a token is one too many.
 
     Args:
@@ -107,9 +108,9 @@ class Eviction:
         """Make room where a pass has left more than there is for."""
         return held if len(held.entries) <= self.settings.cache_size else self.evict(held)
 
+    @abstractmethod
     def evict(self, held: Held) -> Held:
         """What is held after room was made."""
-        raise NotImplementedError
 
     def _check_span(self) -> None:
         span, tolerance, n = self.settings.span, self.settings.tolerance, self.model.config.n_tok
