@@ -126,7 +126,7 @@ class Whole(Stage):
 
     def __init__(self, model: LlamaForCausalLM, recipe: Recipe, turns: Turns) -> None:
         config = CCMConfig(rule="full", turns=turns.form)
-        super().__init__(model, fingerprint_base(model), FullContext(model, model), config, FULL, recipe, turns)
+        super().__init__(model, fingerprint_base(model), FullContext(model), config, FULL, recipe, turns)
 
     def logits(self, layout: Layout) -> Tensor:
         return self.module(layout)

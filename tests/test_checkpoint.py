@@ -28,8 +28,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from ccm import checkpoint, loading
-from ccm import model as model_module
+from ccm import adapted, checkpoint, loading
 from ccm.base import check_device, load_base
 from ccm.checkpoint import (
     SavedAdapter,
@@ -197,7 +196,7 @@ def test_a_base_has_its_own_revision_and_attention(monkeypatch: pytest.MonkeyPat
         seen["base"] = given["revision"]
         raise OSError("There is no network here.")
 
-    monkeypatch.setattr(model_module, "find_adapter", found)
+    monkeypatch.setattr(adapted, "find_adapter", found)
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", config)
     with pytest.raises(ConfigError, match="org/model cannot be loaded: There is no network"):
         loading.load("org/model", adapter="org/adapter", revision="a", base_revision="b")

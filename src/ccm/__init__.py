@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ccm.model import CCMModel as CCMModel
     from ccm.rules import Rule as Rule
     from ccm.sampling import Sampling as Sampling
+    from ccm.seq2seq import CCMEncoderDecoder as CCMEncoderDecoder
+    from ccm.seq2seq import EncoderMemory as EncoderMemory
     from ccm.streaming import StreamingMemory as StreamingMemory
     from ccm.window import WindowConversation as WindowConversation
 
@@ -30,9 +32,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CCMConfig": "config",
+    "CCMEncoderDecoder": "seq2seq",
     "CCMError": "errors",
     "CCMModel": "model",
     "Conversation": "conversation",
+    "EncoderMemory": "seq2seq",
     "Layout": "layout",
     "LoRASettings": "config",
     "Memory": "memory",

@@ -116,7 +116,8 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
     if settings.r == 0:
         return
     names = PROJECTIONS[base.config.model_type]
-    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=[*names])
+    targets = [f"{path}.{name}" for path, module in base.named_modules() if module in attentions for name in names]
+    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets)
     wanted: type[nn.Module] = LoraLinear
     if settings.conditional:
         wanted = CompLinear

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from ccm.builtin import NAME, WEIGHTS
 from ccm.errors import ConfigError, UnsupportedModelError
@@ -29,11 +29,12 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of 
     "smollm3": _QKVO,
     "olmo2": _QKVO,
     "gpt_neox": ("query_key_value", "dense"),
+    "t5": ("q", "k", "v", "o"),
 }
 
 
 def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
-    """The attention modules of all layers, in order.
+    """The attention modules of all layers, of an encoder-decoder those of the encoder, in order.
 
     Raises:
         UnsupportedModelError: when the model is not of a family that both seams reach.
@@ -41,7 +42,8 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
     family = base.config.model_type
     check_family(family, type(base).__name__)
     names = PROJECTIONS[family]
-    found = [m for m in base.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
+    reader = base.get_encoder() if base.config.is_encoder_decoder else base
+    found = [m for m in reader.modules() if hasattr(m, "layer_idx") and all(hasattr(m, n) for n in names)]
     if len(found) != base.config.num_hidden_layers:
         raise UnsupportedModelError(
             f"{type(base).__name__} has {base.config.num_hidden_layers} layers, but {len(found)} attention modules "
@@ -67,7 +69,7 @@ def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
     """Per layer, the K/V heads and their dimension."""
     text = base.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // text.num_attention_heads
     return ((heads, dim),) * text.num_hidden_layers
 
 
@@ -77,7 +79,7 @@ def max_positions(base: PreTrainedModel) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # beyond it, other frequencies: keys in a memory would no longer fit
         return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    return config.max_position_embeddings
+    return getattr(config, "max_position_embeddings", 1 << 30)  # T5 knows distances alone, and they have no end
 
 
 def locate(source: str | Path) -> str | Path:
@@ -91,7 +93,7 @@ def locate(source: str | Path) -> str | Path:
 def load_base(
     source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
 ) -> PreTrainedModel:
-    """A stock causal language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
+    """A stock language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
 
     Raises:
         ConfigError: when the model or the device does not exist, or the model's files are damaged.
@@ -103,7 +105,8 @@ def load_base(
         if not isinstance(settings, dict):
             raise ConfigError(f"The config.json of {source} is damaged: it holds no object.")
         check_family(settings.get("model_type"), str(source))
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
+        base = kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
         raise ConfigError(f"The base model {source} cannot be loaded: {why(error, source)}") from error
     except StrictDataclassError as error:

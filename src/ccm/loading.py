@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ccm.adapted import find_parts
 from ccm.base import HUB, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
 from ccm.builtin import TURNS as BUILTIN_TURNS
@@ -21,6 +22,7 @@ from ccm.hub import why
 from ccm.model import CCMModel
 from ccm.published import MODELS, paper_model, turns_for
 from ccm.rules import RULES, make_rule, rule_class
+from ccm.seq2seq import CCMEncoderDecoder
 
 TURNS = "ccm_turns.json"  # beside a base model that was trained here: how its conversations are written
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -38,8 +40,8 @@ def load(
     dtype: str = "auto",
     base_revision: str | None = None,
     **options: Any,
-) -> tuple[CCMModel, PreTrainedTokenizerBase]:
-    """A model under a rule of memory, and its tokenizer.
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model under a rule of memory, :class:`CCMModel` or (on T5) :class:`CCMEncoderDecoder`, and its tokenizer.
 
     Args:
         model: folder or Hub id of the base, or short name of one of the paper's models, such as "llama-2-7b-chat"
@@ -72,7 +74,8 @@ def load(
     place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
-        loaded = CCMModel.from_pretrained(adapter, base, rule=rule, base_revision=base_revision, **changes, **place)
+        folder, stock = find_parts(adapter, base, base_revision=base_revision, **place)
+        loaded = model_class(stock).from_pretrained(folder, stock, rule=rule, **changes)
         return loaded, load_tokenizer(loaded.base.name_or_path, {**options, "revision": base_revision})
     assert base is not None
     if base_revision is not None:
@@ -97,14 +100,19 @@ def _builtin_adapter(rule: str | None) -> Path:
 
 def _without_adapter(
     base: str | Path, rule: str | None, changes: dict[str, Any], place: dict[str, Any]
-) -> tuple[CCMModel, PreTrainedTokenizerBase]:
+) -> tuple[Any, PreTrainedTokenizerBase]:
     if rule is None or rule_class(rule).compresses != "never":
         raise ConfigError(
             f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
         )
     config = CCMConfig(rule=rule, **changes)
     stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
-    return CCMModel(stock, replace(config, turns=turn_format(base, tokenizer))).eval(), tokenizer
+    return model_class(stock)(stock, replace(config, turns=turn_format(base, tokenizer))).eval(), tokenizer
+
+
+def model_class(base: PreTrainedModel) -> type[CCMModel | CCMEncoderDecoder]:
+    """The class of a base under a rule of memory."""
+    return CCMEncoderDecoder if base.config.is_encoder_decoder else CCMModel
 
 
 def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFormat:

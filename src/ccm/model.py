@@ -9,219 +9,37 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
-from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
-from ccm.attention import EAGER, SDPA, AllWritten, CompressingPass, ParallelPass
-from ccm.base import HUB, attention_modules, entry_sizes, load_base, max_positions
-from ccm.checkpoint import (
-    SavedAdapter,
-    base_of,
-    check_fit,
-    copy_tensors,
-    find_adapter,
-    read_adapter,
-    with_rule,
-    write_adapter,
-)
+from ccm.adapted import AdaptedModel, ParallelOutput
+from ccm.adapter import PlainLoRA
+from ccm.attention import AllWritten, CompressingPass, ParallelPass
+from ccm.base import entry_sizes
 from ccm.config import CCMConfig
-from ccm.errors import AdapterError, InputError, MemoryFileError, UnsupportedModelError
-from ccm.fingerprint import fingerprint_base, fingerprint_tensors
+from ccm.errors import InputError, MemoryFileError
 from ccm.head import head_reads, pick
-from ccm.layout import IGNORE, Layout
+from ccm.layout import IGNORE, Layout, build_layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
-from ccm.memory_files import Origin
-from ccm.rules import make_rule
-from ccm.stack import check_seams
-
-check_seams()
 
 
-@dataclass(frozen=True)
-class ParallelOutput:
-    """What a parallel pass gives.
+class CCMModel(AdaptedModel):
+    """Compressed context memory on a stock causal language model; see :class:`AdaptedModel`."""
 
-    Attributes:
-        logits: (P, V) at the P tokens that have a target, row by row; (B, T, V) where the layout has no target.
-        loss: mean cross-entropy over all targets of the batch; None where the layout has none.
-    """
-
-    logits: Tensor
-    loss: Tensor | None
-
-
-class CCMModel(nn.Module):
-    """Compressed context memory on a stock model.
-
-    Args:
-        base: a causal language model of a supported family. Its attention functions are replaced by ours, its
-            projections get the LoRA, and its weights are frozen, all in place.
-        config: the settings.
-        stage1: a plain LoRA to merge into the base's weights first.
-
-    Raises:
-        UnsupportedModelError: when the seams do not reach the model.
-        ConfigError: when the config has an unknown rule or option.
-    """
+    encoder_decoder = False
+    build_layout = staticmethod(build_layout)
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
-        super().__init__()
-        attentions = attention_modules(base)
-        self.config, self.stage1 = config, stage1
-        self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "")
-        if stage1:
-            base = merge_stage1(base, stage1)
-        self.rule = make_rule(config.rule, dict(config.rule_options))
-        hidden = base.config.get_text_config().hidden_size
-        heads = entry_sizes(base)[0][0]
-        most = config.n_tok_range[1]
-        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=most)
-        self.vocab_size = base.get_input_embeddings().weight.shape[0]
-        base.set_attn_implementation(_OURS.get(base.config._attn_implementation, SDPA))
-        if base.config._attn_implementation not in (SDPA, EAGER):
-            raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
-        inject_lora(base, config.lora)
-        embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
-        self.comp_embeddings = embedding(base, most)
-        self.base = base
-        self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
-        for module in (base, base.base_model):
+        super().__init__(base, config, stage1=stage1)
+        for module in (self.base, self.base.base_model):
             module.register_forward_pre_hook(_attach_view, with_kwargs=True)
-        base.get_output_embeddings().register_forward_pre_hook(pick)
-        self._origin: tuple[tuple[int, ...], Origin] | None = None
-        self.rule.to(base.device)
-        self.comp_embeddings.to(base.device)
-
-    # Files -----------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        adapter: str | Path,
-        base: str | Path | PreTrainedModel | None = None,
-        *,
-        rule: str | None = None,
-        rule_options: Mapping[str, Any] | None = None,
-        n_tok: int | None = None,
-        recurrent: bool | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str = "auto",
-        revision: str | None = None,
-        base_revision: str | None = None,
-        **options: Any,
-    ) -> CCMModel:
-        """A base model with an adapter of ours.
-
-        Args:
-            adapter: folder or Hub id.
-            base: the base model, or where to load it from; the place that the adapter names where None.
-            rule: another rule to run under (see :func:`ccm.checkpoint.with_rule`).
-            rule_options: other options of the rule; its defaults where the rule is another than the adapter's own.
-            n_tok: another N of those that the adapter was trained with, or its own to insist on.
-            recurrent: another value of the flag.
-            device: where to put a base that is loaded here; a CUDA device if there is one where None.
-            dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
-            revision: of the adapter on the Hub.
-            base_revision: of the base on the Hub.
-            options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
-
-        Raises:
-            AdapterError: when the adapter is absent, damaged, or of another base model.
-            ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
-            UnsupportedModelError: when the seams do not reach the base.
-        """
-        folder = find_adapter(adapter, revision=revision, **{k: options[k] for k in HUB if k in options})
-        saved = read_adapter(folder)
-        changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
-        config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
-        if isinstance(base, PreTrainedModel):
-            stock = base
-        else:
-            given = options if base_revision is None else {**options, "revision": base_revision}
-            stock = load_base(base or base_of(folder, config), device=device, dtype=dtype, **given)
-        name = stock.name_or_path or type(stock).__name__
-        check_fit(saved.tensors, stock, str(adapter))
-        model = cls(stock, config, stage1=saved.stage1)
-        if config.base_fingerprint and model.base_id != config.base_fingerprint:
-            raise AdapterError(
-                f"The adapter {adapter} belongs to the base model {config.base_model} (fingerprint "
-                f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
-            )
-        model.load_adapter(saved.tensors_for(config.rule), str(folder))
-        return model.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter: settings, trained tensors, stage-1 adapter; not the base model.
-
-        Raises:
-            AdapterError: when the path is a file.
-        """
-        config = replace(self.config, base_fingerprint=self.base_id)
-        write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1), folder)
-
-    def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
-
-        Raises:
-            AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
-        """
-        copy_tensors(tensors, self.adapter_tensors(), where)
-
-    def begin_with(self, adapter: str | Path) -> None:
-        """Copy of another adapter of this base what the model has too; of another N or rank, as much as both have.
-
-        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or rank, or no LoRA.
-
-        Raises:
-            AdapterError: when it is absent, damaged, or of another base model.
-        """
-        saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
-        if saved.config.base_fingerprint not in ("", self.base_id):  # an imported one may be bound to none
-            raise AdapterError(
-                f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
-                f"but this one has {self.base_id}; begin with an adapter of the same base."
-            )
-        begun = {name: tensor.detach().clone() for name, tensor in own.items()}
-        for name in begun.keys() & saved.tensors.keys():
-            both = tuple(slice(min(sizes)) for sizes in zip(begun[name].shape, saved.tensors[name].shape, strict=True))
-            begun[name][both] = saved.tensors[name][both].to(begun[name])
-        self.load_adapter(begun, str(adapter))
-
-    # What the model is -----------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base model lives."""
-        return self.base.device
-
-    @property
-    def max_positions(self) -> int:
-        """Text positions the base model was made for."""
-        return max_positions(self.base)
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
-        lora = {f"{name.removesuffix('.default')}.weight": module.weight for name, module in self._lora}
-        rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
-        return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
-
-    @property
-    def origin(self) -> Origin:
-        """The identity that memories of this model carry. It follows the adapter as it is trained; only changes made
-        through a tensor's ``.data`` go unseen."""
-        tensors = self.adapter_tensors()
-        versions = tuple(tensor._version for tensor in tensors.values())
-        if self._origin is None or self._origin[0] != versions:
-            config = replace(self.config, base_model="", base_fingerprint="")  # wherever the base was found
-            self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)))
-        return self._origin[1]
+        self.base.get_output_embeddings().register_forward_pre_hook(pick)
 
     def load_memory(self, path: str | Path) -> Memory:
         """A saved memory that this model and adapter made.
@@ -261,9 +79,6 @@ class CCMModel(nn.Module):
         if not len(trained):
             return ParallelOutput(logits, None)
         return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
-
-    def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
-        return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)
 
     # Online ----------------------------------------------------------------------------------------------------------
 
@@ -544,19 +359,6 @@ class CCMModel(nn.Module):
         self._check_end(memory, lengths)
         return ids, mask
 
-    def check_ids(self, ids: Tensor) -> None:
-        """Refuse ids (B, T), of one token at least, that the model does not have.
-
-        Raises:
-            InputError: with the lowest and the highest.
-        """
-        lowest, highest = map(int, ids.aminmax())
-        if lowest < 0 or highest >= self.vocab_size:
-            raise InputError(
-                f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
-                "tokenizer that of the base model?"
-            )
-
     def _check_end(self, memory: Memory, lengths: Tensor) -> None:
         comp = 0 if self.rule.compresses == "never" else self.config.n_tok
         end = int((memory.offset + lengths).max()) + comp
@@ -565,9 +367,6 @@ class CCMModel(nn.Module):
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
                 "Begin a new memory, roll back, or split the text and drop what is old."
             )
-
-
-_OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
 
 
 def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -601,11 +400,6 @@ def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -
         )
     view = cache.view(positions, mask)
     return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
-
-
-def _said(config: CCMConfig) -> dict[str, Any]:
-    """The settings that say something: memories outlive the coming of fields that an adapter does not use."""
-    return {name: value for name, value in config.to_dict().items() if value is not None}
 
 
 def check_caching(module: PreTrainedModel) -> None:

@@ -164,11 +164,11 @@ def check_grads(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
         own = {name: tensor.grad for name, tensor in model.adapter_tensors().items()}
         yield (
             case,
-            {"gradient": _compare_tensors(goldens.tensors(f"grads/{case}.safetensors"), own, model.config.n_tok)},
+            {"gradient": compare_tensors(goldens.tensors(f"grads/{case}.safetensors"), own, model.config.n_tok)},
         )
 
 
-def _compare_tensors(gold: dict[str, Tensor], own: dict[str, Tensor | None], n_tok: int) -> float:
+def compare_tensors(gold: dict[str, Tensor], own: dict[str, Tensor | None], n_tok: int) -> float:
     """The largest difference, rows of SUM tokens left out; infinite where something of ours was not recorded."""
     recorded = {}
     for name, tensor in gold.items():
@@ -207,7 +207,7 @@ def check_train(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
         yield (
             case,
             {
-                "parameter": _compare_tensors(gold, {k: v.detach() for k, v in own.items()}, model.config.n_tok),
+                "parameter": compare_tensors(gold, {k: v.detach() for k, v in own.items()}, model.config.n_tok),
                 "loss": largest(torch.tensor(losses, dtype=torch.float64), expected),
             },
         )

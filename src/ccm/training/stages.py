@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from transformers import PreTrainedModel
 from ccm.base import PROJECTIONS, load_base, max_positions
 from ccm.builtin import NAME, START
 from ccm.checkpoint import read_stage1
-from ccm.config import CCMConfig
+from ccm.config import CCMConfig, LoRASettings
 from ccm.data import DataSet
+from ccm.encoder import EncoderLayout
 from ccm.errors import ConfigError
 from ccm.files import save_json
 from ccm.fingerprint import fingerprint_base
 from ccm.head import head_reads, pick
-from ccm.layout import IGNORE, Layout, build_layout
-from ccm.loading import TURNS, load_tokenizer, turn_format
-from ccm.model import CCMModel
+from ccm.layout import IGNORE, Layout
+from ccm.loading import TURNS, load_tokenizer, model_class, turn_format
 from ccm.recipe import Recipe
 from ccm.rules import Rule, make_rule
+from ccm.seq2seq import CCMEncoderDecoder
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective
 from ccm.turns import Turns, make_turns
@@ -93,15 +95,20 @@ class Stage(ABC):
         ]
         return self.objective.losses(self.logits(layout), targets, torch.tensor(last, device=targets.device), teacher)
 
-    def _layout(self, batch: Batch, rule: Rule) -> Layout:
+    def _layout(self, batch: Batch, rule: Rule) -> Any:
         tokenizer, config = self.turns.tokenizer, replace(self.config, n_tok=batch.n_tok)
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        layout = build_layout(batch.samples, config, rule, pad)
+        layout = self.build_layout(batch.samples, config, rule, pad)
         layout = replace(layout, positions=layout.positions + torch.tensor(batch.starts)[:, None])
         return layout.to(self.base.device)
 
+    @property
+    def build_layout(self) -> Callable[..., Any]:
+        """How samples become the tensors of a pass: as the model's kind wants them."""
+        return model_class(self.base).build_layout
+
     @abstractmethod
-    def logits(self, layout: Layout) -> Tensor:
+    def logits(self, layout: Any) -> Tensor:
         """(P, V) at the P tokens that have a target."""
 
     def measure(self, data: DataSet) -> dict[str, float]:
@@ -129,13 +136,13 @@ class CompressStage(Stage):
                 f"adapter.embeddings=table trains rows of the base, which is in {stock.dtype}; what is trained must be "
                 "float32: set dtype=float32, or leave adapter.embeddings=separate."
             )
-        self.model = CCMModel(stock, config, stage1=stage1)
+        self.model: Any = model_class(stock)(stock, config, stage1=stage1)
         if recipe.init_adapter:
             self.model.begin_with(START if recipe.init_adapter == NAME else recipe.init_adapter)
         base, base_id = self.model.base, self.model.base_id
         super().__init__(base, base_id, self.model, config, self.model.rule, recipe, turns)
 
-    def logits(self, layout: Layout) -> Tensor:
+    def logits(self, layout: Any) -> Tensor:
         return self.module(layout).logits
 
     def measure(self, data: DataSet) -> dict[str, float]:
@@ -158,13 +165,13 @@ class BaseStage(Stage):
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=[*PROJECTIONS[base.config.model_type]],
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
         )
+        module = full_context(base)
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
-        module = FullContext(self.model, base)
         super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
 
-    def logits(self, layout: Layout) -> Tensor:
+    def logits(self, layout: Any) -> Tensor:
         return self.module(layout)
 
     def save(self, folder: Path) -> None:
@@ -179,9 +186,9 @@ class BaseStage(Stage):
 class FullContext(nn.Module):
     """A stock model that is called with a layout; gives logits (P, V) at the tokens that have a target."""
 
-    def __init__(self, model: nn.Module, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = base
         base.get_output_embeddings().register_forward_pre_hook(pick)
 
     def forward(self, layout: Layout) -> Tensor:
@@ -192,6 +199,23 @@ class FullContext(nn.Module):
                 position_ids=layout.positions,
                 use_cache=False,
             ).logits[0]
+
+
+class FullEncoder(nn.Module):
+    """As :class:`FullContext`, of an encoder-decoder."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        config = CCMConfig(rule="full", recurrent=False, lora=LoRASettings(r=0))
+        self.model = CCMEncoderDecoder(base, config).requires_grad_(False)
+
+    def forward(self, layout: EncoderLayout) -> Tensor:
+        return self.model(layout).logits
+
+
+def full_context(base: PreTrainedModel) -> nn.Module:
+    """A stock model, to be called with a layout under the rule "full"."""
+    return FullEncoder(base) if base.config.is_encoder_decoder else FullContext(base)
 
 
 def make_stage(recipe: Recipe, turns: Turns) -> Stage:
