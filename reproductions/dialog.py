@@ -10,25 +10,16 @@ again; what was broken off goes on.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
-from ccm.checkpoint import CONFIG
 from ccm.commands.evaluate import run_report
-from ccm.commands.progress import progress
 from ccm.console import quiet
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation.run import Evaluation, evaluate
-from ccm.recipe import Stage, load_recipe
-from ccm.training.loop import train
+from reproductions.parts import processes, train_model, train_part
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 DAILY = "noncommercial/dailydialog"
@@ -43,36 +34,13 @@ METHODS = {  # what differs; merge and gate hold as much as concat does after fo
 }
 ON_TOP = {"gist": "gist-online", "merge": "ema"}  # rules that run with the adapter of another
 BASELINES = ("window", "bm25", "pool")
-COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=true")
 
 
-def train_part(name: str, stage: Stage, folder: Path, places: tuple[str, ...], changes: tuple[str, ...]) -> Path:
-    """One training of the recipe "dialog", unless its result is there."""
-    result = "adapter_config.json" if stage == "base" else CONFIG
-    if not (folder / result).is_file():
-        recipe = load_recipe("dialog", (*places, f"output_dir={folder}", *COMMON, *changes), stage)
-        with progress(recipe, name) as report:
-            train(recipe, resume=folder.is_dir(), report=report)
-    return folder
-
-
-def train_model(folder: Path, daily: Path, changes: tuple[str, ...], processes: int) -> None:
-    """All weights, in several processes, unless it is done."""
-    if not (folder / "model.safetensors").is_file():
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "reproductions.whole", RECIPE]
-        subprocess.run([*launch, "--data", daily, "--output", folder, "--set", *changes], check=True)
-
-
-def train_adapter(
-    what: tuple[str, int], places: tuple[str, ...], changes: tuple[str, ...], output: Path, threads: int
-) -> Path:
+def train_adapter(what: tuple[str, int], places: tuple[str, ...], changes: tuple[str, ...], output: Path) -> Path:
     """The adapter of a method and a seed."""
-    quiet()
-    torch.set_num_threads(threads)
     method, seed = what
     changes = (*ADAPTER, *METHODS[method], f"seed={seed}", *changes)
-    return train_part(f"{method} {seed}", "compress", output / f"{method}-{seed}", places, changes)
+    return train_part("dialog", f"{method} {seed}", "compress", output / f"{method}-{seed}", places, changes)
 
 
 def evaluation(task: TaskSettings, adapters: dict[str, str], *, first: bool, most: int) -> Evaluation:
@@ -82,10 +50,8 @@ def evaluation(task: TaskSettings, adapters: dict[str, str], *, first: bool, mos
     return Evaluation(task, adapters=[*adapters.values()], rules=[*alone, *rules], baselines=baselines, most=most)
 
 
-def measure(evaluation: Evaluation, folder: Path, *, threads: int) -> None:
+def measure(evaluation: Evaluation, folder: Path) -> None:
     """An evaluation into a folder."""
-    quiet()
-    torch.set_num_threads(threads)
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
@@ -107,17 +73,13 @@ def main() -> None:
     changes = tuple(args.set)
     quiet()
     daily, model = args.data / DAILY, args.output / "model"
-    workers = min(2, os.cpu_count() or 1)
-    train_model(model, daily, changes, workers)
+    train_model(RECIPE, model, daily, changes)
     places = (f"model={model}", f"data.path={daily}")
-    base = train_part("base", "base", args.output / "base", places, (*BASE, *changes))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    work = partial(
-        train_adapter, places=(*places, f"base_adapter={base}"), changes=changes, output=args.output, threads=threads
-    )
+    base = train_part("dialog", "base", "base", args.output / "base", places, (*BASE, *changes))
+    work = partial(train_adapter, places=(*places, f"base_adapter={base}"), changes=changes, output=args.output)
     wanted = [(method, seed) for seed, method in product(args.seeds, args.methods)]
     runs = [*product(("paper", "fixed-target"), args.seeds)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with processes() as pool:
         adapters = dict(zip(wanted, pool.map(work, wanted), strict=True))
         of_seed = {seed: {method: str(adapters[method, seed]) for method in args.methods} for seed in args.seeds}
         tasks = [TaskSettings("dialog", str(daily), {"protocol": protocol}) for protocol, _ in runs]
@@ -126,7 +88,7 @@ def main() -> None:
             for task, (_, seed) in zip(tasks, runs, strict=True)
         ]
         folders = [args.output / f"{protocol}-{seed}" for protocol, seed in runs]
-        [*pool.map(partial(measure, threads=threads), asked, folders)]
+        [*pool.map(measure, asked, folders)]
     run_report(folders, args.output / "report", draws=True)
 
 

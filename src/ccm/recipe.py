@@ -38,6 +38,7 @@ class DataSettings:
             longer task the latest steps count.
         max_step_tokens: most tokens of a step; a longer one is an error.
         chunk_tokens: of a step, where plain text is cut into chunks.
+        query_chunks: how many of these are read as one after the last step, on top of the memory.
         random_steps: whether each sample's context is cut to a random number of steps, drawn anew every time.
         options: of the data set itself.
     """
@@ -49,12 +50,13 @@ class DataSettings:
     max_steps: int = 16
     max_step_tokens: int = 512
     chunk_tokens: int = 128
+    query_chunks: int = 1
     random_steps: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        for name, least in (("max_steps", 1), ("max_step_tokens", 1), ("chunk_tokens", 2)):
+        for name, least in (("max_steps", 1), ("max_step_tokens", 1), ("chunk_tokens", 2), ("query_chunks", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.eval_samples < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, turns: Turns, lines: Sequence[
 
 
 def test_an_empty_text_is_refused(tmp_path: Path, turns: Turns) -> None:
-    assert "a.txt: 0 tokens; at least two chunks of 128 tokens" in refusal(write(tmp_path / "a.txt"), turns)
+    assert "a.txt: 0 tokens; at least 2 chunks of 128 tokens" in refusal(write(tmp_path / "a.txt"), turns)
 
 
 def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: Turns) -> None:
@@ -322,6 +323,26 @@ def test_a_long_text_is_cut_into_stretches_that_each_begin_with_bos(tmp_path: Pa
         seen += [read[0][1:], *read[1:]]
     alone = len(chunks) % (most + 1) == 1  # the last chunk, which then takes the one before along
     assert seen == (chunks[:-1] + chunks[-2:] if alone else chunks)
+
+
+def test_a_query_of_several_chunks_is_read_as_one_and_every_token_is_read(tmp_path: Path, turns: Turns) -> None:
+    text = " ".join(f"Word {i} stands here." for i in range(60))
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    ids = turns.tokenizer.encode(text, add_special_tokens=False)
+    settings = DataSettings(chunk_tokens=10, max_steps=3, query_chunks=2)
+    seen: list[int] = []
+    for (example,) in read_examples(tmp_path, settings, turns)[:-1]:
+        sample = example.sample(turns, example.length)
+        assert [len(step.ids) for step in sample.steps] == [11, 10, 10]
+        assert [*sample.query.targets] == [*sample.query.ids[1:], IGNORE]
+        seen += [i for step in (*sample.steps, sample.query) for i in step.ids][1:]
+        first = example.sample(turns, 1)
+        assert (len(first.steps), len(first.query.ids)) == (1, 20)
+    assert seen == ids[: len(seen)]
+    (last,) = read_examples(tmp_path, settings, turns)[-1]
+    assert last.chunks[-1][-1] == ids[-1]
+    assert last.length >= 1
 
 
 @pytest.mark.parametrize(("size", "extra"), [(16, 1), (16, 2)])

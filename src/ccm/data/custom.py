@@ -2,7 +2,7 @@
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
     {"steps": ["...", "..."], "query": "...", "answer": "...", "choices": ["...", "..."]}      choices may be left out
-    any .txt file
+    any .txt file, gzipped or not
 
 Everything is read and checked before training begins; up to ten faults are reported at once, by line.
 """
@@ -30,7 +30,8 @@ from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
 FAULTS = 10  # reported at once
-SUFFIXES = (".jsonl", ".json", ".txt")
+TEXTS = (".txt", ".txt.gz")
+SUFFIXES = (".jsonl", ".json", *TEXTS)
 T = TypeVar("T")
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -96,43 +97,49 @@ class Task:
 
 @dataclass(frozen=True)
 class Text:
-    """Chunks of running text, as token ids. A sample is its beginning; of each chunk all tokens but one are targets."""
+    """Chunks of running text, as token ids. A sample is its beginning; of each chunk all tokens but one are targets.
+
+    The last ``query`` chunks of a sample are read as one, on top of the memory of those before.
+    """
 
     chunks: tuple[tuple[int, ...], ...]
+    query: int = 1
 
     @staticmethod
-    def of(ids: Sequence[int], size: int) -> Text | None:
-        """Token ids in chunks of ``size``, the last one shorter; None where that is less than two."""
+    def of(ids: Sequence[int], size: int, query: int = 1) -> Text | None:
+        """Token ids in chunks of ``size``, the last one shorter; None where none comes before the query."""
         chunks = tuple(tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size))  # one at the end teaches nothing
-        return Text(chunks) if len(chunks) > 1 else None
+        return Text(chunks, query) if len(chunks) > query else None
 
     @property
     def length(self) -> int:
-        return len(self.chunks) - 1
+        return len(self.chunks) - self.query
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         bos = turns.tokenizer.bos_token_id
         first = self.chunks[0] if bos is None else (bos, *self.chunks[0])
-        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in (first, *self.chunks[1 : steps + 1])]
+        chunks = (first, *self.chunks[1:])
+        asked = (*chain.from_iterable(chunks[steps : steps + self.query]),)
+        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in (*chunks[:steps], asked)]
         return Sample(read[:-1], read[-1])
 
     def parts(self, most: int) -> Iterator[Text]:
-        """Stretches of at most ``most`` + 1 chunks, in order; a last chunk alone takes the one before along."""
-        for chunks in _stretches(self.chunks, most):
-            yield Text(chunks)
+        """Stretches of at most ``most`` chunks and a query, in order; a last one too short takes those before along."""
+        for chunks in _stretches(self.chunks, most, self.query):
+            yield Text(chunks, self.query)
 
     def latest(self, steps: int) -> Text:
-        """The last chunk, and as many before it."""
-        return Text(self.chunks[-steps - 1 :])
+        """The query, and as many chunks before it."""
+        return Text(self.chunks[-steps - self.query :], self.query)
 
 
 Example = Chat | Task | Text
 
 
-def _stretches(items: tuple[T, ...], most: int) -> Iterator[tuple[T, ...]]:
-    for begin in range(0, len(items), most + 1):
-        begin = min(begin, len(items) - 2)
-        yield items[begin : begin + most + 1]
+def _stretches(items: tuple[T, ...], most: int, query: int = 1) -> Iterator[tuple[T, ...]]:
+    for begin in range(0, len(items), most + query):
+        begin = min(begin, len(items) - query - 1)
+        yield items[begin : begin + most + query]
 
 
 def open_data(recipe: Recipe, turns: Turns) -> Examples:
@@ -165,7 +172,7 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     groups: list[list[Example]] = []
     faults: list[str] = []
     for file in files:
-        found = _text(file, settings, turns) if file.suffix == ".txt" else _lines(file, settings, turns)
+        found = _text(file, settings, turns) if file.name.endswith(TEXTS) else _lines(file, settings, turns)
         for where, item in found:
             if isinstance(item, str):
                 faults.append(f"  {where}: {item}")
@@ -354,12 +361,13 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
 
 
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
-    """The chunks of a text file, in stretches of at most ``max_steps`` + 1; the end of a file is a shorter chunk."""
+    """The chunks of a text file, in stretches of at most ``max_steps`` and a query; a file's last chunk is shorter."""
     check_chunks(settings)
     ids, size = turns.tokenizer.encode(read_text(file), add_special_tokens=False), settings.chunk_tokens
-    text = Text.of(ids, size)
+    text = Text.of(ids, size, settings.query_chunks)
     if text is None:
-        yield file.name, f"{len(ids)} tokens; at least two chunks of {size} tokens are needed (data.chunk_tokens)"
+        least = settings.query_chunks + 1
+        yield file.name, f"{len(ids)} tokens; at least {least} chunks of {size} tokens are needed (data.chunk_tokens)"
         return
     for part in text.parts(settings.max_steps):
         yield file.name, [part]

@@ -30,7 +30,7 @@ from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, make_turns
 
 ROUND = 1000  # samples among which every part has its share
-_SHARED = ("eval_samples", "max_steps", "max_step_tokens", "chunk_tokens", "random_steps")
+_SHARED = ("eval_samples", "max_steps", "max_step_tokens", "chunk_tokens", "query_chunks", "random_steps")
 
 
 @dataclass(frozen=True)

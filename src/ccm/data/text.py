@@ -54,7 +54,7 @@ class Source:
 class Stretches:
     """Stretches of running text, drawn without end. Sample number i is the same whenever it is asked for.
 
-    Texts of less than two chunks are passed over, and counted in the log.
+    Texts of less than a chunk and a query are passed over, and counted in the log.
 
     Attributes:
         source: how the files are read.
@@ -118,12 +118,13 @@ class Stretches:
         texts = [text for file in files for text in drawn_texts(self.source.read(file), self.source.texts, rng)]
         found = [stretch for text in texts if (stretch := self._stretch(text, rng))]
         if not found:
+            least = self.settings.query_chunks + 1
             raise DataError(
-                f"None of {len(texts)} texts that were drawn from {', '.join(map(str, dict.fromkeys(files)))} has two "
-                f"chunks of {self.settings.chunk_tokens} tokens; lower data.chunk_tokens, or give longer texts."
+                f"None of {len(texts)} texts that were drawn from {', '.join(map(str, dict.fromkeys(files)))} has "
+                f"{least} chunks of {self.settings.chunk_tokens} tokens; lower data.chunk_tokens, or give longer texts."
             )
         if len(found) < len(texts):
-            _LOG.info("%d of %d texts of %s are shorter than two chunks.", len(texts) - len(found), len(texts), files)
+            _LOG.info("%d of %d texts of %s are too short.", len(texts) - len(found), len(texts), files)
         return found
 
     def _stretch(self, text: str, rng: random.Random) -> Text | None:
@@ -134,11 +135,11 @@ class Stretches:
         ids = self._encode(text[begin : begin + read])[: self._tokens]
         if len(ids) < self._tokens:
             ids = self._encode(text[-read:])[-self._tokens :]
-        return Text.of(ids, self.settings.chunk_tokens)
+        return Text.of(ids, self.settings.chunk_tokens, self.settings.query_chunks)
 
     @property
     def _tokens(self) -> int:
-        return (self.settings.max_steps + 1) * self.settings.chunk_tokens
+        return (self.settings.max_steps + self.settings.query_chunks) * self.settings.chunk_tokens
 
     def _encode(self, text: str) -> list[int]:
         return self.turns.tokenizer.encode(text, add_special_tokens=False)
