@@ -116,7 +116,7 @@ class CCMEncoderDecoder(AdaptedModel):
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
         with head_reads(trained) if len(trained) else nullcontext():
-            logits = self._decode(hidden, cross, layout.targets)
+            logits = self.decode(hidden, cross, layout.targets)
         if not len(trained):
             return ParallelOutput(logits, None)
         return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
@@ -186,7 +186,7 @@ class CCMEncoderDecoder(AdaptedModel):
         Raises:
             InputError: when the query is empty, or the memory is foreign.
         """
-        return self._decode(*self._asked(memory, ids, mask), answer)
+        return self.decode(*self.ask(memory, ids, mask), answer)
 
     def generate(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
         """(B, G) what the decoder says to a query after the memory; ``options`` are those of transformers' generate.
@@ -194,11 +194,32 @@ class CCMEncoderDecoder(AdaptedModel):
         Raises:
             InputError: when the query is empty, or the memory is foreign.
         """
-        hidden, cross = self._asked(memory, ids, mask)
-        output = self.base.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=cross.long(), **options
-        )
-        return output[:, 1:]
+        return self.say(*self.ask(memory, ids, mask), **options)
+
+    def ask(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a decoder reads for a query after the memory: states (B, R, hidden), and which of them are there (B, R).
+
+        So a query is read once for several answers; arguments and errors as of :meth:`read`.
+        """
+        rows, memory = self._rows(memory, ids, mask), self.close(memory)
+        samples = [Sample([Step(s) for s in text], Step(row)) for text, row in zip(memory.text, rows, strict=True)]
+        return self._encode(memory, self._lay_out(memory, samples))
+
+    def decode(self, hidden: Tensor, seen: Tensor, answer: Tensor) -> Tensor:
+        """Logits (B, A, V) of the tokens of an answer (B, A), each after those before it; see :meth:`ask`."""
+        start = self.base.config.decoder_start_token_id
+        begun = pad(answer.to(self.device), (1, 0), value=start)[:, :-1]
+        return self.base(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=seen.long(),
+            decoder_input_ids=begun.masked_fill(begun == IGNORE, 0),
+            use_cache=False,
+        ).logits[..., : self.vocab_size]
+
+    def say(self, hidden: Tensor, seen: Tensor, **options: Any) -> Tensor:
+        """(B, G) what the decoder says of its own; see :meth:`ask` and :meth:`generate`."""
+        states = BaseModelOutput(last_hidden_state=hidden)
+        return self.base.generate(encoder_outputs=states, attention_mask=seen.long(), **options)[:, 1:]
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -216,12 +237,6 @@ class CCMEncoderDecoder(AdaptedModel):
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
         self.check_ids(ids)
         return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
-
-    def _asked(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What a decoder reads for a query: states (B, R, hidden) and which of them are there, (B, R)."""
-        rows, memory = self._rows(memory, ids, mask), self.close(memory)
-        samples = [Sample([Step(s) for s in text], Step(row)) for text, row in zip(memory.text, rows, strict=True)]
-        return self._encode(memory, self._lay_out(memory, samples))
 
     def _lay_out(self, memory: EncoderMemory, samples: Sequence[Sample]) -> EncoderLayout:
         held = [*zip(memory.mask.sum(1).tolist(), memory.offset.tolist(), strict=True)]
@@ -253,23 +268,12 @@ class CCMEncoderDecoder(AdaptedModel):
         return self.base.get_encoder()(inputs_embeds=embedded, ccm=current).last_hidden_state
 
     def _encode(self, memory: EncoderMemory, layout: EncoderLayout) -> tuple[Tensor, Tensor]:
-        """As :meth:`_asked`: what the decoder reads alone, moved to the left of the padding."""
+        """As :meth:`ask`: what the decoder reads alone, moved to the left of the padding."""
         current = self.begun(layout, memory)
         states, cross = torch.cat([memory.states, self._run(current)], dim=1), current.cross
         order = (~cross).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(cross.sum(1).max())]
         picked = states.gather(1, order[:, :, None].expand(-1, -1, states.shape[2]))
         return picked, cross.gather(1, order)
-
-    def _decode(self, hidden: Tensor, cross: Tensor, answer: Tensor) -> Tensor:
-        """Logits (B, A, V) of the tokens of an answer (B, A), each after those before it."""
-        start = self.base.config.decoder_start_token_id
-        begun = pad(answer.to(self.device), (1, 0), value=start)[:, :-1]
-        return self.base(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-            attention_mask=cross.long(),
-            decoder_input_ids=begun.masked_fill(begun == IGNORE, 0),
-            use_cache=False,
-        ).logits[..., : self.vocab_size]
 
 
 def _check(config: CCMConfig) -> None:

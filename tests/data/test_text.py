@@ -149,9 +149,7 @@ def test_texts_of_less_than_two_chunks_are_passed_over_and_counted(
 
 def test_short_texts_alone_are_refused_with_what_to_do(tmp_path: Path, turns: Turns) -> None:
     (tmp_path / "a.txt").write_text("Too short.")
-    with pytest.raises(
-        DataError, match=r"None of 16 texts .*a.txt has 2 chunks of 16 tokens; lower data.chunk_tokens"
-    ):
+    with pytest.raises(DataError, match=r"None of 16 texts .*a.txt has 2 chunks of 16 tokens; lower data.chunk_tokens"):
         opened(tmp_path, turns).pool(0, 1)
 
 

@@ -11,11 +11,14 @@ import torch
 from ccm.conformance.data import examples, prompt_of
 from ccm.conformance.goldens import Differences, Goldens, largest
 from ccm.conformance.parallel import _config
+from ccm.conformance.t5 import t5_model
 from ccm.data.metaicl import AUTHORS_MEAN, demonstrations_for
 from ccm.data.questions import Question
+from ccm.evaluation.answering import likelihood
 from ccm.evaluation.metrics import CHOICES, Likelihood, accuracy, loss, macro_accuracy, perplexity
-from ccm.evaluation.scoring import Scored, Scorer, likelihood
+from ccm.evaluation.scoring import Scorer
 from ccm.evaluation.texts import rouge_l
+from ccm.model import CCMModel
 
 
 def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
@@ -43,6 +46,8 @@ def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     recorded = goldens.json("metrics/end_to_end.json")
     for case in recorded["metaicl"]:
         yield f"metaicl {case['task']} {case['attn_type']} {case['comp_type']}", _metaicl(goldens, case)
+    for case in recorded.get("metaicl_t5", ()):
+        yield f"metaicl {case['task']} {case['attn_type']} {case['comp_type']} T5", _metaicl(goldens, case, bos=False)
     for case in recorded["dialogue"]:
         yield f"dialogue {case['attn_type']}", _dialogue(goldens, case)
 
@@ -82,16 +87,17 @@ def _rouge(table: dict[str, Any]) -> Differences:
     return {"figure": max(*each, abs(mean - table["plain_mean_x100"]["rougeL"]))}
 
 
-def _metaicl(goldens: Goldens, case: dict[str, Any]) -> Differences:
+def _metaicl(goldens: Goldens, case: dict[str, Any], *, bos: bool = True) -> Differences:
     raw = goldens.json("data/metaicl_raw.json")
-    prompt, tables = prompt_of(raw["special"]), raw["raw"]
+    prompt, tables = prompt_of(raw["special"], bos=bos), raw["raw"]
     pools = {seed: examples(table[case["task"]], prompt) for seed, table in tables["demonstrations"].items()}
     chosen = demonstrations_for(pools["100"], pools["13"], case["k"])
     questions = [
         prompt.question(example, chosen, case["max_length"], case["task"])
         for example in examples(tables["test"][case["task"]], prompt)
     ]
-    scored = _scored(goldens, case, questions)
+    model = _decoder(goldens, case) if bos else t5_model(goldens, {"conditional_lora": True, **case})
+    scored = [*Scorer(model, batch=4).score(questions)]
     rows = [([*one.answers], one.right) for one in scored]
     sums = torch.tensor([answer.total for one in scored for answer in one.answers])
     own = torch.tensor([answer.own for one in scored for answer in one.answers])
@@ -109,7 +115,7 @@ def _dialogue(goldens: Goldens, case: dict[str, Any]) -> Differences:
         *context, query, answer = dialogue
         steps = [[*([bos] if i == 0 else sep), *text] for i, text in enumerate(context)]
         questions.append(Question(steps, [*sep, *query, *sep], [answer]))
-    scored = _scored(goldens, case, questions)
+    scored = [*Scorer(_decoder(goldens, case), batch=4).score(questions)]
     rights = [one.answers[0] for one in scored]
     sums = torch.tensor([right.total for right in rights])
     figures, recorded = {"perplexity": perplexity(rights), "loss": loss(rights)}, case["reference"]
@@ -119,7 +125,5 @@ def _dialogue(goldens: Goldens, case: dict[str, Any]) -> Differences:
     }
 
 
-def _scored(goldens: Goldens, case: dict[str, Any], questions: list[Question]) -> list[Scored]:
-    config = _config("", {"sink": False, **case})
-    model = goldens.model(config, case["adapter"])
-    return [*Scorer(model, batch=4).score(questions)]
+def _decoder(goldens: Goldens, case: dict[str, Any]) -> CCMModel:
+    return goldens.model(_config("", {"sink": False, **case}), case["adapter"])

@@ -37,11 +37,12 @@ def check_t5(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
     """Layout, masks, hidden states, logits, losses, likelihoods, greedy tokens and gradients of the authors' T5."""
     samples = goldens.json("t5/samples.json")
     for case, entry in goldens.json("t5/manifest.json").items():
-        yield case, _differences(goldens, case, _model(goldens, entry), _samples(samples), samples["special"])
+        yield case, _differences(goldens, case, t5_model(goldens, entry), _samples(samples), samples["special"])
     yield "relative positions", _positions(goldens)
 
 
-def _model(goldens: Goldens, entry: dict[str, Any]) -> CCMEncoderDecoder:
+def t5_model(goldens: Goldens, entry: dict[str, Any]) -> CCMEncoderDecoder:
+    """The tiny encoder-decoder as a recorded case has it."""
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     base.generation_config.eos_token_id = None
     rule = RULES.get(entry["comp_type"], entry["attn_type"])
@@ -49,7 +50,7 @@ def _model(goldens: Goldens, entry: dict[str, Any]) -> CCMEncoderDecoder:
     config = CCMConfig(rule=rule, n_tok=entry["n_tok"], recurrent=False, lora=lora)
     model = (CCMEncoderDecoder if entry["conditional_lora"] else _Ordinary)(base, config).eval()
     if entry.get("adapter"):
-        found = goldens.tensors(f"t5/adapters/{entry['adapter']}")
+        found = goldens.tensors(f"t5/adapters/{entry['adapter'].removesuffix('.safetensors')}.safetensors")
         named = {name.removeprefix("base_model.model.").removeprefix("shared."): x for name, x in found.items()}
         own = model.adapter_tensors()
         model.load_adapter({name: x for name, x in named.items() if name in own}, entry["adapter"])

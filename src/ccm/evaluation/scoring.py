@@ -1,7 +1,7 @@
 """Log-likelihoods of answers, and replies generated greedily, given a memory of their context.
 
-The memory is written once for a question and its query read once; every answer goes on from there, and so does a reply.
-So the answers cost next to nothing beside the context, and the figures are those of one parallel pass for each answer.
+The memory is written once for a question and its query read once (:mod:`ccm.evaluation.answering`), so that the answers
+cost next to nothing beside the context; the figures are those of one parallel pass for each answer.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ccm.data.questions import Question
 from ccm.errors import ConfigError, InputError
+from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.texts import Reply, judge
-from ccm.memory import Memory, MemoryCache
+from ccm.memory import Memory
 from ccm.model import CCMModel
+from ccm.seq2seq import CCMEncoderDecoder
 from ccm.turns import Turns
 
 POOL = 1024  # questions that are sorted together, so that little is padded
@@ -81,7 +83,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: CCMModel,
+        model: CCMModel | CCMEncoderDecoder,
         *,
         batch: int = 16,
         generate: int = 0,
@@ -92,6 +94,7 @@ class Scorer:
             raise ConfigError("To generate replies, a scorer needs their turns; give both.")
         self.model, self.batch, self.generate = model, batch, generate
         self.turns, self.fold = turns if generate else None, fold
+        self.answering = answering(model, self.turns, generate)
         self.seconds = Seconds()
 
     @torch.inference_mode()
@@ -123,7 +126,8 @@ class Scorer:
         begun = self._now()
         memory, peaks = self._write([question.steps for question in questions])
         written = self._now()
-        sums, replies = self._read(memory, questions)
+        self._check_end(memory, questions)
+        sums, replies = self.answering.read(memory, questions)
         own = self._own(questions)
         self.seconds.write += written - begun
         self.seconds.read += self._now() - written
@@ -144,78 +148,22 @@ class Scorer:
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
 
-    def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Memory, list[int]]:
+    def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Any, list[int]]:
         """The closed memory of contexts with as many steps each, and the most entries that writing it had in view."""
         if self.model.rule.compresses != "step" and self.fold is None:  # then steps make no difference
             contexts = [[[token for step in steps for token in step]] if steps else [] for steps in contexts]
-        memory, config = self.model.empty_memory(len(contexts)), self.model.config
+        model: Any = self.model
+        memory, config = model.empty_memory(len(contexts)), model.config
         comp = 0 if self.model.rule.compresses == "never" else config.n_tok
         peaks = [0] * len(contexts)
         for step in zip(*contexts, strict=True):
             if not self.model.rule.forgets:
-                read = (memory if config.recurrent else memory.sink_only()).entries
+                read = memory.entries if config.recurrent else [min(e, int(config.sink)) for e in memory.entries]
                 peaks = [max(p, e + len(s) + comp) for p, e, s in zip(peaks, read, step, strict=True)]
-            before, memory = memory, self.model.compress(memory, *padded(step))
+            before, memory = memory, model.compress(memory, *padded(step))
             if self.fold is not None:
                 memory = self.fold(before, memory, config.n_tok)
-        return self.model.close(memory), peaks
-
-    def _read(self, memory: Memory, questions: list[Question]) -> tuple[list[list[float]], list[list[int]]]:
-        """Log-likelihoods of all answers, and replies: the query is read once, then each from where it ended."""
-        ids, mask = (x.to(self.model.device) for x in padded([question.query for question in questions]))
-        self._check_end(memory, questions)
-        cache = memory.cache()
-        first = self.model.read(memory, ids, mask, cache, last=True)
-        read = torch.cat([memory.mask, mask], dim=1)
-        replies = self._generate(cache.fork(), first, read)
-        return self._answers(cache, first, read, [question.answers for question in questions]), replies
-
-    def _answers(
-        self, cache: MemoryCache, first: Tensor, read: Tensor, answers: list[Sequence[Sequence[int]]]
-    ) -> list[list[float]]:
-        """Log-likelihoods of as many answers a row.
-
-        Args:
-            cache: of B memories and queries; it is used up.
-            first: (B, 1, V) logits of the token after them.
-            read: (B, S) mask of what was read.
-            answers: of each row.
-        """
-        choices, flat = len(answers[0]), [answer for row in answers for answer in row]
-        first = first.repeat_interleave(choices, 0)
-        by_token: Iterable[Tensor] = first
-        if max(map(len, flat)) > 1:
-            if choices > 1:
-                cache.batch_repeat_interleave(choices)
-            fed, fed_mask = (x.to(self.model.device) for x in padded([answer[:-1] for answer in flat], after=True))
-            end = (cache.memory.offset + read[:, cache.memory.width :].sum(1)).repeat_interleave(choices)
-            later = self.model.base(
-                input_ids=fed,
-                attention_mask=torch.cat([read.repeat_interleave(choices, 0), fed_mask], dim=1).long(),
-                position_ids=end[:, None] + (fed_mask.long().cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
-            ).logits
-            by_token = (
-                torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
-                for start, rest, answer in zip(first, later, flat, strict=True)
-            )
-        sums = [likelihood(row, answer) for row, answer in zip(by_token, flat, strict=True)]
-        return [sums[i : i + choices] for i in range(0, len(sums), choices)]
-
-    def _generate(self, cache: MemoryCache, logits: Tensor, read: Tensor) -> list[list[int]]:
-        """The likeliest tokens after what was read, of each row up to its end; arguments as of :meth:`_answers`."""
-        replies: list[list[int]] = [[] for _ in read]
-        going = [*range(len(replies))]
-        while self.turns and going:
-            tokens = logits[:, -1:].argmax(-1)
-            for i in going:
-                replies[i].append(int(tokens[i]))
-            going = [i for i in going if len(replies[i]) < self.generate and not self.turns.reply(replies[i])[1]]
-            if going:  # rows that have ended go along, unheard
-                read = torch.cat([read, read.new_ones(len(read), 1)], dim=1)
-                output = self.model.base(input_ids=tokens, attention_mask=read.long(), past_key_values=cache)
-                logits = output.logits[..., : self.model.vocab_size]
-        return replies
+        return model.close(memory), peaks
 
     def _judged(self, question: Question, ids: Sequence[int]) -> Reply | None:
         if self.turns is None:
@@ -225,7 +173,7 @@ class Scorer:
         references = question.references or [right]
         return Reply(question.task, asked, references, reply, judge(reply, references, question.judged))
 
-    def _check_end(self, memory: Memory, questions: list[Question]) -> None:
+    def _check_end(self, memory: Any, questions: list[Question]) -> None:
         for offset, question in zip(memory.offset.tolist(), questions, strict=True):
             end = offset + len(question.query) + max(self.generate, *map(len, question.answers)) - 1
             if end > self.model.max_positions:
@@ -240,30 +188,8 @@ class Scorer:
         if questions[0].before is None:
             return [[None] * len(question.answers) for question in questions]
         texts = sorted({(tuple(q.before or ()), tuple(answer)) for q in questions for answer in q.answers})
-        ids, mask = (x.to(self.model.device) for x in padded([[*before, *answer[:-1]] for before, answer in texts]))
-        logits = self.model.base(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=max(len(answer) for _, answer in texts),
-        ).logits[..., : self.model.vocab_size]
-        own = {
-            text: likelihood(row[row.shape[0] - len(text[1]) :], text[1])
-            for text, row in zip(texts, logits, strict=True)
-        }
+        own = dict(zip(texts, self.answering.alone(texts), strict=True))
         return [[own[tuple(q.before or ()), tuple(answer)] for answer in q.answers] for q in questions]
-
-
-def padded(rows: Sequence[Sequence[int]], *, after: bool = False) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of rows, padded on the left, or on the right where they go on from others: a gap
-    within a text would count in a sliding window."""
-    width = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(0, len(row)) if after else slice(width - len(row), width)
-        ids[i, place], mask[i, place] = torch.tensor([*row], dtype=torch.long), True
-    return ids, mask
 
 
 def _kind(question: Question) -> tuple[int, int, bool]:
@@ -273,9 +199,3 @@ def _kind(question: Question) -> tuple[int, int, bool]:
 
 def _shape(question: Question) -> tuple[int, int, bool, int, int]:
     return *_kind(question), sum(map(len, question.steps)), len(question.query)
-
-
-def likelihood(logits: Tensor, answer: Sequence[int]) -> float:
-    """Log-likelihood of an answer from the logits (A, V) that predict its A tokens."""
-    log_p = logits.float().log_softmax(-1)
-    return float(log_p[range(len(answer)), [*answer]].double().sum())

@@ -1,0 +1,173 @@
+"""How models answer a query after a memory: likelihoods of given answers, and replies of their own.
+
+The query is read once, and every answer goes on from there; so does a reply.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccm.data.questions import Question
+from ccm.layout import IGNORE
+from ccm.memory import Memory, MemoryCache
+from ccm.model import CCMModel
+from ccm.seq2seq import CCMEncoderDecoder, EncoderMemory
+from ccm.turns import Turns
+
+Sums = Sequence[Sequence[float]]  # of each question, the log-likelihood of each answer
+Replies = Sequence[Sequence[int]]  # of each question, the token ids of a reply; none where none was asked for
+
+
+class Answering(ABC):
+    """What a model makes of questions. Subclasses know a kind of model.
+
+    Args:
+        model: under its rule, in eval mode.
+        turns: say where a reply ends; None where none is asked for.
+        most: new tokens of a reply.
+    """
+
+    def __init__(self, model: Any, turns: Turns | None, most: int) -> None:
+        self.model, self.turns, self.most = model, turns, most
+
+    @abstractmethod
+    def read(self, memory: Any, questions: Sequence[Question]) -> tuple[Sums, Replies]:
+        """All answers, and replies, after a closed memory of B contexts; every question has as many answers."""
+
+    @abstractmethod
+    def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Log-likelihoods of answers after what is said before them, of the model without a memory."""
+
+    def _ended(self, reply: Sequence[int]) -> bool:
+        assert self.turns is not None
+        return len(reply) >= self.most or self.turns.reply([*reply])[1]
+
+
+class DecoderAnswering(Answering):
+    """Of a decoder alone: the answer follows the query in its cache."""
+
+    model: CCMModel
+
+    def read(self, memory: Memory, questions: Sequence[Question]) -> tuple[Sums, Replies]:
+        ids, mask = (x.to(self.model.device) for x in padded([question.query for question in questions]))
+        cache = memory.cache()
+        first = self.model.read(memory, ids, mask, cache, last=True)
+        read = torch.cat([memory.mask, mask], dim=1)
+        replies = self._generate(cache.fork(), first, read)
+        return self._likelihoods(cache, first, read, [question.answers for question in questions]), replies
+
+    def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        ids, mask = (x.to(self.model.device) for x in padded([[*before, *answer[:-1]] for before, answer in texts]))
+        logits = self.model.base(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=max(len(answer) for _, answer in texts),
+        ).logits[..., : self.model.vocab_size]
+        return [
+            likelihood(row[row.shape[0] - len(answer) :], answer)
+            for (_, answer), row in zip(texts, logits, strict=True)
+        ]
+
+    def _likelihoods(
+        self, cache: MemoryCache, first: Tensor, read: Tensor, answers: list[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
+        """Log-likelihoods of as many answers a row.
+
+        Args:
+            cache: of B memories and queries; it is used up.
+            first: (B, 1, V) logits of the token after them.
+            read: (B, S) mask of what was read.
+            answers: of each row.
+        """
+        choices, flat = len(answers[0]), [answer for row in answers for answer in row]
+        first = first.repeat_interleave(choices, 0)
+        by_token: Iterable[Tensor] = first
+        if max(map(len, flat)) > 1:
+            if choices > 1:
+                cache.batch_repeat_interleave(choices)
+            fed, fed_mask = (x.to(self.model.device) for x in padded([answer[:-1] for answer in flat], after=True))
+            end = (cache.memory.offset + read[:, cache.memory.width :].sum(1)).repeat_interleave(choices)
+            later = self.model.base(
+                input_ids=fed,
+                attention_mask=torch.cat([read.repeat_interleave(choices, 0), fed_mask], dim=1).long(),
+                position_ids=end[:, None] + (fed_mask.long().cumsum(1) - 1).clamp(min=0),
+                past_key_values=cache,
+            ).logits
+            by_token = (
+                torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
+                for start, rest, answer in zip(first, later, flat, strict=True)
+            )
+        sums = [likelihood(row, answer) for row, answer in zip(by_token, flat, strict=True)]
+        return [sums[i : i + choices] for i in range(0, len(sums), choices)]
+
+    def _generate(self, cache: MemoryCache, logits: Tensor, read: Tensor) -> list[list[int]]:
+        """The likeliest tokens after what was read, of each row up to its end; arguments as of :meth:`_likelihoods`."""
+        replies: list[list[int]] = [[] for _ in read]
+        going = [*range(len(replies))]
+        while self.turns and going:
+            tokens = logits[:, -1:].argmax(-1)
+            for i in going:
+                replies[i].append(int(tokens[i]))
+            going = [i for i in going if not self._ended(replies[i])]
+            if going:  # rows that have ended go along, unheard
+                read = torch.cat([read, read.new_ones(len(read), 1)], dim=1)
+                output = self.model.base(input_ids=tokens, attention_mask=read.long(), past_key_values=cache)
+                logits = output.logits[..., : self.model.vocab_size]
+        return replies
+
+
+class EncoderDecoderAnswering(Answering):
+    """Of an encoder-decoder: the encoder reads the query, the decoder says the answer."""
+
+    model: CCMEncoderDecoder
+
+    def read(self, memory: EncoderMemory, questions: Sequence[Question]) -> tuple[Sums, Replies]:
+        hidden, seen = self.model.ask(memory, *padded([question.query for question in questions]))
+        choices, flat = len(questions[0].answers), [answer for question in questions for answer in question.answers]
+        sums = self._said(hidden.repeat_interleave(choices, 0), seen.repeat_interleave(choices, 0), flat)
+        return [sums[i : i + choices] for i in range(0, len(sums), choices)], self._generate(hidden, seen)
+
+    def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        blank = self.model.empty_memory(len(texts))
+        return self._said(*self.model.ask(blank, *padded([before for before, _ in texts])), [said for _, said in texts])
+
+    def _said(self, hidden: Tensor, seen: Tensor, answers: Sequence[Sequence[int]]) -> list[float]:
+        ids, mask = padded(answers, after=True)
+        logits = self.model.decode(hidden, seen, ids.masked_fill(~mask, IGNORE))
+        return [likelihood(row[: len(answer)], answer) for row, answer in zip(logits, answers, strict=True)]
+
+    def _generate(self, hidden: Tensor, seen: Tensor) -> Replies:
+        if self.turns is None:
+            return [[] for _ in seen]
+        said = self.model.say(hidden, seen, max_new_tokens=self.most, do_sample=False).tolist()
+        return [row[: next(n for n in range(1, len(row) + 1) if n == len(row) or self._ended(row[:n]))] for row in said]
+
+
+def answering(model: CCMModel | CCMEncoderDecoder, turns: Turns | None, most: int) -> Answering:
+    """How a model answers; arguments as of :class:`Answering`."""
+    kind = EncoderDecoderAnswering if isinstance(model, CCMEncoderDecoder) else DecoderAnswering
+    return kind(model, turns, most)
+
+
+def padded(rows: Sequence[Sequence[int]], *, after: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and mask (B, T) of rows, padded on the left, or on the right where they go on from others: a gap
+    within a text would count in a sliding window."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if after else slice(width - len(row), width)
+        ids[i, place], mask[i, place] = torch.tensor([*row], dtype=torch.long), True
+    return ids, mask
+
+
+def likelihood(logits: Tensor, answer: Sequence[int]) -> float:
+    """Log-likelihood of an answer from the logits (A, V) that predict its A tokens."""
+    log_p = logits.float().log_softmax(-1)
+    return float(log_p[range(len(answer)), [*answer]].double().sum())

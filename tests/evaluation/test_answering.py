@@ -1,0 +1,62 @@
+"""How an encoder-decoder answers: as one pass for each answer, after a memory of any rule."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from helpers import EOS, PAD, TOLERANCE, VOCAB, ccm_config, randomize_adapter
+from tiny_t5 import tiny_t5
+
+from ccm.data.questions import Question
+from ccm.encoder import build_encoder_layout
+from ccm.evaluation.scoring import Scorer
+from ccm.layout import IGNORE, Sample, Step
+from ccm.seq2seq import CCMEncoderDecoder
+
+
+def text(rng: random.Random, least: int, most: int) -> list[int]:
+    return [rng.randrange(5, VOCAB) for _ in range(rng.randint(least, most))]
+
+
+def questions(count: int = 10) -> list[Question]:
+    rng, made = random.Random(0), []
+    for number in range(count):
+        steps = [text(rng, 1, 6) for _ in range(rng.randint(0, 3))]
+        answers = [text(rng, 1, 4) for _ in range(1 + number % 3)]
+        made.append(Question(steps, text(rng, 1, 5), answers, 0, "", [7, 8] if number % 2 else None))
+    return made
+
+
+@torch.no_grad()
+def from_scratch(model: CCMEncoderDecoder, steps: list[list[int]], query: list[int], answer: list[int]) -> float:
+    ids, targets = [*query, *answer], [*[IGNORE] * (len(query) - 1), *answer, EOS]
+    layout = build_encoder_layout([Sample([*map(Step, steps)], Step(ids, targets))], model.config, model.rule, PAD)
+    log_p = model(layout).logits.log_softmax(-1)
+    return float(log_p[range(len(answer)), answer].sum())
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge", "ema", "gist", "pos_control", "full", "none"])
+def test_answers_have_the_likelihoods_of_a_pass_each(rule: str) -> None:
+    model = CCMEncoderDecoder(tiny_t5(), ccm_config(rule, recurrent=False)).eval()
+    randomize_adapter(model, 1)
+    asked = questions()
+    for question, one in zip(asked, Scorer(model, batch=4).score(asked), strict=True):
+        for answer, ours in zip(question.answers, one.answers, strict=True):
+            steps = [[*step] for step in question.steps]
+            assert ours.total == pytest.approx(from_scratch(model, steps, [*question.query], [*answer]), abs=TOLERANCE)
+            if question.before is None:
+                assert ours.own is None
+            else:
+                alone = from_scratch(model, [], [*question.before], [*answer])
+                assert ours.own == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_entries_and_bytes_are_counted() -> None:
+    question = Question([[5, 6, 7], [8, 9]], [10, 11], [[12, 13, 14]])
+    for rule, entries, peak in (("concat", 4, 8), ("full", 5, 9), ("none", 0, 4)):
+        model = CCMEncoderDecoder(tiny_t5(), ccm_config(rule, recurrent=False)).eval()
+        (one,) = Scorer(model).score([question])
+        assert (one.entries, one.peak) == (entries, peak)
+        assert one.kv_bytes == entries * 4 * (3 * 2 * 4 * 8 + 32)
