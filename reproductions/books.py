@@ -43,7 +43,7 @@ METHODS = {  # what differs; merge and gate hold as many entries as a memory of 
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
     "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
 }
-WINDOWS = (64, 96, 128, 160, 256, 376)  # of the window that is always full: what more raw text is worth
+WINDOWS = (32, 48, 64, 96, 128, 160, 256, 376)  # of the window that is always full: what more raw text is worth
 
 
 def train_adapter(what: tuple[str, int], places: tuple[str, ...], output: Path) -> Path:
@@ -165,7 +165,9 @@ def main() -> None:
     train_model(RECIPE, model, args.data / TRAIN, ())
     wanted = [*product(["concat"], args.seeds), *product(args.others, args.seeds[:1])]
     work = partial(train_adapter, places=(f"model={model}", f"data.path={args.data / TRAIN}"), output=args.output)
-    windows = {f"window {size}": StreamSettings(cache_size=size, evict="window") for size in WINDOWS}
+    windows = {
+        f"window {size}": StreamSettings(cache_size=size, span=16, memory_size=0, evict="window") for size in WINDOWS
+    }
     streams = args.output / f"streams-{args.tokens}"
     with processes() as pool:
         adapters = [*pool.map(work, wanted)]
