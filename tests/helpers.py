@@ -12,17 +12,28 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    Exaone4Config,
+    Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
+    GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
+    Starcoder2Config,
 )
 
 from ccm.config import CCMConfig, LoRASettings
@@ -102,6 +113,7 @@ _SIZES: dict[str, Any] = {
 }
 _GQA = {**_SIZES, "num_key_value_heads": 2}
 _SLIDE = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+_HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZES),
     "llama_gqa": lambda: LlamaConfig(**_GQA),
@@ -114,19 +126,55 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         **{**_GQA, "tie_word_embeddings": True},
         head_dim=8,
         sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        layer_types=_HYBRID,
     ),
     "phi3": lambda: Phi3Config(**_GQA, sliding_window=None),
     "phi3_window": lambda: Phi3Config(**_GQA, sliding_window=WINDOW),
     "smollm3": lambda: SmolLM3Config(**_GQA, no_rope_layer_interval=2),
     "olmo2": lambda: Olmo2Config(**_GQA),
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES),
+    "mixtral": lambda: MixtralConfig(**_GQA, sliding_window=None, num_local_experts=4),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **_GQA, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "gemma2": lambda: Gemma2Config(**_GQA, head_dim=8, sliding_window=WINDOW, layer_types=_HYBRID),
+    "cohere": lambda: CohereConfig(**_GQA, logit_scale=1.0),
+    "cohere2": lambda: Cohere2Config(**_GQA, logit_scale=1.0, sliding_window=WINDOW, layer_types=_HYBRID),
+    "glm4": lambda: Glm4Config(**_GQA, head_dim=8, partial_rotary_factor=0.5),
+    "exaone4": lambda: Exaone4Config(**_GQA, sliding_window=WINDOW, layer_types=_HYBRID),
+    "granite": lambda: GraniteConfig(**_GQA, embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=0.5),
+    "starcoder2": lambda: Starcoder2Config(**_GQA, sliding_window=None),
+    "starcoder2_window": lambda: Starcoder2Config(**_GQA, sliding_window=WINDOW),
+    "gpt2": lambda: GPT2Config(**_SIZES, n_inner=48, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "llama4": lambda: Llama4TextConfig(
+        **_GQA,
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        interleave_moe_layer_step=2,
+        no_rope_layers=[1, 0, 1],
+        attention_chunk_size=WINDOW,
+        floor_scale=5,
+    ),
 }
-WINDOWED = ("mistral_window", "qwen2_window", "gemma3", "phi3_window")
+WINDOWED = (
+    "mistral_window",
+    "qwen2_window",
+    "gemma3",
+    "phi3_window",
+    "gemma2",
+    "cohere2",
+    "exaone4",
+    "starcoder2_window",
+    "llama4",
+)
+EAGER_ONLY = ("gemma2",)  # refuse sdpa, which has no softcap
+ABSOLUTE = ("gpt2",)  # add their positions to the embeddings: keys cannot be moved
+KERNELS = [(f, attn) for f in FAMILIES for attn in ("sdpa", "eager") if attn == "eager" or f not in EAGER_ONLY]
 
 
 def tiny_base(
-    family: str = "llama", *, seed: int = 0, attn: str = "sdpa", dtype: torch.dtype = torch.float32, **sizes: Any
+    family: str = "llama", *, seed: int = 0, attn: str | None = None, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> PreTrainedModel:
     """A stock model with weights large enough for logits of several units, so that a tolerance of 1e-4 means a lot."""
     config = FAMILIES[family]()
@@ -152,7 +200,7 @@ def tiny_model(
     rule: str = "concat",
     *,
     family: str = "llama",
-    attn: str = "sdpa",
+    attn: str | None = None,
     seed: int = 0,
     base: PreTrainedModel | None = None,
     **settings: Any,

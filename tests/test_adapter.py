@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import (
-    FAMILIES,
+    KERNELS,
     VOCAB,
     assert_close,
     ccm_config,
@@ -19,11 +21,11 @@ from helpers import (
 )
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ccm import adapter, base
 from ccm.adapter import CompLinear, PlainLoRA, initial_embeddings, inject_lora, merge_stage1
-from ccm.base import attention_modules
+from ccm.base import attention_modules, projection_paths
+from ccm.checkpoint import read_stage1
 from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.layout import Sample, Step
@@ -37,8 +39,7 @@ TRAINED = [
 UNCONDITIONAL = LoRASettings(r=4, alpha=16, dropout=0.0, conditional=False)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_without_comp_tokens_the_model_is_the_stock_base_bit_for_bit(family: str, attn: str) -> None:
     model, stock = tiny_model(family=family, attn=attn), tiny_base(family, attn=attn)
     with torch.no_grad():
@@ -81,7 +82,7 @@ def test_a_projection_that_the_model_lacks_is_refused(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["q_proj", "o_proj"])
 def test_a_projection_that_does_not_become_conditional_is_refused(name: str, layer: int) -> None:
     base = tiny_base()
-    setattr(base.model.layers[layer].self_attn, name, Conv1D(32, 32))
+    setattr(base.model.layers[layer].self_attn, name, nn.Embedding(32, 32))
     with pytest.raises(UnsupportedModelError, match=f"{name} of layer {layer}.*CompLinear"):
         inject_lora(base, ccm_config().lora)
 
@@ -93,7 +94,7 @@ def test_a_second_attention_module_in_a_layer_is_refused() -> None:
         attention_modules(base)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "mixtral", "gpt2", "llama4"])
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 def test_gradients_are_the_same_with_gradient_checkpointing(rule: str, family: str) -> None:
     def gradients(checkpointing: bool) -> tuple[dict[str, Tensor], int]:
@@ -237,6 +238,18 @@ def test_a_stage_1_adapter_acts_on_all_tokens_and_enters_the_fingerprint() -> No
         assert (wrapped(TEXT).logits - tiny_base()(TEXT).logits).abs().max() > 0.01
     other = CCMModel(tiny_base(), ccm_config(), stage1=plain_lora(seed=4)[0])
     assert len({model.base_id, other.base_id, CCMModel(tiny_base(), ccm_config()).base_id}) == 3
+
+
+def test_a_stage_1_adapter_of_a_transposed_layer_is_merged_as_it_was_saved(tmp_path: Path) -> None:
+    base = tiny_base("gpt2")
+    targets = projection_paths(base)
+    assert not any("mlp" in target for target in targets)
+    wrapped = get_peft_model(base, LoraConfig(target_modules=targets, fan_in_fan_out=True, init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = wrapped.eval()(TEXT).logits
+        assert (expected - tiny_base("gpt2")(TEXT).logits).abs().max() > 0.01
+        assert_close(merge_stage1(tiny_base("gpt2"), read_stage1(tmp_path))(TEXT).logits, expected, 1e-5)
 
 
 def test_a_stage_1_adapter_with_tensors_that_have_no_place_is_refused() -> None:

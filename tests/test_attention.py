@@ -26,9 +26,11 @@ from transformers import AttentionInterface
 from ccm.attention import SDPA, CachedPass, ParallelPass, additive
 from ccm.layout import Layout, Sample, Step, build_layout
 from ccm.model import CCMModel
+from ccm.reach import Reach
 from ccm.rules import make_rule
 
 N_TOK = 2
+REACHES = (None, Reach(3), Reach(4, chunked=True))
 
 
 def parallel_pass(rows: list[Sample], rule: str, *, sink: bool = False, recurrent: bool = True) -> ParallelPass:
@@ -39,7 +41,7 @@ def parallel_pass(rows: list[Sample], rule: str, *, sink: bool = False, recurren
 
 
 def slow_visible(
-    sample: Sample, rule: str, *, sink: bool, recurrent: bool, window: int | None
+    sample: Sample, rule: str, *, sink: bool, recurrent: bool, reach: Reach | None
 ) -> tuple[list[list[bool]], list[list[bool]]]:
     """For each token of an unpadded row: which tokens it sees, and which memory slots (step, k) of rules that mix.
 
@@ -61,7 +63,7 @@ def slow_visible(
     for i, (block, _, position) in enumerate(tokens):
         row = []
         for j, (other, comp, other_position) in enumerate(tokens):
-            near = window is None or comp or position - other_position < window
+            near = reach is None or comp or slow_covers(reach, position, other_position)
             own = block == other and near
             reads = recurrent or block == query
             memory = rule in ("concat", "gist") and comp and other < block and reads
@@ -72,18 +74,23 @@ def slow_visible(
     return sees, slots
 
 
-@pytest.mark.parametrize("window", [None, 3])
+def slow_covers(reach: Reach, query: int, key: int) -> bool:
+    """The window ends at the query; its chunk begins at a multiple of the size."""
+    return key > query - reach.size if not reach.chunked else key >= query - query % reach.size
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", PUBLISHED)
-def test_masks_equal_the_slow_loops(rule: str, sink: bool, recurrent: bool, window: int | None) -> None:
+def test_masks_equal_the_slow_loops(rule: str, sink: bool, recurrent: bool, reach: Reach | None) -> None:
     @given(samples(max_rows=3))
     def check(rows: list[Sample]) -> None:
         current = parallel_pass(rows, rule, sink=sink, recurrent=recurrent)
-        mask, layout = current.mask(window)[:, 0], current.layout
+        mask, layout = current.mask(reach)[:, 0], current.layout
         width = layout.ids.shape[1]
         for i, row in enumerate(rows):
-            sees, slots = slow_visible(row, rule, sink=sink, recurrent=recurrent, window=window)
+            sees, slots = slow_visible(row, rule, sink=sink, recurrent=recurrent, reach=reach)
             pads = width - len(sees)
             assert mask[i, pads:, pads:width].tolist() == sees
             assert not mask[i, pads:, :pads].any()
@@ -121,8 +128,8 @@ def test_the_table_of_the_semantics_by_hand() -> None:
 def test_no_row_of_a_mask_is_empty(rule: str) -> None:
     """A softmax over nothing is NaN; padding sees padding."""
     current = parallel_pass([make_sample([1], 1), make_sample([6, 6, 6], 5)], rule, sink=True)
-    for window in (None, 1, 3):
-        assert current.mask(window).any(-1).all()
+    for reach in (*REACHES, Reach(1)):
+        assert current.mask(reach).any(-1).all()
 
 
 def test_bos_within_the_text_is_not_a_sink() -> None:
@@ -167,18 +174,21 @@ def test_mixed_memory_columns_are_the_mean_of_the_rows_own_comp_columns() -> Non
     torch.testing.assert_close(memory[0, :, :2], key[0, :, current.layout.comp_columns[0, :2]])
 
 
-@pytest.mark.parametrize("window", [1, 3, 100])
-def test_memory_entries_under_a_window_equal_the_slow_loop(window: int) -> None:
-    mask = torch.tensor([[True, False, True, True], [True, True, True, True]])
-    entries = torch.tensor([[-1, 0, 3, 4], [0, 1, 2, -1]])
-    positions = torch.tensor([[5, 6, 7], [3, 4, 5]])
-    visible = CachedPass(mask, entries, positions, None).visible(window)
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("reach", [Reach(1), Reach(3), Reach(100), Reach(4, chunked=True)], ids=str)
+def test_what_a_limited_layer_sees_after_a_memory_equals_the_slow_loop(reach: Reach, sink: bool) -> None:
+    mask = torch.tensor([[True, False, True, True, True, True], [True, True, True, True, False, True]])
+    columns = torch.tensor([[-1, 0, 3, 4, 5, 6], [0, 1, 2, -1, 3, 3]])  # three of a memory, one read, two of the pass
+    positions = columns[:, -2:]
+    first = torch.tensor([0, 0]) if sink else None
+    seen = CachedPass(mask, columns, positions, first).mask(reach)
+    assert seen.shape == (2, 1, 2, 6)
     for b in range(2):
-        for q in range(3):
-            for m in range(4):
-                raw = entries[b, m] >= 0
-                near = positions[b, q] - entries[b, m] < window
-                assert visible[b, 0, q, m] == (mask[b, m] and (not raw or near))
+        for q in range(2):
+            for k in range(6):
+                at = int(columns[b, k])
+                near = at < 0 or slow_covers(reach, int(positions[b, q]), at) or (sink and k == 0)
+                assert seen[b, 0, q, k] == (mask[b, k] and k <= 4 + q and near)
 
 
 def test_a_boolean_mask_becomes_numbers_to_add() -> None:

@@ -26,7 +26,13 @@ from helpers import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    PretrainedConfig,
+)
 
 from ccm import adapted, checkpoint, loading
 from ccm.base import check_device, load_base
@@ -112,9 +118,21 @@ def test_a_base_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> No
 
 
 def test_an_unsupported_base_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*llama"):
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    with pytest.raises(UnsupportedModelError, match=r"'bloom'.*llama"):
         load_base(tmp_path)
+
+
+def test_the_text_part_of_a_model_that_also_sees_is_loaded(tmp_path: Path) -> None:
+    sees = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    sees |= {"image_size": 28, "vision_output_dim": 8, "projector_input_dim": 8, "projector_output_dim": 8}
+    text = tiny_base("llama4")
+    whole = Llama4ForConditionalGeneration(Llama4Config(vision_config=sees, text_config=text.config.to_dict()))
+    whole.language_model.load_state_dict(text.state_dict())
+    whole.save_pretrained(tmp_path)
+    loaded, ids = load_base(tmp_path), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(CCMModel(loaded, ccm_config()).base(ids).logits, text(ids).logits)
 
 
 @pytest.mark.parametrize("model_type", ["frobnicate", None])

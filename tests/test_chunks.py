@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import FAMILIES, assert_close, layout_of, make_sample, tiny_model
+from helpers import KERNELS, assert_close, layout_of, make_sample, tiny_model
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -60,9 +60,8 @@ def test_a_narrow_mask_is_parted_and_a_wide_one_is_not() -> None:
     assert Chunks.of(torch.ones(1, 1, 8 * SIZE, 8 * SIZE, dtype=torch.bool).tril()) is None
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("rule", ["concat", "merge"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_every_family_gives_the_same_in_chunks(
     family: str, rule: str, attn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

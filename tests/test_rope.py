@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAMILIES, VOCAB, assert_close, tiny_base
+from helpers import ABSOLUTE, FAMILIES, VOCAB, assert_close, tiny_base
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -59,9 +59,19 @@ def check(base: PreTrainedModel) -> None:
         assert_close(back(layer, other), one, 2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ABSOLUTE])
 def test_moved_keys_are_those_of_the_text_read_there(family: str) -> None:
     check(tiny_base(family))
+
+
+@pytest.mark.parametrize("family", ABSOLUTE)
+def test_families_that_add_positions_to_the_embeddings_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="no rotary positions"):
+        Rope(tiny_base(family))
+
+
+def test_exaone_without_a_window_knows_positions_in_every_layer() -> None:
+    check(tiny_base("exaone4", sliding_window=None, layer_types=["full_attention"] * 3))
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -69,12 +79,10 @@ def test_every_rope_that_can_be_moved(rope: str) -> None:
     check(with_rope(**ROPES[rope]))
 
 
-def test_layers_without_positions_stay() -> None:
-    base = tiny_base("smollm3")
-    blind = [i for i, use in enumerate(base.config.no_rope_layers) if not use]
-    assert blind
-    keys = torch.randn(1, 2, 3, 8)
-    assert all(torch.equal(Rope(base).by(torch.tensor([1, 2, 3]))(layer, keys), keys) for layer in blind)
+@pytest.mark.parametrize("family", ["smollm3", "cohere2", "exaone4", "llama4"])
+def test_layers_without_positions_stay(family: str) -> None:
+    turn, keys = Rope(tiny_base(family)).by(torch.tensor([1, 2, 3])), torch.randn(1, 2, 3, 8)
+    assert [torch.equal(turn(layer, keys), keys) for layer in range(3)] == [False, True, False]
 
 
 def test_every_key_moves_by_its_own_number() -> None:

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAMILIES, POSITIONS, VOCAB, WINDOW, assert_close, tiny_base, tiny_model
+from families import streamed
+from helpers import ABSOLUTE, FAMILIES, POSITIONS, TOLERANCE, VOCAB, WINDOW, assert_close, tiny_base, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 
 from ccm.attention import CompressingPass
+from ccm.base import attention_modules
 from ccm.builtin import WEIGHTS
 from ccm.errors import ConfigError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.evictions import EVICTIONS, StreamSettings
 from ccm.files import read_metadata
 from ccm.model import CCMModel
+from ccm.reach import Reach
 from ccm.streaming import StreamingMemory
 
 SMALL = {"cache_size": 14, "span": 5, "memory_size": 4, "sink": 1}
@@ -164,25 +167,46 @@ def test_the_pieces_in_which_a_text_comes_do_not_matter(pieces: list[int], evict
 
 
 @pytest.mark.parametrize("evict", EVICTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ABSOLUTE])
 def test_whole_passes_equal_single_tokens_in_every_family(family: str, evict: str) -> None:
-    """Beyond the sliding windows of the models, too."""
-    model = tiny_model(family=family, n_tok=2)
-    settings = StreamSettings(cache_size=12, span=5, memory_size=4, sink=1, evict=evict)
-    ids = text(1, 26)
-    expected = by_tokens(StreamingMemory(model, settings), ids)
-    assert_close(StreamingMemory(model, settings).feed(ids), expected)
+    """Beyond the limits of their layers, too."""
+    assert streamed(family, evict) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ABSOLUTE)
+def test_a_model_without_rotary_positions_is_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="no rotary positions, so the keys of a stream cannot be moved"):
+        StreamingMemory(tiny_model(family=family))
 
 
 def test_sink_and_memory_are_seen_beyond_a_sliding_window_and_text_is_not() -> None:
     stream = StreamingMemory(tiny_model(family="mistral_window", n_tok=2), StreamSettings(**SMALL))
     stream.feed(text(1, 30))
     assert stream.held.memory == 4
-    seen = stream._eviction.view(stream.held, 2).visible(WINDOW)[0, 0]
     length = stream.entries
+    seen = stream._eviction.view(stream.held, 2).mask(Reach(WINDOW))[0, 0, :, :length]
     for token in range(2):
         near = [length + token - column < WINDOW for column in range(5, length)]
         assert seen[token].tolist() == [True] * 5 + near
+
+
+@pytest.mark.parametrize(("family", "far"), [("llama", 8), ("mistral_window", 3), ("llama4", 1)])
+def test_in_a_full_window_text_is_as_far_away_as_if_each_token_were_alone(family: str, far: int) -> None:
+    """Each stands at position 9, after a sink and 8 tokens of text: a chunk of 4 begins at 8."""
+    model = tiny_model(family=family)
+    stream = StreamingMemory(model, StreamSettings(9, 2, 0, 1, evict="window"))
+    stream.feed(text(1, 9))
+    current = stream._eviction.view(stream.held, 3)
+    attention, keys = attention_modules(model.base)[0], torch.randn(1, 2, 12, 8)
+
+    def stock(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple:
+        return mask == 0, None
+
+    window = getattr(model.base.config, "sliding_window", None)
+    seen, _ = current.attend(stock, attention, torch.randn(1, 4, 3, 8), keys, keys, None, sliding_window=window)
+    for token in range(3):
+        near = [0 <= token + 9 - column <= far for column in range(1, 12)]
+        assert seen[0, 0, token].tolist() == [copy == token for copy in range(3)] + near
 
 
 @pytest.mark.parametrize("evict", EVICTIONS)

@@ -81,9 +81,12 @@ class AdaptedModel(nn.Module):
         most = config.n_tok_range[1]
         self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=most)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
-        base.set_attn_implementation(_OURS.get(base.config._attn_implementation, SDPA))
+        usual = SDPA if base._supports_sdpa else EAGER  # Gemma 2's softcap is in its eager function alone
+        base.set_attn_implementation(_OURS.get(base.config._attn_implementation, usual))
         if base.config._attn_implementation not in (SDPA, EAGER):
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
+        if getattr(base.config, "output_router_logits", False):
+            base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks
         inject_lora(base, config.lora)
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
         self.comp_embeddings = embedding(base, self._embeddings(most))

@@ -17,13 +17,14 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ccm.base import PROJECTIONS, attention_modules
+from ccm.base import PROJECTIONS, attention_modules, projection_paths
 from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_tensors
 
-_UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "bias", "layers_to_transform")
+_UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias", "layers_to_transform")
 _active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
 
 
@@ -115,16 +116,19 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
         attention.register_forward_pre_hook(_announce, with_kwargs=True)
     if settings.r == 0:
         return
-    names = PROJECTIONS[base.config.model_type]
-    targets = [f"{path}.{name}" for path, module in base.named_modules() if module in attentions for name in names]
-    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets)
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=projection_paths(base),
+    )
     wanted: type[nn.Module] = LoraLinear
     if settings.conditional:
         wanted = CompLinear
-        config._register_custom_module({nn.Linear: CompLinear})
+        config._register_custom_module({nn.Linear: CompLinear, Conv1D: CompLinear})
     inject_adapter_in_model(config, base)
     for attention in attentions:
-        for name in names:
+        for name in PROJECTIONS[base.config.model_type]:
             if type(getattr(attention, name)) is not wanted:
                 raise UnsupportedModelError(
                     f"{name} of layer {attention.layer_idx} of {type(base).__name__} is a "

@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ccm.chunks import Chunks
 from ccm.layout import Layout
+from ccm.reach import Reach, reach_of, retuned
 from ccm.rules import Rule
 
 SDPA, EAGER = "ccm_sdpa", "ccm_eager"  # "sdpa" in the name: models that cannot use it refuse, as they should
@@ -70,9 +71,9 @@ class ParallelPass:
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
-        self._masks: dict[int | None, Tensor] = {}
-        self._added: dict[int | None, Tensor] = {}
-        self._chunks: dict[int | None, Chunks | None] = {}
+        self._masks: dict[Reach | None, Tensor] = {}
+        self._added: dict[Reach | None, Tensor] = {}
+        self._chunks: dict[Reach | None, Chunks | None] = {}
 
     def attend(
         self,
@@ -84,15 +85,16 @@ class ParallelPass:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        query = retuned(module, query, key, self.layout.positions)
         if self.mixes:
             mix = self._mixing(module.layer_idx)
             key, value = (torch.cat([x, self._mixed(mix, x)], dim=2) for x in (key, value))
-        window = kwargs.get("sliding_window")
-        if (chunks := self.chunks(window)) is not None:
+        reach = reach_of(module, kwargs.get("sliding_window"))
+        if (chunks := self.chunks(reach)) is not None:
             return chunks.attend(stock, module, query, key, value, **kwargs), None
-        if window not in self._added:  # once for all layers, each of which would make its own of a boolean one
-            self._added[window] = additive(self.mask(window), query.dtype)
-        return stock(module, query, key, value, self._added[window], **kwargs)
+        if reach not in self._added:  # once for all layers, each of which would make its own of a boolean one
+            self._added[reach] = additive(self.mask(reach), query.dtype)
+        return stock(module, query, key, value, self._added[reach], **kwargs)
 
     def _mixing(self, layer: int) -> Tensor:
         content = None
@@ -109,25 +111,25 @@ class ParallelPass:
         exact = torch.promote_types(x.dtype, torch.float32)
         return (mix.to(exact) @ x.gather(2, columns).to(exact)).to(x.dtype)
 
-    def mask(self, window: int | None = None) -> Tensor:
-        """(B, 1, T, S or S + M) bool; memory and sink stay visible beyond a sliding ``window`` of positions."""
-        if window not in self._masks:
-            self._masks[window] = self._build_mask(window)
-        return self._masks[window]
+    def mask(self, reach: Reach | None = None) -> Tensor:
+        """(B, 1, T, S or S + M) bool; memory and sink stay visible beyond a layer's ``reach``."""
+        if reach not in self._masks:
+            self._masks[reach] = self._build_mask(reach)
+        return self._masks[reach]
 
-    def chunks(self, window: int | None = None) -> Chunks | None:
+    def chunks(self, reach: Reach | None = None) -> Chunks | None:
         """How the mask falls into chunks; None where the attention should see it whole."""
-        if window not in self._chunks:
-            self._chunks[window] = Chunks.of(self.mask(window))
-        return self._chunks[window]
+        if reach not in self._chunks:
+            self._chunks[reach] = Chunks.of(self.mask(reach))
+        return self._chunks[reach]
 
-    def _build_mask(self, window: int | None) -> Tensor:
+    def _build_mask(self, reach: Reach | None) -> Tensor:
         lay = self.layout
         q, k = lay.blocks[:, :, None], lay.blocks[:, None, :]
         comp = (lay.slots >= 0)[:, None, :]
         own = (q == k).tril()  # padding is a block of its own (-1): no row is ever empty
-        if window is not None:
-            own &= comp | (lay.positions[:, :, None] - lay.positions[:, None, :] < window)
+        if reach is not None:
+            own &= comp | reach.covers(lay.positions[:, :, None], lay.positions[:, None, :])
         if self.sink:
             first = (lay.blocks >= 0).long().argmax(1)
             own |= (torch.arange(k.shape[-1], device=k.device) == first[:, None])[:, None, :] & (q >= 0)
@@ -139,23 +141,23 @@ class ParallelPass:
 
 
 class CachedPass:
-    """Text, and COMP tokens if any, after a memory that stands in the first M columns of the cache.
+    """Text, and COMP tokens if any, after a memory that stands in the first columns of the cache.
 
-    The stock causal mask is right but for one thing: a sliding window must not cover compressed entries and the sink,
-    and must be measured in positions where entries are raw.
+    The stock causal mask is right but for one thing: where a layer does not see all text, compressed entries and the
+    sink must stay visible, and raw text is measured in positions.
 
     Args:
-        mask: (B, M) which columns of the memory are entries.
-        entry_positions: (B, M) their text positions, negative where they are compressed.
-        positions: (B, T) of the text.
-        sink: (B,) column of the first token, in the memory or in the text after it; None without a sink.
+        mask: (B, S) False at padding, of all columns: those of the cache, then the T of this pass.
+        columns: (B, S) their text positions, negative where they are compressed, or COMP tokens.
+        positions: (B, T) of the queries.
+        sink: (B,) column of the first token; None without a sink.
     """
 
-    def __init__(self, mask: Tensor, entry_positions: Tensor, positions: Tensor, sink: Tensor | None) -> None:
+    def __init__(self, mask: Tensor, columns: Tensor, positions: Tensor, sink: Tensor | None) -> None:
         self.rows: Tensor | None = None
         self.hidden: Tensor | None = None
-        self._mask, self._entries, self._positions, self._sink = mask, entry_positions, positions, sink
-        self._visible: dict[int, Tensor] = {}
+        self._mask, self._columns, self._positions, self._sink = mask, columns, positions, sink
+        self._added: dict[Reach, Tensor] = {}
 
     def attend(
         self,
@@ -167,30 +169,22 @@ class CachedPass:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        window = kwargs.get("sliding_window")
-        if window is not None and mask is not None:  # None: the stock mask hides nothing
-            mask = self._uncovered(mask, window)
+        query = retuned(module, query, key, self._positions)
+        reach = reach_of(module, kwargs.get("sliding_window"))
+        if reach is not None and (reach.chunked or mask is not None):  # None: no two columns are a window apart
+            if reach not in self._added:
+                self._added[reach] = additive(self.mask(reach), query.dtype)
+            mask = self._added[reach]
         return stock(module, query, key, value, mask, **kwargs)
 
-    def _uncovered(self, mask: Tensor, window: int) -> Tensor:
-        """The stock mask of a sliding window, with what of the memory must be seen beyond it."""
-        memory = self.visible(window)
-        if mask.dtype != torch.bool:
-            memory = additive(memory, mask.dtype)
-        mask = torch.cat([memory, mask[..., memory.shape[-1] :]], dim=-1)
+    def mask(self, reach: Reach) -> Tensor:
+        """(B, 1, T, S) bool: what each query sees in a layer of that reach."""
+        keys, (length, width) = self._columns[:, None], (self._positions.shape[1], self._mask.shape[1])
+        seen = (keys < 0) | reach.covers(self._positions[:, :, None], keys)
         if self._sink is not None:
-            mask[torch.arange(len(mask), device=mask.device), ..., self._sink] = (
-                True if mask.dtype == torch.bool else 0.0
-            )
-        return mask
-
-    def visible(self, window: int) -> Tensor:
-        """(B, 1, T, M): which memory entries each query sees under a sliding window."""
-        if window not in self._visible:
-            entries = self._entries[:, None, None, :]
-            near = self._positions[:, None, :, None] - entries < window
-            self._visible[window] = self._mask[:, None, None, :] & ((entries < 0) | near)
-        return self._visible[window]
+            seen |= (torch.arange(width, device=keys.device) == self._sink[:, None])[:, None]
+        past = torch.ones(length, width, dtype=torch.bool, device=keys.device).tril(width - length)
+        return (seen & past & self._mask[:, None])[:, None]
 
 
 class AllWritten(Exception):  # noqa: N818  a signal as StopIteration is, not an error
@@ -206,7 +200,7 @@ class CompressingPass(CachedPass):
     def __init__(
         self,
         mask: Tensor,
-        entry_positions: Tensor,
+        columns: Tensor,
         positions: Tensor,
         sink: Tensor | None,
         *,
@@ -215,10 +209,10 @@ class CompressingPass(CachedPass):
         step: Tensor,
         layers: int,
     ) -> None:
-        super().__init__(mask, entry_positions, positions, sink)
+        super().__init__(mask, columns, positions, sink)
         batch, length = positions.shape
-        columns = torch.arange(length - n_tok, length, device=positions.device)
-        self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + columns).flatten()
+        comp = torch.arange(length - n_tok, length, device=positions.device)
+        self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + comp).flatten()
         self.weights: dict[int, Tensor | None] = {}
         self._rule, self._n_tok, self._step, self._last = rule, n_tok, step, layers - 1
 

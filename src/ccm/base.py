@@ -30,7 +30,19 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of 
     "olmo2": _QKVO,
     "gpt_neox": ("query_key_value", "dense"),
     "t5": ("q", "k", "v", "o"),
+    "mixtral": _QKVO,
+    "qwen3_moe": _QKVO,
+    "gemma2": _QKVO,
+    "cohere": _QKVO,
+    "cohere2": _QKVO,
+    "glm4": _QKVO,
+    "exaone4": _QKVO,
+    "granite": _QKVO,
+    "starcoder2": _QKVO,
+    "gpt2": ("c_attn", "c_proj"),
+    "llama4_text": _QKVO,
 }
+_TEXT_PART = {"llama4": "llama4_text"}  # published with a vision part, which transformers leaves out as it loads
 
 
 def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
@@ -50,6 +62,22 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
             f"with {', '.join(names)}; this version of transformers lays the family out differently."
         )
     return found
+
+
+def decoder(base: PreTrainedModel) -> nn.Module:
+    """The stock model without its output head."""
+    return getattr(base, "model", base.base_model)  # Llama 4's text model is not what its base_model says
+
+
+def projection_paths(base: PreTrainedModel) -> list[str]:
+    """The projections of all layers by their whole names in the model: elsewhere there may be others of the same name.
+
+    Raises:
+        UnsupportedModelError: as :func:`attention_modules`.
+    """
+    attentions = {*attention_modules(base)}
+    names = PROJECTIONS[base.config.model_type]
+    return [f"{path}.{name}" for path, module in base.named_modules() if module in attentions for name in names]
 
 
 def check_family(model_type: str | None, name: str) -> None:
@@ -104,7 +132,8 @@ def load_base(
         settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
         if not isinstance(settings, dict):
             raise ConfigError(f"The config.json of {source} is damaged: it holds no object.")
-        check_family(settings.get("model_type"), str(source))
+        family: Any = settings.get("model_type")
+        check_family(_TEXT_PART.get(family, family), str(source))
         kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
         base = kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:

@@ -26,6 +26,7 @@ from ccm.entries import NO_ID, Entries, Held
 from ccm.errors import ConfigError
 from ccm.memory import COMPRESSED
 from ccm.model import CCMModel
+from ccm.reach import Reach, reach_of, retuned
 from ccm.rope import Rope
 
 Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how well a piece of text may end after each; 0 is not at all
@@ -100,9 +101,9 @@ class Eviction(ABC):
 
     def view(self, held: Held, count: int) -> Pass:
         """What the next ``count`` tokens attend to: all that is held, and one another."""
-        return CachedPass(
-            *self._columns(held, len(held.entries)), self._positions(held, len(held.entries), count), None
-        )
+        positions = self._positions(held, len(held.entries), count)
+        columns = torch.cat([self._columns(held, len(held.entries)), positions], dim=1)
+        return CachedPass(torch.ones_like(columns, dtype=torch.bool), columns, positions, None)
 
     def settle(self, held: Held) -> Held:
         """Make room where a pass has left more than there is for."""
@@ -120,12 +121,10 @@ class Eviction(ABC):
                 "compression makes of it."
             )
 
-    def _columns(self, held: Held, length: int) -> tuple[Tensor, Tensor]:
-        """(B, length) mask and positions of the first columns: sink and memory are outside every sliding window."""
-        lead, ids = self.settings.sink + held.memory, held.entries.ids
-        positions = torch.arange(length, device=ids.device)
-        positions = torch.where(positions < lead, COMPRESSED, positions).expand(len(ids), -1)
-        return torch.ones_like(positions, dtype=torch.bool), positions
+    def _columns(self, held: Held, length: int) -> Tensor:
+        """(B, length) positions of the first columns: sink and memory are in every layer's reach."""
+        positions = self._positions(held, 0, length)
+        return torch.where(positions < self.settings.sink + held.memory, COMPRESSED, positions)
 
     def _positions(self, held: Held, start: int, count: int) -> Tensor:
         ids = held.entries.ids
@@ -185,9 +184,10 @@ class Compress(Eviction):
         """h(t), the N entries of what stands before column ``end``, at positions from there on; the rule's weights."""
         source, n = held.entries[:end], self.model.config.n_tok
         positions = self._positions(held, end, n)
-        mask, columns = self._columns(held, end)
+        columns = torch.cat([self._columns(held, end), torch.full_like(positions, COMPRESSED)], dim=1)
+        read = torch.ones_like(columns, dtype=torch.bool)
         current = CompressingPass(
-            mask,
+            read,
             columns,
             positions,
             None,
@@ -198,7 +198,6 @@ class Compress(Eviction):
         )
         cache = source.cache()
         slots, nothing = positions - end, torch.zeros_like(positions)
-        read = torch.cat([mask, torch.ones_like(positions, dtype=torch.bool)], dim=1)
         self.model.run(cache, nothing, slots, positions, read, current)
         keys, values = ([getattr(layer, name)[:, :, -n:] for layer in cache.layers] for name in ("keys", "values"))
         return Entries(tuple(keys), tuple(values), torch.full_like(positions, NO_ID)), current.weights
@@ -282,7 +281,8 @@ class _Sliding:
         self._turn = rope.by(token.repeat_interleave(sink))
         self._copies = (token[:, None] == token.repeat_interleave(sink)).expand(count, -1)
         self._distance = (token + width)[:, None] - torch.arange(sink, width + count, device=device)
-        self._added: dict[int | None, Tensor] = {}
+        self._last = torch.full_like(token, width)[None]  # (1, T) where each token would stand
+        self._added: dict[Reach | None, Tensor] = {}
 
     def attend(
         self,
@@ -294,15 +294,17 @@ class _Sliding:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        window, copies = kwargs.get("sliding_window"), query.shape[2]
+        query, copies = retuned(module, query, key, self._last), query.shape[2]
         first, last = (x[:, :, : self._sink].repeat(1, 1, copies, 1) for x in (key, value))
         key = torch.cat([self._turn(module.layer_idx, first), key[:, :, self._sink :]], dim=2)
         value = torch.cat([last, value[:, :, self._sink :]], dim=2)
-        if window not in self._added:
-            band = self._band if window is None else min(self._band, window - 1)
-            near = (self._distance >= 0) & (self._distance <= band)
-            self._added[window] = additive(torch.cat([self._copies, near], dim=1)[None, None], query.dtype)
-        return stock(module, query, key, value, self._added[window], **kwargs)
+        reach = reach_of(module, kwargs.get("sliding_window"))
+        if reach not in self._added:
+            near = (self._distance >= 0) & (self._distance <= self._band)
+            if reach is not None:
+                near &= reach.covers(self._last.T, self._last.T - self._distance)
+            self._added[reach] = additive(torch.cat([self._copies, near], dim=1)[None, None], query.dtype)
+        return stock(module, query, key, value, self._added[reach], **kwargs)
 
 
 EVICTIONS: dict[str, type[Eviction]] = {eviction.name: eviction for eviction in (Compress, Blocks, Window)}

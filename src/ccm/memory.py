@@ -339,9 +339,9 @@ class MemoryCache(DynamicCache):
 
         ``mask`` (B, S) is that of the memory and all text so far.
         """
-        beams = positions.shape[0] // self.memory.batch
-        entries = (self.memory.mask, self.memory.positions)
-        if beams > 1:
-            entries = (entries[0].repeat_interleave(beams, 0), entries[1].repeat_interleave(beams, 0))
-        sink = sink_column(mask) if self.memory.origin.config.sink else None
-        return CachedPass(*entries, positions, sink)
+        memory, length = self.memory, positions.shape[1]
+        beams = positions.shape[0] // memory.batch
+        entries, offset = (x.repeat_interleave(beams, 0) for x in (memory.positions, memory.offset))
+        read = replace(memory, offset=offset).positions_of(mask[:, memory.width :])[:, :-length]
+        sink = sink_column(mask) if memory.origin.config.sink else None
+        return CachedPass(mask.bool(), torch.cat([entries, read, positions], dim=1), positions, sink)

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
 from ccm.attention import AllWritten, CompressingPass, ParallelPass
-from ccm.base import entry_sizes
+from ccm.base import decoder, entry_sizes
 from ccm.config import CCMConfig
 from ccm.errors import InputError, MemoryFileError
 from ccm.head import head_reads, pick
@@ -37,7 +37,7 @@ class CCMModel(AdaptedModel):
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
         super().__init__(base, config, stage1=stage1)
-        for module in (self.base, self.base.base_model):
+        for module in (self.base, decoder(self.base)):
             module.register_forward_pre_hook(_attach_view, with_kwargs=True)
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
 
@@ -266,15 +266,17 @@ class CCMModel(AdaptedModel):
         done = cache.get_seq_length() - source.width
         slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
         start = source.offset + mask.sum(1)
-        positions = torch.cat([source.positions_of(mask)[:, done:], start[:, None] + slot], dim=1)
+        text = source.positions_of(mask)
+        positions = torch.cat([text[:, done:], start[:, None] + slot], dim=1)
+        columns = torch.cat([source.positions, text, torch.full_like(slot, COMPRESSED)], dim=1)
         fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
         step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
         read = torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
         sink = sink_column(read) if self.config.sink else None
         current = CompressingPass(
-            source.mask,
-            source.positions,
+            read,
+            columns,
             positions,
             sink,
             rule=self.rule,
@@ -301,7 +303,7 @@ class CCMModel(AdaptedModel):
         """
         check_caching(self.base)
         with suppress(AllWritten):
-            self.base.base_model(
+            decoder(self.base)(
                 inputs_embeds=self._embed(ids, slots),
                 attention_mask=mask.long(),
                 position_ids=positions,

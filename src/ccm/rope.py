@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ccm.base import attention_modules, entry_sizes
+from ccm.base import attention_modules, decoder, entry_sizes
 from ccm.errors import UnsupportedModelError
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, (1, T, rotary dimensions), float32
+Apply = Callable[..., tuple[Tensor, Tensor]]  # (queries, keys, cosines, sines) -> the two turned
+_TURNS: dict[str, Callable[[Any], bool]] = {  # which layers of hybrid models know positions; others say use_rope
+    "cohere2": lambda attention: attention.sliding_window is not None,
+    "exaone4": lambda attention: attention.sliding_window is None or attention.is_sliding,
+}
 
 
 class Turn:
@@ -29,7 +34,7 @@ class Turn:
         apply: the model's own function, which knows which dimensions turn together.
     """
 
-    def __init__(self, angles: list[Angles | None], apply: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, angles: list[Angles | None], apply: Apply) -> None:
         self._angles, self._apply = angles, apply
 
     def __call__(self, layer: int, keys: Tensor) -> Tensor:
@@ -50,9 +55,9 @@ class Rope:
 
     def __init__(self, base: PreTrainedModel) -> None:
         name, config = type(base).__name__, base.config.get_text_config()
-        self._rotary: Any = getattr(base.base_model, "rotary_emb", None)
+        self._rotary: Any = getattr(decoder(base), "rotary_emb", None)
         attentions: list[Any] = attention_modules(base)
-        self._apply = getattr(sys.modules[type(attentions[0]).__module__], "apply_rotary_pos_emb", None)
+        self._apply = _family_rotation(attentions[0])
         if self._rotary is None or self._apply is None:
             raise UnsupportedModelError(
                 f"{name} has no rotary positions, so the keys of a stream cannot be moved; use a model that has."
@@ -63,8 +68,9 @@ class Rope:
                 "keys of a stream cannot be moved; load it with another rope_type, such as 'default' or 'yarn'."
             )
         typed = "layer_type" in inspect.signature(self._rotary.forward).parameters
+        turns = _TURNS.get(config.model_type, lambda attention: getattr(attention, "use_rope", True))
         self._types = [
-            (config.layer_types[i] if typed else "") if getattr(attention, "use_rope", True) else None
+            (config.layer_types[i] if typed else "") if turns(attention) else None
             for i, attention in enumerate(attentions)
         ]
         self._check(name, entry_sizes(base)[0][1], base.device)
@@ -78,7 +84,8 @@ class Rope:
     def _angles(self, kind: str, delta: Tensor) -> Angles:
         """Without the factor by which some ropes scale their keys: those that are to be turned are scaled already."""
         like = torch.zeros((), device=delta.device)
-        cos, sin = self._rotary(like, delta[None], **({"layer_type": kind} if kind else {}))
+        angles = self._rotary(like, delta[None], **({"layer_type": kind} if kind else {}))
+        cos, sin = (angles.real, angles.imag) if isinstance(angles, Tensor) else angles
         scale = (cos.square() + sin.square()).sqrt()
         return cos / scale, sin / scale
 
@@ -93,6 +100,21 @@ class Rope:
                     f"The rotary positions of {name} do not add up (by {error:.1g} in layer {layer}), so the keys of a "
                     "stream cannot be moved; use a model with another rope."
                 )
+
+
+def _family_rotation(attention: Any) -> Apply | None:
+    """The family's own function, of queries and keys (B, H, T, D); None where it has none."""
+    family = sys.modules[type(attention).__module__]
+    rotate = getattr(family, "apply_rotary_emb", None)
+    if rotate is None:
+        return getattr(family, "apply_rotary_pos_emb", None)
+
+    def apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Llama 4's, which takes (B, T, H, D) and complex angles."""
+        query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), torch.complex(cos, sin))
+        return query.transpose(1, 2), key.transpose(1, 2)
+
+    return apply
 
 
 def _kinds(parameters: Any) -> list[str]:

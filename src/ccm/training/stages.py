@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ccm.base import PROJECTIONS, load_base, max_positions
+from ccm.base import PROJECTIONS, load_base, max_positions, projection_paths
 from ccm.builtin import NAME, START
 from ccm.checkpoint import read_stage1
 from ccm.config import CCMConfig, LoRASettings
@@ -164,7 +164,7 @@ class BaseStage(Stage):
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=[*PROJECTIONS[base.config.model_type]],
+            target_modules=[*PROJECTIONS["t5"]] if base.config.is_encoder_decoder else projection_paths(base),
             task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
         )
         module = full_context(base)
