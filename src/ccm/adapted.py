@@ -17,6 +17,7 @@ from ccm.base import HUB, attention_modules, entry_sizes, load_base, max_positio
 from ccm.checkpoint import (
     SavedAdapter,
     base_of,
+    check_base,
     check_fit,
     copy_tensors,
     find_adapter,
@@ -29,6 +30,7 @@ from ccm.config import CCMConfig
 from ccm.errors import AdapterError, InputError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.memory_files import Origin
+from ccm.quantization import Quantization
 from ccm.rules import make_rule
 from ccm.stack import check_seams
 
@@ -59,7 +61,7 @@ class AdaptedModel(nn.Module):
 
     Raises:
         UnsupportedModelError: when the seams do not reach the model, or it is of the other kind.
-        ConfigError: when the config has an unknown rule or option.
+        ConfigError: when the config has an unknown rule or option, or a stage-1 LoRA is to go into a quantized base.
     """
 
     encoder_decoder: ClassVar[bool]
@@ -114,6 +116,7 @@ class AdaptedModel(nn.Module):
         recurrent: bool | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
+        quantize: Quantization | None = None,
         revision: str | None = None,
         base_revision: str | None = None,
         **options: Any,
@@ -129,6 +132,7 @@ class AdaptedModel(nn.Module):
             recurrent: another value of the flag.
             device: where to put a base that is loaded here; a CUDA device if there is one where None.
             dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
+            quantize: how to store that base's weights in fewer bits (:mod:`ccm.quantization`).
             revision: of the adapter on the Hub.
             base_revision: of the base on the Hub.
             options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
@@ -138,20 +142,14 @@ class AdaptedModel(nn.Module):
             ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
             UnsupportedModelError: when the seams do not reach the base.
         """
-        folder, stock = find_parts(
-            adapter, base, device=device, dtype=dtype, revision=revision, base_revision=base_revision, **options
-        )
+        place = {"device": device, "dtype": dtype, "quantize": quantize, **options}
+        folder, stock = find_parts(adapter, base, revision=revision, base_revision=base_revision, **place)
         saved = read_adapter(folder)
         changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
         config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
-        name = stock.name_or_path or type(stock).__name__
         check_fit(saved.tensors, stock, str(adapter))
         model = cls(stock, config, stage1=saved.stage1)
-        if config.base_fingerprint and model.base_id != config.base_fingerprint:
-            raise AdapterError(
-                f"The adapter {adapter} belongs to the base model {config.base_model} (fingerprint "
-                f"{config.base_fingerprint}), but {name} has {model.base_id}; load it on the model it was trained on."
-            )
+        check_base(config, model.base_id, stock, str(adapter))
         model.load_adapter(saved.tensors_for(config.rule), str(folder))
         return model.eval()
 
@@ -247,6 +245,7 @@ def find_parts(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
+    quantize: Quantization | None = None,
     revision: str | None = None,
     base_revision: str | None = None,
     **options: Any,
@@ -257,7 +256,7 @@ def find_parts(
         return folder, base
     given = options if base_revision is None else {**options, "revision": base_revision}
     source = base or base_of(folder, read_config(folder))
-    return folder, load_base(source, device=device, dtype=dtype, **given)
+    return folder, load_base(source, device=device, dtype=dtype, quantize=quantize, **given)
 
 
 def _said(config: CCMConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ccm.base import PROJECTIONS, attention_modules, projection_paths
 from ccm.config import LoRASettings
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_tensors
+from ccm.quantization import is_quantized
 
 _UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias", "layers_to_transform")
 _active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
@@ -85,7 +86,14 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
 
     Raises:
         AdapterError: when the adapter is more than a plain LoRA, or has tensors for which the model has no place.
+        ConfigError: when the base is quantized: a sum would be rounded to its few bits once more.
     """
+    if is_quantized(base):
+        raise ConfigError(
+            "A stage-1 adapter cannot be merged into a quantized base. Merge it in full precision first, by "
+            "`ccm adapters merge ADAPTER --output DIR`, or by merge=true where it is trained, and quantize what that "
+            "writes."
+        )
     check_plain(lora.settings, "The stage-1 adapter")
     settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
     wrapped = get_peft_model(base, LoraConfig(**settings))
@@ -122,10 +130,9 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
         lora_dropout=settings.dropout,
         target_modules=projection_paths(base),
     )
-    wanted: type[nn.Module] = LoraLinear
-    if settings.conditional:
-        wanted = CompLinear
-        config._register_custom_module({nn.Linear: CompLinear, Conv1D: CompLinear})
+    wanted: type[nn.Module] = CompLinear if settings.conditional else LoraLinear
+    custom = {nn.Linear: wanted, Conv1D: wanted}  # on quantized linears too, instead of PEFT's classes for them
+    config._register_custom_module(custom)
     inject_adapter_in_model(config, base)
     for attention in attentions:
         for name in PROJECTIONS[base.config.model_type]:

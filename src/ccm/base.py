@@ -16,6 +16,7 @@ from ccm.errors import ConfigError, UnsupportedModelError
 from ccm.files import SafetensorError
 from ccm.hub import why
 from ccm.published import paper_model
+from ccm.quantization import Quantization, quantization_config
 
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -119,15 +120,27 @@ def locate(source: str | Path) -> str | Path:
 
 
 def load_base(
-    source: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto", **options: Any
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    quantize: Quantization | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """A stock language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
 
     Raises:
-        ConfigError: when the model or the device does not exist, or the model's files are damaged.
+        ConfigError: when the model or the device does not exist, the model's files are damaged, or the library that
+            quantizes is not installed.
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
+    if quantize is not None:
+        options["quantization_config"] = quantization_config(quantize)
+    if "device_map" not in options:  # loaded where it belongs: a quantized model cannot be cast, and some not be moved
+        options["device_map"] = {"": place}
+        if dtype == "auto" and place.type == "cpu":
+            dtype = torch.float32
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
         if not isinstance(settings, dict):
@@ -135,7 +148,7 @@ def load_base(
         family: Any = settings.get("model_type")
         check_family(_TEXT_PART.get(family, family), str(source))
         kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
-        base = kind.from_pretrained(source, dtype=dtype, **options)
+        return kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
         raise ConfigError(f"The base model {source} cannot be loaded: {why(error, source)}") from error
     except StrictDataclassError as error:
@@ -150,9 +163,6 @@ def load_base(
             f"The base model {source} cannot be loaded: its weights are damaged, hold more than tensors, or do not fit "
             "its config.json. Copy it again, with weights in safetensors."
         ) from error
-    if dtype == "auto" and place.type == "cpu" and "device_map" not in options:
-        base = base.float()
-    return base if "device_map" in options else base.to(place)
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

@@ -199,6 +199,20 @@ def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) 
             )
 
 
+def check_base(config: CCMConfig, base_id: str, base: PreTrainedModel, where: str) -> None:
+    """Refuse an adapter that was trained on another base, where it knows its own.
+
+    Raises:
+        AdapterError: with the fingerprints of both.
+    """
+    if config.base_fingerprint not in ("", base_id):
+        raise AdapterError(
+            f"The adapter {where} belongs to the base model {config.base_model} (fingerprint "
+            f"{config.base_fingerprint}), but {base.name_or_path or type(base).__name__} has {base_id}; load it on the "
+            "model it was trained on."
+        )
+
+
 def base_of(folder: Path, config: CCMConfig) -> str:
     """Where the base of an adapter is: a folder that the config names from the adapter's own, or what else it names.
 

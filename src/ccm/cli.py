@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -77,6 +78,10 @@ Output = Annotated[Path | None, typer.Option(help="Folder for results, report an
 Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Quantize = Annotated[
+    Literal["int8", "8bit", "4bit"] | None,
+    typer.Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -99,6 +104,7 @@ def chat(
     recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     load: Annotated[Path | None, typer.Option(help="Go on from a saved memory.")] = None,
     window: Annotated[
         int | None,
@@ -122,7 +128,7 @@ def chat(
     from ccm.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
-    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
     raise typer.Exit(run(choice, sampling, load, window, as_json=json))
 
 
@@ -137,11 +143,12 @@ def demo(
     recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
     from ccm.commands.demo import run
 
-    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
     run(choice, file)
 
 
@@ -157,13 +164,14 @@ def writes(
     recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Draw which step wrote which entry of a memory that mixes its steps."""
     from ccm.commands.writes import run
 
     if rule is None and adapter is None:
         rule = "gate"  # of the built-in adapters the one that mixes
-    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
     run(choice, file, output)
 
 
@@ -218,6 +226,7 @@ def stream(
     n_tok: NTok = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     json: Lines = False,
 ) -> None:
     """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
@@ -241,6 +250,7 @@ def stream(
         n_tok=n_tok,
         device=device,
         dtype=dtype,
+        quantize=quantize,
     )
     run(asked, output, seed, as_json=json)
 
@@ -346,6 +356,18 @@ def download_adapters(
     run_download(name, output)
 
 
+@adapters.command("merge")
+def merge_adapter(
+    adapter: Annotated[str, typer.Argument(help="An adapter of ours with a stage-1 adapter under it.")],
+    output: Annotated[Path, typer.Option(help="The folder to make: the adapter, and its base as a whole model.")],
+    base: Annotated[str | None, typer.Option(help="Its base, where it is not where the adapter says.")] = None,
+) -> None:
+    """Merge the stage-1 adapter under an adapter into its base, which can be quantized then."""
+    from ccm.commands.adapters import run_merge
+
+    run_merge(adapter, output, base)
+
+
 @adapters.command("push")
 def push_adapter(
     folder: Annotated[Path, typer.Argument(help="An adapter of ours.")],
@@ -383,12 +405,13 @@ def builtin(
     recurrent: Recurrent = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.commands.evaluate import run_builtin
 
-    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype)
+    choice = _choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
     run_builtin(choice, steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
 
 
@@ -411,6 +434,7 @@ def _measure(
     n_tok: NTok = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     json: Lines = False,
 ) -> None:
     from ccm.commands.evaluate import run_tasks
@@ -433,6 +457,7 @@ def _measure(
             n_tok=n_tok,
             device=device,
             dtype=dtype,
+            quantize=quantize,
         )
         for task in tasks
     ]
@@ -577,6 +602,7 @@ def _choice(
     recurrent: bool | None,
     device: str | None,
     dtype: str,
+    quantize: str | None,
 ) -> dict[str, Any]:
     """The model that was asked for, as ``ccm.load`` takes it."""
     return {
@@ -588,6 +614,7 @@ def _choice(
         "recurrent": recurrent,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize,
     }
 
 
@@ -605,6 +632,8 @@ def _options(given: list[str] | None) -> dict[str, Any] | None:
 
 def main() -> None:
     """The entry point; an error of ours is one line on standard error and exit status 2."""
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # imported with transformers, they warn at once
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()
     except CCMError as error:

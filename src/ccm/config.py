@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ccm.errors import ConfigError, did_you_mean
 
@@ -139,10 +139,15 @@ def check_types(settings: Any, prefix: str = "") -> None:
         ConfigError: naming the field, its value and what is allowed.
     """
     for name, hint in get_type_hints(type(settings)).items():
-        value, choices = getattr(settings, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value, choices = getattr(settings, name), _choices(hint)
         if not any(_fits(value, choice) for choice in choices):
             allowed = " or ".join(map(_allowed, choices))
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; Python makes two kinds of them, one for those with a Literal among them."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -162,8 +167,7 @@ def _allowed(hint: Any) -> str:
 
 def _table_of(hint: Any) -> type | None:
     """The dataclass that a field holds, or may hold; None where it holds plain values."""
-    choices = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
+    return next((choice for choice in _choices(hint) if isinstance(choice, type) and is_dataclass(choice)), None)
 
 
 def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T:

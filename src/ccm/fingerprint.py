@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ccm.quantization import matrices
+
 SAMPLE = 1024  # values looked at in each tensor of the sample
 TENSORS = 64  # tensors in the sample
 _SETTINGS = (
@@ -43,14 +45,18 @@ def fingerprint_base(base: PreTrainedModel, stage1: str = "") -> str:
 
     From the architecture and, evenly spread over the sorted weight names, the signs of up to 1,024 values each of 64
     tensors: a cast to another floating-point dtype or a move to another device rounds values but keeps their signs,
-    while a fine-tuning step flips many. ``stage1`` is the fingerprint of a stage-1 adapter that is merged afterwards.
+    while a fine-tuning step flips many. Of a base that was quantized as it was loaded, they are those of its files.
+    ``stage1`` is the fingerprint of a stage-1 adapter that is merged afterwards.
+
+    Raises:
+        ConfigError: when the files of a quantized base are not where it was loaded from.
     """
     config = base.config.get_text_config()
     digest = hashlib.sha256(json.dumps({k: getattr(config, k, None) for k in _SETTINGS}, sort_keys=True).encode())
-    weights = {name: tensor for name, tensor in sorted(base.state_dict().items()) if tensor.ndim >= 2}
+    weights = matrices(base)
     names = list(weights)
     for name in names[:: max(1, len(names) // TENSORS)][:TENSORS]:
-        tensor = weights[name]
+        tensor = weights[name]()
         picked = tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)][:SAMPLE].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(torch.signbit(picked).numpy().tobytes())

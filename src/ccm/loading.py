@@ -21,6 +21,7 @@ from ccm.errors import ConfigError
 from ccm.hub import why
 from ccm.model import CCMModel
 from ccm.published import MODELS, paper_model, turns_for
+from ccm.quantization import Quantization
 from ccm.rules import RULES, make_rule, rule_class
 from ccm.seq2seq import CCMEncoderDecoder
 
@@ -38,6 +39,7 @@ def load(
     recurrent: bool | None = None,
     device: str | torch.device | None = None,
     dtype: str = "auto",
+    quantize: Quantization | None = None,
     base_revision: str | None = None,
     **options: Any,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -55,13 +57,14 @@ def load(
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
         dtype: one of "auto", "float32", "bfloat16", "float16".
+        quantize: how to store the base's weights in fewer bits: "int8" (torchao), "8bit" or "4bit" (bitsandbytes).
         base_revision: of the base on the Hub.
-        options: such as ``device_map`` and ``attn_implementation``, passed on to
+        options: such as ``device_map``, ``attn_implementation`` and ``quantization_config``, passed on to
             ``AutoModelForCausalLM.from_pretrained``, and those of the Hub to the tokenizer's, too. With an adapter,
             ``revision`` is the adapter's; without one it is the base's.
 
     Raises:
-        ConfigError: when model, rule, device or dtype cannot be had.
+        ConfigError: when model, rule, device, dtype or quantization cannot be had.
         AdapterError: when the adapter is absent, damaged, or of another base model.
     """
     if dtype not in DTYPES:
@@ -71,7 +74,8 @@ def load(
     base = NAME if model is None and adapter is None else model
     if adapter is None and base == NAME:
         adapter = _builtin_adapter(rule)
-    place = {"device": device, "dtype": dtype if dtype == "auto" else getattr(torch, dtype), **options}
+    precision = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "quantize": quantize}
+    place = {"device": device, **precision, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
         folder, stock = find_parts(adapter, base, base_revision=base_revision, **place)

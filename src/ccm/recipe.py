@@ -17,6 +17,7 @@ import yaml
 
 from ccm.config import CCMConfig, TurnFormat, build_settings, check_types
 from ccm.errors import ConfigError, did_you_mean
+from ccm.quantization import Quantization
 from ccm.rules import rule_class
 
 Stage = Literal["base", "compress"]
@@ -94,6 +95,7 @@ class Recipe:
         max_offset: every sample's first token has a random position from 0 to this; for short base contexts.
         merge: stage "base": write a whole model with the LoRA merged, instead of a PEFT adapter.
         dtype: of the base model; what is trained is float32 in any case.
+        quantize: how the base's weights are stored in fewer bits (:mod:`ccm.quantization`).
         mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
             attention in the stage "compress": faster on processors that have instructions for it, slow on others.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
@@ -131,6 +133,7 @@ class Recipe:
     max_offset: int = 0
     merge: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Quantization | None = None
     mixed_precision: bool = False
     device: str | None = None
     gradient_checkpointing: bool = False
@@ -198,6 +201,11 @@ class Recipe:
             raise ConfigError(
                 "merge=true writes the whole model, which shard=true spreads over processes; leave merge out and merge "
                 "the adapter afterwards, or train without shard."
+            )
+        if self.quantize and (self.shard or (self.stage == "base" and self.merge)):
+            raise ConfigError(
+                f"quantize={self.quantize} goes with neither shard=true nor merge=true: quantized weights are not "
+                "spread over processes, and a sum with them would be rounded once more. Leave one of them out."
             )
         if self.stage == "base" and self.adapter.lora.r == 0:
             raise ConfigError("adapter.lora.r is 0: the stage 'base' trains nothing but a LoRA; give it a rank.")

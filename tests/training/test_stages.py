@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_close, ccm_config, make_sample, parallel_logits
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_training import Tiny, compressing, make, with_lora
+from tiny_training import Tiny, compressing, make, records, with_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ccm
@@ -281,3 +282,23 @@ def test_config_of_the_result_is_what_was_asked_for(tiny: Tiny, tmp_path: Path) 
     config = json.loads((tmp_path / "ccm_config.json").read_text())
     assert (config["rule"], config["n_tok"], config["sink"], config["recurrent"]) == ("merge", 3, True, True)
     assert config["base_fingerprint"]
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_both_stages_train_on_a_quantized_base_and_their_adapters_fit_the_whole_one(tiny: Tiny, tmp_path: Path) -> None:
+    out = train(tiny.recipe(tmp_path / "out", quantize="int8", eval_every=3))
+    losses = [record["loss"] for record in records(out)]
+    assert losses[-1] < losses[0]
+    for quantize in ("int8", None):
+        assert ccm.load(adapter=out, quantize=quantize, device="cpu")[0].config.rule == "concat"
+    plain = train(tiny.recipe(tmp_path / "plain", stage="base", quantize="int8", max_steps=2))
+    merged = PeftModel.from_pretrained(stock(tiny.base), plain).merge_and_unload()
+    assert (logits(merged) - logits(stock(tiny.base))).abs().max() > 1e-4
+    with pytest.raises(ConfigError, match="cannot be merged into a quantized base"):
+        train(tiny.recipe(tmp_path / "second", quantize="int8", base_adapter=str(plain)))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_4_bits_are_not_trained_on_a_cpu(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"quantize=4bit trains on CUDA only.*quantize=int8"):
+        make(tiny.recipe(quantize="4bit"))

@@ -24,6 +24,7 @@ from ccm.errors import ConfigError
 from ccm.evaluation.report import merged
 from ccm.evaluation.results import Result, read_run
 from ccm.importing import Choices, read_theirs
+from ccm.merging import merge_adapter
 from ccm.published import ADAPTERS, read_name
 from ccm.sharing import CARD, facts, push, stage
 
@@ -133,6 +134,18 @@ def run_download(name: str, output: Path | None) -> None:
     console = plain_console()
     for adapter in download_adapters(name, folder, quiet=not sys.stderr.isatty()):
         console.print(f"ccm adapters import {adapter} --output {folder.parent / f'{name}-{adapter.name}'}")
+
+
+def run_merge(adapter: str, output: Path, base: str | None) -> None:
+    """Write an adapter anew, on a base that has its stage-1 adapter in the weights.
+
+    Raises:
+        AdapterError: when it has none, is absent or damaged, or belongs to another base.
+        ConfigError: when the base cannot be had.
+    """
+    quiet()
+    merge_adapter(adapter, output, base)
+    plain_console().print(f"Merged into {output}. Use it: ccm chat --adapter {output} --quantize int8")
 
 
 def run_push(

@@ -27,6 +27,7 @@ from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.evaluation.texts import means
 from ccm.loading import TURNS
 from ccm.model import CCMModel
+from ccm.quantization import Quantization
 from ccm.rules import rule_class
 from ccm.turns import make_turns
 
@@ -71,6 +72,7 @@ class Evaluation:
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
         dtype: of the base.
+        quantize: how its weights are stored in fewer bits (:mod:`ccm.quantization`).
     """
 
     task: TaskSettings
@@ -87,6 +89,7 @@ class Evaluation:
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
+    quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.most < 0 or self.batch < 1:
@@ -208,6 +211,7 @@ def _measure(
         n_tok=evaluation.n_tok if compresses or method.baseline else None,
         device=evaluation.device or (str(processes().device) if several else None),
         dtype=evaluation.dtype,
+        quantize=evaluation.quantize,
     )
     stock = method.adapter is None and evaluation.model not in (None, NAME)
     silent = stock and not (Path(evaluation.model or "") / TURNS).is_file()  # nothing says how its turns are written
@@ -234,6 +238,8 @@ def _measure(
         identity["asked"] = counts[depth].digest
         if generate:
             identity["generate"] = generate
+        if evaluation.quantize:
+            identity["quantize"] = evaluation.quantize
         if method.baseline is not None:
             identity |= {"room": evaluation.room, "n_tok": model.config.n_tok, "embedder": evaluation.embedder}
         result = kept.read(method.name, identity)
@@ -338,13 +344,14 @@ def _result(
     options = {k: v for k, v in evaluation.task.options.items() if v is not None}
     generate = evaluation.new_tokens(task)
     replied = task.replies.figure if task.replies and generate else None
+    place = evaluation.model or (model.config.base_model if method.adapter else None) or NAME
     line = Measured(
         task={"name": evaluation.task.name, **options, **({"generate": generate} if generate else {})},
         method=method.name,
         rule=model.config.rule if method.baseline is None else method.name,
         n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
         adapter=method.adapter,
-        model=evaluation.model or (model.config.base_model if method.adapter else None) or NAME,
+        model=f"{place}, {evaluation.quantize}" if evaluation.quantize else place,
         data=evaluation.task.path,
         base=model.base_id,
         depth=depth,

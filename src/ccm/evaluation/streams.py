@@ -21,6 +21,7 @@ from ccm.evaluation.run import adapter_for
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
 from ccm.evictions import StreamSettings
 from ccm.model import CCMModel
+from ccm.quantization import Quantization
 from ccm.streaming import Choose, StreamingMemory, greedy
 
 ENDINGS = (".txt", ".txt.gz")
@@ -64,7 +65,7 @@ class StreamRun:
         tokens: how many; 0 is all.
         generate: new tokens after the end of each text.
         choose: how these are chosen.
-        n_tok, device, dtype: as of ``ccm.load``.
+        n_tok, device, dtype, quantize: as of ``ccm.load``.
     """
 
     files: Sequence[Path]
@@ -80,6 +81,7 @@ class StreamRun:
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
+    quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
         for name in ("offset", "tokens", "generate"):
@@ -139,6 +141,7 @@ def run_streams(run: StreamRun, output: Path | None = None, tell: Told = lambda 
             n_tok=run.n_tok if method.settings.evict == "compress" else None,
             device=run.device,
             dtype=run.dtype,
+            quantize=run.quantize,
         )
         for name, text in texts.items():
             ids = _cut(run, name, text, tokenizer)
@@ -193,6 +196,8 @@ def _read(
     origin = repr(model.origin) if method.settings.evict == "compress" else (model.base_id, model.config.n_tok)
     digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     identity = {"settings": asdict(method.settings), "origin": origin, "ids": digest, "dtype": str(model.base.dtype)}
+    if run.quantize:
+        identity["quantize"] = run.quantize
     place = kept.place(method.name, name, identity)
     stream, result = _begun(place, StreamResult(method.name, name, ids.shape[1], []), kept, model, tokenizer)
     if stream is None:

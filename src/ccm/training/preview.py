@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ccm.base import entry_sizes
 from ccm.layout import IGNORE, Sample, build_layout
+from ccm.quantization import stored_bytes
 from ccm.recipe import Recipe
 from ccm.training.stages import Stage
 
@@ -75,7 +76,7 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     trained = sum(tensor.numel() for tensor in stage.trained.values())
     logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, their log-softmax and gradients; the teacher's
     return Estimate(
-        weights=sum(p.numel() * p.element_size() for p in stage.module.parameters()),
+        weights=sum(map(stored_bytes, stage.module.parameters())),
         trained=12 * trained,
         activations=recipe.pass_tokens * kept,
         logits=int(recipe.pass_tokens * share) * config.vocab_size * logit,

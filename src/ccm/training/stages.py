@@ -240,7 +240,12 @@ def open_turns(recipe: Recipe) -> Turns:
 
 def _load(recipe: Recipe) -> PreTrainedModel:
     dtype: Any = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    base = load_base(recipe.model, device=recipe.device, dtype=dtype)
+    base = load_base(recipe.model, device=recipe.device, dtype=dtype, quantize=recipe.quantize)
+    if recipe.quantize == "4bit" and base.device.type == "cpu":
+        raise ConfigError(
+            "quantize=4bit trains on CUDA only: on a CPU, bitsandbytes' layers give no gradients any more once they "
+            "were used without. Use quantize=int8 there."
+        )
     if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         raise ConfigError(
             f"The base model {recipe.model} carries an adapter of its own; merge it into the weights first, or give "

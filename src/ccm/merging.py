@@ -1,0 +1,47 @@
+"""A stage-1 adapter that stands under an adapter, merged into the base for good: one model, that can be quantized."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ccm.adapter import merge_stage1
+from ccm.base import load_base
+from ccm.checkpoint import SavedAdapter, base_of, check_base, check_fit, find_adapter, read_adapter, write_adapter
+from ccm.errors import AdapterError
+from ccm.fingerprint import fingerprint_base
+from ccm.loading import load_tokenizer
+
+BASE = "base"  # the folder of the merged model, beside the adapter that names it
+
+
+def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
+    """Write an adapter anew, on a base that has its stage-1 adapter in the weights, in the dtype of the base's files.
+
+    OUTPUT/  ccm_config.json  ccm_adapter.safetensors  base/      base: the whole model and its tokenizer
+
+    Args:
+        adapter: folder or Hub id.
+        output: a folder that is made.
+        base: where the base is; None takes the adapter's own.
+
+    Raises:
+        AdapterError: when the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base.
+        ConfigError: when the base cannot be had.
+    """
+    folder, output = find_adapter(adapter), Path(output)
+    saved = read_adapter(folder)
+    if saved.stage1 is None:
+        raise AdapterError(f"{adapter} has no stage-1 adapter: there is nothing to merge, and it can be used as it is.")
+    if output.exists():
+        raise AdapterError(f"{output} is there already; name a folder that is to be made.")
+    stock = load_base(base or base_of(folder, saved.config), device_map="cpu")
+    check_fit(saved.tensors, stock, str(adapter))
+    check_base(saved.config, fingerprint_base(stock, saved.stage1.fingerprint), stock, str(adapter))
+    tokenizer = load_tokenizer(stock.name_or_path)
+    merged = merge_stage1(stock, saved.stage1)
+    merged.save_pretrained(output / BASE)
+    tokenizer.save_pretrained(output / BASE)
+    config = replace(saved.config, base_model=BASE, base_fingerprint=fingerprint_base(merged))
+    write_adapter(SavedAdapter(config, saved.tensors, None), output)
+    return output
