@@ -231,6 +231,8 @@ def test_it_is_trained_saved_and_loaded_in_one_line(tmp_path: Path) -> None:
     assert memory.entries == (2,)
     full, _ = ccm.load(base, rule="full", device="cpu")
     assert isinstance(full, CCMEncoderDecoder)
+    with pytest.raises(UnsupportedModelError, match="a conversation needs a decoder alone"):
+        ccm.Conversation(full, tokenizer)
 
 
 def test_a_pass_that_mixes_nothing_has_no_sum_tokens() -> None:

@@ -18,7 +18,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ccm.errors import InputError
+from ccm.errors import InputError, UnsupportedModelError
 from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
 from ccm.sampling import Sampling
@@ -88,6 +88,10 @@ class Talk(ABC):
     """
 
     def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
+        if not isinstance(model, CCMModel):
+            raise UnsupportedModelError(
+                f"{type(model.base).__name__} is an encoder-decoder; a conversation needs a decoder alone."
+            )
         self.model, self.tokenizer = model, tokenizer
         self.turns = make_turns(tokenizer, model.config.turns)
         self.sampling = sampling or Sampling()
