@@ -137,7 +137,14 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3_moe": lambda: Qwen3MoeConfig(
         **_GQA, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
     ),
-    "gemma2": lambda: Gemma2Config(**_GQA, head_dim=8, sliding_window=WINDOW, layer_types=_HYBRID),
+    "gemma2": lambda: Gemma2Config(
+        **_GQA,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0,
+        sliding_window=WINDOW,
+        layer_types=_HYBRID,
+    ),
     "cohere": lambda: CohereConfig(**_GQA, logit_scale=1.0),
     "cohere2": lambda: Cohere2Config(**_GQA, logit_scale=1.0, sliding_window=WINDOW, layer_types=_HYBRID),
     "glm4": lambda: Glm4Config(**_GQA, head_dim=8, partial_rotary_factor=0.5),
@@ -168,7 +175,7 @@ WINDOWED = (
     "starcoder2_window",
     "llama4",
 )
-EAGER_ONLY = ("gemma2",)  # refuse sdpa, which has no softcap
+EAGER_ONLY = ("gemma2",)  # sdpa has no softcap
 ABSOLUTE = ("gpt2",)  # add their positions to the embeddings: keys cannot be moved
 KERNELS = [(f, attn) for f in FAMILIES for attn in ("sdpa", "eager") if attn == "eager" or f not in EAGER_ONLY]
 

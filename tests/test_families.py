@@ -33,7 +33,6 @@ from transformers import (
 )
 
 from ccm.adapter import CompLinear
-from ccm.attention import EAGER, SDPA
 from ccm.base import PROJECTIONS, attention_modules
 from ccm.errors import UnsupportedModelError
 from ccm.layout import Sample, Step
@@ -129,13 +128,14 @@ def test_eager_equals_sdpa(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", EAGER_ONLY)
-def test_where_sdpa_lacks_something_it_is_refused_and_eager_taken(family: str) -> None:
-    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
-        tiny_base(family, attn="sdpa")
-    base = tiny_base(family)
-    with pytest.raises(ValueError, match="scaled_dot_product_attention"):  # for "sdpa" is in the name of ours
-        base.set_attn_implementation(SDPA)
-    assert tiny_model(base=base).base.config._attn_implementation == EAGER
+def test_a_softcap_is_never_left_out(family: str) -> None:
+    """Of sdpa's functions none has it, and not every version of transformers refuses them."""
+    ids, model = torch.tensor([ROWS[0].query.ids]), tiny_model(family=family)
+    capped, free = (tiny_base(family, attn="eager", attn_logit_softcapping=cap) for cap in (2.0, None))
+    with torch.no_grad():
+        logits = model.read(model.empty_memory(), ids)
+        assert_close(logits, capped(ids).logits)
+        assert (logits - free(ids).logits).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

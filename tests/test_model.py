@@ -310,6 +310,15 @@ def test_the_base_reads_on_from_a_memory_by_itself(rule: str, sink: bool) -> Non
                 model.base.generate(ids, past_key_values=model.close(memory).cache(), max_new_tokens=2)
 
 
+def test_the_base_takes_a_mask_of_four_dimensions_after_a_memory() -> None:
+    model = tiny_model("concat")
+    memory, ids = compress_all(model, ROWS[0]), torch.tensor([[5, 6, 7, 8]])
+    mask = torch.ones(1, 1, 4, memory.width + 4, dtype=torch.bool).tril(memory.width)
+    given = {"attention_mask": mask, "position_ids": memory.positions_of(torch.ones_like(ids))}
+    with torch.no_grad():
+        assert_close(model.base(ids, past_key_values=memory.cache(), **given).logits, model.read(memory, ids))
+
+
 @pytest.mark.parametrize("rule", ["gist", "pos_control"])
 def test_an_open_memory_of_a_rule_that_compresses_once_gives_no_cache(rule: str) -> None:
     model = tiny_model(rule)

@@ -83,8 +83,9 @@ class AdaptedModel(nn.Module):
         most = config.n_tok_range[1]
         self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=most)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
-        usual = SDPA if base._supports_sdpa else EAGER  # Gemma 2's softcap is in its eager function alone
-        base.set_attn_implementation(_OURS.get(base.config._attn_implementation, usual))
+        softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
+        kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
+        base.set_attn_implementation(kernel)
         if base.config._attn_implementation not in (SDPA, EAGER):
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         if getattr(base.config, "output_router_logits", False):

@@ -400,7 +400,7 @@ def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -
             f"The text is to begin at position {int(positions.min())}, but the memory ends at "
             f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."
         )
-    view = cache.view(positions, mask)
+    view = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
     return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
 
 
