@@ -59,9 +59,13 @@ class DataSettings:
         check_types(self, "data.")
         for name, least in (("max_steps", 1), ("max_step_tokens", 1), ("chunk_tokens", 2), ("query_chunks", 1)):
             if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least {least}.")
+                raise ConfigError(f"{self.called(name)} is {getattr(self, name)}; it must be at least {least}.")
         if self.eval_samples < 0:
             raise ConfigError(f"data.eval_samples is {self.eval_samples}; it must be at least 0.")
+
+    def called(self, name: str) -> str:
+        """What people say to set a field."""
+        return f"data.{name}"
 
 
 @dataclass(frozen=True)

@@ -487,3 +487,30 @@ def test_a_text_is_measured_at_its_last_chunk(tmp_path: Path, turns: Turns) -> N
         assert {len(question.steps) for question in questions} <= {1, 2, 3, 4}
         assert all(len(question.query) == 1 for question in questions)
         assert all([*q.alone().query] == [turns.tokenizer.bos_token_id, *q.query] for q in questions)
+
+
+def test_errors_of_an_evaluation_name_the_options_of_its_command(tmp_path: Path, turns: Turns) -> None:
+    row = {"steps": ["one two three four five"], "query": "What?", "answer": "Five."}
+    path = write(tmp_path / "mine.jsonl", row)
+    with pytest.raises(DataError, match="shorten it, or raise --max-step-tokens"):
+        task_of(path, turns, max_step_tokens=2)
+    (tmp_path / "text.txt").write_text("one")
+    with pytest.raises(DataError, match=r"are needed \(--chunk-tokens\)"):
+        task_of(tmp_path / "text.txt", turns, chunk_tokens=50)
+    with pytest.raises(ConfigError, match="--chunk-tokens is 9, --max-step-tokens 8; lower"):
+        task_of(tmp_path / "text.txt", turns, chunk_tokens=9, max_step_tokens=8)
+    with pytest.raises(ConfigError, match="--max-steps is 0; it must be at least 1"):
+        task_of(path, turns, max_steps=0)
+
+
+def test_without_context_a_chat_keeps_its_system_message(tmp_path: Path, turns: Turns) -> None:
+    talk = [
+        ("system", "Be brief."),
+        ("user", "I am Anna."),
+        ("assistant", "Hi!"),
+        ("user", "Who?"),
+        ("assistant", "Anna."),
+    ]
+    rows = {"messages": [{"role": role, "content": content} for role, content in talk]}
+    (question,) = task_of(write(tmp_path / "mine.jsonl", rows), turns).questions(1)
+    assert turns.tokenizer.decode([*question.alone().query]) == "<s>Be brief.\n\nWho?\nAssistant:"

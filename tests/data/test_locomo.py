@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
+from ccm.data.locomo import CATEGORIES
 from ccm.data.longterm import LongTask
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
@@ -97,7 +99,8 @@ def test_evidence_is_read_as_it_is_written(tmp_path: Path, turns: Turns, evidenc
 def test_the_oldest_turns_are_left_out_where_they_have_no_room(tmp_path: Path, turns: Turns) -> None:
     folder = write(tmp_path, asked(4, evidence=("D10:1",)))
     (whole,) = opened(folder, turns).questions(5)
-    longest = sum(map(len, (*whole.steps, whole.query, *whole.answers)))
+    text = sum(map(len, (*whole.steps, whole.query)))
+    longest = text + 32  # the tokens of a reply
     (same,) = opened(folder, turns, max_length=longest).questions(5)
     assert same.steps == whole.steps
     task = opened(folder, turns, max_length=longest - 1)
@@ -105,6 +108,10 @@ def test_the_oldest_turns_are_left_out_where_they_have_no_room(tmp_path: Path, t
     assert texts(shorter, turns)[1:] == texts(whole, turns)[2:]
     assert texts(shorter, turns)[0].startswith("[3 May]\nA: one")
     assert task.noted["fewer than 5 turns, the others have no room"] == 1
+    task = opened(folder, turns, max_length=text + len(whole.answers[0]))
+    task.replies = replace(task.replies, most=0)
+    (same,) = task.questions(5)
+    assert same.steps == whole.steps
     task = opened(folder, turns, max_length=10)
     assert [*task.questions(5)] == []
     assert task.skipped == {"the query alone has no room": 1}
@@ -128,7 +135,8 @@ def test_every_category_is_judged_as_the_benchmark_does(tmp_path: Path, turns: T
 
 def test_an_adversarial_question_offers_what_was_not_mentioned(tmp_path: Path, turns: Turns) -> None:
     row = {"question": "Why?", "adversarial_answer": "for fun", "evidence": ["D1:1"], "category": 5}
-    found = [*opened(write(tmp_path, *[row] * 8), turns).questions(2)]
+    task = opened(write(tmp_path, *[row] * 8), turns)
+    found = [*task.questions(2)]
     orders = {"a": "(a) Not mentioned in the conversation, or (b) for fun", "b": "(a) for fun, or (b) Not mentioned"}
     for question in found:
         letter, *phrases = question.references
@@ -136,6 +144,8 @@ def test_an_adversarial_question_offers_what_was_not_mentioned(tmp_path: Path, t
         assert phrases == ["not mentioned", "no information available"]
         assert turns.decode([*question.answers[0]]) == "Not mentioned in the conversation"
     assert {question.references[0] for question in found} == {"a", "b"}
+    assert task.noted["adversarial, not in the perplexity"] == 8
+    assert [name for name in CATEGORIES.values() if not task.averaging.counts(name)] == ["adversarial"]
 
 
 def test_categories_may_be_chosen(tmp_path: Path, turns: Turns) -> None:

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
-from ccm.data.tasks import TaskSettings
-from ccm.evaluation import scoring
+from ccm.data.tasks import Task, TaskSettings
+from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of
 from ccm.evaluation.results import Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
 from ccm.files import load_tensors, save_tensors
+from ccm.turns import Turns
 
 TALK = [
     f"I am {word} . __eou__ Why , {word} ? __eou__ So it is . __eou__ Fine ! __eou__ Bye . __eou__"
@@ -68,6 +69,26 @@ def test_a_task_is_measured_with_several_rules(folder: Path, capsys: pytest.Capt
     assert found[0]["entries"] > 4
     assert all(line["figures"]["perplexity"] > 1 for line in found)
     assert len({line["tokens"] for line in found if line["depth"] == 1}) == 1
+
+
+def test_methods_that_read_a_task_alike_open_it_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    open_task = run.open_task
+
+    def counted(settings: TaskSettings, turns: Turns) -> Task:
+        opened.append(turns.form)
+        return open_task(settings, turns)
+
+    monkeypatch.setattr(run, "open_task", counted)
+    turns = {"separator": "\n", "reply_separator": "\n"}
+    other = adapter_like_concat(tmp_path / "other", turns=turns)
+    own = adapter_like_concat(tmp_path / "own")
+    assert dialog(folder, "--rule", "full", "--rule", "none", "--baseline", "bm25", "--adapter", own) == 0
+    assert len(opened) == 1
+    assert dialog(folder, "--rule", "full", "--adapter", own, "--adapter", other) == 0
+    assert [form.separator for form in opened[1:]] == [opened[0].separator, "\n"]
 
 
 def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +237,7 @@ def test_classes_that_are_numbers_have_distances(tmp_path: Path, capsys: pytest.
         (["--steps", "3"], "There is no time step 3; the steps are 1, 2, 4, 8, 12"),
         (["--steps", "a"], "write whole numbers with commas"),
         (["--rule", "merge"], "no adapter for the rule 'merge'"),
-        (["--rule", "full", "--rule", "full"], "full is to be measured twice"),
+        (["--rule", "full", "--rule", "full"], "full is asked for twice"),
         (["--rule", "none", "--rule", "Gate"], "There is no rule 'Gate'"),
         (["--steps", "1,12"], "No question of the task is left at step 12"),
         (["--steps", "1,12"], "Measure the others with --steps 1."),
@@ -240,7 +261,7 @@ def test_likelihoods_that_are_no_numbers_are_counted_beside_the_score(
         left[0] -= 1
         return math.nan if left[0] >= 0 else -2.0 * len(answer)
 
-    monkeypatch.setattr(scoring, "likelihood", likelihood)
+    monkeypatch.setattr(answering, "likelihood", likelihood)
     done = ccm("evaluate", "dialog", "--data", folder, "--steps", 1, "--rule", "full", "--json")
     shown = capsys.readouterr()
     if broken == 5:

@@ -149,9 +149,9 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
         ({"offset": -1}, "offset is -1"),
         ({"tokens": -1}, "tokens is -1"),
         ({"rules": ["full"]}, "does not compress step by step"),
-        ({"rules": ["concat", "concat"]}, "to read twice"),
+        ({"rules": ["concat", "concat"]}, "concat is asked for twice"),
         ({"baselines": ["bm25"]}, "there are window, blocks"),
-        ({"model": "elsewhere", "baselines": ()}, "nothing to read with"),
+        ({"model": "elsewhere", "baselines": ()}, "no method to compare"),
         ({"settings": replace(SMALL, cache_size=5000)}, "must be at most"),
     ],
 )

@@ -208,6 +208,13 @@ class Options:
         check_types(self, "task.options.")
 
 
+class _Lengths(DataSettings):
+    """Those of :class:`Options`, as the command calls them."""
+
+    def called(self, name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+
 @dataclass
 class CustomTask(tasks.Task):
     """The last answer of each example, by the latest steps before it: accuracy over its choices, or perplexity.
@@ -264,10 +271,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
     """
     if settings.path is None:
         raise ConfigError("The task 'custom' reads your own file or folder; name it as --data.")
-    options = build_settings(Options, settings.options, "task.options")
-    lengths = DataSettings(
-        max_steps=options.max_steps, max_step_tokens=options.max_step_tokens, chunk_tokens=options.chunk_tokens
-    )
+    lengths = _Lengths(**vars(build_settings(Options, settings.options, "task.options")))
     return CustomTask([*chain.from_iterable(read_examples(settings.path, lengths, turns))], turns)
 
 
@@ -356,7 +360,7 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
             begins = turns.tokenizer.decode(step.ids[:40]).strip()[:40]
             raise _LineError(
                 f"the step that begins {begins!r} has {len(step.ids)} tokens, at most {settings.max_step_tokens} are "
-                "allowed; shorten it, or raise data.max_step_tokens"
+                f"allowed; shorten it, or raise {settings.called('max_step_tokens')}"
             )
 
 
@@ -366,8 +370,8 @@ def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[st
     ids, size = turns.tokenizer.encode(read_text(file), add_special_tokens=False), settings.chunk_tokens
     text = Text.of(ids, size, settings.query_chunks)
     if text is None:
-        least = settings.query_chunks + 1
-        yield file.name, f"{len(ids)} tokens; at least {least} chunks of {size} tokens are needed (data.chunk_tokens)"
+        least, called = settings.query_chunks + 1, settings.called("chunk_tokens")
+        yield file.name, f"{len(ids)} tokens; at least {least} chunks of {size} tokens are needed ({called})"
         return
     for part in text.parts(settings.max_steps):
         yield file.name, [part]
@@ -380,7 +384,7 @@ def check_chunks(settings: DataSettings) -> None:
         ConfigError: where they are not.
     """
     if settings.chunk_tokens > settings.max_step_tokens:
+        chunk, step = map(settings.called, ("chunk_tokens", "max_step_tokens"))
         raise ConfigError(
-            f"data.chunk_tokens is {settings.chunk_tokens}, data.max_step_tokens {settings.max_step_tokens}; lower the "
-            "one or raise the other."
+            f"{chunk} is {settings.chunk_tokens}, {step} {settings.max_step_tokens}; lower the one or raise the other."
         )

@@ -17,7 +17,7 @@ from ccm.config import build_settings
 from ccm.data.longterm import Asked, LongTask, Options, Turn
 from ccm.data.questions import Judged
 from ccm.data.reading import read_items
-from ccm.data.tasks import Replies, TaskSettings
+from ccm.data.tasks import Averaging, Replies, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns
 
@@ -97,4 +97,5 @@ def open_task(settings: TaskSettings, turns: Turns) -> LongTask:
             raise DataError(f"{path} holds none of {', '.join(_NAMES)}; download it from LoCoMo's repository.")
         path = found
     options = build_settings(Options, settings.options, "task.options")
-    return LongTask(partial(read, path), CATEGORIES.values(), turns, options, Replies("answer_f1", 32))
+    apart = Averaging(left_out=("adversarial",))  # its answer stands in its query
+    return LongTask(partial(read, path), CATEGORIES.values(), turns, options, Replies("answer_f1", 32), apart)

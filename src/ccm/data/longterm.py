@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 from ccm.config import check_types
 from ccm.data.questions import Judged, Question
-from ccm.data.tasks import Replies, Task
+from ccm.data.tasks import Averaging, Replies, Task
 from ccm.errors import ConfigError, did_you_mean
 from ccm.layout import Sample, Step, length
 from ccm.turns import Turns
@@ -83,7 +83,8 @@ class Options:
 
     Attributes:
         categories: those that are asked; None for all.
-        max_length: most tokens of context, query and answer; the oldest turns are left out where they have no room.
+        max_length: most tokens of context, query, and answer or reply; the oldest turns are left out where they have no
+            room.
         until: "evidence" asks at the end of the session that holds the last evidence, so that little context may
             suffice; "end" at the end of the conversation.
     """
@@ -107,7 +108,8 @@ class LongTask(Task):
         names: of the categories that there are.
         turns: how conversations become tokens.
         options: how they are evaluated.
-        replies: how replies are judged.
+        replies: how replies are judged, and how much room they need.
+        averaging: which categories do not count in the perplexity.
     """
 
     read: Callable[[], Iterator[Asked]]
@@ -115,6 +117,7 @@ class LongTask(Task):
     turns: Turns
     options: Options
     replies: Replies
+    averaging: Averaging = field(default_factory=Averaging)
     depths = (4, 16, 64, 256)
 
     def __post_init__(self) -> None:
@@ -137,14 +140,17 @@ class LongTask(Task):
             return
         end = asked.end(self.options.until)
         latest = asked.turns[max(end - depth, 0) : end]
-        room = self.options.max_length - len(self.turns.exchange(asked.query, asked.answer, first=False).ids)
+        most = self.options.max_length - max(self.replies.most - len(self.turns.encode_reply(asked.answer)), 0)
+        room = most - len(self.turns.exchange(asked.query, asked.answer, first=False).ids)
         kept = latest[len(latest) - self._fitting(latest, room) :]
         steps = [Step(self._ids(turn, i == 0)) for i, turn in enumerate(kept)]
         sample = Sample(steps, self.turns.exchange(asked.query, asked.answer, first=not steps))
-        if length(sample) > self.options.max_length:
+        if length(sample) > most:
             self.skipped["the query alone has no room"] += 1
             return
         self._note(asked, depth, latest, len(kept), end)
+        if not self.averaging.counts(asked.category):
+            self.noted[f"{asked.category}, not in the perplexity"] += 1
         alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True))
         question = Question.of(sample, self.turns.eos_id, asked.category, alone=alone)
         yield replace(question, references=asked.references or (asked.answer,), judged=asked.judged)

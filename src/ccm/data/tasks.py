@@ -52,7 +52,7 @@ class Replies:
 
     Attributes:
         figure: exact match, F1 of words, or ROUGE-L.
-        most: new tokens of a reply, unless others are asked for; 0 where none is generated unless asked for.
+        most: new tokens of a reply at most, 0 where none is generated; an evaluation sets what it was asked for.
     """
 
     figure: Literal["em", "answer_f1", "rouge_l"] = "rouge_l"
@@ -64,19 +64,23 @@ Choice = Literal["acc", "acc_norm", "acc_base"]
 
 @dataclass(frozen=True)
 class Averaging:
-    """How the accuracies of a task's parts become one: their plain mean, but for what is named here.
+    """How the figures of a task's parts become one: accuracies by their plain mean, perplexities over all tokens.
 
     Attributes:
-        exceptions: another accuracy that counts, for parts whose names begin so.
-        left_out: how the names of parts begin that do not count.
+        exceptions: another accuracy than the task's own, for parts whose names begin so.
+        left_out: how the names of parts begin that do not count; replies are judged of all.
     """
 
     exceptions: Mapping[str, Choice] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
+    def counts(self, part: str) -> bool:
+        """Whether a part counts."""
+        return not part.startswith(self.left_out)
+
     def choice(self, part: str, usual: Choice) -> Choice | None:
         """The accuracy that counts for a part; None where it does not count."""
-        if part.startswith(self.left_out):
+        if not self.counts(part):
             return None
         return next((choice for begins, choice in self.exceptions.items() if part.startswith(begins)), usual)
 
@@ -89,7 +93,7 @@ class Task(ABC):
         measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
         classes: the answers that every question has, in order, where they are the same for all; else empty.
         replies: how generated replies are judged; None where none is generated, such as where an answer is chosen.
-        averaging: how the accuracies of its parts become one.
+        averaging: how the figures of its parts become one.
         skipped: of the questions that were asked for last, those left out, by reason.
         noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
     """

@@ -1,4 +1,4 @@
-"""What evaluations found, and the folder that keeps it: what is there is not measured again.
+"""What evaluations found, and the folder that keeps it (:class:`ccm.evaluation.kept.Folder`).
 
 OUTPUT/  scores/METHOD-DEPTH-DIGEST.json ...  results.jsonl  report.md  steps.png  memory.png
          replies/METHOD-DEPTH-DIGEST.jsonl ...  where replies are generated
@@ -6,17 +6,16 @@ OUTPUT/  scores/METHOD-DEPTH-DIGEST.json ...  results.jsonl  report.md  steps.pn
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ccm.errors import ConfigError, DataError
+from ccm.errors import DataError
+from ccm.evaluation.kept import Folder, ending, read_kept, write_lines
 from ccm.evaluation.texts import Reply
-from ccm.files import save_json, write_atomically
+from ccm.files import save_json
 
 NOT_FINITE = "a likelihood is not a finite number"  # why a question was left out
 
@@ -96,64 +95,34 @@ class Result:
     tasks: list[str]
 
 
-class Kept:
-    """The folder of an evaluation; where it is None, nothing is kept."""
+class Kept(Folder):
+    """The folder of an evaluation, or none."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            if folder.exists() and not folder.is_dir():
-                raise ConfigError(f"The output {folder} is a file; name a folder.")
-            (folder / "scores").mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, "scores")
 
-    def _place(self, method: str, identity: Mapping[str, Any]) -> Path:
-        """The file of what is measured: its name tells people the method and the step, its digest all the rest."""
-        assert self.folder is not None
-        digest = hashlib.sha256(json.dumps([method, identity], sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return self.folder / "scores" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', method)}-{identity['depth']}-{digest}.json"
-
-    def read(self, method: str, identity: Mapping[str, Any]) -> Result | None:
-        """What was measured of it, if anything.
+    def read(self, place: Path | None) -> Result | None:
+        """What was measured, if anything.
 
         Raises:
             DataError: when the file is damaged.
         """
-        if self.folder is None or not (path := self._place(method, identity)).is_file():
+        if place is None or not (path := ending(place, "json")).is_file():
             return None
-        return read_result(path)
+        return read_kept(path, _result)
 
-    def write(self, result: Result, identity: Mapping[str, Any], replies: Sequence[Reply] = ()) -> None:
+    def write(self, place: Path | None, result: Result, replies: Sequence[Reply] = ()) -> None:
         """Keep a result, and first the replies behind it, for people to read."""
-        if self.folder is None:
+        if self.folder is None or place is None:
             return
-        path = self._place(result.line.method, identity)
         if replies:
             (self.folder / "replies").mkdir(exist_ok=True)
-            _write_lines(self.folder / "replies" / f"{path.stem}.jsonl", replies)
-        save_json(path, asdict(result))
-
-    def finish(self, lines: Sequence[Measured]) -> None:
-        """Write the lines as JSON lines."""
-        if self.folder is not None:
-            _write_lines(self.folder / "results.jsonl", lines)
+            write_lines(self.folder / "replies" / f"{place.name}.jsonl", map(asdict, replies))
+        save_json(ending(place, "json"), asdict(result))
 
 
-def _write_lines(path: Path, rows: Sequence[Measured | Reply]) -> None:
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def read_result(path: Path) -> Result:
-    """What was measured, from its file.
-
-    Raises:
-        DataError: when it is damaged.
-    """
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Result(**{**held, "line": Measured(**held["line"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is measured again.") from None
+def _result(held: dict[str, Any]) -> Result:
+    return Result(**{**held, "line": Measured(**held["line"])})
 
 
 def read_run(folder: Path) -> list[Result]:
@@ -167,7 +136,7 @@ def read_run(folder: Path) -> list[Result]:
         order = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); name the --output of an evaluation that ended.") from None
-    found = [read_result(file) for file in sorted((folder / "scores").glob("*.json"))]
+    found = [read_kept(file, _result) for file in sorted((folder / "scores").glob("*.json"))]
     asked = [result for line in order for result in found if asdict(result.line) == line]
     if len(asked) < len(order):
         raise DataError(f"{folder / 'scores'} lacks what {path} tells of; say the same evaluation again.")

@@ -1,4 +1,4 @@
-"""What streams found: perplexity along the text, the folder that keeps it, and the picture.
+"""What streams found: perplexity along the text, its picture, and the folder (:class:`ccm.evaluation.kept.Folder`).
 
 OUTPUT/  streams/METHOD-TEXT-DIGEST.json  the figures so far     results.jsonl  perplexity.png
          streams/METHOD-TEXT-DIGEST.stream  where it goes on
@@ -6,17 +6,14 @@ OUTPUT/  streams/METHOD-TEXT-DIGEST.json  the figures so far     results.jsonl  
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ccm.errors import ConfigError, DataError
+from ccm.evaluation.kept import Folder, ending, read_kept
 from ccm.files import save_json, write_atomically
 
 
@@ -134,22 +131,11 @@ def totals(results: Sequence[StreamResult]) -> list[Total]:
     return found
 
 
-class KeptStreams:
-    """The folder of a run; where it is None, nothing is kept."""
+class KeptStreams(Folder):
+    """The folder of a run, or none."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            if folder.exists() and not folder.is_dir():
-                raise ConfigError(f"The output {folder} is a file; name a folder.")
-            (folder / "streams").mkdir(parents=True, exist_ok=True)
-
-    def place(self, method: str, text: str, identity: Mapping[str, Any]) -> Path | None:
-        """The file of a stream, without its ending; its digest tells what the names do not."""
-        if self.folder is None:
-            return None
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return self.folder / "streams" / f"{re.sub('[^A-Za-z0-9_.-]+', '-', f'{method}-{text}')}-{digest}"
+        super().__init__(folder, "streams")
 
     def read(self, place: Path | None) -> StreamResult | None:
         """What is there of a stream, if anything.
@@ -157,35 +143,25 @@ class KeptStreams:
         Raises:
             DataError: when the file is damaged.
         """
-        if place is None or not (path := _ending(place, "json")).is_file():
+        if place is None or not (path := ending(place, "json")).is_file():
             return None
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            return StreamResult(**{**held, "points": [Point(**point) for point in held["points"]]})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} cannot be read ({error!r}); delete it, and the text is read again.") from None
+        return read_kept(path, lambda held: StreamResult(**{**held, "points": [Point(**p) for p in held["points"]]}))
 
     def write(self, place: Path | None, result: StreamResult) -> None:
         """Keep how far a stream has come."""
         if place is not None:
-            save_json(_ending(place, "json"), asdict(result))
+            save_json(ending(place, "json"), asdict(result))
 
     def finish(self, results: Sequence[StreamResult]) -> None:
-        """The last lines as JSON lines, and the picture."""
-        if self.folder is None:
-            return
-        text = "".join(json.dumps(result.line(), ensure_ascii=False) + "\n" for result in results)
-        write_atomically(self.folder / "results.jsonl", lambda p: p.write_text(text, encoding="utf-8"))
-        draw_streams(results, self.folder / "perplexity.png")
+        """The last lines, and the picture."""
+        if self.folder is not None:
+            self.write_lines(result.line() for result in results)
+            draw_streams(results, self.folder / "perplexity.png")
 
 
 def stream_file(place: Path) -> Path:
     """Where a stream is saved, to go on from."""
-    return _ending(place, "stream")
-
-
-def _ending(place: Path, ending: str) -> Path:
-    return place.with_name(f"{place.name}.{ending}")
+    return ending(place, "stream")
 
 
 def draw_streams(results: Sequence[StreamResult], path: Path) -> None:

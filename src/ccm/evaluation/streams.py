@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 import ccm
 from ccm.builtin import NAME
-from ccm.checkpoint import find_adapter, read_config
 from ccm.data.reading import find_files, read_text
 from ccm.errors import ConfigError, DataError
-from ccm.evaluation.run import adapter_for
+from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
 from ccm.evictions import StreamSettings
 from ccm.model import CCMModel
@@ -33,19 +32,13 @@ Told = Callable[[StreamResult], None]
 
 
 @dataclass(frozen=True)
-class StreamMethod:
+class StreamMethod(Method):
     """How a text is read.
 
     Attributes:
-        name: what it is called.
-        adapter: its folder; None is the built-in one, or none.
-        rule: of memory; None is the adapter's own.
         settings: sizes, and how room is made.
     """
 
-    name: str
-    adapter: str | None
-    rule: str | None
     settings: StreamSettings
 
 
@@ -92,17 +85,15 @@ class StreamRun:
         """Rules first, then the adapters under their own, then the baselines.
 
         Raises:
-            ConfigError: when a rule runs with none of the adapters, there is no such baseline, or nothing to read with.
+            ConfigError: when a rule runs with none of the adapters, there is no such baseline, something is named
+                twice, or there is nothing to read with.
             AdapterError: when an adapter cannot be read.
         """
         fixed = replace(self.settings, evict="compress", tolerance=0)
         builtin = not self.adapters and self.model in (None, NAME)
         named = self.rules or (BUILTIN_RULES if builtin else ())
-        found = [StreamMethod(rule, adapter_for(self.adapters, rule), rule, fixed) for rule in named]
-        rules = [read_config(find_adapter(adapter)).rule for adapter in self.adapters]
-        for folder, rule in zip(self.adapters, rules, strict=True):
-            alone = rules.count(rule) == 1 and rule not in named
-            found.append(StreamMethod(rule if alone else f"{rule} ({folder})", folder, None, fixed))
+        found = [StreamMethod(rule, rule, adapter_for(self.adapters, rule), fixed) for rule in named]
+        found += [StreamMethod(**vars(one), settings=fixed) for one in own_rules(self.adapters, named)]
         if most := self.settings.tolerance:
             ends = replace(fixed, tolerance=most)
             found += [replace(one, name=f"{one.name}, sentence ends ±{most}", settings=ends) for one in found]
@@ -110,13 +101,8 @@ class StreamRun:
             if baseline not in BASELINES:
                 raise ConfigError(f"There is no baseline {baseline!r} of streams; there are {', '.join(BASELINES)}.")
             adapter = adapter_for(self.adapters, "none")
-            found.append(StreamMethod(baseline, adapter, "none", replace(fixed, evict=baseline)))
-        if not found:
-            raise ConfigError("There is nothing to read with; give --adapter DIR, --rule NAME or --baseline NAME.")
-        names = [method.name for method in found]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"{', '.join(twice)} is to read twice; name each rule, adapter and baseline once.")
-        return found
+            found.append(StreamMethod(baseline, "none", adapter, replace(fixed, evict=baseline)))
+        return named_once(found)
 
 
 def run_streams(run: StreamRun, output: Path | None = None, tell: Told = lambda result: None) -> list[StreamResult]:

@@ -1,0 +1,82 @@
+"""Which methods are compared: rules, each on an adapter that it runs with, and adapters under their own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ccm.checkpoint import find_adapter, read_config, with_rule
+from ccm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule on an adapter.
+
+    Attributes:
+        name: what it is called in tables and pictures.
+        rule: of memory; None is the adapter's own.
+        adapter: its folder; None for the built-in one, or where the base needs none.
+    """
+
+    name: str
+    rule: str | None
+    adapter: str | None
+
+
+M = TypeVar("M", bound=Method)
+
+
+def adapter_for(adapters: Sequence[str], rule: str) -> str | None:
+    """The first adapter that runs with that rule; None where there are none, for the built-in one, or none at all.
+
+    Raises:
+        ConfigError: when it runs with none of them.
+        AdapterError: when one cannot be read.
+    """
+    if not adapters:
+        return None
+    for adapter in adapters:
+        try:
+            with_rule(read_config(find_adapter(adapter)), rule)
+        except ConfigError as error:
+            refused = error
+        else:
+            return adapter
+    raise refused
+
+
+def own_rules(adapters: Sequence[str], named: Sequence[str]) -> list[Method]:
+    """Each adapter under its own rule, by the rule's name; its folder stands beside it where others are called so.
+
+    Args:
+        adapters: the folders or Hub ids.
+        named: rules that are methods by themselves.
+
+    Raises:
+        AdapterError: when an adapter cannot be read.
+    """
+    rules = [read_config(find_adapter(adapter)).rule for adapter in adapters]
+    folders = [Path(adapter).name for adapter in adapters]
+    found = []
+    for adapter, rule, folder in zip(adapters, rules, folders, strict=True):
+        alone = rules.count(rule) == 1 and rule not in named
+        place = folder if folders.count(folder) == 1 else adapter
+        found.append(Method(rule if alone else f"{rule} ({place})", None, adapter))
+    return found
+
+
+def named_once(methods: list[M]) -> list[M]:
+    """The methods themselves, after a look at their names.
+
+    Raises:
+        ConfigError: when there is none, or several have the same name.
+    """
+    if not methods:
+        raise ConfigError("There is no method to compare; give --adapter DIR, --rule NAME or --baseline NAME.")
+    names = [method.name for method in methods]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{', '.join(twice)} is asked for twice; name each rule, adapter and baseline once.")
+    return methods
