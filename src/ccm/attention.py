@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ccm.chunks import Chunks
+from ccm.flex import Flex, Seen
 from ccm.layout import Layout
 from ccm.reach import Reach, reach_of, retuned
 from ccm.rules import Rule
@@ -66,14 +67,12 @@ class ParallelPass:
     q sees   sink        .   own     .   x
     """
 
-    def __init__(self, layout: Layout, rule: Rule, *, sink: bool) -> None:
-        self.layout, self.rule, self.sink = layout, rule, sink
+    def __init__(self, layout: Layout, rule: Rule, *, sink: bool, flex: bool | None = False) -> None:
+        self.layout, self.rule, self.sink, self.flex = layout, rule, sink, flex
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
-        self._masks: dict[Reach | None, Tensor] = {}
-        self._added: dict[Reach | None, Tensor] = {}
-        self._chunks: dict[Reach | None, Chunks | None] = {}
+        self._ways: dict[Reach | None, Way] = {}
 
     def attend(
         self,
@@ -86,15 +85,22 @@ class ParallelPass:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         query = retuned(module, query, key, self.layout.positions)
-        if self.mixes:
-            mix = self._mixing(module.layer_idx)
-            key, value = (torch.cat([x, self._mixed(mix, x)], dim=2) for x in (key, value))
         reach = reach_of(module, kwargs.get("sliding_window"))
-        if (chunks := self.chunks(reach)) is not None:
-            return chunks.attend(stock, module, query, key, value, **kwargs), None
-        if reach not in self._added:  # once for all layers, each of which would make its own of a boolean one
-            self._added[reach] = additive(self.mask(reach), query.dtype)
-        return stock(module, query, key, value, self._added[reach], **kwargs)
+        if reach not in self._ways:  # once for all layers
+            self._ways[reach] = self._way(reach, query, kwargs)
+        way = self._ways[reach]
+        if self.mixes or way.apart:
+            mix = self._mixing(module.layer_idx) if self.mixes else None
+            key, value = (torch.cat([x, self._memory(mix, x)], dim=2) for x in (key, value))
+        return way.attend(stock, module, query, key, value, **kwargs)
+
+    def _way(self, reach: Reach | None, query: Tensor, options: dict[str, Any]) -> Way:
+        columns = self.layout.ids.shape[1] + self.layout.comp_columns.shape[1]
+        flex = Flex.of(self.seen(reach, apart=True), query, columns, options, self.flex)
+        if flex is not None:
+            return flex
+        mask = self.mask(reach)
+        return Chunks.of(mask) or Whole(additive(mask, query.dtype))
 
     def _mixing(self, layer: int) -> Tensor:
         content = None
@@ -106,38 +112,81 @@ class ParallelPass:
         assert mix is not None
         return mix.to(self.layout.ids.device)
 
-    def _mixed(self, mix: Tensor, x: Tensor) -> Tensor:
+    def _memory(self, mix: Tensor | None, x: Tensor) -> Tensor:
+        """The memory columns of keys or values (B, K, T, D): their COMP columns, mixed if the rule mixes."""
         columns = self.layout.comp_columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1])
+        held = x.gather(2, columns)
+        if mix is None:
+            return held
         exact = torch.promote_types(x.dtype, torch.float32)
-        return (mix.to(exact) @ x.gather(2, columns).to(exact)).to(x.dtype)
+        return (mix.to(exact) @ held.to(exact)).to(x.dtype)
 
     def mask(self, reach: Reach | None = None) -> Tensor:
         """(B, 1, T, S or S + M) bool; memory and sink stay visible beyond a layer's ``reach``."""
-        if reach not in self._masks:
-            self._masks[reach] = self._build_mask(reach)
-        return self._masks[reach]
+        batch, length = self.layout.ids.shape
+        columns = length + (self.layout.comp_columns.shape[1] if self.mixes else 0)
+        b, q, k = (torch.arange(size, device=self.layout.ids.device) for size in (batch, length, columns))
+        return self.seen(reach, apart=self.mixes)(b[:, None, None], q[:, None], k)[:, None]
 
-    def chunks(self, reach: Reach | None = None) -> Chunks | None:
-        """How the mask falls into chunks; None where the attention should see it whole."""
-        if reach not in self._chunks:
-            self._chunks[reach] = Chunks.of(self.mask(reach))
-        return self._chunks[reach]
+    def seen(self, reach: Reach | None, *, apart: bool) -> Seen:
+        """The mask as a function of the numbers of row, query and column, which are broadcast: nothing else says it.
 
-    def _build_mask(self, reach: Reach | None) -> Tensor:
-        lay = self.layout
-        q, k = lay.blocks[:, :, None], lay.blocks[:, None, :]
-        comp = (lay.slots >= 0)[:, None, :]
-        own = (q == k).tril()  # padding is a block of its own (-1): no row is ever empty
-        if reach is not None:
-            own &= comp | reach.covers(lay.positions[:, :, None], lay.positions[:, None, :])
-        if self.sink:
-            first = (lay.blocks >= 0).long().argmax(1)
-            own |= (torch.arange(k.shape[-1], device=k.device) == first[:, None])[:, None, :] & (q >= 0)
-        if self.mixes:
-            written = torch.arange(1, lay.steps + 1, device=k.device).repeat_interleave(lay.n_tok)
-            memory = self.rule.holds(written, q) & lay.reads[:, :, None]
-            return torch.cat([own, memory], dim=-1)[:, None]
-        return (own | (comp & self.rule.holds(k + 1, q) & lay.reads[:, :, None]))[:, None]
+        ``apart`` is whether the memory is read in columns of its own behind the text, as mixed ones are, or where the
+        COMP tokens stand.
+        """
+        lay, rule, sink, length, n_tok = self.layout, self.rule, self.sink, self.layout.ids.shape[1], self.layout.n_tok
+        blocks, positions, reads, comp = lay.blocks, lay.positions, lay.reads, lay.slots >= 0
+        first = (blocks >= 0).long().argmax(1)
+
+        def own(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            """The block so far; padding is a block of its own (-1), so that no query sees nothing."""
+            found = (blocks[b, q] == blocks[b, k]) & (k <= q)
+            if reach is not None:
+                found = found & (comp[b, k] | reach.covers(positions[b, q], positions[b, k]))
+            return found | ((k == first[b]) & (blocks[b, q] >= 0)) if sink else found
+
+        def with_comp(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return own(b, q, k) | (comp[b, k] & rule.holds(blocks[b, k] + 1, blocks[b, q]) & reads[b, q])
+
+        def with_memory(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            memory = rule.holds((k - length) // n_tok + 1, blocks[b, q]) & reads[b, q]
+            return torch.where(k < length, own(b, q, k.clamp(max=length - 1)), memory)
+
+        return with_memory if apart else with_comp
+
+
+class Way(Protocol):
+    """How a parallel pass attends: the stock function with a whole mask or in chunks, or flex_attention.
+
+    Attributes:
+        apart: whether the columns of the memory stand behind the text under any rule, not those of mixing rules alone.
+    """
+
+    @property
+    def apart(self) -> bool: ...
+
+    def attend(
+        self, stock: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`Pass.attend` gives, for the way's own mask."""
+        ...
+
+
+class Whole(NamedTuple):
+    """The whole mask.
+
+    Attributes:
+        mask: (B, 1, T, S), to be added: of a boolean one, each layer would make its own.
+    """
+
+    mask: Tensor
+    apart: bool = False
+
+    def attend(
+        self, stock: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of every query and column."""
+        return stock(module, query, key, value, self.mask, **kwargs)
 
 
 class CachedPass:

@@ -29,6 +29,7 @@ class Chunks(NamedTuple):
 
     columns: Tensor
     mask: Tensor
+    apart: bool = False
 
     @staticmethod
     def of(mask: Tensor) -> Chunks | None:
@@ -45,8 +46,8 @@ class Chunks(NamedTuple):
 
     def attend(
         self, stock: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """What ``stock`` gives for the whole mask: (B, T, H, D)."""
+    ) -> tuple[Tensor, None]:
+        """What ``stock`` gives for the whole mask, (B, T, H, D); without weights, which would be of chunks."""
         (batch, n, width), length = self.columns.shape, query.shape[2]
         query = pad(query, (0, 0, 0, n * SIZE - length)).unflatten(2, (n, SIZE)).transpose(1, 2).flatten(0, 1)
         starts = torch.arange(batch, device=query.device) * key.shape[2]
@@ -56,4 +57,4 @@ class Chunks(NamedTuple):
             return x.transpose(1, 2).flatten(0, 1).index_select(0, rows).unflatten(0, (-1, width)).transpose(1, 2)
 
         output = stock(module, query, pick(key), pick(value), self.mask, **kwargs)[0]
-        return output.unflatten(0, (batch, n)).flatten(1, 2)[:, :length]
+        return output.unflatten(0, (batch, n)).flatten(1, 2)[:, :length], None

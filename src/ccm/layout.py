@@ -127,7 +127,7 @@ def build_layout(samples: Sequence[Sample], config: CCMConfig, rule: Rule, pad_i
     width = max(len(row.columns) for row in rows)
     padding = (pad_id, -1, -1, 0, False, IGNORE)
     table = torch.tensor([[padding] * (width - len(row.columns)) + row.columns for row in rows])
-    ids, slots, blocks, positions, reads, targets = table.unbind(-1)
+    ids, slots, blocks, positions, reads, targets = table.movedim(-1, 0).contiguous()  # compiled masks take no views
     columns = [(slot >= 0).nonzero().flatten().tolist() for slot in slots]
     most = max(map(len, columns))
     comp_columns = torch.tensor([c + [0] * (most - len(c)) for c in columns], dtype=torch.long).reshape(len(rows), most)

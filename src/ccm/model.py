@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
-from ccm.attention import AllWritten, CompressingPass, ParallelPass
+from ccm.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import decoder, entry_sizes
 from ccm.config import CCMConfig
 from ccm.errors import InputError, MemoryFileError
@@ -30,7 +30,11 @@ from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
 
 
 class CCMModel(AdaptedModel):
-    """Compressed context memory on a stock causal language model; see :class:`AdaptedModel`."""
+    """Compressed context memory on a stock causal language model; see :class:`AdaptedModel`.
+
+    Attributes:
+        flex: whether parallel passes attend by flex_attention; where it wins, if None (:mod:`ccm.flex`).
+    """
 
     encoder_decoder = False
     build_layout = staticmethod(build_layout)
@@ -40,6 +44,7 @@ class CCMModel(AdaptedModel):
         for module in (self.base, decoder(self.base)):
             module.register_forward_pre_hook(_attach_view, with_kwargs=True)
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
+        self.flex: bool | None = None
 
     def load_memory(self, path: str | Path) -> Memory:
         """A saved memory that this model and adapter made.
@@ -65,13 +70,14 @@ class CCMModel(AdaptedModel):
                 f"This batch ends at position {end}, but the model was made for {self.max_positions}. "
                 "Leave steps out, or shorten them."
             )
-        current = ParallelPass(layout, self.rule, sink=self.config.sink)
+        flex = self.flex if self.base.config._attn_implementation == SDPA else False
+        current = ParallelPass(layout, self.rule, sink=self.config.sink, flex=flex)
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
         with head_reads(trained) if len(trained) else nullcontext():
             logits = self.base(
                 inputs_embeds=self._embed(layout.ids, layout.slots),
-                attention_mask=current.mask(),
+                attention_mask=layout.ids.new_ones(1, 1, 1, 1).bool(),  # else it makes one; the pass has its own
                 position_ids=layout.positions,
                 use_cache=False,
                 ccm=current,

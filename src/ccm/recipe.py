@@ -103,6 +103,7 @@ class Recipe:
         mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
             attention in the stage "compress": faster on processors that have instructions for it, slow on others.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
+        flex: whether to attend by flex_attention, on CUDA; where it wins, if None (:mod:`ccm.flex`).
         gradient_checkpointing: keep no activations within layers: less memory, a third more time.
         shard: spread the frozen base over all processes (FSDP2); otherwise each holds it whole (DDP).
         seed: of everything.
@@ -140,6 +141,7 @@ class Recipe:
     quantize: Quantization | None = None
     mixed_precision: bool = False
     device: str | None = None
+    flex: bool | None = None
     gradient_checkpointing: bool = False
     shard: bool = False
     seed: int = 0

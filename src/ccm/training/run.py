@@ -24,8 +24,8 @@ from ccm.recipe import Recipe, read_table, write_recipe
 RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
 _PARTS, _STATE = ("trained", "first", "second"), ("step", "origin", "scaler", "updates", "told", "sums")
 _FREE = {  # settings that may change when a run goes on: but for dropout, they change nothing of what is computed
-    "output_dir", "pass_tokens", "device", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every",
-    "keep", "tensorboard", "wandb",
+    "output_dir", "pass_tokens", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every",
+    "save_every", "keep", "tensorboard", "wandb",
 }  # fmt: skip
 
 

@@ -137,6 +137,7 @@ class CompressStage(Stage):
                 "float32: set dtype=float32, or leave adapter.embeddings=separate."
             )
         self.model: Any = model_class(stock)(stock, config, stage1=stage1)
+        self.model.flex = recipe.flex
         if recipe.init_adapter:
             self.model.begin_with(START if recipe.init_adapter == NAME else recipe.init_adapter)
         base, base_id = self.model.base, self.model.base_id
