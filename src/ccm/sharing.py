@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from ccm.checkpoint import SavedAdapter, read_adapter, write_adapter
 from ccm.console import size
 from ccm.errors import AdapterError, ConfigError
-from ccm.evaluation.report import table, title
+from ccm.evaluation.report import tables, title
 from ccm.evaluation.results import Result
 from ccm.files import write_atomically
 from ccm.hub import why
@@ -55,7 +55,7 @@ def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Resul
     base = adapter.config.base_model
     head = ["---", f"base_model: {base}", "base_model_relation: adapter", "tags:", "- compressed-context-memory", "---"]
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(adapter).items())
-    measured = "\n\n".join(f"### {title(one)}\n\n{table(one)}" for one in results)
+    measured = "\n\n".join(f"### {title(one)}\n\n{tables(one)}" for one in results)
     return "\n".join(
         [
             *head,

@@ -20,7 +20,7 @@ from ccm.cli import main
 from ccm.data.tasks import Task, TaskSettings
 from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
-from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of
+from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of, section
 from ccm.evaluation.results import Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
@@ -128,7 +128,7 @@ def test_results_are_kept_and_not_measured_again(
     assert (out / "results.jsonl").read_text() == before
     report = (out / "report.md").read_text()
     assert "filtered" in report
-    assert report.count("\n| 1 |") == 2
+    assert report.count("\n| 1 |") == 4  # two methods, in the table of figures and in that of memory and time
     full = [row for row in report.splitlines() if row.startswith("| full |")]
     assert full[0].count(".") == 2  # the perplexities of both steps
     for path in (out / "scores").iterdir():
@@ -365,6 +365,32 @@ def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.Cap
     assert "at least 1 entry" in capsys.readouterr().err
 
 
+def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ("--rule", "full", "--rule", "none", "--rule", "concat")
+    assert dialog(folder, *methods, "--most", 1) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[3] for line in shown.splitlines() if " concat " in line] == ["*", "*"]
+    assert " * " not in "".join(line for line in shown.splitlines() if " full " in line or " none " in line)
+    assert "\n* not stated where full does not beat none by two standard errors, or both" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert dialog(folder, "--rule", "full", "--rule", "none") == 0
+    assert "*" not in capsys.readouterr().out
+
+
+def test_what_was_left_out_is_listed_once_for_all_its_steps(tmp_path: Path) -> None:
+    lines = [result("full", [-1.0]).line, result("none", [-1.0]).line]
+    skipped = [{"too long": 3, "never": 0}, {"too long": 3, "odd": 1}]
+    rows = [
+        Result(replace(line, depth=depth, skipped=skipped[number]), [-1.0], [1], [""])
+        for line in lines
+        for number, depth in enumerate((2, 4))
+    ]
+    text = section(rows, tmp_path, "")
+    assert text.endswith("\n\n- steps 2, 4: 3 left out, too long\n- step 4: 1 left out, odd\n")
+
+
 def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,11 +452,11 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert dialog(folder, "--rule", "full", "--rule", "none", "--output", one) == 0
     assert dialog(folder, "--rule", "concat", "--rule", "none", "--output", other) == 0
     assert dialog(folder, "--rule", "none", "--most", 3, "--output", third) == 0
-    assert "- step 1: beyond the first 3, not asked (2)\n" in (third / "report.md").read_text()
+    assert "- steps 1, 2: beyond the first 3, not asked (2)\n" in (third / "report.md").read_text()
     assert ccm("report", one, other, "--output", tmp_path / "page") == 0
     page = (tmp_path / "page" / "report.md").read_text()
     rows = [row.split(" | ")[:3] for row in page.splitlines() if row.startswith("| 2")]
-    assert [row[1] for row in rows] == ["full", "none", "concat"]
+    assert [row[1] for row in rows] == ["full", "none", "concat"] * 2  # figures, then memory and time
     assert page.count("## dialog: protocol paper") == 1
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["1-memory.png", "1-steps.png", "report.md"]
     assert ccm("report", one, third, "--output", tmp_path / "page") == 0
@@ -551,7 +577,7 @@ def test_replies_are_generated_judged_and_kept(
     for line in found:
         assert line["main"] == "answer_f1"
         assert line["task"]["generate"] == 32
-        assert {"perplexity", "loss", "em", "answer_f1", "rouge_l"} == set(line["figures"])
+        assert {"perplexity", "loss", *FIGURES} == set(line["figures"])
         assert {name: set(figures) for name, figures in line["by_task"].items()} == {
             "multi-hop": set(line["figures"]), "single-hop": set(line["figures"]),
         }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ccm.evaluation.texts import FIGURES, Reply, exact_match, f1, judge, means, rouge_l, stems, words
+from ccm.evaluation.texts import FIGURES, Reply, exact_match, f1, judge, means, rouge, stems, words
 
 
 def test_case_punctuation_and_articles_make_no_difference() -> None:
@@ -19,14 +19,24 @@ def test_the_f1_counts_words_as_often_as_both_have_them() -> None:
     assert f1([], ["blue"]) == f1(["blue"], []) == f1([], []) == 0.0
 
 
-def test_rouge_l_is_of_the_longest_common_subsequence_of_stems() -> None:
-    # cat, run, fast in this order: 3 of 4 words of the reply, 3 of 5 of the answer
-    assert rouge_l("cats quickly running fast", "the cat runs very fast ") == pytest.approx(2 * 0.75 * 0.6 / 1.35)
-    assert rouge_l("", "cat") == 0.0
+def test_rouge_is_of_stems_in_common() -> None:
+    # cat, run, fast in this order: 3 of 4 words of the reply, 3 of 5 of the answer; no two of them stand side by side
+    f1 = 2 * 0.75 * 0.6 / 1.35
+    expected = {"rouge_1": f1, "rouge_2": 0.0, "rouge_l": f1, "rouge_lsum": f1}
+    assert rouge("cats quickly running fast", "the cat runs very fast ") == pytest.approx(expected)
+    assert rouge("fast the cat", "the cat, fast")["rouge_2"] == pytest.approx(0.5)
+    assert rouge("fast the cat", "the cat, fast")["rouge_l"] == pytest.approx(2 / 3)
+    assert {*rouge("", "cat").values()} == {0.0}
+
+
+def test_rouge_lsum_goes_sentence_by_sentence() -> None:
+    swapped = rouge("She ran. He slept!", "He slept! She ran.")
+    assert swapped["rouge_l"] == 0.5
+    assert swapped["rouge_lsum"] == 1.0
 
 
 def test_of_several_answers_the_best_counts_for_each_figure() -> None:
-    figures = judge("five", ["5", "five cats", "Five."])
+    figures = judge("five blue", ["5", "five cats", "Five, blue."])
     assert figures == dict.fromkeys(FIGURES, 1.0)
     assert judge("five", ["5", "five cats"])["answer_f1"] == pytest.approx(2 / 3)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.console import counting, plain_console, progress, quiet, size
-from ccm.evaluation.report import brief, merged, write_page, write_report
+from ccm.evaluation.report import UNSTATED, WHY_UNSTATED, brief, merged, write_page, write_report
 from ccm.evaluation.results import read_run
 from ccm.evaluation.run import Evaluation, evaluate, processes
 
@@ -79,6 +79,8 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         for row in rows:
             shown.add_row(*row)
         plain_console().print(shown)
+        if any(UNSTATED in row for row in rows):
+            plain_console().print(f"{UNSTATED} {WHY_UNSTATED}.", soft_wrap=False)
         if output is not None:
             plain_console().print(f"The report is {output / 'report.md'}.")
 

@@ -28,7 +28,7 @@ def find_files(path: Path, endings: Sequence[str]) -> list[Path]:
         return [path]
     wanted = ", ".join("*" + ending for ending in endings)
     if not path.is_dir():
-        raise DataError(f"There is no file or folder {path}; set data.path to where your data ({wanted}) is.")
+        raise DataError(f"There is no file or folder {path}; name the one that holds your data ({wanted}).")
     files = sorted(file for file in path.rglob("*") if file.name.endswith(tuple(endings)) and file.is_file())
     if not files:
         raise DataError(f"The folder {path} holds none of {wanted}.")

@@ -23,7 +23,10 @@ TITLES = {
     "loss": "loss",
     "answer_f1": "answer F1",
     "em": "exact match",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
+    "rouge_lsum": "ROUGE-Lsum",
     "acc": "accuracy (sum)",
     "acc_norm": "accuracy (mean)",
     "acc_base": "accuracy (beyond own)",
@@ -33,6 +36,12 @@ TITLES = {
 }
 
 WIDEST = 10  # tasks that a table of them has columns for
+NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
+UNSTATED = "*"  # on a terminal, in place of a gain
+WHY_UNSTATED = (
+    "not stated where full does not beat none by two standard errors, or both were not measured on the same base and "
+    "questions"
+)
 Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
 
 
@@ -99,35 +108,26 @@ def overview(results: Sequence[Result]) -> str:
         share = _gains(group, results, digits=0)
         figure = _spread(main, [result.line.figures[main] for result in group])
         cells[method][depths.index(depth)] = f"{figure} ({share})" if share else figure
-    table = [["method", *map(str, depths)], ["---"] * (1 + len(depths)), *([name, *row] for name, row in cells.items())]
+    table = [["method", *map(str, depths)], *([name, *row] for name, row in cells.items())]
     return f"{TITLES[main]} by time step, and the recovered gain:\n\n{_markdown(table)}\n"
 
 
-def table(results: Sequence[Result]) -> str:
-    """A Markdown table of all that was measured, depth by depth."""
+def tables(results: Sequence[Result]) -> str:
+    """Two Markdown tables, depth by depth: all figures, and the memory and time that they took."""
     names = [name for name in TITLES if any(name in r.line.figures for r in results)]
-    heads = ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]
-    heads += ["memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]
-    rows = [heads, ["---"] * len(heads)]
+    found = [["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]]
+    took = [["step", "method", "memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
-        rows.append(
-            [
-                str(depth),
-                method,
-                "" if lines[0].n_tok is None else str(lines[0].n_tok),
-                *(_spread(name, [line.figures.get(name) for line in lines]) for name in names),
-                _gains(group, results),
-                f"{lines[0].questions} ({sum(lines[0].skipped.values())})",
-                f"{fmean(line.entries for line in lines):.1f}",
-                size(fmean(line.kv_bytes for line in lines)),
-                f"{fmean(line.peak_entries for line in lines):.1f}",
-                size(fmean(line.peak_bytes for line in lines)),
-                f"{fmean(line.write_seconds for line in lines):.1f}",
-                f"{fmean(line.read_seconds for line in lines):.1f}",
-            ]
-        )
-    return _markdown(rows)
+        first = lines[0]
+        figures = [_spread(name, [line.figures.get(name) for line in lines]) for name in names]
+        asked = f"{first.questions} ({sum(first.skipped.values())})"
+        found.append([str(depth), method, str(first.n_tok or ""), *figures, _gains(group, results), asked])
+        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
+        peak = [f"{fmean(line.peak_entries for line in lines):.1f}", size(fmean(line.peak_bytes for line in lines))]
+        seconds = [f"{fmean(getattr(line, key) for line in lines):.1f}" for key in ("write_seconds", "read_seconds")]
+        took.append([str(depth), method, *memory, *peak, *seconds])
+    return f"{_markdown(found)}\n{_markdown(took)}"
 
 
 def by_task(results: Sequence[Result]) -> str:
@@ -136,7 +136,7 @@ def by_task(results: Sequence[Result]) -> str:
     if not 1 < len(names) <= WIDEST:
         return ""
     main = results[0].line.main
-    rows = [["step", "method", *names], ["---"] * (2 + len(names))]
+    rows = [["step", "method", *names]]
     for depth, method, group in rows_of(results):
         figures = [_spread(main, [r.line.by_task.get(name, {}).get(main) for r in group]) for name in names]
         rows.append([str(depth), method, *figures])
@@ -144,18 +144,22 @@ def by_task(results: Sequence[Result]) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    """A table whose first row is its head."""
+    head, *rest = rows
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, ["---"] * len(head), *rest))
 
 
 def brief(results: Sequence[Result]) -> list[list[str]]:
-    """The same for a terminal: a head and rows of what matters most."""
+    """For a terminal: a head and rows of what matters most; :data:`UNSTATED` for a gain, see :data:`WHY_UNSTATED`."""
     name = results[0].line.main
     rows = [["step", "method", TITLES[name], "recovered", "questions", "entries", "K/V"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
+        bound = lines[0].rule in ("full", "none")
+        gained = "" if bound else _gains(group, results, digits=0) or UNSTATED
         asked = f"{lines[0].questions:,}"
         asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
-        figures = [_spread(name, [line.figures[name] for line in lines]), _gains(group, results, digits=0), asked]
+        figures = [_spread(name, [line.figures[name] for line in lines]), gained, asked]
         memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
         rows.append([str(depth), method, *figures, *memory])
     return rows
@@ -267,22 +271,28 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
 
 def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     """The text of one task, title first; its pictures are drawn into a folder, under names that begin so."""
-    skipped = sorted({(r.line.depth, reason, n) for r in results for reason, n in r.line.skipped.items() if n})
-    left_out = "".join(f"- step {depth}: {count} left out, {reason}\n" for depth, reason, count in skipped)
-    broken = sorted({(r.line.depth, r.line.method) for r in results if NOT_FINITE in r.line.skipped})
-    left_out += "".join(f"- step {depth}: some likelihoods of {method} are not finite\n" for depth, method in broken)
-    noted = sorted({(r.line.depth, what, n) for r in results for what, n in r.line.noted.items()})
-    left_out += "".join(f"- step {depth}: {what} ({count})\n" for depth, what, count in noted)
-    tables = overview(results) + table(results) + "\n" + by_task(results)
+    said = [(r.line.depth, f"{n} left out, {reason}") for r in results for reason, n in r.line.skipped.items() if n]
+    broken = [r.line for r in results if NOT_FINITE in r.line.skipped]
+    said += [(line.depth, f"some likelihoods of {line.method} are not finite") for line in broken]
+    said += [(r.line.depth, f"{what} ({n})") for r in results for what, n in r.line.noted.items()]
     pictures = [f"{prefix}{name}.png" for name in ("steps", "memory")]
     _draw(results, folder / pictures[0], "depth", "time step")
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
-        f"{title(results)}\n\n{_made_of(results)}\n\n{tables}![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
-        "Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; not stated where "
-        "full does not beat none by two standard errors, or was measured on another base. After ± stands its standard "
-        f"error over the questions; of several draws, the standard deviation over them.\n\n{left_out}"
+        f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
+        f"![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
+        f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; {WHY_UNSTATED}. "
+        "After ± stands its standard error over the questions; of several draws, the standard deviation over them.\n\n"
+        f"{_by_steps(said)}"
     )
+
+
+def _by_steps(said: Sequence[tuple[int, str]]) -> str:
+    """A list of what is said of time steps, each thing once with all its steps."""
+    steps: dict[str, list[int]] = defaultdict(list)
+    for depth, text in sorted({*said}):
+        steps[text].append(depth)
+    return "".join(f"- step{'s' * (len(s) > 1)} {', '.join(map(str, s))}: {text}\n" for text, s in steps.items())
 
 
 def _made_of(results: Sequence[Result]) -> str:
@@ -304,6 +314,7 @@ def _made_of(results: Sequence[Result]) -> str:
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     """Score against the step, or against the memory on a logarithmic axis (as the paper's Figure 10)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, PercentFormatter
 
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
@@ -314,14 +325,19 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
         places = [fmean(getattr(line, by) for line in lines) for lines in groups]
         scores = [[line.figures[name] for line in lines] for lines in groups]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
-        style = {"marker": "osD"[number // 10 % 3], "ls": ["-", "--", ":"][number // 10 % 3], "ms": 4, "label": method}
-        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style)  # ten colours, then anew
+        style = {"marker": "os^Dv<>pPX"[number % 10], "ls": ["-", "--", ":"][number // 10 % 3], "label": method}
+        hollow = {"ms": 5, "fillstyle": "none"}  # so that all are seen where they coincide
+        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
     if by == "depth":
         depths = sorted({depth for depth, _, _ in rows})
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.5)))
         axes.xaxis.set_major_formatter(lambda value, _: size(value))
+    if name not in NUMBERS:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(label)
     axes.set_ylabel(TITLES[name])
     axes.grid(alpha=0.3)
@@ -330,4 +346,4 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
 
 
 def _figure(name: str, value: float) -> str:
-    return f"{value:.3f}" if name in ("perplexity", "loss", "mae", "rmse") else f"{value:.1%}"
+    return f"{value:.3f}" if name in NUMBERS else f"{value:.1%}"

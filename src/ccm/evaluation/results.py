@@ -41,9 +41,9 @@ class Measured:
         main: the figure that counts.
         figures: "perplexity" and "loss", or "acc", "acc_norm" and "acc_base" as shares, each the mean over tasks; where
             all questions have the same classes "f1", too, and of classes that are numbers "mae" and "rmse"; of replies
-            "em", "answer_f1" and "rouge_l", each the mean over questions.
-        by_task: the same figures of each task.
-        tokens: of the right answers.
+            all of :data:`ccm.evaluation.texts.FIGURES`, each the mean over questions.
+        by_task: the same figures of each task, also of those that do not count in the mean.
+        tokens: of the right answers that do.
         entries: of the memory, the mean.
         kv_bytes: of these.
         peak_entries: in view at the most at a time, the mean over questions.

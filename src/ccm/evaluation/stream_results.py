@@ -171,7 +171,7 @@ def draw_streams(results: Sequence[StreamResult], path: Path) -> None:
     texts = [*dict.fromkeys(result.text for result in results)]
     across = min(len(texts), 3)
     down = -(-len(texts) // across)
-    figure = Figure(figsize=(1 + 5 * across, 1 + 3 * down))
+    figure = Figure(figsize=(2 + 5 * across, 1 + 3 * down), layout="constrained")
     panels: Any = figure.subplots(down, across, squeeze=False).flatten()
     for panel, text in zip(panels, texts, strict=False):
         for result in (r for r in results if r.text == text):
@@ -181,8 +181,7 @@ def draw_streams(results: Sequence[StreamResult], path: Path) -> None:
         panel.set_xlabel("position in tokens")
         panel.set_ylabel("perplexity so far")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
     for panel in panels[len(texts) :]:
         panel.set_visible(False)
-    figure.tight_layout()
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150))

@@ -1,4 +1,4 @@
-"""Generated replies, judged as texts: exact match, F1 of words and ROUGE-L, of several accepted answers the best.
+"""Generated replies, judged as texts: exact match, F1 of words and ROUGE, of several accepted answers the best.
 
 What the F1 counts is said by the question; all but the first are LoCoMo's (arXiv 2402.17753):
 
@@ -22,9 +22,13 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from ccm.data.questions import Judged
 
-FIGURES = ("em", "answer_f1", "rouge_l")
+_ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
+FIGURES = ("em", "answer_f1", *_ROUGES)
 _STEMMER = PorterStemmer()
-_ROUGE = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))  # named, or it sets up all logging
+_ROUGE = RougeScorer(
+    [*_ROUGES.values()], tokenizer=DefaultTokenizer(use_stemmer=True)
+)  # named, or it sets up all logging
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES, _ARTICLES_AND = re.compile(r"\b(a|an|the)\b"), re.compile(r"\b(a|an|the|and)\b")
 
@@ -52,8 +56,11 @@ def judge(reply: str, references: Sequence[str], how: Judged = "words") -> dict[
     """The :data:`FIGURES` of a reply."""
     if how == "phrase":
         return dict.fromkeys(FIGURES, float(any(_holds(reply, phrase) for phrase in references)))
-    figures = {"em": exact_match, "answer_f1": _F1[how], "rouge_l": rouge_l}
-    return {name: max(figure(reply, reference) for reference in references) for name, figure in figures.items()}
+    every = [
+        {"em": exact_match(reply, reference), "answer_f1": _F1[how](reply, reference), **rouge(reply, reference)}
+        for reference in references
+    ]
+    return {name: max(figures[name] for figures in every) for name in FIGURES}
 
 
 def means(replies: Sequence[Reply]) -> dict[str, float]:
@@ -66,9 +73,11 @@ def exact_match(reply: str, reference: str) -> float:
     return float(words(reply) == words(reference))
 
 
-def rouge_l(reply: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of stems."""
-    return _ROUGE.score(reference.strip(), reply.strip())["rougeL"].fmeasure
+def rouge(reply: str, reference: str) -> dict[str, float]:
+    """F-measures of stems: of those in common ("rouge_1"), of pairs of neighbours ("rouge_2"), of the longest common
+    subsequence ("rouge_l"), and of such subsequences sentence by sentence ("rouge_lsum")."""
+    scores = _ROUGE.score(*("\n".join(_SENTENCE_END.split(text.strip())) for text in (reference, reply)))
+    return {name: scores[theirs].fmeasure for name, theirs in _ROUGES.items()}
 
 
 def words(text: str) -> list[str]:
