@@ -21,6 +21,7 @@ from helpers import (
     tiny_model,
 )
 from peft import LoraConfig, get_peft_model
+from tiny_t5 import write_t5
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,13 +32,15 @@ from ccm.builtin import WEIGHTS
 from ccm.checkpoint import read_adapter
 from ccm.cli import app
 from ccm.config import LoRASettings
+from ccm.encoder import build_encoder_layout
 from ccm.errors import AdapterError, ConfigError
 from ccm.fingerprint import fingerprint_base
-from ccm.layout import Sample, Step
+from ccm.layout import IGNORE, Sample, Step
 from ccm.loading import load_tokenizer
 from ccm.merging import merge_adapter
 from ccm.model import CCMModel
 from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config, stored_bytes
+from ccm.seq2seq import CCMEncoderDecoder
 
 ROWS = [make_sample([5, 3], 4), make_sample([7, 2, 6], 3)]
 TRAINED = [
@@ -190,6 +193,23 @@ def test_an_unconditional_lora_acts_on_a_quantized_base_too(folder: Path, way: Q
     before = parallel_logits(model, [Sample([], Step([5, 6, 7]))])[0]
     randomize_adapter(model, 1)
     assert (parallel_logits(model, [Sample([], Step([5, 6, 7]))])[0] - before).abs().max() > 0.01
+
+
+@ways("int8", "8bit")
+def test_an_encoder_decoder_is_quantized_as_well(way: Quantization, tmp_path: Path) -> None:
+    base = base_of(write_t5(tmp_path / "t5"), way)
+    model = CCMEncoderDecoder(base, ccm_config(recurrent=False)).eval()
+    assert is_quantized(base)
+    assert model.base_id == fingerprint_base(base_of(tmp_path / "t5"))
+    row, answer = ROWS[0], [7, 30, 12]
+    sample = Sample(row.steps, Step([*row.query.ids, 7, 30], [*[IGNORE] * (len(row.query.ids) - 1), *answer]))
+    with torch.no_grad():
+        memory = model.empty_memory()
+        for step in row.steps:
+            memory = model.compress(memory, torch.tensor([step.ids]))
+        online = model.read(memory, torch.tensor([row.query.ids]), torch.tensor([answer]))[0]
+        parallel = model(build_encoder_layout([sample], model.config, model.rule, pad_id=0)).logits
+    assert (online - parallel).abs().mean() < (1e-5 if way == "int8" else 0.1) * parallel.abs().mean()
 
 
 class OtherWeight(nn.Parameter):
