@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")  # say what they lack, wherever PEFT imports them
 LINE_SECONDS = 10  # between two lines on what is under way
 
 
@@ -90,11 +92,13 @@ def transfer(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 def quiet() -> None:
     """No progress bars, hints and warnings of the libraries between our own lines."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def size(count: int | float) -> str:
