@@ -22,6 +22,7 @@ from benchmarks import (
     peak_memory,
     reading,
     streaming,
+    throughput,
     training,
     training_loop,
     turns,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "choices": choices.run,
     "streaming": streaming.run,
     "soak": streaming.soak,
+    "throughput": throughput.run,
 }
 
 
@@ -53,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     quiet()
-    options = (
-        Options(rounds=2, warmup=1, clock=asked.clock) if asked.quick else Options(asked.rounds, clock=asked.clock)
-    )
+    rounds, warmup = (2, 1) if asked.quick else (asked.rounds, Options.warmup)
+    options = Options(rounds, warmup, asked.clock, asked.size)
     machine = describe_machine()
     print(f"{', '.join(f'{key} {value}' for key, value in machine.items())}; clock: {options.clock}.")
     print(f"Model: {MODEL}.{' Quick run: the figures show only that everything runs.' * asked.quick}\n")
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--quick", action="store_true", help="two rounds each, to see that everything runs")
+    parser.add_argument("--size", choices=throughput.SIZES, help="of the throughput's model (7b where CUDA is)")
     parser.add_argument("--clock", choices=CLOCKS, default=Options.clock, help="cpu: not the time others take")
     return parser
 

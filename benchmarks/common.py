@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,15 +32,17 @@ class Options:
         rounds: rounds of the longest benchmark; quicker ones multiply it.
         warmup: rounds before, which are not counted.
         clock: "wall", or "cpu" for the time of this process alone, where others keep the machine busy.
+        size: of the model whose throughput is measured; as suits the machine where None.
     """
 
     rounds: int = 15
     warmup: int = 3
     clock: str = "wall"
+    size: str | None = None
 
     def times(self, factor: int) -> Options:
         """The same with ``factor`` times the rounds, for what is quick."""
-        return Options(self.rounds * factor, self.warmup * factor, self.clock)
+        return replace(self, rounds=self.rounds * factor, warmup=self.warmup * factor)
 
 
 @dataclass(frozen=True)

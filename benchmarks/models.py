@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -13,6 +15,19 @@ from ccm.model import CCMModel
 
 VOCAB = 2000
 MODEL = "Llama, hidden 256, 4 layers, 4 heads, intermediate 688, vocabulary 2,000, float32, random weights"
+CONFIG = LlamaConfig(
+    vocab_size=VOCAB,
+    hidden_size=256,
+    intermediate_size=688,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=4096,
+    attn_implementation="sdpa",
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=None,
+)
 ROWS, STEPS, STEP_TOKENS, QUERY_TOKENS, TARGET_TOKENS = 4, 8, 54, 48, 24
 
 CONCAT = CCMConfig(rule="concat", n_tok=2, recurrent=True, lora=LoRASettings(dropout=0.0))
@@ -23,20 +38,7 @@ FULL = CCMConfig(rule="full", lora=LoRASettings(dropout=0.0))
 def stock_model() -> LlamaForCausalLM:
     """The stock model with sdpa attention; the same weights at every call."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        attn_implementation="sdpa",
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(deepcopy(CONFIG)).eval()
 
 
 def ccm_model(config: CCMConfig) -> CCMModel:

@@ -29,7 +29,7 @@ def test_files_are_found_by_the_ending_of_their_names_in_the_order_of_their_path
     assert find_files(tmp_path / "a.md", (".txt",)) == [tmp_path / "a.md"]  # what is named is meant
     with pytest.raises(DataError, match=r"holds none of \*.parquet, \*.json"):
         find_files(tmp_path, (".parquet", ".json"))
-    with pytest.raises(DataError, match="no file or folder .*nowhere; set data.path"):
+    with pytest.raises(DataError, match="no file or folder .*nowhere; name the one"):
         find_files(tmp_path / "nowhere", (".txt",))
 
 

@@ -26,7 +26,7 @@ def launch(*arguments: object, timeout: float) -> subprocess.CompletedProcess[st
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     return subprocess.run(
         [*torchrun, str(HERE / "two_processes.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([f"{HERE.parent}", *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=timeout,
