@@ -87,7 +87,7 @@ def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch,
     assert len(out.splitlines()) == 2
     assert out.splitlines()[1] == "Your name is Anna."
     assert "0 steps, 0 tokens in 0 entries" in err
-    assert err.rstrip().splitlines()[-1].startswith("full, N = 2: 1 steps")
+    assert err.rstrip().splitlines()[-1].startswith("full, N = 2: 1 step, ")
 
 
 def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -97,16 +97,36 @@ def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_p
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "Your name is Anna."
     assert "13 tokens; memory 13 entries (13 of them recent text), 78 KB (full context: 13 tokens, 78 KB)" in err
-    assert "concat, N = 2: 1 steps, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry" in err
+    shown = "1 step, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry"
+    assert f"concat, N = 2, window of 36: {shown}" in err
     assert call(monkeypatch, "chat", "--load", str(file)) == 2
-    assert "a stream, as of a chat with --window; a memory" in capsys.readouterr().err
+    assert "a stream, as of a chat with --window; wanted is a memory, as of" in capsys.readouterr().err
+
+
+def test_on_a_terminal_the_window_is_told_and_lines_break_between_words(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    file = tmp_path / "a.stream"
+    lines = ["My name is Anna.", f"/save {file}", "/undo 40"]
+    assert call(monkeypatch, "chat", "--window", "36", stdin="\n".join(lines), terminal=True) == 0
+    out = capsys.readouterr().out
+    assert "builtin, concat, N = 2, window of 36" in out.splitlines()[0]
+    assert (
+        "     13 tokens; memory 13 entries (13 of them recent text), 78 KB\n     (full context: 13 tokens, 78 KB)"
+        in out
+    )
+    assert "of a\nconversation with a window the last 8 are kept" in out
+    arguments = ("chat", "--window", "100", "--load", str(file))
+    assert call(monkeypatch, *arguments, stdin="/reset\n/memory\n", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert "window of 36" in out.splitlines()[0]  # the file's
+    assert "window of 100: 0 steps" in out
 
 
 def test_undo_takes_a_count(monkeypatch, capsys) -> None:
     for rule in ("concat", "gate"):
         lines = ["My name is Anna.", "I live in Oslo.", "Thank you!", "/undo 2"]
         assert call(monkeypatch, "chat", "--rule", rule, stdin="\n".join(lines)) == 0
-        assert f"{rule}, N = {2 if rule == 'concat' else 4}: 1 steps" in capsys.readouterr().err
+        assert f"{rule}, N = {2 if rule == 'concat' else 4}: 1 step, " in capsys.readouterr().err
 
 
 def test_json_gives_one_object_for_every_turn(monkeypatch, capsys) -> None:
@@ -235,7 +255,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
         (["--load", "."], "is a directory"),
         (["--window", "7"], "must be from 8 to 3071"),
-        (["--window", "60", "--rule", "full"], "does not compress step by step"),
+        (["--window", "60", "--rule", "full"], "such as concat, or talk without a window"),
         (["--load", "no-such-file"], "There is no file"),
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),
@@ -327,8 +347,11 @@ def test_the_installed_command_works_as_a_process() -> None:
 
 
 def test_the_data_sets_are_listed(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert call(monkeypatch, "data", "list") == 0
-    assert "non-commercial" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "non-commercial" in shown
+    assert max(map(len, shown.splitlines())) <= 80
     assert call(monkeypatch, "data", "list", "--verbose") == 0
     out = capsys.readouterr().out
     assert "address not verified" in out
@@ -348,6 +371,7 @@ def test_a_data_set_is_prepared_and_counted(monkeypatch, capsys, tmp_path: Path)
     assert out.startswith("DailyDialog is in data/dailydialog. Licence: non-commercial, CC BY-NC-SA 4.0.\n")
     assert "dialogues, test        1,000  as published" in out
     assert "dialogues, train           0  published: 11,118" in out
+    assert "\nNot there: dialogues_train.txt, dialogues_validation.txt. Put them into a folder DIR, and say:" in out
     assert out.endswith("ccm evaluate dialog --data data/dailydialog\n")
     assert call(monkeypatch, "data", "prepare", "dailydialog") == 0
     assert "is already in data/dailydialog" in capsys.readouterr().out

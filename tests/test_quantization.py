@@ -195,6 +195,13 @@ def test_an_unconditional_lora_acts_on_a_quantized_base_too(folder: Path, way: Q
     assert (parallel_logits(model, [Sample([], Step([5, 6, 7]))])[0] - before).abs().max() > 0.01
 
 
+@ways("int8")
+def test_a_base_of_which_nothing_is_quantized_is_refused(way: Quantization, tmp_path: Path) -> None:
+    tiny_base("gpt2").save_pretrained(tmp_path)  # its projections are no nn.Linear
+    with pytest.raises(ConfigError, match=r"quantize=int8 changes nothing of .*Try quantize=8bit"):
+        base_of(tmp_path, way)
+
+
 @ways("int8", "8bit")
 def test_an_encoder_decoder_is_quantized_as_well(way: Quantization, tmp_path: Path) -> None:
     base = base_of(write_t5(tmp_path / "t5"), way)

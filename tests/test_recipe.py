@@ -194,6 +194,8 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("stage=base merge=true shard=true", "merge=true writes the whole model, which shard=true spreads"),
         ("quantize=4bit shard=true", "quantize=4bit goes with neither shard=true nor merge=true"),
         ("stage=base merge=true quantize=int8", "quantize=int8 goes with neither shard=true nor merge=true"),
+        ("stage=base flex=true", "flex=true is of the stage 'compress'"),
+        ("flex=often", "flex is 'often'; it must be true or false or null"),
         ("quantize=int3", "quantize is 'int3'; allowed: int8, 8bit, 4bit or null"),
         ("base.max_steps=3", "--set base...: leave the stage's name out"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def test_it_is_trained_saved_and_loaded_in_one_line(tmp_path: Path) -> None:
     losses: list[float] = []
     train(recipe, report=lambda report: losses.extend(report.losses.values()))
     assert losses[-1] < 0.9 * losses[0]
+    with pytest.raises(ConfigError, match="flex=true is of decoders alone"):
+        train(replace(recipe, flex=True, output_dir=str(tmp_path / "other")))
     model, tokenizer = ccm.load(adapter=tmp_path / "adapter", device="cpu")
     assert isinstance(model, CCMEncoderDecoder)
     ids = torch.tensor([tokenizer.encode("anna likes tea")])

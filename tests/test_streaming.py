@@ -336,7 +336,7 @@ def damage(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], obj
         (lambda t, m: m.update(ccm_stream=m["ccm_stream"].replace('"tokens": 40', '"tokens": 3')), "can be"),
         (lambda t, m: m.update(ccm_stream=m["ccm_stream"].replace('"span": 5', '"span": 19')), "cache_size is 14"),
         (lambda t, m: m.update(ccm_stream=m["ccm_stream"].replace('"span"', '"spam"')), "unknown keys"),
-        (lambda t, m: m.update(ccm_memory=m.pop("ccm_stream")), "a stream, as of a chat with --window is wanted"),
+        (lambda t, m: m.update(ccm_memory=m.pop("ccm_stream")), "wanted is a stream, as of a chat with --window"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: Any, message: str) -> None:

@@ -258,10 +258,41 @@ def test_turns_end_where_a_later_one_begins(template: str | None) -> None:
     steps = [made.exchange(*pair, first=i == 0).ids for i, pair in enumerate(said)]
     ids = torch.tensor([[token for step in steps for token in step]])
     ends = [len(steps[0]) - 1, len(steps[0]) + len(steps[1]) - 1]
-    before = [0] if template == LLAMA3 else []  # after BOS, its first turn begins like the later ones
-    assert made.ends(ids)[0].nonzero().flatten().tolist() == before + ends
+    assert made.ends(ids)[0].nonzero().flatten().tolist() == ends
+    assert made.ends(ids[:, 1:])[0].nonzero().flatten().tolist() == [end - 1 for end in ends]  # the first is a sink
     assert not made.ends(ids[:, :2]).any()
     assert not made.ends(ids[:, ends[0] + 1 : ends[1]]).any(), "nothing has ended before the text that is asked about"
+
+
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA3])
+def test_a_system_message_is_no_turn_of_its_own(template: str | None) -> None:
+    made = turns(template, preamble="Be kind.\nUser:")
+    first, later = made.exchange("Yes", "No", first=True).ids, made.prompt("42", first=False)
+    both = torch.tensor([[*first, *later], [*later, *first]])
+    for cut in (0, 1):
+        assert made.ends(both[:1, cut:]).nonzero()[:, 1].tolist() == [len(first) - 1 - cut]
+    assert not made.ends(both[:, : len(made.prompt("Yes", first=True)) - 5])[0].any()
+    assert made.ends(both)[0].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "first", "later"),
+    [
+        (None, "<s>Be kind. Hi all.", "\nUser:Hi all."),
+        (CHATML, "<|im_start|>system\nBe kind. <|im_end|>\n<|im_start|>user\nHi all.<|im_end|>\n", None),
+        (LLAMA3, "<s><|head|>system<|/head|>\n\nBe kind.<|eot|><|head|>user<|/head|>\n\nHi all.<|eot|>", None),
+    ],
+)
+def test_a_statement_is_a_turn_without_a_reply_and_its_text_is_learned(
+    template: str | None, first: str, later: str | None
+) -> None:
+    made = turns(template, preamble="Be kind. ")
+    for opens, expected in ((True, first), (False, later or first[first.rindex("<|", 0, first.index("user")) :])):
+        step = made.statement("Hi all.", first=opens)
+        assert read(made, [*step.ids]) == expected
+        learned = [(i, target) for i, target in enumerate(step.targets) if target != IGNORE]
+        assert read(made, [target for _, target in learned]) == "Hi all."
+        assert all(step.ids[i + 1] == target for i, target in learned)
 
 
 def test_without_anything_between_turns_none_is_found_to_end() -> None:

@@ -147,7 +147,7 @@ def test_a_saved_window_goes_on_as_the_conversation_would_have(loaded, tmp_path:
         assert other.past == chat.past
     other.reset()
     assert other.past.tokens == 0
-    assert other.stream.settings.cache_size == 100
+    assert (chat.past.window, other.past.window) == (SMALL, 100)
 
 
 def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path
     before = chat.stream
     plain.save(tmp_path / "plain.memory")
     chat.save(tmp_path / "chat.stream")
-    with pytest.raises(MemoryFileError, match="a memory, as of a chat without --window; a stream"):
+    with pytest.raises(MemoryFileError, match="a memory, as of a chat without --window; wanted is a stream"):
         chat.load(tmp_path / "plain.memory")
-    with pytest.raises(MemoryFileError, match="a stream, as of a chat with --window; a memory"):
+    with pytest.raises(MemoryFileError, match="a stream, as of a chat with --window; wanted is a memory"):
         plain.load(tmp_path / "chat.stream")
     with pytest.raises(MemoryFileError, match="not a saved memory"):
         chat.save(tmp_path / "plain.memory")
@@ -165,6 +165,9 @@ def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path
     two.save(tmp_path / "two.stream")
     with pytest.raises(InputError, match="holds 2 streams"):
         chat.load(tmp_path / "two.stream")
+    StreamingMemory(loaded[0], StreamSettings(40, 10, evict="window")).save(tmp_path / "drops.stream")
+    with pytest.raises(InputError, match="drops its oldest text"):
+        chat.load(tmp_path / "drops.stream")
     assert chat.stream is before
 
 

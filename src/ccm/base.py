@@ -16,7 +16,7 @@ from ccm.errors import ConfigError, UnsupportedModelError
 from ccm.files import SafetensorError
 from ccm.hub import why
 from ccm.published import paper_model
-from ccm.quantization import Quantization, quantization_config
+from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
 
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -131,7 +131,7 @@ def load_base(
 
     Raises:
         ConfigError: when the model or the device does not exist, the model's files are damaged, or the library that
-            quantizes is not installed.
+            quantizes is not installed or finds nothing to quantize.
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
@@ -148,7 +148,7 @@ def load_base(
         family: Any = settings.get("model_type")
         check_family(_TEXT_PART.get(family, family), str(source))
         kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
-        return kind.from_pretrained(source, dtype=dtype, **options)
+        base = kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
         raise ConfigError(f"The base model {source} cannot be loaded: {why(error, source)}") from error
     except StrictDataclassError as error:
@@ -163,6 +163,12 @@ def load_base(
             f"The base model {source} cannot be loaded: its weights are damaged, hold more than tensors, or do not fit "
             "its config.json. Copy it again, with weights in safetensors."
         ) from error
+    if quantize is not None and not is_quantized(base):
+        raise ConfigError(
+            f"quantize={quantize} changes nothing of {source}: {LIBRARIES[quantize]} finds none of its kind of linear "
+            "layer there. Try quantize=8bit, or leave it out."
+        )
+    return base
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

@@ -65,6 +65,7 @@ class Past:
         recent: those of them that are recent text, not compressed yet.
         nbytes: of the keys and values of all entries.
         entry_nbytes: of one entry.
+        window: the most entries that there may be; None where there may be ever more.
     """
 
     steps: int
@@ -73,6 +74,7 @@ class Past:
     recent: int
     nbytes: int
     entry_nbytes: int
+    window: int | None = None
 
 
 class Talk(ABC):

@@ -75,7 +75,7 @@ def read_memory(path: str | Path, kind: str, origin: Origin) -> tuple[dict[str, 
     except (KeyError, json.JSONDecodeError) as error:
         for other, what in _KINDS.items():
             if kind not in metadata and other in metadata:
-                raise MemoryFileError(f"{path} holds {what}; {_KINDS[kind]} is wanted here.") from error
+                raise MemoryFileError(f"{path} holds {what}; wanted is {_KINDS[kind]}.") from error
         raise MemoryFileError(f"{path} holds tensors, but no memory: its manifest is missing or damaged.") from error
     _check_manifest(path, manifest, origin)
     return tensors, manifest

@@ -201,6 +201,8 @@ class Recipe:
             )
         if self.stage == "base" and weights.keys() - {"last", "every"}:
             raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+        if self.stage == "base" and self.flex:
+            raise ConfigError("flex=true is of the stage 'compress'; the stage 'base' attends as the base does.")
         if self.stage == "base" and self.init_adapter:
             raise ConfigError("init_adapter is a compression adapter; the stage 'base' makes none. Leave it out.")
         if self.stage == "base" and self.merge and self.shard:

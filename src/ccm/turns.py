@@ -2,13 +2,15 @@
 
 first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
 later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
+
+A statement is a turn without M and reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -18,6 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from ccm.config import TurnFormat
 from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE, Step
+
+T = TypeVar("T", str, list[int])
+_SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
 
 def make_turns(tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> Turns:
@@ -52,15 +57,11 @@ class Turns:
             raise InputError(f"The turn {text!r} is empty; write some text.")
         return self._first(text) if first else self._later(text)
 
-    def statement(self, text: str, *, first: bool) -> list[int]:
-        """Token ids of a context step that no reply follows.
-
-        Raises:
-            ConfigError: under a chat template, which knows turns with replies only.
-        """
-        raise ConfigError(
-            "A chat template has no place for context steps without replies; use turns.template=separators for them."
-        )
+    def statement(self, text: str, *, first: bool) -> Step:
+        """A context step that no reply follows; the targets are the text. In a chat template it is a user's message."""
+        ids, lead, close = self._statement(text, first=first)
+        end = len(ids) - close
+        return Step(ids, [*[IGNORE] * (lead - 1), *ids[max(lead, 1) : end], *[IGNORE] * (close + 1)])
 
     def exchange(self, text: str, reply: str, *, first: bool) -> Step:
         """A turn with its reply as one step; the targets are the reply and the EOS after it."""
@@ -75,14 +76,16 @@ class Turns:
     def ends(self, ids: Tensor) -> Tensor:
         """(B, T) bool, whether a turn ends after each of the ids (B, T): where they go on with what begins a later one.
 
-        What spells it out passes for it, such as a first turn after a system message. Where nothing stands between the
-        turns, none is found.
+        What spells it out within a text passes for it. Where nothing stands between the turns, none is found.
         """
         opening = torch.tensor(self._opening, device=ids.device)
         found = torch.zeros_like(ids, dtype=torch.bool)
         if 0 < len(opening) < ids.shape[1]:
             begins = (ids.unfold(1, len(opening), 1) == opening).all(-1)
             found[:, : begins.shape[1] - 1] = begins[:, 1:]
+        for lead in (self._lead, self._lead[1:]):  # without the first token, where that is a sink
+            begins = torch.tensor(lead[: ids.shape[1]], device=ids.device)
+            found[(ids[:, : len(begins)] == begins).all(-1), : len(begins)] = False
         return found
 
     def decode(self, ids: list[int]) -> str:
@@ -104,8 +107,12 @@ class Turns:
     @cached_property
     def _opening(self) -> list[int]:
         """Token ids with which every later turn begins."""
-        one, other = (self._later(text) for text in ("Yes", "42"))
-        return one[: next((i for i, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1), len(one))]
+        return _in_common(*map(self._later, _SAMPLES))
+
+    @cached_property
+    def _lead(self) -> list[int]:
+        """Token ids with which every first turn begins: what stands before its text, such as a system message."""
+        return _in_common(*map(self._first, _SAMPLES))
 
     @property
     def _marks(self) -> Sequence[str]:
@@ -118,6 +125,10 @@ class Turns:
     def _later(self, text: str) -> list[int]:
         raise NotImplementedError
 
+    def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
+        """Token ids of a turn without a reply, and how many of them stand before and after the text."""
+        raise NotImplementedError
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -125,17 +136,21 @@ class Turns:
 class SeparatorTurns(Turns):
     """The authors' format: fixed strings between the turns."""
 
-    def statement(self, text: str, *, first: bool) -> list[int]:
+    def _first(self, text: str) -> list[int]:
+        return [*self._said(text, first=True), *self._reply_separator]
+
+    def _later(self, text: str) -> list[int]:
+        return [*self._said(text, first=False), *self._reply_separator]
+
+    def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
+        ids = self._said(text, first=first)
+        return ids, len(ids) - len(self._encode(text)), 0
+
+    def _said(self, text: str, *, first: bool) -> list[int]:
         if not first:
             return [*self._separator, *self._encode(text)]
         bos = self.tokenizer.bos_token_id
         return [*([] if bos is None else [bos]), *self._encode(self.form.preamble + text)]
-
-    def _first(self, text: str) -> list[int]:
-        return [*self.statement(text, first=True), *self._reply_separator]
-
-    def _later(self, text: str) -> list[int]:
-        return [*self.statement(text, first=False), *self._reply_separator]
 
     @property
     def _marks(self) -> Sequence[str]:
@@ -181,20 +196,26 @@ class TemplateTurns(Turns):
         return super().eos_id
 
     def _first(self, text: str) -> list[int]:
-        return self._encode(self._render([{"role": "user", "content": text}], reply_follows=True))
+        return self._turn(text, first=True, reply_follows=True)
 
     def _later(self, text: str) -> list[int]:
+        return self._turn(text, first=False, reply_follows=True)
+
+    def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
+        ids, *samples = (self._turn(one, first=first, reply_follows=False) for one in (text, *_SAMPLES))
+        return ids, len(_in_common(*samples)), len(_in_common(*(one[::-1] for one in samples)))
+
+    def _turn(self, text: str, *, first: bool, reply_follows: bool) -> list[int]:
+        if first:
+            return self._encode(self._render([{"role": "user", "content": text}], reply_follows=reply_follows))
         marker = self._MARKER
         while marker in text:
             marker += "-"
         before = _reply(marker)
         after = [*before, {"role": "user", "content": text}]
         closing = self._after(marker, self._render(before, reply_follows=False))
-        following = self._after(marker, self._render(after, reply_follows=True))
-        same = 0
-        while same < min(len(closing), len(following)) and closing[same] == following[same]:
-            same += 1
-        return self._encode(following[same:])
+        following = self._after(marker, self._render(after, reply_follows=reply_follows))
+        return self._encode(following[len(_in_common(closing, following)) :])
 
     def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool) -> str:
         system = [{"role": "system", "content": self.form.preamble}] if self.form.preamble else []
@@ -215,3 +236,9 @@ class TemplateTurns(Turns):
 def _reply(text: str) -> list[dict[str, str]]:
     """A conversation whose last reply is ``text``."""
     return [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": text}]
+
+
+def _in_common(one: T, other: T) -> T:
+    """What two texts, or lists of ids, begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]

@@ -32,8 +32,14 @@ def window_settings(size: int, model: CCMModel) -> StreamSettings:
     """The stream of a window of ``size`` entries: half of it for the memory at most, and steps of any length that fits.
 
     Raises:
-        ConfigError: when it is too small for the model's N, or larger than the model's positions.
+        ConfigError: when it is too small for the model's N, or larger than the model's positions, or the rule does not
+            compress step by step.
     """
+    if model.rule.compresses != "step":
+        raise ConfigError(
+            f"The rule {model.config.rule!r} does not compress step by step, so that nothing of what leaves a window "
+            "would be kept; take a rule that does, such as concat, or talk without a window."
+        )
     n, sink = model.config.n_tok, int(model.config.sink)
     least, most = 2 * (sink + n + 2), model.max_positions - 1
     if not least <= size <= most:
@@ -82,7 +88,8 @@ class WindowConversation(Talk):
         held, stream = self.stream.held, self.stream
         recent = max(stream.entries - stream.settings.sink - held.memory, 0)
         entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
-        return Past(held.evictions, stream.tokens, stream.entries, recent, stream.nbytes, entry)
+        window = stream.settings.cache_size
+        return Past(held.evictions, stream.tokens, stream.entries, recent, stream.nbytes, entry, window)
 
     def say(self, text: str) -> Generator[str, None, None]:
         """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long.
@@ -114,8 +121,8 @@ class WindowConversation(Talk):
         kept = len(self._earlier)
         if not 1 <= count <= kept:
             raise InputError(
-                f"Cannot take {count} exchanges back, {kept} at most: of a conversation with a window the last {UNDO} "
-                "are kept, and none from before one was loaded. Load an earlier one, or reset."
+                f"Cannot take {count} exchange{'s' * (count != 1)} back, {kept} at most: of a conversation with a "
+                f"window the last {UNDO} are kept, and none from before one was loaded. Load an earlier one, or reset."
             )
         self.stream, self._text = [self._earlier.pop() for _ in range(count)][-1]
         self.last = None
@@ -130,6 +137,10 @@ class WindowConversation(Talk):
         stream = StreamingMemory.load(path, self.model, self.tokenizer, ends=self._ends)
         if stream.batch != 1:
             raise InputError(f"{path} holds {stream.batch} streams; a conversation is one. Save stream.rows([row]).")
+        if stream.settings.evict != "compress":
+            raise InputError(
+                f"{path} holds a stream that drops its oldest text; a conversation goes on where it is kept."
+            )
         self._begin(stream, None)
 
     def _begin(self, stream: StreamingMemory, text: tuple[int, ...] | None) -> None:

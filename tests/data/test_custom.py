@@ -132,10 +132,12 @@ def _chat_turns() -> Turns:
     return make_turns(tokenizer, TurnFormat("chat"))
 
 
-def test_a_chat_template_refuses_steps_without_replies_and_says_what_to_do(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"steps": ["One."], "query": "Sum?", "answer": "Three."})
-    with pytest.raises(DataError, match=r"line 1: .* context steps without replies; use turns.template=separators"):
-        opened(path, _chat_turns())
+def test_under_a_chat_template_a_step_without_a_reply_is_a_message(tmp_path: Path) -> None:
+    turns = _chat_turns()
+    path = write(tmp_path / "a.jsonl", {"steps": ["One.", "Two."], "query": "Sum?", "answer": "Three."})
+    sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
+    assert texts(turns, sample) == ["<user>One.<end>", "<user>Two.<end>", "<user>Sum?<end>Three."]
+    assert not any(step.targets for step in sample.steps)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

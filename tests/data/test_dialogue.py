@@ -227,3 +227,18 @@ def test_a_file_of_dailydialog_that_is_cut_off_is_named(tmp_path: Path, text: st
     (tmp_path / "dialogues_test.txt").write_text(text)
     with pytest.raises(DataError, match=said):
         [*dailydialog.read(tmp_path, "test")]
+
+
+def test_adapters_with_a_chat_template_read_dialogues(folder: Path) -> None:
+    tokenizer = load_tokenizer(WEIGHTS / "base")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    turns = make_turns(tokenizer, TurnFormat(template="chat"))
+    question, _ = open_task(TaskSettings("dialog", str(folder)), turns).questions(1)
+    said = [tokenizer.decode([*ids]) for ids in (*question.steps, question.query, *question.answers)]
+    assert said == ["<user>Say, Jim, how about a tea?<end>", "<user>Sure!<end><assistant>", "It's 3. 5 dollars."]
+    sample = opened(folder, turns, **{"data.random_steps": "false"}).pool(0, 1)[0]
+    learned = [[target for target in step.targets if target != IGNORE] for step in sample.steps]
+    assert [tokenizer.decode(ids) for ids in learned][:1] in (["Say, Jim, how about a tea?"], ["Hello."])

@@ -176,7 +176,19 @@ def test_wrong_files_and_settings_are_named(tmp_path: Path, turns: Turns) -> Non
         [*opened(write(tmp_path, asked(6)), turns).questions(1)]
     with pytest.raises(ConfigError, match="max_length is 0"):
         opened(tmp_path, turns, max_length=0)
+
+
+def test_an_adapter_with_a_chat_template_reads_every_turn_as_a_message(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(WEIGHTS / "base")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ConfigError, match="no place for context steps without replies"):
-        [*opened(write(tmp_path, asked(4)), make_turns(tokenizer, TurnFormat(template="chat"))).questions(1)]
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    turns = make_turns(tokenizer, TurnFormat(template="chat"))
+    (question,) = opened(write(tmp_path, asked(4, evidence=("D10:1",))), turns).questions(2)
+    assert texts(question, turns) == [
+        "<user>[3 May]\nA: three 3<end>",
+        "<user>[10 May]\nA: look [shows a red boat]<end>",
+        "<user>Answer in a few words.\nQuestion: Which?<end><assistant>",
+    ]
+    assert turns.decode([*question.answers[0]]) == "red"

@@ -235,6 +235,56 @@ def test_a_split_that_is_missing_is_told(tmp_path: Path, given: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "make", "files", "lacks"),
+    [
+        ("dailydialog", None, ["dialogues_train.txt"], ["dialogues_validation.txt", "dialogues_test.txt"]),
+        ("soda", soda, [], []),
+        ("metaicl", metaicl, [], ["emo"]),
+        ("metaicl", None, ["emo/emo_16_100_test.jsonl"], ["hr_to_lr.json"]),
+        ("lamp", lamp, [], ["LaMP_1", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_7"]),
+        (
+            "lamp",
+            lamp,
+            ["LaMP_1/dev_questions.json", "LaMP_3/dev_outputs.json", "LaMP_4/x", "LaMP_5/x", "LaMP_7/x"],
+            [
+                "LaMP_4", "LaMP_5", "LaMP_7", "LaMP_1/train_questions.json", "LaMP_1/train_outputs.json",
+                "LaMP_1/dev_outputs.json", "LaMP_3/train_questions.json", "LaMP_3/train_outputs.json",
+                "LaMP_3/dev_questions.json",
+            ],
+        ),
+        ("pg19", None, ["test/1.txt"], ["train", "validation"]),
+        ("longmemeval", None, ["longmemeval_s.json"], ["longmemeval_oracle.json"]),
+    ],
+)  # fmt: skip
+def test_all_that_is_missing_is_named_at_once(
+    tmp_path: Path, given: Path, name: str, make: Callable[[Path], None] | None, files: list[str], lacks: list[str]
+) -> None:
+    if make:
+        make(given)
+    for file in files:
+        write(given / file, {"dailydialog": TALK, "metaicl": LINE, "pg19": "A book."}.get(name, "[]"))
+    assert prepare(name, tmp_path / "out", given).record.missing == lacks
+    assert prepare(name, tmp_path / "out").record.missing == lacks
+
+
+def test_what_was_missing_may_be_brought_later(tmp_path: Path, given: Path) -> None:
+    write(given / "dialogues_train.txt", TALK)
+    prepare("dailydialog", tmp_path / "out", given)
+    later = tmp_path / "later"
+    for split in ("validation", "test"):
+        write(later / f"dialogues_{split}.txt", TALK)
+    done = prepare("dailydialog", tmp_path / "out", later)
+    assert (done.record.counts, done.record.missing) == (DAILY, [])
+    assert not prepare("dailydialog", tmp_path / "out", later).fresh
+
+
+def test_an_error_names_a_file_by_its_path_in_the_folder(tmp_path: Path, given: Path) -> None:
+    write(given / "deep/sick/sick_16_100_test.jsonl", LINE[:-9])
+    with pytest.raises(DataError, match="^sick/sick_16_100_test.jsonl, line 1: not JSON"):
+        prepare("metaicl", tmp_path / "out", given)
+
+
+@pytest.mark.parametrize(
     ("name", "file", "content", "message"),
     [
         ("dailydialog", "dialogues_text.zip", b"PK, but not whole", "cannot be opened"),
@@ -249,7 +299,6 @@ def test_a_split_that_is_missing_is_told(tmp_path: Path, given: Path) -> None:
         ("dailydialog", "dialogues_train.txt.gz", gzip.compress(TALK.encode(), mtime=0)[:-9], "cannot be read"),
         ("dailydialog", "train.parquet", b"none", "cannot be read"),
         ("metaicl", "sick/sick_16_100_test.jsonl", LINE[:-9], "line 1: not JSON"),
-        ("lamp", "LaMP_2/dev_questions.json", "[]", r"dev_outputs.json"),
         ("soda", "train.parquet", b"none", "cannot be read"),
         ("lmsys", "train.parquet", b"none", "cannot be read"),
         ("pg19", "train/1.txt", b"\xff\xfe", "is not UTF-8 text"),

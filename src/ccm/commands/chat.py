@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -64,6 +65,15 @@ def _recent(tokens: int) -> str:
     return f" ({tokens} of them recent text)" if tokens else ""
 
 
+def kept_as(conversation: Talk) -> str:
+    """How a conversation is kept: the rule and its options, N, and the window if there is one."""
+    config, window = conversation.model.config, conversation.past.window
+    options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
+    rule = f"{config.rule} ({options})" if options else config.rule
+    told = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
+    return told if window is None else f"{told}, window of {window}"
+
+
 class Commands:
     """What lines that begin with / do. Every command writes to the console it was given."""
 
@@ -96,14 +106,12 @@ class Commands:
         do(rest)
 
     def memory(self, _: str) -> None:
-        past, config = self.conversation.past, self.conversation.model.config
+        past = self.conversation.past
         ratio = f", {past.tokens / past.entries:.1f} tokens an entry" if past.entries else ""
-        options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
-        rule = f"{config.rule} ({options})" if options else config.rule
-        kind = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
         self.console.print(
-            f"{kind}: {past.steps} steps, {past.tokens} tokens in {past.entries} entries{_recent(past.recent)}{ratio}; "
-            f"{size(past.nbytes)} (full context {size(past.tokens * past.entry_nbytes)})"
+            f"{kept_as(self.conversation)}: {past.steps} step{'s' * (past.steps != 1)}, {past.tokens} tokens in "
+            f"{past.entries} entries"
+            f"{_recent(past.recent)}{ratio}; {size(past.nbytes)} (full context {size(past.tokens * past.entry_nbytes)})"
         )
 
     def save(self, path: str) -> None:
@@ -155,9 +163,9 @@ def _terminal(conversation: Talk) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     console = plain_console()
+    console.soft_wrap = False  # lines break between words; replies, which come in pieces, where the terminal ends
     commands = Commands(conversation, console)
-    config = conversation.model.config
-    what = f" {ccm.__version__}  {base_name(conversation.model.base.name_or_path)}, {config.rule}, N = {config.n_tok}  "
+    what = f" {ccm.__version__}  {base_name(conversation.model.base.name_or_path)}, {kept_as(conversation)}  "
     console.print(Text.assemble(("ccm", "bold"), what, ("/help, Ctrl-D to leave", "dim")))
     while True:
         try:
@@ -185,9 +193,11 @@ def _reply(conversation: Talk, console: Console, line: str) -> None:
     console.print(Text("ccm  ", "bold cyan"), end="")
     with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
         for piece in pieces:
-            console.print(piece, end="")
+            console.print(piece, end="", soft_wrap=True)
     assert conversation.last is not None
-    console.print(f"\n     {statistics(conversation, conversation.last)}", style="dim")
+    console.print()
+    numbers = Text(statistics(conversation, conversation.last))
+    console.print(Padding(numbers, (0, 0, 0, 5), expand=False), style="dim")
 
 
 def _pipe(conversation: Talk, *, as_json: bool) -> int:

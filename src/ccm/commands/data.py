@@ -23,7 +23,7 @@ def run_list(*, verbose: bool, as_json: bool) -> None:
             console.print(_paragraph(name, row))
     else:
         console.print(_table())
-        console.print("\nPrepare one: ccm data prepare NAME. Addresses and checksums: ccm data list --verbose.")
+        console.print("\nPrepare one: ccm data prepare NAME. More on each: ccm data list --verbose.")
 
 
 def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequence[str]) -> None:
@@ -46,6 +46,11 @@ def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequen
     for kind, count, compared in done.lines():
         table.add_row(f"  {kind}", f"{count:,}", compared)
     console.print(table)
+    if lacks := done.record.missing:
+        console.print(
+            f"Not there: {', '.join(lacks)}. Put them into a folder DIR, and say: ccm data prepare {name} "
+            f"--source DIR --output {done.folder}"
+        )
     for line in (*done.record.notes, *(f"ccm {command.format(done.folder)}" for command in row.used_by)):
         console.print(line)
 
@@ -56,9 +61,8 @@ def _table() -> Table:
     table.add_column("what", overflow="fold")
     table.add_column("licence", overflow="fold")
     table.add_column("size", no_wrap=True, justify="right")
-    table.add_column("used by", no_wrap=True)
     for name, row in SOURCES.items():
-        table.add_row(name, row.about, _licence(row), _size(row.size), "\n".join(_verbs(row)))
+        table.add_row(name, row.about, _licence(row), _size(row.size))
     return table
 
 

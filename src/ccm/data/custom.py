@@ -83,7 +83,7 @@ class Task:
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         kept = self.steps[-steps:] if steps else ()
-        read = [Step(turns.statement(text, first=i == 0)) for i, text in enumerate(kept)]
+        read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
         return Sample(read, turns.exchange(self.query, self.answer, first=not kept))
 
     def parts(self, most: int) -> Iterator[Task]:

@@ -19,7 +19,7 @@ from ccm.data.examples import Examples, folder_of
 from ccm.data.questions import Question
 from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, Step
+from ccm.layout import Sample
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
@@ -84,15 +84,8 @@ class Dialogue:
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         *context, query, answer = self.turns[: steps + 2]
-        read = [_statement(turns, text, first=i == 0) for i, text in enumerate(context)]
+        read = [turns.statement(text, first=i == 0) for i, text in enumerate(context)]
         return Sample(read, turns.exchange(query, answer, first=not context))
-
-
-def _statement(turns: Turns, text: str, *, first: bool) -> Step:
-    """A turn whose tokens are targets, each after the one before it or the separator."""
-    ids = turns.statement(text, first=first)
-    before = max(len(ids) - len(turns.encode_reply(text)), 1)
-    return Step(ids, [*[IGNORE] * (before - 1), *ids[before:], IGNORE])
 
 
 @dataclass(frozen=True)

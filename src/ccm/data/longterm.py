@@ -43,7 +43,7 @@ class Turn:
         """Its token ids; where it is the first in view, the date is said as well."""
         text = f"[{self.date}]\n{self.text}" if first or self.opens or not self.text.strip() else self.text
         if self.reply is None:
-            return turns.statement(text, first=first)
+            return turns.statement(text, first=first).ids
         return turns.exchange(text, self.reply, first=first).ids
 
 

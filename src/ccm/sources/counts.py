@@ -1,9 +1,9 @@
-"""How much is in a folder of a data set, found by reading it as training and evaluation do."""
+"""How much is in a folder of a data set, found by reading it as training and evaluation do, and what it lacks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ccm.data.reading import read_items, read_rows, read_text, readable
 from ccm.errors import ConfigError, DataError
 
 _SPLITS = ("train", "validation", "test")
+_LAMP_FILES = [f"{split}_{part}.json" for split in ("train", "dev") for part in ("questions", "outputs")]
 
 
 def dailydialog(folder: Path) -> dict[str, int]:
@@ -34,16 +35,22 @@ def soda(folder: Path) -> dict[str, int]:
 def metaicl(folder: Path) -> dict[str, int]:
     """Tasks of hr_to_lr, by its list where that is in the folder; every line is read."""
     tasks = {path.parent.name for path in folder.glob("*/*.jsonl") if _count(read_lines(path))}
+    listed = _listed(folder)
+    return {f"tasks to {what} on": len(tasks & {*names}) for what, names in listed.items()} or {"tasks": len(tasks)}
+
+
+def _listed(folder: Path) -> dict[str, Sequence[str]]:
+    """The tasks of hr_to_lr to train and to test on; nothing where its list is not in the folder."""
     try:
         listed = json.loads((folder / "hr_to_lr.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"tasks": len(tasks)}
-    return {f"tasks to {what} on": len(tasks & {*listed[what]}) for what in ("train", "test")}
+        return {}
+    return {what: listed[what] for what in ("train", "test")}
 
 
 def lamp(folder: Path) -> dict[str, int]:
-    """Questions that have their answers, by task and split."""
-    files = sorted(folder.glob("LaMP_*/*_questions.json"))
+    """Questions that have their answers, by task and split, where both files are there."""
+    files = sorted(file for file in folder.glob("LaMP_*/*_questions.json") if _outputs(file).is_file())
     return {f"{file.parent.name}, {file.name.partition('_')[0]}": _answered(file) for file in files}
 
 
@@ -99,15 +106,49 @@ COUNTS: dict[str, Callable[[Path], dict[str, int]]] = {  # by the names of the c
 }
 
 
+_WANTED: dict[str, Callable[[Path], Mapping[str, str]]] = {  # what people call it, and which paths would do
+    "dailydialog": lambda _: {name: name for name in (f"dialogues_{split}.txt" for split in _SPLITS)},
+    "soda": lambda _: {"train.parquet": "train.*", "valid.parquet": "valid*.*"},
+    "metaicl": lambda folder: {
+        "hr_to_lr.json": "hr_to_lr.json",
+        **{task: f"{task}/*.jsonl" for tasks in _listed(folder).values() for task in tasks},
+    },
+    "lamp": lambda folder: {
+        **{f"LaMP_{number}": f"LaMP_{number}/*" for number in (1, 2, 3, 4, 5, 7)},
+        **{
+            name: name
+            for task in sorted(folder.glob("LaMP_*"))
+            for name in (f"{task.name}/{file}" for file in _LAMP_FILES)
+        },
+    },
+    "pg19": lambda _: {split: f"{split}/*.txt" for split in _SPLITS},
+    "longmemeval": lambda _: {
+        "longmemeval_s_cleaned.json": "longmemeval_s*",
+        "longmemeval_oracle.json": "longmemeval_oracle*",
+    },
+}
+
+
+def missing(name: str, folder: Path) -> list[str]:
+    """The files of a data set that its folder lacks, and of MetaICL and LaMP the tasks; where it is known which there
+    are."""
+    wanted = _WANTED[name](folder) if name in _WANTED else {}
+    return [what for what, pattern in wanted.items() if not any(folder.glob(pattern))]
+
+
 def _count(rows: Iterator[Any]) -> int:
     return sum(1 for _ in rows)
 
 
 def _answered(questions: Path) -> int:
-    outputs = questions.with_name(questions.name.replace("questions", "outputs"))
+    outputs = _outputs(questions)
     try:
         with readable(outputs):
             golds = {gold["id"] for gold in json.loads(outputs.read_text(encoding="utf-8"))["golds"]}
         return sum(question["id"] in golds for _, question in read_items(questions))
     except (KeyError, TypeError) as error:
         raise DataError(f"{questions} and {outputs.name} are no LaMP files: {error!r}.") from None
+
+
+def _outputs(questions: Path) -> Path:
+    return questions.with_name(questions.name.replace("questions", "outputs"))

@@ -10,9 +10,10 @@ So OUTPUT is whole or not there, and what was in it before is kept until somethi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ccm.errors import ConfigError, DataError
 from ccm.files import save_json
 from ccm.sources.arrange import arrange, link_or_copy
 from ccm.sources.catalogue import File, Source, source
-from ccm.sources.counts import COUNTS
+from ccm.sources.counts import COUNTS, missing
 from ccm.sources.download import FAILURES, download, sha256
 
 RECORD = ".ccm-data.json"
@@ -37,6 +38,7 @@ class Record:
         files: their sizes in bytes, by path.
         counts: how much is in them, by kind.
         notes: what else is to be known.
+        missing: what is not there of what was asked for, as far as that is known.
     """
 
     data: str
@@ -44,6 +46,7 @@ class Record:
     files: dict[str, int]
     counts: dict[str, int]
     notes: list[str]
+    missing: list[str] = field(default_factory=list)
 
     @staticmethod
     def read(folder: Path) -> Record | None:
@@ -127,7 +130,7 @@ def prepare(
     if record is not None and record.data != name:
         raise ConfigError(f"{output} holds {record.data}, not {name}; name another --output.")
     kept = record.intact(output) if record else set()
-    if record and len(kept) == len(record.files) and record.covers(only):
+    if record and len(kept) == len(record.files) and record.covers(only) and not (given and record.missing):
         return Prepared(row, output, record, fresh=False)
     if record and only:
         only = [*only, *record.only] if record.only else []
@@ -161,7 +164,8 @@ def _make(
         files = {path: (ready / path).stat().st_size for path in _files(ready)}
         if not files:
             raise DataError(f"{given or downloads} holds nothing of {row.title}. {_wanted_files(row)}")
-        record = Record(name, only, files, COUNTS[name](ready), [*_notes(row, ready), *_absent(absent)])
+        lacks = [] if only else missing(name, ready)
+        record = Record(name, only, files, _counted(name, ready), [*_notes(row, ready), *_absent(absent)], lacks)
         save_json(ready / RECORD, asdict(record))
         if output.exists():
             _keep([path for path in _files(output) if not (ready / path).exists()], output, ready)
@@ -173,6 +177,14 @@ def _make(
         _clear(ready, opened)
         if not _files(work):
             _clear(work)
+
+
+def _counted(name: str, ready: Path) -> dict[str, int]:
+    """How much is there. Errors name the files by their paths in the folder: that they are in now is gone then."""
+    try:
+        return COUNTS[name](ready)
+    except DataError as error:
+        raise DataError(str(error).replace(f"{ready}{os.sep}", "")) from error
 
 
 def _files(folder: Path) -> list[str]:

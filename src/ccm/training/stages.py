@@ -136,6 +136,8 @@ class CompressStage(Stage):
                 f"adapter.embeddings=table trains rows of the base, which is in {stock.dtype}; what is trained must be "
                 "float32: set dtype=float32, or leave adapter.embeddings=separate."
             )
+        if recipe.flex and stock.config.is_encoder_decoder:
+            raise ConfigError("flex=true is of decoders alone; encoder-decoders attend with a bias. Leave it out.")
         self.model: Any = model_class(stock)(stock, config, stage1=stage1)
         self.model.flex = recipe.flex
         if recipe.init_adapter:
