@@ -36,7 +36,7 @@ def test_the_commands_that_use_it_exist(name: str) -> None:
         if verb == "train":
             assert load_recipe(what, [], None).data.name in {*SOURCES, "mixture"}
         else:
-            assert what in {given.name or given.callback.__name__ for given in cli.evaluate.registered_commands}
+            assert what in {given.name or given.callback.__name__ for given in cli.evaluate.app.registered_commands}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+"""``python -m ccm.cli``."""
+
+from ccm.cli import main
+
+main()

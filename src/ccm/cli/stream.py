@@ -1,0 +1,71 @@
+"""``ccm stream``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccm.cli.options import Adapters, Device, Dtype, Lines, Model, NTok, Output, Quantize
+
+
+def stream(
+    files: Annotated[list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.")],
+    adapter: Adapters = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="Rule to read with, on the first adapter that it runs with; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With a sink: window (always full, the default) or blocks (drops what is compressed); repeatable."
+        ),
+    ] = None,
+    cache_size: Annotated[int, typer.Option(help="Most entries: sink, memory and recent text.")] = 160,
+    span: Annotated[int, typer.Option(help="Tokens that are compressed at a time.")] = 64,
+    memory_size: Annotated[int, typer.Option(help="Most entries of the memory.")] = 8,
+    sink: Annotated[int, typer.Option(help="First tokens that stay in view.")] = 1,
+    tolerance: Annotated[
+        int, typer.Option(help="Compress at sentence ends, too, so many tokens before or after a span's end.")
+    ] = 0,
+    offset: Annotated[int, typer.Option(help="First token that is read (9000 in the authors' run).")] = 0,
+    tokens: Annotated[int, typer.Option(help="Most tokens that are read; 0 is all (16000 in theirs).")] = 0,
+    generate: Annotated[int, typer.Option(help="Go on after the end of a text, by so many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Of what is generated; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    output: Output = None,
+    model: Model = None,
+    n_tok: NTok = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    json: Lines = False,
+) -> None:
+    """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
+    from ccm.commands.stream import run
+    from ccm.evaluation.streams import StreamRun
+    from ccm.evictions import StreamSettings
+    from ccm.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, seed=seed)
+    asked = StreamRun(
+        files,
+        model=model,
+        adapters=adapter or (),
+        rules=rule or (),
+        baselines=("window",) if baseline is None else baseline,
+        settings=StreamSettings(cache_size, span, memory_size, sink, tolerance=tolerance),
+        offset=offset,
+        tokens=tokens,
+        generate=generate,
+        choose=sampling.choose,
+        n_tok=n_tok,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+    )
+    run(asked, output, seed, as_json=json)

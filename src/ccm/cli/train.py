@@ -1,0 +1,24 @@
+"""``ccm train``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe in the package, or a YAML file.")],
+    changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")] = None,
+    stage: Annotated[
+        Literal["base", "compress"] | None,
+        typer.Option(help="base (a plain LoRA with full context) or compress (the recipe's own)."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and end.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases, too.")] = False,
+) -> None:
+    """Train an adapter, or the model under it. With several processes: torchrun --no-python ccm train ..."""
+    from ccm.commands.train import run
+
+    run(recipe, [*(changes or ()), *(["wandb=true"] if wandb else ())], stage, dry_run=dry_run, resume=resume)
