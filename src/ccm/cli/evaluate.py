@@ -54,7 +54,7 @@ Generate = Annotated[
 Categories = Annotated[
     list[str] | None, typer.Option("--category", help="Questions, such as temporal or multi-session; repeatable (all).")
 ]
-MaxLength = Annotated[int, typer.Option(help="Most tokens of context, query and answer.")]
+MaxLength = Annotated[int, typer.Option(help="Most tokens of context, query, and answer or reply.")]
 Until = Annotated[
     Literal["evidence", "end"],
     typer.Option(help="Where a question is asked: after the session with its last evidence, or at the very end."),
