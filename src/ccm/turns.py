@@ -8,6 +8,7 @@ A statement is a turn without M and reply.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ def make_turns(tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> Turns:
     return {"separators": SeparatorTurns, "chat": TemplateTurns}[form.template](tokenizer, form)
 
 
-class Turns:
+class Turns(ABC):
     """What the two formats share. Subclasses say how a user's turn reads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> None:
@@ -119,15 +120,17 @@ class Turns:
         """Texts with which a turn begins."""
         return ()
 
+    @abstractmethod
     def _first(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """Token ids of the first turn of a conversation, up to where the reply begins."""
 
+    @abstractmethod
     def _later(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """Likewise, of a turn that follows others."""
 
+    @abstractmethod
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         """Token ids of a turn without a reply, and how many of them stand before and after the text."""
-        raise NotImplementedError
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

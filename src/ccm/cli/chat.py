@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Adapter, Device, Dtype, Model, NTok, Quantize, Recurrent, RuleName, RuleOptions, choice
+from ccm.cli.options import ModelOptions, SamplingOptions, unfold
 
 
+@unfold
 def chat(
-    model: Model = None,
-    adapter: Adapter = None,
-    rule: RuleName = None,
-    rule_option: RuleOptions = None,
-    n_tok: NTok = None,
-    recurrent: Recurrent = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
     load: Annotated[Path | None, typer.Option(help="Go on from a saved memory.")] = None,
     window: Annotated[
         int | None,
@@ -27,12 +24,6 @@ def chat(
             help="Talk without end in so many entries: memory, at most half of them, and recent text as it is."
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a turn on standard output.")] = False,
 ) -> None:
     """Talk to a model whose past is a compressed memory. /help lists what else you can say.
@@ -42,47 +33,30 @@ def chat(
     from ccm.commands.chat import run
     from ccm.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed)
-    asked = choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
-    raise typer.Exit(run(asked, sampling, load, window, as_json=json))
+    choosing = Sampling(**asdict(sampling), repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens)
+    raise typer.Exit(run(model.chosen(), choosing, load, window, as_json=json))
 
 
+@unfold
 def demo(
+    model: ModelOptions,
     file: Annotated[Path | None, typer.Option(help="Your own example: turns, a question, the expected answer.")] = None,
-    model: Model = None,
-    adapter: Adapter = None,
-    rule: RuleName = None,
-    rule_option: RuleOptions = None,
-    n_tok: NTok = None,
-    recurrent: Recurrent = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
     from ccm.commands.demo import run
 
-    asked = choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
-    run(asked, file)
+    run(model.chosen(), file)
 
 
+@unfold
 def writes(
+    model: ModelOptions,
     file: Annotated[Path | None, typer.Option(help="Your own example, as of the demo.")] = None,
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("writes.png"),
-    model: Model = None,
-    adapter: Adapter = None,
-    rule: RuleName = None,
-    rule_option: RuleOptions = None,
-    n_tok: NTok = None,
-    recurrent: Recurrent = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
 ) -> None:
     """Draw which step wrote which entry of a memory that mixes its steps."""
     from ccm.commands.writes import run
 
-    if rule is None and adapter is None:
-        rule = "gate"  # of the built-in adapters the one that mixes
-    asked = choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
-    run(asked, file, output)
+    if model.rule is None and model.adapter is None:
+        model = replace(model, rule="gate")  # of the built-in adapters the one that mixes
+    run(model.chosen(), file, output)

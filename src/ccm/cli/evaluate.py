@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ccm.cli.options import (
-    Adapter,
-    Adapters,
-    Device,
-    Dtype,
-    Lines,
-    Model,
-    NTok,
-    Output,
-    Quantize,
-    Recurrent,
-    RuleName,
-    RuleOptions,
-    choice,
-)
+from ccm.cli.options import Adapters, BaseOptions, Lines, ModelOptions, Output, unfold
 from ccm.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
@@ -78,112 +62,95 @@ def _evaluate() -> None:
 
 
 @app.command()
+@unfold
 def builtin(
-    rule: RuleName = None,
-    rule_option: RuleOptions = None,
+    model: ModelOptions,
     steps: Annotated[int, typer.Option(help="User lines a dialogue; the last four ask.")] = 12,
     facts: Annotated[int, typer.Option(help="Facts that the others tell, 4 to 10.")] = 8,
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
     batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 50,
-    model: Model = None,
-    adapter: Adapter = None,
-    n_tok: NTok = None,
-    recurrent: Recurrent = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.commands.evaluate import run_builtin
 
-    asked = choice(model, adapter, rule, rule_option, n_tok, recurrent, device, dtype, quantize)
-    run_builtin(asked, steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+    run_builtin(model.chosen(), steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
 
 
-Asked = list[dict[str, Any]]  # what is measured, as of TaskSettings
+@dataclass(frozen=True)
+class MethodOptions:
+    """What is measured, and how much of it."""
+
+    adapter: Adapters = None
+    rule: RuleNames = None
+    baseline: Baselines = None
+    room: Room = None
+    embedder: Embedder = None
+    steps: Steps = None
+    most: Most = 0
+    batch: QuestionBatch = 16
+    generate: Generate = None
+    output: Output = None
+    json: Lines = False
 
 
 def _measure(
-    tasks: Asked,
-    adapter: Adapters = None,
-    rule: RuleNames = None,
-    baseline: Baselines = None,
-    room: Room = None,
-    embedder: Embedder = None,
-    steps: Steps = None,
-    most: Most = 0,
-    batch: QuestionBatch = 16,
-    generate: Generate = None,
-    output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    json: Lines = False,
+    methods: MethodOptions, base: BaseOptions, name: str, data: Path, options: dict[str, Any], **seeds: str
 ) -> None:
+    """A task by name, files and options; as often as there are seeds of what is drawn."""
     from ccm.commands.evaluate import run_tasks
     from ccm.data.tasks import TaskSettings
     from ccm.evaluation.run import Evaluation
 
+    drawn = [{key: seed} for key, given in seeds.items() for seed in _numbers(given)] or [{}]
     evaluations = [
         Evaluation(
-            TaskSettings(**task),
-            model=model,
-            adapters=adapter or (),
-            rules=("full", "none") if rule is None else rule,
-            baselines=baseline or (),
-            room=room,
-            embedder=embedder,
-            depths=None if steps is None else _numbers(steps),
-            most=most,
-            batch=batch,
-            generate=generate,
-            n_tok=n_tok,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
+            TaskSettings(name, str(data), {**options, **seed}),
+            adapters=methods.adapter or (),
+            rules=("full", "none") if methods.rule is None else methods.rule,
+            baselines=methods.baseline or (),
+            room=methods.room,
+            embedder=methods.embedder,
+            depths=None if methods.steps is None else _numbers(methods.steps),
+            most=methods.most,
+            batch=methods.batch,
+            generate=methods.generate,
+            **asdict(base),
         )
-        for task in tasks
+        for seed in drawn
     ]
-    run_tasks(evaluations, output, as_json=json)
+    run_tasks(evaluations, methods.output, as_json=methods.json)
 
 
-def _measured(task: Callable[..., Asked]) -> Callable[..., None]:
-    """The command that measures what ``task`` makes of its options; it has those of :func:`_measure` as well."""
-    own, every = (dict(inspect.signature(function, eval_str=True).parameters) for function in (task, _measure))
-    shared = {name: option for name, option in every.items() if name != "tasks"}
-
-    @wraps(task)
-    def command(**given: Any) -> None:
-        _measure(task(**{name: given[name] for name in own}), **{name: given[name] for name in shared})
-
-    vars(command)["__signature__"] = inspect.Signature([*own.values(), *shared.values()])
-    command.__annotations__ = {**task.__annotations__, **_measure.__annotations__}
-    return app.command()(command)
-
-
-@_measured
+@app.command()
+@unfold
 def dialog(
     data: Annotated[Path, typer.Option(help="Folder of DailyDialog's files, as they are or gzipped.")],
     protocol: Protocol = "paper",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: DailyDialog."""
-    return _asked("dialog", data, {"protocol": protocol})
+    _measure(methods, base, "dialog", data, {"protocol": protocol})
 
 
-@_measured
+@app.command()
+@unfold
 def soda(
     data: Annotated[Path, typer.Option(help="Folder of SODA's files: valid.parquet or valid.jsonl.")],
     protocol: Protocol = "paper",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Perplexity of a dialogue's last turn, by the turns before it: SODA."""
-    return _asked("soda", data, {"protocol": protocol})
+    _measure(methods, base, "soda", data, {"protocol": protocol})
 
 
-@_measured
+@app.command()
+@unfold
 def pg19(
     data: Annotated[Path, typer.Option(help="Folder of PG19's books, or of any texts: .txt or .txt.gz.")],
     split: Annotated[
@@ -192,13 +159,17 @@ def pg19(
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 128,
     deepest: Annotated[int, typer.Option(help="The last time step, in chunks.")] = 8,
     targets: Annotated[int, typer.Option(help="Chunks of a book whose perplexity is taken.")] = 10,
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Perplexity of chunks of books, by the latest chunks before them: PG19."""
     options = {"split": split, "chunk_tokens": chunk_tokens, "deepest": deepest, "targets": targets}
-    return _asked("pg19", data, options)
+    _measure(methods, base, "pg19", data, options)
 
 
-@_measured
+@app.command()
+@unfold
 def metaicl(
     data: Annotated[Path, typer.Option(help="Folder of MetaICL's tasks, a folder each.")],
     task: Annotated[list[str] | None, typer.Option(help="A task; repeatable (those of hr_to_lr.json, or all).")] = None,
@@ -209,67 +180,80 @@ def metaicl(
     mean: Annotated[
         Literal["plain", "authors"], typer.Option(help="Over tasks; authors: with their script's two exceptions.")
     ] = "plain",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Accuracy over the options of an example, after k demonstrations of its task: MetaICL."""
     options = {"max_length": max_length, "mean": mean, "tasks": task}
-    return _asked("metaicl", data, options, demonstrations=demonstrations)
+    _measure(methods, base, "metaicl", data, options, demonstrations=demonstrations)
 
 
-@_measured
+@app.command()
+@unfold
 def lamp(
     data: Annotated[Path, typer.Option(help="Folder of LaMP's files of one task.")],
     number: Annotated[int, typer.Option(help="Of the task: 1 to 5, or 7.")] = 2,
     split: Annotated[Literal["train", "dev"], typer.Option(help="Of the files.")] = "dev",
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
     seed: Annotated[str, typer.Option(help="Of the entries that are drawn; several give a mean over all.")] = "1337",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Accuracy over the classes of an example, after k entries of a profile: LaMP. Perplexity of 4, 5 and 7."""
-    return _asked("lamp", data, {"number": number, "split": split, "max_length": max_length}, seed=seed)
+    _measure(methods, base, "lamp", data, {"number": number, "split": split, "max_length": max_length}, seed=seed)
 
 
-@_measured
+@app.command()
+@unfold
 def locomo(
     data: Annotated[Path, typer.Option(help="LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
     category: Categories = None,
     max_length: MaxLength = 2048,
     until: Until = "evidence",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """F1 of replies to questions on long conversations, by the latest turns: LoCoMo."""
-    return _asked("locomo", data, _asking(category, max_length, until))
+    _measure(methods, base, "locomo", data, _asking(category, max_length, until))
 
 
-@_measured
+@app.command()
+@unfold
 def longmemeval(
     data: Annotated[Path, typer.Option(help="One of LongMemEval's files, plain or gzipped.")],
     category: Categories = None,
     max_length: MaxLength = 2048,
     until: Until = "evidence",
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """F1 of replies to questions on a user's many sessions, by the latest turns: LongMemEval."""
-    return _asked("longmemeval", data, _asking(category, max_length, until))
+    _measure(methods, base, "longmemeval", data, _asking(category, max_length, until))
 
 
-@_measured
+@app.command()
+@unfold
 def custom(
     data: Annotated[Path, typer.Option(help="File or folder of your own: JSON lines or texts, as for training.")],
     max_steps: Annotated[int, typer.Option(help="Deepest time step; what is longer is cut into stretches.")] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Most tokens of a step.")] = 512,
     chunk_tokens: Annotated[int, typer.Option(help="Tokens of a step of plain text.")] = 128,
-) -> Asked:
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
     """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
     options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
-    return _asked("custom", data, options)
+    _measure(methods, base, "custom", data, options)
 
 
 def _asking(categories: list[str] | None, max_length: int, until: str) -> dict[str, Any]:
     """The options of questions on long conversations."""
     return {"categories": categories, "max_length": max_length, "until": until}
-
-
-def _asked(name: str, data: Path, options: dict[str, Any], **seeds: str) -> Asked:
-    """A task by name, files and options; as often as there are seeds of what is drawn."""
-    drawn = [{key: seed} for key, given in seeds.items() for seed in _numbers(given)] or [{}]
-    return [{"name": name, "path": str(data), "options": {**options, **seed}} for seed in drawn]
 
 
 def _numbers(given: str) -> list[int]:

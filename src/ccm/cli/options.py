@@ -1,14 +1,20 @@
-"""Options that several verbs have."""
+"""Options that several verbs have, one by one and in groups."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import wraps
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from ccm.errors import ConfigError
+
+T = TypeVar("T")
 
 Model = Annotated[
     str | None,
@@ -41,29 +47,64 @@ Quantize = Annotated[
 ]
 
 
-def choice(
-    model: str | None,
-    adapter: str | None,
-    rule: str | None,
-    rule_option: list[str] | None,
-    n_tok: int | None,
-    recurrent: bool | None,
-    device: str | None,
-    dtype: str,
-    quantize: str | None,
-) -> dict[str, Any]:
-    """The model that was asked for, as ``ccm.load`` takes it."""
-    return {
-        "model": model,
-        "adapter": adapter,
-        "rule": rule,
-        "rule_options": _table(rule_option),
-        "n_tok": n_tok,
-        "recurrent": recurrent,
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-    }
+@dataclass(frozen=True)
+class BaseOptions:
+    """A base model, for several adapters and rules."""
+
+    model: Model = None
+    n_tok: NTok = None
+    device: Device = None
+    dtype: Dtype = "auto"
+    quantize: Quantize = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """One model under one rule."""
+
+    model: Model = None
+    adapter: Adapter = None
+    rule: RuleName = None
+    rule_option: RuleOptions = None
+    n_tok: NTok = None
+    recurrent: Recurrent = None
+    device: Device = None
+    dtype: Dtype = "auto"
+    quantize: Quantize = None
+
+    def chosen(self) -> dict[str, Any]:
+        """As ``ccm.load`` takes it."""
+        given = asdict(self)
+        given["rule_options"] = _table(given.pop("rule_option"))
+        return given
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    temperature: Annotated[float, typer.Option(help="Of what is generated; 0 is greedy.")] = 0.0
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None
+
+
+def unfold(command: Callable[..., T]) -> Callable[..., T]:
+    """The command with the fields of a group of options, a dataclass, in the place of the parameter that takes it."""
+    every = inspect.signature(command, eval_str=True).parameters
+    kinds: dict[str, Callable[..., Any]] = {name: parameter.annotation for name, parameter in every.items()}
+    groups = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    fields = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+    shown = [one for name, own in every.items() for one in (fields[name].values() if name in fields else [own])]
+
+    @wraps(command)
+    def unfolded(**given: Any) -> T:
+        built = {name: group(**{key: given.pop(key) for key in fields[name]}) for name, group in groups.items()}
+        return command(**built, **given)
+
+    vars(unfolded)["__signature__"] = inspect.Signature([one.replace(kind=one.KEYWORD_ONLY) for one in shown])
+    unfolded.__annotations__ = {one.name: one.annotation for one in shown}
+    return unfolded
 
 
 def _table(given: list[str] | None) -> dict[str, Any] | None:

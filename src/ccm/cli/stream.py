@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Adapters, Device, Dtype, Lines, Model, NTok, Output, Quantize
+from ccm.cli.options import Adapters, BaseOptions, Lines, Output, SamplingOptions, unfold
 
 
+@unfold
 def stream(
     files: Annotated[list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.")],
     adapter: Adapters = None,
@@ -33,17 +35,11 @@ def stream(
     offset: Annotated[int, typer.Option(help="First token that is read (9000 in the authors' run).")] = 0,
     tokens: Annotated[int, typer.Option(help="Most tokens that are read; 0 is all (16000 in theirs).")] = 0,
     generate: Annotated[int, typer.Option(help="Go on after the end of a text, by so many tokens.")] = 0,
-    temperature: Annotated[float, typer.Option(help="Of what is generated; 0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
     output: Output = None,
-    model: Model = None,
-    n_tok: NTok = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
     json: Lines = False,
+    *,
+    sampling: SamplingOptions,
+    base: BaseOptions,
 ) -> None:
     """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
     from ccm.commands.stream import run
@@ -51,10 +47,8 @@ def stream(
     from ccm.evictions import StreamSettings
     from ccm.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, seed=seed)
     asked = StreamRun(
         files,
-        model=model,
         adapters=adapter or (),
         rules=rule or (),
         baselines=("window",) if baseline is None else baseline,
@@ -62,10 +56,7 @@ def stream(
         offset=offset,
         tokens=tokens,
         generate=generate,
-        choose=sampling.choose,
-        n_tok=n_tok,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
+        choose=Sampling(**asdict(sampling)).choose,
+        **asdict(base),
     )
-    run(asked, output, seed, as_json=json)
+    run(asked, output, sampling.seed, as_json=json)
