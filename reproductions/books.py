@@ -43,6 +43,7 @@ METHODS = {  # what differs; merge and gate hold as many entries as a memory of 
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
     "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
 }
+TOLERANCE = 16  # tokens before or after a span's end, where it is to be a sentence's
 WINDOWS = (32, 48, 64, 96, 128, 160, 256, 376)  # of the window that is always full: what more raw text is worth
 
 
@@ -63,15 +64,22 @@ class Reader:
 
 
 def read_books(reader: Reader, model: Path, books: Path, tokens: int, output: Path) -> Path:
-    """All books by one reader, as one batch of streams: per book, the tokens predicted and their likelihood."""
+    """All books by one reader: per book, the tokens predicted and their likelihood.
+
+    They are one batch of streams, but where spans end with sentences, and a batch would end them all at once.
+    """
     path = output / f"{reader.name}.json"
     if not path.is_file():
         loaded, tokenizer = _load(reader, model)
         files = {file.name.partition(".")[0]: file for file in find_files(books, ENDINGS)}
         texts = {name: _ids(file, tokenizer, tokens) for name, file in files.items()}
         begun = time.perf_counter()
+        batches = [[name] for name in texts] if reader.settings.tolerance else [[*texts]]
+        nll: dict[str, float] = {}
         with torch.inference_mode():
-            nll = _nll(StreamingMemory(loaded, reader.settings, tokenizer, batch=len(texts)), texts)
+            for batch in batches:
+                stream = StreamingMemory(loaded, reader.settings, tokenizer, batch=len(batch))
+                nll |= _nll(stream, {name: texts[name] for name in batch})
         found = {name: {"tokens": len(texts[name]) - 1, "nll": nll[name]} for name in texts}
         output.mkdir(parents=True, exist_ok=True)
         save_json(path, {"seconds": time.perf_counter() - begun, "books": found})
@@ -171,13 +179,16 @@ def main() -> None:
     streams = args.output / f"streams-{args.tokens}"
     with processes() as pool:
         adapters = [*pool.map(work, wanted)]
-        made = zip(wanted, adapters, strict=True)
+        made = [*zip(wanted, adapters, strict=True)]
         readers = [Reader(f"{rule} {seed}", StreamSettings(), folder) for (rule, seed), folder in made]
         readers += [Reader(name, settings) for name, settings in windows.items()]
         readers.append(Reader("blocks", StreamSettings(evict="blocks")))
+        sentences = StreamSettings(tolerance=TOLERANCE)
+        readers += [Reader(f"sentences {seed}", sentences, output) for (rule, seed), output in made if rule == "concat"]
         read = partial(read_books, model=model, books=args.data / TEST, tokens=args.tokens, output=streams)
         [*pool.map(read, readers)]
     shown = {"window": ["window 160"], "blocks": ["blocks"], "concat": [f"concat {seed}" for seed in args.seeds]}
+    shown["concat, sentence ends"] = [f"sentences {seed}" for seed in args.seeds]
     shown |= {rule: [f"{rule} {args.seeds[0]}"] for rule in args.others}
     longer = {name: [name] for name in windows}
     text = report(streams, shown, "window 160") + "\n" + report(streams, longer, "window 160")
