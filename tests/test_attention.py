@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from ccm.attention import SDPA, CachedPass, ParallelPass, additive
+from ccm.call import Call
 from ccm.layout import Layout, Sample, Step, build_layout
 from ccm.model import CCMModel
 from ccm.reach import Reach
@@ -164,7 +165,7 @@ def test_mixed_memory_columns_are_the_mean_of_the_rows_own_comp_columns() -> Non
     rows = [make_sample([1], 2), make_sample([2, 3], 1)]
     current = parallel_pass(rows, "merge")
     key = torch.randn(2, 3, current.layout.ids.shape[1], 4)
-    extended, value = current.attend(_seen, _Layer(), key, key, key + 1, None)
+    extended, value = current.attend(Call(_seen, _Layer(), key, key, key + 1, None, {}))
     memory = extended[:, :, key.shape[2] :]
     assert memory.shape == (2, 3, 4, 4)
     torch.testing.assert_close(value[:, :, key.shape[2] :], memory + 1)

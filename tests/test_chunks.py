@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ccm.attention import ParallelPass
+from ccm.call import Call
 from ccm.chunks import SIZE, Chunks
 
 MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
@@ -44,7 +45,7 @@ def test_chunks_give_what_the_whole_mask_gives(batch: int, length: int, extra: i
     value = torch.randn(batch, 2, length + extra, 8, requires_grad=True)
     inputs = (query, key, value)
     whole = sdpa_attention_forward(MODULE, *inputs, mask)[0]
-    parted = chunks.attend(sdpa_attention_forward, MODULE, *inputs)[0]
+    parted = chunks.attend(Call(sdpa_attention_forward, MODULE, *inputs, None, {}))[0]
     torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-5)
     weight = torch.randn_like(whole)
     wanted = torch.autograd.grad((whole * weight).sum(), inputs)

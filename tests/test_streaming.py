@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, DynamicCache
 from ccm.attention import CompressingPass
 from ccm.base import attention_modules
 from ccm.builtin import WEIGHTS
+from ccm.call import Call
 from ccm.errors import ConfigError, InputError, MemoryFileError, UnsupportedModelError
 from ccm.evictions import EVICTIONS, StreamSettings
 from ccm.files import read_metadata
@@ -203,7 +204,8 @@ def test_in_a_full_window_text_is_as_far_away_as_if_each_token_were_alone(family
         return mask == 0, None
 
     window = getattr(model.base.config, "sliding_window", None)
-    seen, _ = current.attend(stock, attention, torch.randn(1, 4, 3, 8), keys, keys, None, sliding_window=window)
+    options = {"sliding_window": window}
+    seen, _ = current.attend(Call(stock, attention, torch.randn(1, 4, 3, 8), keys, keys, None, options))
     for token in range(3):
         near = [0 <= token + 9 - column <= far for column in range(1, 12)]
         assert seen[0, 0, token].tolist() == [copy == token for copy in range(3)] + near

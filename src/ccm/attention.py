@@ -9,7 +9,7 @@ D head dim. True = may attend.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -19,16 +19,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from ccm.call import Attended, Attention, Call
 from ccm.chunks import Chunks
 from ccm.flex import Flex, Seen
 from ccm.layout import Layout
-from ccm.reach import Reach, reach_of, retuned
+from ccm.reach import Reach
 from ccm.rules import Rule
 
 SDPA, EAGER = "ccm_sdpa", "ccm_eager"  # "sdpa" in the name: models that cannot use it refuse, as they should
-
-
-Attention = Callable[..., tuple[Tensor, Tensor | None]]  # (module, query, key, value, mask, **kwargs)
 
 
 class Pass(Protocol):
@@ -37,26 +35,8 @@ class Pass(Protocol):
     rows: Tensor | None
     hidden: Tensor | None
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the ``stock`` attention gives, (B, T, H, D) and its weights, for the keys, values and mask of the pass.
-
-        Args:
-            stock: attention of the model as it is.
-            module: the attention layer that calls.
-            query: (B, H, T, D).
-            key: (B, K, S, D), like ``value``.
-            mask: (B, 1, T, S), the stock model's; None hides nothing that is not in the future.
-            kwargs: what else the layer hands to its attention function, ``sliding_window`` among them.
-        """
+    def attend(self, call: Call) -> Attended:
+        """What attention gives for the keys, values and mask of the pass."""
         ...
 
 
@@ -74,33 +54,23 @@ class ParallelPass:
         self.mixes = layout.steps > 0 and rule.mixes
         self._ways: dict[Reach | None, Way] = {}
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        query = retuned(module, query, key, self.layout.positions)
-        reach = reach_of(module, kwargs.get("sliding_window"))
+    def attend(self, call: Call) -> Attended:
+        call, reach = call.retuned(self.layout.positions), call.reach
         if reach not in self._ways:  # once for all layers
-            self._ways[reach] = self._way(reach, query, kwargs)
+            self._ways[reach] = self._way(call)
         way = self._ways[reach]
         if self.mixes or way.apart:
-            mix = self._mixing(module.layer_idx) if self.mixes else None
-            key, value = (torch.cat([x, self._memory(mix, x)], dim=2) for x in (key, value))
-        return way.attend(stock, module, query, key, value, **kwargs)
+            mix = self._mixing(call.layer) if self.mixes else None
+            call = call.entries(*(torch.cat([x, self._memory(mix, x)], dim=2) for x in (call.key, call.value)))
+        return way.attend(call)
 
-    def _way(self, reach: Reach | None, query: Tensor, options: dict[str, Any]) -> Way:
+    def _way(self, call: Call) -> Way:
         columns = self.layout.ids.shape[1] + self.layout.comp_columns.shape[1]
-        flex = Flex.of(self.seen(reach, apart=True), query, columns, options, self.flex)
+        flex = Flex.of(self.seen(call.reach, apart=True), call.query, columns, call.options, self.flex)
         if flex is not None:
             return flex
-        mask = self.mask(reach)
-        return Chunks.of(mask) or Whole(additive(mask, query.dtype))
+        mask = self.mask(call.reach)
+        return Chunks.of(mask) or Whole(additive(mask, call.query.dtype))
 
     def _mixing(self, layer: int) -> Tensor:
         content = None
@@ -165,9 +135,7 @@ class Way(Protocol):
     @property
     def apart(self) -> bool: ...
 
-    def attend(
-        self, stock: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: Call) -> Attended:
         """What :meth:`Pass.attend` gives, for the way's own mask."""
         ...
 
@@ -182,11 +150,9 @@ class Whole(NamedTuple):
     mask: Tensor
     apart: bool = False
 
-    def attend(
-        self, stock: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: Call) -> Attended:
         """Of every query and column."""
-        return stock(module, query, key, value, self.mask, **kwargs)
+        return call.run(self.mask)
 
 
 class CachedPass:
@@ -208,23 +174,13 @@ class CachedPass:
         self._mask, self._columns, self._positions, self._sink = mask, columns, positions, sink
         self._added: dict[Reach, Tensor] = {}
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        query = retuned(module, query, key, self._positions)
-        reach = reach_of(module, kwargs.get("sliding_window"))
+    def attend(self, call: Call) -> Attended:
+        mask, reach = call.mask, call.reach
         if reach is not None and (reach.chunked or mask is not None):  # None: no two columns are a window apart
             if reach not in self._added:
-                self._added[reach] = additive(self.mask(reach), query.dtype)
+                self._added[reach] = additive(self.mask(reach), call.query.dtype)
             mask = self._added[reach]
-        return stock(module, query, key, value, mask, **kwargs)
+        return call.retuned(self._positions).run(mask)
 
     def mask(self, reach: Reach) -> Tensor:
         """(B, 1, T, S) bool: what each query sees in a layer of that reach."""
@@ -265,21 +221,12 @@ class CompressingPass(CachedPass):
         self.weights: dict[int, Tensor | None] = {}
         self._rule, self._n_tok, self._step, self._last = rule, n_tok, step, layers - 1
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, call: Call) -> Attended:
         content = self.hidden[:, -self._n_tok :] if self._rule.needs_content and self.hidden is not None else None
-        self.weights[module.layer_idx] = self._rule.write(module.layer_idx, self._step, content)
-        if module.layer_idx == self._last:
+        self.weights[call.layer] = self._rule.write(call.layer, self._step, content)
+        if call.layer == self._last:
             raise AllWritten
-        return super().attend(stock, module, query, key, value, mask, **kwargs)
+        return super().attend(call)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -299,16 +246,17 @@ def _attention(
     attention_mask: Tensor | None,
     ccm: Pass | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> Attended:
     """Attention as the model calls it; in mixed precision it stays in float32, and so does what the rule mixes.
 
     torch's attention in bfloat16 takes five times as long backward on a CPU, and a memory's weights need the digits.
     """
-    attend = stock if ccm is None else partial(ccm.attend, stock)
-    if not torch.is_autocast_enabled(query.device.type):
-        return attend(module, query, key, value, attention_mask, **kwargs)
-    with torch.autocast(query.device.type, enabled=False):
-        return attend(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    mixed = torch.is_autocast_enabled(query.device.type)
+    if mixed:
+        query, key, value = query.float(), key.float(), value.float()
+    call = Call(stock, module, query, key, value, attention_mask, kwargs)
+    with torch.autocast(query.device.type, enabled=False) if mixed else nullcontext():
+        return call.run(attention_mask) if ccm is None else ccm.attend(call)
 
 
 def _stock_eager(

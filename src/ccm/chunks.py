@@ -9,12 +9,14 @@ Shapes: B batch, n chunks of C queries, W columns of a chunk, T queries, S keys,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ccm.call import Attended, Call
 
 SIZE = 64  # queries of a chunk, about a step: smaller ones copy more keys, larger ones see more that is hidden
 
@@ -44,17 +46,15 @@ class Chunks(NamedTuple):
         mask[..., 0] |= ~mask.any(-1)  # queries that only fill the last chunk: a softmax over nothing is NaN
         return Chunks(columns, mask.flatten(0, 1)[:, None])
 
-    def attend(
-        self, stock: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """What ``stock`` gives for the whole mask, (B, T, H, D); without weights, which would be of chunks."""
-        (batch, n, width), length = self.columns.shape, query.shape[2]
-        query = pad(query, (0, 0, 0, n * SIZE - length)).unflatten(2, (n, SIZE)).transpose(1, 2).flatten(0, 1)
-        starts = torch.arange(batch, device=query.device) * key.shape[2]
+    def attend(self, call: Call) -> Attended:
+        """What the stock attention gives for the whole mask; without weights, which would be of chunks."""
+        (batch, n, width), length = self.columns.shape, call.query.shape[2]
+        query = pad(call.query, (0, 0, 0, n * SIZE - length)).unflatten(2, (n, SIZE)).transpose(1, 2).flatten(0, 1)
+        starts = torch.arange(batch, device=query.device) * call.key.shape[2]
         rows = (self.columns + starts[:, None, None]).flatten()
 
         def pick(x: Tensor) -> Tensor:  # (B, K, S, D) to (B * n, K, W, D)
             return x.transpose(1, 2).flatten(0, 1).index_select(0, rows).unflatten(0, (-1, width)).transpose(1, 2)
 
-        output = stock(module, query, pick(key), pick(value), self.mask, **kwargs)[0]
+        output = replace(call, query=query, key=pick(call.key), value=pick(call.value)).run(self.mask)[0]
         return output.unflatten(0, (batch, n)).flatten(1, 2)[:, :length], None

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ccm.attention import Attention, additive
+from ccm.attention import additive
+from ccm.call import Attended, Call
 from ccm.config import CCMConfig
 from ccm.errors import InputError
 from ccm.layout import IGNORE, Sample
@@ -191,25 +192,15 @@ class EncoderPass:
         read = (lay.sums if self.rule.mixes else lay.query)[:, :, None] & self._comps[:, None]
         return (own | read | (lay.query[:, :, None] & pad(lay.sums, (self._width, 0))[:, None]))[:, None]
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        layer = module.layer_idx
-        self.fresh[layer] = key, value
-        key, value = (torch.cat(both, dim=2) for both in zip(self._held[layer], (key, value), strict=True))
+    def attend(self, call: Call) -> Attended:
+        self.fresh[call.layer] = own = call.key, call.value
+        key, value = (torch.cat(both, dim=2) for both in zip(self._held[call.layer], own, strict=True))
         if self._mix is not None:
             key, value = self._mixed(key), self._mixed(value)
         if self._bias is None:  # once for all layers: they share it
-            self._bias = self.bias(query.dtype)
-        kwargs.pop("position_bias", None)
-        return stock(module, query, key, value, self._bias, **kwargs)
+            self._bias = self.bias(call.query.dtype)
+        call.options.pop("position_bias", None)
+        return call.entries(key, value).run(self._bias)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(B, H, T, M + T) the bias of every distance, and what is hidden."""

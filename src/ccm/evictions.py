@@ -15,18 +15,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ccm.attention import Attention, CachedPass, CompressingPass, Pass, additive
+from ccm.attention import CachedPass, CompressingPass, Pass, additive
+from ccm.call import Attended, Call
 from ccm.config import check_types
 from ccm.entries import NO_ID, Entries, Held
 from ccm.errors import ConfigError
 from ccm.memory import COMPRESSED
 from ccm.model import CCMModel
-from ccm.reach import Reach, reach_of, retuned
+from ccm.reach import Reach
 from ccm.rope import Rope
 
 Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how well a piece of text may end after each; 0 is not at all
@@ -284,27 +285,17 @@ class _Sliding:
         self._last = torch.full_like(token, width)[None]  # (1, T) where each token would stand
         self._added: dict[Reach | None, Tensor] = {}
 
-    def attend(
-        self,
-        stock: Attention,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        query, copies = retuned(module, query, key, self._last), query.shape[2]
-        first, last = (x[:, :, : self._sink].repeat(1, 1, copies, 1) for x in (key, value))
-        key = torch.cat([self._turn(module.layer_idx, first), key[:, :, self._sink :]], dim=2)
-        value = torch.cat([last, value[:, :, self._sink :]], dim=2)
-        reach = reach_of(module, kwargs.get("sliding_window"))
+    def attend(self, call: Call) -> Attended:
+        copies, reach = call.query.shape[2], call.reach
+        first, last = (x[:, :, : self._sink].repeat(1, 1, copies, 1) for x in (call.key, call.value))
+        key = torch.cat([self._turn(call.layer, first), call.key[:, :, self._sink :]], dim=2)
+        value = torch.cat([last, call.value[:, :, self._sink :]], dim=2)
         if reach not in self._added:
             near = (self._distance >= 0) & (self._distance <= self._band)
             if reach is not None:
                 near &= reach.covers(self._last.T, self._last.T - self._distance)
-            self._added[reach] = additive(torch.cat([self._copies, near], dim=1)[None, None], query.dtype)
-        return stock(module, query, key, value, self._added[reach], **kwargs)
+            self._added[reach] = additive(torch.cat([self._copies, near], dim=1)[None, None], call.query.dtype)
+        return call.retuned(self._last).entries(key, value).run(self._added[reach])
 
 
 EVICTIONS: dict[str, type[Eviction]] = {eviction.name: eviction for eviction in (Compress, Blocks, Window)}

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from ccm.call import Attended, Call
+
 LEAST = 1024  # tokens of a row from which on it may win: below, a row is a few blocks, and kernels are quick either way
 MOST = 0.5  # of all blocks: where more are seen, a plain mask costs about the same, and nothing has to be compiled
 OTHERS = ("dropout", "softcap", "s_aux")  # options of attention functions that it does not have
@@ -60,12 +62,10 @@ class Flex(NamedTuple):
         blocks = create_block_mask(lambda b, h, q, k: seen(b, q, k), batch, None, length, columns, query.device)
         return Flex(blocks) if wanted or 1 - blocks.sparsity() / 100 <= MOST else None
 
-    def attend(
-        self, stock: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """(B, T, H, D), as any attention function gives it for this mask; ``stock`` is not asked."""
-        scale, grouped = kwargs.get("scaling"), query.shape[1] != key.shape[1]
-        output = _attention(query, key, value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
+    def attend(self, call: Call) -> Attended:
+        """What any attention gives for this mask; the stock one is not asked."""
+        scale, grouped = call.options.get("scaling"), call.query.shape[1] != call.key.shape[1]
+        output = _attention(call.query, call.key, call.value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
         return output.transpose(1, 2), None
 
 
