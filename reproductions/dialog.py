@@ -26,11 +26,12 @@ DAILY = "noncommercial/dailydialog"
 LORA = ("adapter.lora.r=32", "adapter.lora.alpha=64")
 BASE = (*LORA, "max_steps=100", "batch_size=32", "lr=3e-4")
 ADAPTER = (*LORA, "max_steps=600", "batch_size=32", "lr=2e-3", "lr_end=0.05")
+EVERY = ("objective={every: 1}", "data.random_steps=false")  # whole dialogues, each turn by the memory of those before
 METHODS = {  # what differs; merge and gate hold as much as concat does after four steps
-    "gist": ("adapter.rule=gist", "adapter.n_tok=2", "objective={last: 1}"),
-    "concat": ("adapter.rule=concat", "adapter.n_tok=2", "objective={every: 1}"),
-    "merge": ("adapter.rule=merge", "adapter.n_tok=8", "objective={every: 1}"),
-    "gate": ("adapter.rule=gate", "adapter.n_tok=8", "objective={every: 1}"),
+    "gist": ("adapter.rule=gist", "adapter.n_tok=2", "objective={last: 1}"),  # of so many turns as are drawn
+    "concat": ("adapter.rule=concat", "adapter.n_tok=2", *EVERY),
+    "merge": ("adapter.rule=merge", "adapter.n_tok=8", *EVERY),
+    "gate": ("adapter.rule=gate", "adapter.n_tok=8", *EVERY),
 }
 ON_TOP = {"gist": "gist-online", "merge": "ema"}  # rules that run with the adapter of another
 BASELINES = ("window", "bm25", "pool")

@@ -27,6 +27,7 @@ from ccm.errors import ConfigError, TrainingError
 from ccm.files import SafetensorError
 from ccm.layout import length
 from ccm.recipe import Recipe
+from ccm.training import heap
 from ccm.training.batches import Batch, Batches
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
@@ -251,6 +252,8 @@ class Training:
                 self.sums, self.told, since, tokens = {}, self.step, time.monotonic(), 0
             if self._due(recipe.save_every):
                 self._save()
+            if self._due(heap.EVERY):
+                heap.trim()
 
     def _ending(self) -> bool:
         """Whether all processes end now: one that left alone would leave the others waiting for its gradients."""
