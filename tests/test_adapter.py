@@ -255,5 +255,13 @@ def test_a_stage_1_adapter_of_a_transposed_layer_is_merged_as_it_was_saved(tmp_p
 def test_a_stage_1_adapter_with_tensors_that_have_no_place_is_refused() -> None:
     lora, _ = plain_lora()
     extra = PlainLoRA(lora.settings, {**lora.tensors, "model.layers.9.self_attn.q_proj.lora_A.weight": TEXT}, None)
-    with pytest.raises(AdapterError, match="does not fit"):
+    with pytest.raises(AdapterError, match=r"does not fit.*missing \[\], unknown \['.*layers.9.self_attn.q_proj"):
         merge_stage1(tiny_base(), extra)
+
+
+def test_a_stage_1_adapter_that_lacks_a_tensor_is_refused() -> None:
+    """PEFT would leave a random one in its place."""
+    lora, _ = plain_lora()
+    lora.tensors.pop("model.layers.1.self_attn.v_proj.lora_A.weight")
+    with pytest.raises(AdapterError, match=r"missing \['.*layers.1.self_attn.v_proj.lora_A.default.weight'\]"):
+        merge_stage1(tiny_base(), lora)

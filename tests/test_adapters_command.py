@@ -43,6 +43,9 @@ def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path
         "llama-7b-online-concat-ntok2": ("to import", "concat", "2", "llama-7b"),
         "unknown": ("to import", "unknown", "", ""),
     }
+    (tmp_path / "empty").mkdir()
+    assert call(monkeypatch, "adapters", "list", str(tmp_path / "empty"), "--json") == 0
+    assert capsys.readouterr().out == ""
     assert call(monkeypatch, "adapters", "list", str(tmp_path / "nowhere")) == 2
 
 
@@ -60,7 +63,7 @@ def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys
     assert call(monkeypatch, "adapters", "import", *given) == 0
     out, err = capsys.readouterr()
     assert "merge, N = 2" in out
-    assert err.count("assumed: ") == 2  # the base and the turns
+    assert err.count("assumed: ") == 3  # the base, the turns, and that there is no stage-1 adapter
     config = CCMModel.from_pretrained(tmp_path / "ours", tiny_base()).config
     assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, False, True)
     assert call(monkeypatch, "adapters", "import", *given) == 2
@@ -85,6 +88,9 @@ def test_show_tells_ours_and_theirs(monkeypatch, capsys, tmp_path: Path) -> None
     told = json.loads(capsys.readouterr().out)
     assert told["config"]["base_model"] == "huggyllama/llama-7b"
     assert told["COMP tokens a step (N)"] == "2"
+    theirs(tmp_path / "unified/llama-7b-no", 0)
+    assert call(monkeypatch, "adapters", "show", str(tmp_path / "unified/llama-7b-no")) == 0
+    assert re.search(r"stage-1 adapter +inside, rank 2", capsys.readouterr().out)
     assert call(monkeypatch, "adapters", "show", str(tmp_path)) == 2
 
 

@@ -42,6 +42,7 @@ from ccm.checkpoint import (
     read_plain_lora,
     read_stage1,
     with_rule,
+    write_adapter,
 )
 from ccm.config import CCMConfig, TurnFormat
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
@@ -201,6 +202,10 @@ def test_options_of_the_hub_reach_the_config_and_the_tokenizer(monkeypatch: pyte
     asked = {"token": "secret", "revision": "main", "local_files_only": True}
     loading.load(f"{loading.WEIGHTS}/../weights/base", rule="full", device="cpu", **asked)
     assert all(asked.items() <= seen[name].items() for name in ("get_config_dict", "from_pretrained"))
+    seen.clear()
+    place = loading.WEIGHTS
+    loading.load(f"{place}/base", adapter=f"{place}/concat", device="cpu", revision="a", base_revision="b")
+    assert {given["revision"] for given in seen.values()} == {"b"}
 
 
 def test_a_base_has_its_own_revision_and_attention(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -227,6 +232,13 @@ def test_a_base_has_its_own_revision_and_attention(monkeypatch: pytest.MonkeyPat
 def test_the_attention_that_is_asked_for_is_used() -> None:
     model, _ = loading.load(f"{loading.WEIGHTS}/base", rule="full", device_map="cpu", attn_implementation="eager")
     assert model.base.config._attn_implementation == "ccm_eager"
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "none"])
+def test_attention_that_does_not_take_our_masks_is_refused(kernel: str) -> None:
+    """It would be replaced without a word."""
+    with pytest.raises(ConfigError, match=f"attn_implementation is '{kernel}'; .* taken by sdpa and eager alone"):
+        loading.load("builtin", attn_implementation=kernel)
 
 
 @pytest.mark.parametrize("wrong", [lambda: tiny_base(seed=9), lambda: tiny_base("llama_gqa")])
@@ -403,6 +415,7 @@ LORA = "model.layers.1.self_attn.v_proj.lora_B.weight"
     [
         (lambda t: t[LORA].view(-1)[3:4].fill_(float("nan")), f"{LORA} holds values that are not finite"),
         (lambda t: t.update({LORA: t[LORA][1:].clone()}), r"has shape \(31, 4\), the model \(32, 4\)"),
+        (lambda t: t.update({LORA: t[LORA].to(torch.int8)}), "is in torch.int8, the model in torch.float32"),
         (lambda t: t.pop(LORA), f"missing.*{LORA}"),
         (lambda t: t.update({"extra": torch.ones(1)}), "unknown.*extra"),
         (lambda t: t.pop("comp_embeddings.weight"), "missing.*comp_embeddings"),
@@ -476,13 +489,21 @@ def test_without_its_stage_1_adapter_or_with_another_one_an_adapter_is_refused(t
     model.save_pretrained(tmp_path / "adapter")
     inside = tmp_path / "adapter" / "base_adapter"
     save_plain_lora(inside, seed=4)
-    with pytest.raises(AdapterError, match="fingerprint"):
+    with pytest.raises(AdapterError, match=r"with the stage-1 adapter \w{16} in base_adapter, but there is \w{16};"):
         CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
     for file in inside.iterdir():
         file.unlink()
     inside.rmdir()
-    with pytest.raises(AdapterError, match="fingerprint"):
+    with pytest.raises(AdapterError, match=r"but there is \(none\); the adapter was not copied whole"):
         CCMModel.from_pretrained(tmp_path / "adapter", tiny_base())
+
+
+def test_an_adapter_does_not_begin_with_one_of_other_sizes(tmp_path: Path) -> None:
+    """Of one that is bound to no base, as imported ones may be, no fingerprint tells."""
+    other = tiny_model(base=tiny_base(hidden_size=64, num_attention_heads=8, num_key_value_heads=8))
+    write_adapter(SavedAdapter(other.config, other.adapter_tensors(), None), tmp_path)
+    with pytest.raises(AdapterError, match="hidden size: 64, the model's: 32"):
+        tiny_model().begin_with(tmp_path)
 
 
 def authors_folder(folder: Path, *, pickled: bool, comp: bool) -> dict[str, torch.Tensor]:
@@ -556,7 +577,10 @@ def test_the_malicious_checkpoint_would_have_been_executed(tmp_path: Path) -> No
     assert (tmp_path / "executed").is_dir()
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02}q\x00.", b"PK\x03\x04broken"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", b"\x80\x02}q\x00.", b"PK\x03\x04broken", b"\x80\x020.", b"\x80\x02X\x02\x00\x00\x00\xff\xff."],
+)
 def test_a_damaged_pickled_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     authors_folder(tmp_path / "theirs", pickled=True, comp=True)
     (tmp_path / "theirs" / "pytorch_model.bin").write_bytes(content)

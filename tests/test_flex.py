@@ -51,10 +51,13 @@ def logits_of(model: CCMModel, rows: list[Sample], *, wanted: bool) -> Tensor:
 
 
 def at_comp_tokens(seen: Tensor, current: ParallelPass) -> Tensor:
-    """What is seen of memory columns (B, T, T + M), told of the COMP tokens (B, T, T) whose copies they are."""
+    """What is seen of memory columns (B, T, T + M), told of the COMP tokens (B, T, T) whose copies they are; none
+    is seen twice, which would weigh it double."""
     length, columns = seen.shape[1], current.layout.comp_columns[:, None].expand(-1, seen.shape[1], -1)
     found = seen[..., :length].long()
-    return found.scatter_add(2, columns, seen[..., length:].long()).bool()
+    found = found.scatter_add(2, columns, seen[..., length:].long())
+    assert found.max() == 1
+    return found.bool()
 
 
 @pytest.mark.parametrize("reach", [None, Reach(3), Reach(4, chunked=True)], ids=str)

@@ -79,7 +79,7 @@ def test_what_no_one_says_is_assumed_and_told(tmp_path: Path) -> None:
     )
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (2, 8, 0.05)
     assert config.turns.separator == "\nA:"
-    for word in ("base", "unified", "concat", "recurrent", "sink"):
+    for word in ("base", "unified", "concat", "recurrent", "sink", "stage-1"):
         assert any(word in note for note in found.assumed)
 
 

@@ -23,7 +23,7 @@ from helpers import (
 from peft import LoraConfig, get_peft_model
 from tiny_t5 import write_t5
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 import ccm
 from ccm.adapter import CompLinear, PlainLoRA, inject_lora
@@ -279,6 +279,7 @@ def test_a_merged_adapter_computes_the_same_on_its_whole_base(
     assert f"ccm chat --adapter {tmp_path / 'out'}" in capsys.readouterr().out.replace("\n", " ")
     merged, _ = ccm.load(adapter=tmp_path / "out", device="cpu")
     assert read_adapter(tmp_path / "out").stage1 is None
+    assert read_adapter(tmp_path / "out").config.base_fingerprint == merged.base_id
     assert_close(parallel_logits(merged, ROWS)[0], parallel_logits(model, ROWS)[0], 1e-5)
     with pytest.raises(AdapterError, match="no stage-1 adapter"):
         merge_adapter(tmp_path / "out", tmp_path / "again")
@@ -309,6 +310,15 @@ def test_an_unknown_way_and_an_absent_library_are_refused(monkeypatch: pytest.Mo
     for way, library in LIBRARIES.items():
         with pytest.raises(ConfigError, match=f"quantize={way} needs {library}, which is not installed"):
             quantization_config(way)
+
+
+@ways("int8")
+def test_a_base_is_quantized_once(way: Quantization, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantize and quantization_config both"):
+        load_base(folder, device="cpu", quantize=way, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    base_of(folder, way).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is quantized on disk already; leave quantize=8bit out"):
+        base_of(tmp_path, "8bit")
 
 
 @ways("int8")

@@ -14,9 +14,12 @@ from tiny_t5 import tiny_t5, write_t5
 from torch import Tensor
 
 import ccm
+from ccm.commands import demo
 from ccm.config import CCMConfig
 from ccm.encoder import EncoderPass, build_encoder_layout
 from ccm.errors import ConfigError, InputError, UnsupportedModelError
+from ccm.evaluation.baselines import pool
+from ccm.evaluation.scoring import Scorer
 from ccm.layout import IGNORE, Sample, Step
 from ccm.model import CCMModel
 from ccm.recipe import DataSettings, Recipe
@@ -99,6 +102,8 @@ def test_the_memory_holds_what_the_rule_says_and_counts_its_bytes() -> None:
     model = t5("gist")
     closed = model.close(online(model, rows)[1])
     assert closed.entries == (2,)
+    with pytest.raises(InputError, match="This memory was closed; its context takes no more steps"):
+        model.compress(closed, torch.tensor([[5]]))
     assert closed.nbytes == 2 * 4 * (3 * 2 * 4 * 8 + 32) == closed.entry_nbytes * 2
 
 
@@ -172,6 +177,8 @@ def test_bad_input_is_refused_by_name() -> None:
         model.read(memory, torch.tensor([[VOCAB]]), torch.tensor([[1]]))
     with pytest.raises(InputError, match="made by another model"):
         t5("merge").compress(memory, torch.tensor([[5]]))
+    with pytest.raises(InputError, match="No row of this batch has an answer"):
+        model(build_encoder_layout([make_sample([3], 4)], model.config, model.rule, PAD))
     taught = Sample([Step([5, 6], [6, IGNORE])], Step([7, 8], [8, EOS]))
     with pytest.raises(InputError, match="use the objective 'last'"):
         build_encoder_layout([taught], model.config, model.rule, PAD)
@@ -236,6 +243,18 @@ def test_it_is_trained_saved_and_loaded_in_one_line(tmp_path: Path) -> None:
     assert isinstance(full, CCMEncoderDecoder)
     with pytest.raises(UnsupportedModelError, match="a conversation needs a decoder alone"):
         ccm.Conversation(full, tokenizer)
+    with pytest.raises(UnsupportedModelError, match="the demo needs a decoder alone"):
+        demo.run({"model": base, "rule": "full", "device": "cpu"}, None)
+    with pytest.raises(UnsupportedModelError, match="'pool' does, needs a decoder alone"):
+        Scorer(full, fold=pool)
+
+
+def test_sum_tokens_have_embeddings_of_their_own_under_every_n() -> None:
+    model = t5("merge", n_tok=1, min_n_tok=1, max_n_tok=3)
+    layout = build_encoder_layout([make_sample([5, 2], 4)], model.config, model.rule, PAD)
+    assert len(model.comp_embeddings.weight) == 6
+    assert {*layout.slots[layout.comps].tolist()} == {0}
+    assert {*layout.slots[layout.sums].tolist()} == {3}
 
 
 def test_a_pass_that_mixes_nothing_has_no_sum_tokens() -> None:

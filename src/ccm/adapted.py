@@ -167,7 +167,8 @@ class AdaptedModel(nn.Module):
         """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
 
         Raises:
-            AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
+            AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite; nothing
+                is then copied.
         """
         copy_tensors(tensors, self.adapter_tensors(), where)
 
@@ -185,6 +186,7 @@ class AdaptedModel(nn.Module):
                 f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
                 f"but this one has {self.base_id}; begin with an adapter of the same base."
             )
+        check_fit(saved.tensors, self.base, str(adapter))
         begun = {name: tensor.detach().clone() for name, tensor in own.items()}
         for name in begun.keys() & saved.tensors.keys():
             both = tuple(slice(min(sizes)) for sizes in zip(begun[name].shape, saved.tensors[name].shape, strict=True))

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ccm.base import PROJECTIONS, attention_modules, projection_paths
 from ccm.config import LoRASettings
-from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
+from ccm.errors import AdapterError, ConfigError, UnsupportedModelError, listed
 from ccm.fingerprint import fingerprint_tensors
 from ccm.quantization import is_quantized
 
@@ -85,7 +85,8 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     """Add a stage-1 LoRA to the base's weights; returns the stock model.
 
     Raises:
-        AdapterError: when the adapter is more than a plain LoRA, or has tensors for which the model has no place.
+        AdapterError: when the adapter is more than a plain LoRA, lacks tensors, or has some for which the model has no
+            place.
         ConfigError: when the base is quantized: a sum would be rounded to its few bits once more.
     """
     if is_quantized(base):
@@ -102,8 +103,12 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
         result = set_peft_model_state_dict(wrapped, named)
     except RuntimeError as error:
         raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {error}") from error
-    if result.unexpected_keys:
-        raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {result.unexpected_keys[:4]}.")
+    missing, unknown = [name for name in result.missing_keys if "lora_" in name], result.unexpected_keys
+    if missing or unknown:  # what is missing would stay random
+        raise AdapterError(
+            f"The stage-1 adapter does not fit {type(base).__name__}: missing {listed(missing)}, unknown "
+            f"{listed(unknown)}."
+        )
     return wrapped.merge_and_unload()
 
 

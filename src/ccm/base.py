@@ -18,6 +18,7 @@ from ccm.hub import why
 from ccm.published import paper_model
 from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
 
+KERNELS = ("sdpa", "eager")
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
@@ -130,12 +131,19 @@ def load_base(
     """A stock language model; "auto" is the checkpoint's dtype, but float32 for half precision on a CPU.
 
     Raises:
-        ConfigError: when the model or the device does not exist, the model's files are damaged, or the library that
-            quantizes is not installed or finds nothing to quantize.
+        ConfigError: when the model or the device does not exist, the model's files are damaged, the attention is none
+            that takes our masks, the library that quantizes is not installed or finds nothing to quantize, or the
+            model is to be quantized in two ways.
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
+    if (kernel := options.get("attn_implementation") or "sdpa") not in KERNELS:
+        raise ConfigError(
+            f"attn_implementation is {kernel!r}; the masks of a memory are taken by {' and '.join(KERNELS)} alone."
+        )
     if quantize is not None:
+        if options.get("quantization_config") is not None:
+            raise ConfigError("quantize and quantization_config both say how to store the weights; give one of them.")
         options["quantization_config"] = quantization_config(quantize)
     if "device_map" not in options:  # loaded where it belongs: a quantized model cannot be cast, and some not be moved
         options["device_map"] = {"": place}
@@ -147,6 +155,8 @@ def load_base(
             raise ConfigError(f"The config.json of {source} is damaged: it holds no object.")
         family: Any = settings.get("model_type")
         check_family(_TEXT_PART.get(family, family), str(source))
+        if quantize is not None and settings.get("quantization_config"):
+            raise ConfigError(f"{source} is quantized on disk already; leave quantize={quantize} out.")
         kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
         base = kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:

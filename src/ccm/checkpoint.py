@@ -8,11 +8,10 @@ There is no ``adapter_config.json``: plain PEFT, which would run the LoRA on eve
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 from ccm.adapter import PlainLoRA
 from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
-from ccm.errors import AdapterError, ConfigError
+from ccm.errors import AdapterError, ConfigError, listed
 from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
 from ccm.hub import why
 from ccm.rules import RULES, rule_class
@@ -74,7 +73,8 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
         save_json(target / STAGE1 / PEFT_CONFIG, adapter.stage1.settings)
     elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # of the adapter that is now replaced
         shutil.rmtree(target / STAGE1)
-    save_tensors(target / WEIGHTS, adapter.tensors, {"format": "pt"})
+    stage1 = adapter.stage1.fingerprint if adapter.stage1 else ""
+    save_tensors(target / WEIGHTS, adapter.tensors, {"format": "pt", STAGE1: stage1})
     save_json(target / CONFIG, adapter.config.to_dict())
 
 
@@ -85,7 +85,13 @@ def read_adapter(folder: Path) -> SavedAdapter:
         AdapterError: when it is damaged or was not copied whole.
     """
     stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
-    return SavedAdapter(read_config(folder), _read_weights(folder / WEIGHTS), stage1)
+    (tensors, told), held = _read_weights(folder / WEIGHTS), stage1.fingerprint if stage1 else ""
+    if told.get(STAGE1, held) != held:  # older files do not tell
+        raise AdapterError(
+            f"{folder} was saved with the stage-1 adapter {told[STAGE1] or '(none)'} in {STAGE1}, but there is "
+            f"{held or '(none)'}; the adapter was not copied whole."
+        )
+    return SavedAdapter(read_config(folder), tensors, stage1)
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path:
@@ -152,7 +158,8 @@ def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where
     """Copy an adapter's tensors into a model's ``own`` of the same names.
 
     Raises:
-        AdapterError: when a tensor is missing, unknown, of another shape, or not finite; nothing is then copied.
+        AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite; nothing
+            is then copied.
     """
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
@@ -161,18 +168,13 @@ def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where
         shapes = tuple(tensor.shape), tuple(own[name].shape)
         if shapes[0] != shapes[1]:
             raise AdapterError(f"{where}: {name} has shape {shapes[0]}, the model {shapes[1]}.")
+        if not tensor.is_floating_point():
+            raise AdapterError(f"{where}: {name} is in {tensor.dtype}, the model in {own[name].dtype}.")
         if not tensor.isfinite().all():
             raise AdapterError(f"{where}: {name} holds values that are not finite.")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first eight of them in order, and how many more there are."""
-    first = sorted(names)
-    more = f" and {len(first) - 8} more" if len(first) > 8 else ""
-    return f"{first[:8]}{more}"
 
 
 def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) -> None:
@@ -225,9 +227,10 @@ def base_of(folder: Path, config: CCMConfig) -> str:
     return str(near) if near.is_dir() else config.base_model
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, and metadata."""
     try:
-        return load_tensors(path)[0]
+        return load_tensors(path)
     except FileNotFoundError as error:
         raise AdapterError(f"{path} is missing; the adapter was not copied whole.") from error
     except (OSError, SafetensorError) as error:
@@ -245,7 +248,7 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
     settings = _read_settings(folder / PEFT_CONFIG)
     safe = [p for p in (folder / "adapter_model.safetensors", folder / "model.safetensors") if p.is_file()]
-    raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
+    raw = _read_weights(safe[0])[0] if safe else _read_pickled(folder / "pytorch_model.bin")
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise AdapterError(f"The weights in {folder} are not a table of tensors by name.")
     tensors = {_our_name(name): tensor for name, tensor in raw.items()}
@@ -303,5 +306,5 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{path} is not whole, its end is missing; it was not loaded. Download it again.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of damaged bytes it raises whatever they lead it to
         raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded.") from error

@@ -18,9 +18,9 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ccm.errors import InputError, UnsupportedModelError
+from ccm.errors import InputError
 from ccm.memory import Memory, MemoryCache
-from ccm.model import CCMModel
+from ccm.model import CCMModel, check_decoder
 from ccm.sampling import Sampling
 from ccm.turns import make_turns
 
@@ -90,10 +90,7 @@ class Talk(ABC):
     """
 
     def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
-        if not isinstance(model, CCMModel):
-            raise UnsupportedModelError(
-                f"{type(model.base).__name__} is an encoder-decoder; a conversation needs a decoder alone."
-            )
+        check_decoder(model, "a conversation")
         self.model, self.tokenizer = model, tokenizer
         self.turns = make_turns(tokenizer, model.config.turns)
         self.sampling = sampling or Sampling()

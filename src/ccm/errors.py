@@ -11,6 +11,13 @@ def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first eight of them in order, and how many more there are."""
+    first = sorted(names)
+    more = f" and {len(first) - 8} more" if len(first) > 8 else ""
+    return f"{first[:8]}{more}"
+
+
 class CCMError(Exception):
     """Root of all errors of this package. The message names the value, what is allowed and what to do next."""
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from ccm.adapter import PlainLoRA, check_plain, initial_embeddings
 from ccm.base import load_base, locate
-from ccm.checkpoint import PEFT_CONFIG, SavedAdapter, check_fit, listed, read_plain_lora, read_stage1
+from ccm.checkpoint import PEFT_CONFIG, SavedAdapter, check_fit, read_plain_lora, read_stage1
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
-from ccm.errors import AdapterError
+from ccm.errors import AdapterError, listed
 from ccm.model import CCMModel
 from ccm.published import MODELS, RunName, paper_model, read_name, turns_for
 
@@ -73,8 +73,7 @@ def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
     folder, choices, assumed = Path(folder), choices or Choices(), Assumed()
     if not folder.is_dir():
         raise AdapterError(f"There is no folder {folder}; ccm adapters download brings those of the authors.")
-    lora, said = read_plain_lora(folder), read_name(folder)
-    lora = replace(lora, tensors={name: tensor.float() for name, tensor in lora.tensors.items()})
+    lora, said = _as_float(read_plain_lora(folder)), read_name(folder)
     _check_whole(lora, folder)
     _check_kind(lora, said, choices, folder)
     place, chat = _base_model(choices, said, assumed)
@@ -91,7 +90,7 @@ def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
         scale = LoRASettings(lora.settings["r"], lora.settings["lora_alpha"], lora.settings.get("lora_dropout", 0.0))
         config = CCMConfig(rule, {}, len(comp), None, None, recurrent, sink, lora=scale, turns=turns, base_model=place)
         tensors = {**lora.tensors, "comp_embeddings.weight": comp}
-        adapter = SavedAdapter(config, tensors, _stage1(choices, said, folder))
+        adapter = SavedAdapter(config, tensors, _stage1(choices, said, folder, assumed))
     return Import(adapter if base is None else _bound(adapter, base, str(folder)), tuple(assumed.notes))
 
 
@@ -172,12 +171,14 @@ def _base_model(choices: Choices, said: RunName | None, assumed: Assumed) -> tup
     return "", False
 
 
-def _stage1(choices: Choices, said: RunName | None, folder: Path) -> PlainLoRA | None:
+def _stage1(choices: Choices, said: RunName | None, folder: Path, assumed: Assumed) -> PlainLoRA | None:
     """The stage-1 adapter on top of which this one was trained: the one chosen, or the one of the name, beside it."""
     if choices.base_adapter == NOTHING:
         return None
     if choices.base_adapter is not None:
         return _as_float(read_stage1(Path(choices.base_adapter)))
+    if said is None:
+        assumed.notes.append("It was trained on the base as it is; --base-adapter names a stage-1 adapter under it.")
     if said is None or said.stage1 is None:
         return None
     near = [place / said.stage1 for place in (folder.absolute().parent.parent, folder.absolute().parent)]
@@ -211,6 +212,7 @@ def _bound(adapter: SavedAdapter, base: PreTrainedModel, where: str) -> SavedAda
 
 def _check_kind(lora: PlainLoRA, said: RunName | None, choices: Choices, folder: Path) -> None:
     """Refuse a stage-1 adapter under the name or with the choices of a compression adapter, or the other way."""
+    choices = replace(choices, base_adapter=None) if choices.base_adapter == NOTHING else choices  # that is so
     asked = [n for n in ("rule", "recurrent", "sink", "base_adapter") if getattr(choices, n) is not None]
     if lora.comp is None and asked:
         raise AdapterError(

@@ -23,7 +23,7 @@ from ccm.adapter import PlainLoRA
 from ccm.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import decoder, entry_sizes
 from ccm.config import CCMConfig
-from ccm.errors import InputError, MemoryFileError
+from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
@@ -408,6 +408,16 @@ def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -
         )
     view = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
     return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
+
+
+def check_decoder(model: AdaptedModel, what: str) -> None:
+    """Refuse a model for something that only decoders alone can do.
+
+    Raises:
+        UnsupportedModelError: when it is an encoder-decoder.
+    """
+    if model.encoder_decoder:
+        raise UnsupportedModelError(f"{type(model.base).__name__} is an encoder-decoder; {what} needs a decoder alone.")
 
 
 def check_caching(module: PreTrainedModel) -> None:

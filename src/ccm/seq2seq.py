@@ -11,7 +11,6 @@ never, its text is held as it is until it can be read whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -111,14 +110,18 @@ class CCMEncoderDecoder(AdaptedModel):
     # Parallel --------------------------------------------------------------------------------------------------------
 
     def forward(self, layout: EncoderLayout) -> ParallelOutput:
-        """All steps, the query and the answer in one pass. Logits are those at targets, or all if there is none."""
-        hidden, cross = self._encode(self.empty_memory(len(layout.ids)), layout)
+        """All steps, the query and the answer in one pass.
+
+        Raises:
+            InputError: when the layout has no target: there is nothing that the decoder should say.
+        """
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
-        with head_reads(trained) if len(trained) else nullcontext():
-            logits = self.decode(hidden, cross, layout.targets)
         if not len(trained):
-            return ParallelOutput(logits, None)
+            raise InputError("No row of this batch has an answer; give the last tokens of the queries targets.")
+        hidden, cross = self._encode(self.empty_memory(len(layout.ids)), layout)
+        with head_reads(trained):
+            logits = self.decode(hidden, cross, layout.targets)
         return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
 
     def encode(self, layout: EncoderLayout) -> Tensor:
@@ -153,8 +156,10 @@ class CCMEncoderDecoder(AdaptedModel):
             mask: (B, T) bool, False at padding; all True where None.
 
         Raises:
-            InputError: when a step is empty, or the memory is foreign.
+            InputError: when a step is empty, or the memory is closed or foreign.
         """
+        if self.rule.compresses == "context" and memory.mask.any():
+            raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
         rows = self._rows(memory, ids, mask)
         tokens = tuple(read + len(row) for read, row in zip(memory.tokens, rows, strict=True))
         memory = replace(memory, tokens=tokens)

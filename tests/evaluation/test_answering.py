@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tiny_t5 import tiny_t5
 
 from ccm.data.questions import Question
 from ccm.encoder import build_encoder_layout
+from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.scoring import Scorer
 from ccm.layout import IGNORE, Sample, Step
 from ccm.seq2seq import CCMEncoderDecoder
@@ -20,10 +23,11 @@ def text(rng: random.Random, least: int, most: int) -> list[int]:
     return [rng.randrange(5, VOCAB) for _ in range(rng.randint(least, most))]
 
 
-def questions(count: int = 10) -> list[Question]:
+def questions(count: int = 24) -> list[Question]:
+    """Two of each kind, which are asked as one batch."""
     rng, made = random.Random(0), []
     for number in range(count):
-        steps = [text(rng, 1, 6) for _ in range(rng.randint(0, 3))]
+        steps = [text(rng, 1, 6) for _ in range(number // 6 % 2 * 2)]
         answers = [text(rng, 1, 4) for _ in range(1 + number % 3)]
         made.append(Question(steps, text(rng, 1, 5), answers, 0, "", [7, 8] if number % 2 else None))
     return made
@@ -42,7 +46,7 @@ def test_answers_have_the_likelihoods_of_a_pass_each(rule: str) -> None:
     model = CCMEncoderDecoder(tiny_t5(), ccm_config(rule, recurrent=False)).eval()
     randomize_adapter(model, 1)
     asked = questions()
-    for question, one in zip(asked, Scorer(model, batch=4).score(asked), strict=True):
+    for question, one in zip(asked, Scorer(model, batch=8).score(asked), strict=True):
         for answer, ours in zip(question.answers, one.answers, strict=True):
             steps = [[*step] for step in question.steps]
             assert ours.total == pytest.approx(from_scratch(model, steps, [*question.query], [*answer]), abs=TOLERANCE)
@@ -51,6 +55,18 @@ def test_answers_have_the_likelihoods_of_a_pass_each(rule: str) -> None:
             else:
                 alone = from_scratch(model, [], [*question.before], [*answer])
                 assert ours.own == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_a_reply_ends_where_the_turns_say() -> None:
+    model = CCMEncoderDecoder(tiny_t5(), ccm_config("concat", recurrent=False)).eval()
+    asked = [Question([], [10, 11], [[12]]), Question([], [13, 14, 15], [[12]])]
+    whole = model.generate(model.empty_memory(2), *padded([q.query for q in asked]), max_new_tokens=6, do_sample=False)
+    stop = int(whole[0, 2])
+    turns: Any = SimpleNamespace(reply=lambda ids: ("", ids[-1] == stop))
+    _, replies = answering(model, turns, 6).read(model.empty_memory(2), asked)
+    expected = [row[: row.index(stop) + 1] if stop in row else row for row in whole.tolist()]
+    assert [*replies] == expected
+    assert len(replies[0]) < 6
 
 
 def test_entries_and_bytes_are_counted() -> None:

@@ -39,7 +39,8 @@ def run_list(folder: Path | None, *, as_json: bool) -> None:
         raise ConfigError(f"There is no folder {folder}.")
     rows = [*_published()] if folder is None else [*_held(folder)]
     if as_json:
-        print("\n".join(json.dumps(row) for row in rows))
+        for row in rows:
+            print(json.dumps(row))
         return
     console = plain_console()
     if rows:

@@ -16,7 +16,7 @@ from ccm.console import plain_console, quiet, size
 from ccm.errors import CCMError, InputError
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.memory import Memory
-from ccm.model import CCMModel
+from ccm.model import CCMModel, check_decoder
 from ccm.turns import Turns, make_turns
 
 MAX_REPLY = 48  # tokens
@@ -27,11 +27,13 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
 
     Raises:
         InputError: when the file is not an example.
+        UnsupportedModelError: when the model is an encoder-decoder.
         CCMError: when the two paths differ, which would be an error of ours.
     """
     quiet()
     example = read_example(file)
     model, tokenizer = ccm.load(**choice)
+    check_decoder(model, "the demo")
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example
     steps = [Step(turns.exchange(*split_turn(line), first=i == 0).ids) for i, line in enumerate(context)]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ccm.data.questions import Question
-from ccm.layout import IGNORE
 from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
 from ccm.seq2seq import CCMEncoderDecoder, EncoderMemory
@@ -139,8 +138,7 @@ class EncoderDecoderAnswering(Answering):
         return self._said(*self.model.ask(blank, *padded([before for before, _ in texts])), [said for _, said in texts])
 
     def _said(self, hidden: Tensor, seen: Tensor, answers: Sequence[Sequence[int]]) -> list[float]:
-        ids, mask = padded(answers, after=True)
-        logits = self.model.decode(hidden, seen, ids.masked_fill(~mask, IGNORE))
+        logits = self.model.decode(hidden, seen, padded(answers, after=True)[0])
         return [likelihood(row[: len(answer)], answer) for row, answer in zip(logits, answers, strict=True)]
 
     def _generate(self, hidden: Tensor, seen: Tensor) -> Replies:

@@ -21,7 +21,7 @@ from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.texts import Reply, judge
 from ccm.memory import Memory
-from ccm.model import CCMModel
+from ccm.model import CCMModel, check_decoder
 from ccm.seq2seq import CCMEncoderDecoder
 from ccm.turns import Turns
 
@@ -79,6 +79,7 @@ class Scorer:
 
     Raises:
         ConfigError: when replies are to be generated without their turns.
+        UnsupportedModelError: when entries of an encoder-decoder are to be folded.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Scorer:
     ) -> None:
         if generate and turns is None:
             raise ConfigError("To generate replies, a scorer needs their turns; give both.")
+        if fold is not None:
+            check_decoder(model, "what folds the entries of raw text, as the baseline 'pool' does,")
         self.model, self.batch, self.generate = model, batch, generate
         self.turns, self.fold = turns if generate else None, fold
         self.answering = answering(model, self.turns, generate)
