@@ -71,11 +71,11 @@ def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys
     assert call(monkeypatch, "adapters", "import", *given, "--yes") == 0
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 2), ("no", 2)])
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("\n", 2), ("no\n", 2), ("", 1)])
 def test_a_terminal_is_asked(monkeypatch, tmp_path: Path, answer: str, status: int) -> None:
     theirs(tmp_path / "theirs")
     given = [str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")]
-    assert call(monkeypatch, "adapters", "import", *given, stdin=f"{answer}\n", terminal=True) == status
+    assert call(monkeypatch, "adapters", "import", *given, stdin=answer, terminal=True) == status
     assert (tmp_path / "ours" / "ccm_config.json").is_file() == (status == 0)
 
 

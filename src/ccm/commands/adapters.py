@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import typer
 from rich.table import Table
 
 from ccm.checkpoint import (
@@ -107,7 +108,7 @@ def run_import(folder: Path, output: Path, choices: Choices, *, yes: bool) -> No
     there = (output / CONFIG).is_file()
     if not yes and sys.stdin.isatty() and (found.assumed or there):
         question = f"{output} holds an adapter, which is replaced. Go on?" if there else "Is this right?"
-        if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        if not typer.confirm(question):
             raise ConfigError("Nothing was written; the options of ccm adapters import --help say it otherwise.")
     elif there and not yes:
         raise ConfigError(f"{output} holds an adapter already; --yes replaces it.")
