@@ -78,6 +78,19 @@ def test_a_changed_number_of_a_stream_fails(copy: Path, name: str, change: float
     assert status(copy, "stream") == 1
 
 
+@pytest.mark.parametrize(("name", "change"), [("logits", 1e-2), ("loss", 1e-2), ("greedy", 1), ("input_ids", 1)])
+def test_a_changed_number_of_an_encoder_decoder_fails(copy: Path, name: str, change: float) -> None:
+    manifest = copy / "t5" / "manifest.json"
+    entry = json.loads(manifest.read_text())["concat_ntok2"]
+    manifest.write_text(json.dumps({"concat_ntok2": entry}))
+    path = copy / "t5" / "cases" / "concat_ntok2.npz"
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays[name] = arrays[name] + np.array(change, arrays[name].dtype)
+    np.savez(path, **arrays)
+    assert status(copy, "t5") == 1
+
+
 def test_a_changed_loss_of_a_training_step_fails(copy: Path) -> None:
     path = next((copy / "train").glob("*.safetensors"))
     tensors = load_file(path)
