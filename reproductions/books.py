@@ -35,17 +35,9 @@ from reproductions.parts import processes, train_model, train_part
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 TRAIN, TEST = "open/books-gutenberg/train", "open/books-gutenberg/pg19_test"
-TEXT = ("data.name=pg19", "data.chunk_tokens=64", "data.query_chunks=2", "data.max_steps=5", "objective={every: 1}")
-ADAPTER = (
-    *TEXT,
-    "data.random_steps=true",
-    "adapter.sink=true",
-    "adapter.lora.r=32",
-    "adapter.lora.alpha=64",
-    "max_steps=200",
-    "batch_size=32",
-)
-LEARNING = ("lr=2e-3", "lr_end=0.05")
+TEXT = ("data.name=pg19", "data.chunk_tokens=64", "data.query_chunks=2", "data.max_steps=5", "data.random_steps=true")
+ADAPTER = (*TEXT, "objective={every: 1}", "adapter.sink=true", "adapter.lora.r=32", "adapter.lora.alpha=64")
+LEARNING = ("max_steps=200", "batch_size=32", "lr=2e-3", "lr_end=0.05")
 METHODS = {  # what differs; merge and gate hold as many entries as a memory of concat does at most
     "concat": ("adapter.rule=concat", "adapter.n_tok=2"),
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
