@@ -15,7 +15,7 @@ from ccm.errors import ConfigError, InputError
 from ccm.evaluation.scoring import Scored, Scorer
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.model import CCMModel
-from ccm.turns import Turns
+from ccm.turns import SeparatorTurns
 
 
 def text(rng: random.Random, least: int, most: int) -> list[int]:
@@ -154,7 +154,7 @@ def test_a_sample_becomes_the_question_of_its_targets() -> None:
     assert question.task == "some"
 
 
-class Spelled(Turns):
+class Spelled(SeparatorTurns):
     """Replies as the numbers of their tokens; each ends where a token would be that can be divided by ``ends``."""
 
     def __init__(self, ends: int) -> None:
