@@ -184,7 +184,7 @@ def main() -> None:
         readers += [Reader(name, settings) for name, settings in windows.items()]
         readers.append(Reader("blocks", StreamSettings(evict="blocks")))
         sentences = StreamSettings(tolerance=TOLERANCE)
-        readers += [Reader(f"sentences {seed}", sentences, output) for (rule, seed), output in made if rule == "concat"]
+        readers += [Reader(f"sentences {seed}", sentences, folder) for (rule, seed), folder in made if rule == "concat"]
         read = partial(read_books, model=model, books=args.data / TEST, tokens=args.tokens, output=streams)
         [*pool.map(read, readers)]
     shown = {"window": ["window 160"], "blocks": ["blocks"], "concat": [f"concat {seed}" for seed in args.seeds]}

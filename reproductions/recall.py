@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import ccm
 from ccm.builtin.evaluate import MAX_REPLY, QUESTIONS
@@ -24,7 +25,10 @@ from ccm.sampling import Sampling
 from ccm.window import WindowConversation
 from reproductions.parts import processes
 
-WAYS = {"compressed": "compress", "dropped": "window"}  # what becomes of older exchanges
+WAYS: dict[str, dict[str, Any]] = {  # what becomes of older exchanges, and the settings of the stream that do it
+    "compressed": {},
+    "dropped": {"evict": "window", "memory_size": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,10 @@ class Recall:
 
 
 def new_conversation(size: int, way: str, rule: str) -> WindowConversation:
-    """An empty conversation of the built-in model in a window of ``size`` entries."""
+    """A conversation of the built-in model in a window of ``size`` entries; it begins with ``reset``."""
     model, tokenizer = ccm.load("builtin", rule=rule, device="cpu")
     talk = WindowConversation(model, tokenizer, size, Sampling(max_new_tokens=MAX_REPLY))
-    if WAYS[way] != "compress":
-        talk.settings = replace(talk.settings, evict=WAYS[way], memory_size=0)
-        talk.reset()
+    talk.settings = replace(talk.settings, **WAYS[way])
     return talk
 
 

@@ -84,6 +84,7 @@ def test_a_changed_number_of_an_encoder_decoder_fails(copy: Path, name: str, cha
     entry = json.loads(manifest.read_text())["concat_ntok2"]
     manifest.write_text(json.dumps({"concat_ntok2": entry}))
     path = copy / "t5" / "cases" / "concat_ntok2.npz"
+    assert status(copy, "t5") == 0
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     arrays[name] = arrays[name] + np.array(change, arrays[name].dtype)

@@ -306,5 +306,12 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{path} is not whole, its end is missing; it was not loaded. Download it again.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged bytes it raises whatever they lead it to
-        raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded.") from error
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error}.") from error
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # the unpickler follows damaged bytes wherever they lead: KeyError, TypeError, struct.error
+        kind = type(error).__name__
+        raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded ({kind}).") from error

@@ -35,14 +35,6 @@ QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time."
 Generate = Annotated[
     int | None, typer.Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")
 ]
-Categories = Annotated[
-    list[str] | None, typer.Option("--category", help="Questions, such as temporal or multi-session; repeatable (all).")
-]
-MaxLength = Annotated[int, typer.Option(help="Most tokens of context, query, and answer or reply.")]
-Until = Annotated[
-    Literal["evidence", "end"],
-    typer.Option(help="Where a question is asked: after the session with its last evidence, or at the very end."),
-]
 
 
 def report(
@@ -205,34 +197,47 @@ def lamp(
     _measure(methods, base, "lamp", data, {"number": number, "split": split, "max_length": max_length}, seed=seed)
 
 
+@dataclass(frozen=True)
+class AskingOptions:
+    """What is asked of a long conversation, and where."""
+
+    category: Annotated[
+        list[str] | None,
+        typer.Option("--category", help="Questions, such as temporal or multi-session; repeatable (all)."),
+    ] = None
+    max_length: Annotated[int, typer.Option(help="Most tokens of context, query, and answer or reply.")] = 2048
+    until: Annotated[
+        Literal["evidence", "end"],
+        typer.Option(help="Where a question is asked: after the session with its last evidence, or at the very end."),
+    ] = "evidence"
+
+    def options(self) -> dict[str, Any]:
+        """As the tasks take them."""
+        return {"categories": self.category, "max_length": self.max_length, "until": self.until}
+
+
 @app.command()
 @unfold
 def locomo(
     data: Annotated[Path, typer.Option(help="LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
-    category: Categories = None,
-    max_length: MaxLength = 2048,
-    until: Until = "evidence",
-    *,
+    asking: AskingOptions,
     methods: MethodOptions,
     base: BaseOptions,
 ) -> None:
     """F1 of replies to questions on long conversations, by the latest turns: LoCoMo."""
-    _measure(methods, base, "locomo", data, _asking(category, max_length, until))
+    _measure(methods, base, "locomo", data, asking.options())
 
 
 @app.command()
 @unfold
 def longmemeval(
     data: Annotated[Path, typer.Option(help="One of LongMemEval's files, plain or gzipped.")],
-    category: Categories = None,
-    max_length: MaxLength = 2048,
-    until: Until = "evidence",
-    *,
+    asking: AskingOptions,
     methods: MethodOptions,
     base: BaseOptions,
 ) -> None:
     """F1 of replies to questions on a user's many sessions, by the latest turns: LongMemEval."""
-    _measure(methods, base, "longmemeval", data, _asking(category, max_length, until))
+    _measure(methods, base, "longmemeval", data, asking.options())
 
 
 @app.command()
@@ -249,11 +254,6 @@ def custom(
     """Your own data: the last answer by the latest steps before it, its perplexity or, of choices, the accuracy."""
     options = {"max_steps": max_steps, "max_step_tokens": max_step_tokens, "chunk_tokens": chunk_tokens}
     _measure(methods, base, "custom", data, options)
-
-
-def _asking(categories: list[str] | None, max_length: int, until: str) -> dict[str, Any]:
-    """The options of questions on long conversations."""
-    return {"categories": categories, "max_length": max_length, "until": until}
 
 
 def _numbers(given: str) -> list[int]:
