@@ -67,7 +67,7 @@ def test_an_adapter_comes_back_with_equal_logits(family: str, tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     loaded = CCMModel.from_pretrained(tmp_path, tiny_base(family))
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
-    assert loaded.config == replace(model.config, base_fingerprint=model.base_id)
+    assert loaded.config == replace(model.config, base_fingerprint=model.base_id, base_vocab_size=model.vocab_size)
     assert not loaded.training
 
 
@@ -83,7 +83,7 @@ def test_every_setting_comes_back(settings: dict[str, Any], tmp_path: Path) -> N
     model = tiny_model(**settings)
     model.save_pretrained(tmp_path)
     loaded = CCMModel.from_pretrained(tmp_path, tiny_base())
-    assert replace(loaded.config, base_fingerprint="") == model.config
+    assert replace(loaded.config, base_fingerprint="", base_vocab_size=None) == model.config
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
 
 
@@ -248,6 +248,14 @@ def test_another_base_is_refused_with_both_fingerprints(folder: Path, wrong: Cal
         CCMModel.from_pretrained(folder, wrong())
 
 
+def test_a_base_of_another_vocabulary_is_refused_with_both_sizes(folder: Path) -> None:
+    grown = tiny_base()
+    grown.resize_token_embeddings(grown.config.vocab_size + 3, mean_resizing=False)
+    sizes = tiny_base().config.vocab_size, grown.config.vocab_size
+    with pytest.raises(AdapterError, match=r"vocabulary size {}\), but .* has {}; load it on".format(*sizes)):
+        CCMModel.from_pretrained(folder, grown)
+
+
 def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Path, tmp_path: Path) -> None:
     tiny_base(dtype=torch.float16).save_pretrained(tmp_path / "base")
     assert CCMModel.from_pretrained(folder, tmp_path / "base").base.dtype == torch.float32
@@ -289,7 +297,7 @@ def test_an_adapter_saved_with_another_n_keeps_its_range_and_all_embeddings(n_to
     model.save_pretrained(tmp_path / "one")
     CCMModel.from_pretrained(tmp_path / "one", tiny_base(), n_tok=n_tok).save_pretrained(tmp_path / "other")
     again = CCMModel.from_pretrained(tmp_path / "other", tiny_base())
-    assert replace(again.config, base_fingerprint="") == replace(model.config, n_tok=n_tok)
+    assert replace(again.config, base_fingerprint="", base_vocab_size=None) == replace(model.config, n_tok=n_tok)
     assert again.config.n_tok_range == (1, 4)
     kept = again.adapter_tensors()
     assert all(torch.equal(kept[name], tensor) for name, tensor in model.adapter_tensors().items())

@@ -26,6 +26,7 @@ EVERYTHING = CCMConfig(
     turns=TurnFormat(template="chat", separator="\n", reply_separator="\u00e9", preamble="System: "),
     base_model="somewhere",
     base_fingerprint="0123",
+    base_vocab_size=100,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ import ccm
 from ccm.adapter import CompLinear, PlainLoRA, inject_lora
 from ccm.base import attention_modules, load_base
 from ccm.builtin import WEIGHTS
-from ccm.checkpoint import read_adapter
+from ccm.checkpoint import CONFIG, read_adapter
 from ccm.cli import app
 from ccm.config import LoRASettings
 from ccm.encoder import build_encoder_layout
@@ -285,6 +286,17 @@ def test_a_merged_adapter_computes_the_same_on_its_whole_base(
         merge_adapter(tmp_path / "out", tmp_path / "again")
     with pytest.raises(AdapterError, match="is there already"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+
+
+def test_a_merge_that_breaks_off_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    with_stage1(folder, tmp_path / "adapter")
+    with monkeypatch.context() as broken:
+        broken.setattr("ccm.merging.write_adapter", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+    assert (tmp_path / "out" / CONFIG).is_file()
 
 
 @ways("int8", "8bit", "4bit")

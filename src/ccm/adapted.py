@@ -27,7 +27,7 @@ from ccm.checkpoint import (
     write_adapter,
 )
 from ccm.config import CCMConfig
-from ccm.errors import AdapterError, InputError, UnsupportedModelError
+from ccm.errors import InputError, UnsupportedModelError
 from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.memory_files import Origin
 from ccm.quantization import Quantization
@@ -150,7 +150,7 @@ class AdaptedModel(nn.Module):
         config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
         check_fit(saved.tensors, stock, str(adapter))
         model = cls(stock, config, stage1=saved.stage1)
-        check_base(config, model.base_id, stock, str(adapter))
+        model._check_base(config, str(adapter))
         model.load_adapter(saved.tensors_for(config.rule), str(folder))
         return model.eval()
 
@@ -160,7 +160,7 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: when the path is a file.
         """
-        config = replace(self.config, base_fingerprint=self.base_id)
+        config = replace(self.config, base_fingerprint=self.base_id, base_vocab_size=self.vocab_size)
         write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1), folder)
 
     def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -181,17 +181,16 @@ class AdaptedModel(nn.Module):
             AdapterError: when it is absent, damaged, or of another base model.
         """
         saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
-        if saved.config.base_fingerprint not in ("", self.base_id):  # an imported one may be bound to none
-            raise AdapterError(
-                f"The adapter {adapter} belongs to a base model with the fingerprint {saved.config.base_fingerprint}, "
-                f"but this one has {self.base_id}; begin with an adapter of the same base."
-            )
+        self._check_base(saved.config, str(adapter))
         check_fit(saved.tensors, self.base, str(adapter))
         begun = {name: tensor.detach().clone() for name, tensor in own.items()}
         for name in begun.keys() & saved.tensors.keys():
             both = tuple(slice(min(sizes)) for sizes in zip(begun[name].shape, saved.tensors[name].shape, strict=True))
             begun[name][both] = saved.tensors[name][both].to(begun[name])
         self.load_adapter(begun, str(adapter))
+
+    def _check_base(self, config: CCMConfig, where: str) -> None:
+        check_base(config, self.base_id, self.vocab_size, self.base.name_or_path or type(self.base).__name__, where)
 
     # What the model is -----------------------------------------------------------------------------------------------
 
@@ -218,7 +217,7 @@ class AdaptedModel(nn.Module):
         tensors = self.adapter_tensors()
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
-            config = replace(self.config, base_model="", base_fingerprint="")  # wherever the base was found
+            config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # wherever it lies
             self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)))
         return self._origin[1]
 

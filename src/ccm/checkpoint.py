@@ -201,18 +201,22 @@ def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) 
             )
 
 
-def check_base(config: CCMConfig, base_id: str, base: PreTrainedModel, where: str) -> None:
-    """Refuse an adapter that was trained on another base, where it knows its own.
+def check_base(config: CCMConfig, base_id: str, vocab_size: int, name: str, where: str) -> None:
+    """Refuse an adapter that was trained on another base, where it knows its own; ``name`` is the base's.
 
     Raises:
-        AdapterError: with the fingerprints of both.
+        AdapterError: with the vocabulary sizes or the fingerprints of both.
     """
-    if config.base_fingerprint not in ("", base_id):
-        raise AdapterError(
-            f"The adapter {where} belongs to the base model {config.base_model} (fingerprint "
-            f"{config.base_fingerprint}), but {base.name_or_path or type(base).__name__} has {base_id}; load it on the "
-            "model it was trained on."
-        )
+    compared = {
+        "vocabulary size": (config.base_vocab_size, vocab_size),
+        "fingerprint": (config.base_fingerprint or None, base_id),
+    }
+    for what, (ours, theirs) in compared.items():
+        if ours not in (None, theirs):
+            raise AdapterError(
+                f"The adapter {where} belongs to another base model ({config.base_model!r}, {what} {ours}), but {name} "
+                f"has {theirs}; load it on the model it was trained on."
+            )
 
 
 def base_of(folder: Path, config: CCMConfig) -> str:

@@ -81,6 +81,7 @@ class CCMConfig:
         turns: how conversations become tokens.
         base_model: where the base model was loaded from, as a hint for loading it again.
         base_fingerprint: fingerprint of the base model the adapter belongs to; empty until it is saved.
+        base_vocab_size: rows of that model's embedding table; None until it is saved, and where it is not known.
     """
 
     rule: str = "concat"
@@ -96,6 +97,7 @@ class CCMConfig:
     turns: TurnFormat = field(default_factory=TurnFormat)
     base_model: str = ""
     base_fingerprint: str = ""
+    base_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -157,10 +157,11 @@ class EncoderPass:
         mask: (B, M) bool, which columns of the memory are entries.
         positions: (B, M) of the entries.
         held: per layer, keys and values (B, H, M, D) of the entries.
+        keep: how many of the last tokens are to be kept.
 
     Attributes:
         cross: (B, M + T) bool, what a decoder reads of the memory's columns and the tokens.
-        fresh: by layer, keys and values (B, H, T, D) of the tokens, as they were before anything was mixed.
+        kept: by layer, keys and values (B, H, keep, D) of the last tokens, as they were before anything was mixed.
     """
 
     def __init__(
@@ -171,12 +172,13 @@ class EncoderPass:
         mask: Tensor,
         positions: Tensor,
         held: Sequence[tuple[Tensor, Tensor]],
+        keep: int = 0,
     ) -> None:
         self.layout, self.rule = layout, rule
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
-        self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
-        self._held = held
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held, self._keep = held, keep
         self._width, self._comps = mask.shape[1], torch.cat([mask, layout.comps], dim=1)
         memory = pad(layout.sums, (self._width, 0)) if rule.mixes else self._comps
         self.cross = memory | pad(layout.query, (self._width, 0))
@@ -193,7 +195,9 @@ class EncoderPass:
         return (own | read | (lay.query[:, :, None] & pad(lay.sums, (self._width, 0))[:, None]))[:, None]
 
     def attend(self, call: Call) -> Attended:
-        self.fresh[call.layer] = own = call.key, call.value
+        own = call.key, call.value
+        start = call.key.shape[2] - self._keep
+        self.kept[call.layer] = call.key[:, :, start:].clone(), call.value[:, :, start:].clone()  # not all of them
         key, value = (torch.cat(both, dim=2) for both in zip(self._held[call.layer], own, strict=True))
         if self._mix is not None:
             key, value = self._mixed(key), self._mixed(value)

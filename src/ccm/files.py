@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place in one move.
+
+    Raises:
+        OSError: when there is something at the path, or the folder around it cannot be written; nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -69,4 +86,12 @@ def save_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-__all__ = ["SafetensorError", "load_tensors", "read_metadata", "save_json", "save_tensors", "write_atomically"]
+__all__ = [
+    "SafetensorError",
+    "load_tensors",
+    "make_atomically",
+    "read_metadata",
+    "save_json",
+    "save_tensors",
+    "write_atomically",
+]

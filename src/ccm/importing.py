@@ -207,7 +207,8 @@ def _bound(adapter: SavedAdapter, base: PreTrainedModel, where: str) -> SavedAda
     check_fit(adapter.tensors, base, where)
     model = CCMModel(base, adapter.config, stage1=adapter.stage1)
     model.load_adapter(adapter.tensors, where)
-    return replace(adapter, config=replace(adapter.config, base_fingerprint=model.base_id))
+    config = replace(adapter.config, base_fingerprint=model.base_id, base_vocab_size=model.vocab_size)
+    return replace(adapter, config=config)
 
 
 def _check_kind(lora: PlainLoRA, said: RunName | None, choices: Choices, folder: Path) -> None:

@@ -9,6 +9,7 @@ from ccm.adapter import merge_stage1
 from ccm.base import load_base
 from ccm.checkpoint import SavedAdapter, base_of, check_base, check_fit, find_adapter, read_adapter, write_adapter
 from ccm.errors import AdapterError
+from ccm.files import make_atomically
 from ccm.fingerprint import fingerprint_base
 from ccm.loading import load_tokenizer
 
@@ -37,11 +38,17 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
         raise AdapterError(f"{output} is there already; name a folder that is to be made.")
     stock = load_base(base or base_of(folder, saved.config), device_map="cpu")
     check_fit(saved.tensors, stock, str(adapter))
-    check_base(saved.config, fingerprint_base(stock, saved.stage1.fingerprint), stock, str(adapter))
+    vocab_size = stock.get_input_embeddings().weight.shape[0]
+    base_id = fingerprint_base(stock, saved.stage1.fingerprint)
+    check_base(saved.config, base_id, vocab_size, stock.name_or_path, str(adapter))
     tokenizer = load_tokenizer(stock.name_or_path)
     merged = merge_stage1(stock, saved.stage1)
-    merged.save_pretrained(output / BASE)
-    tokenizer.save_pretrained(output / BASE)
     config = replace(saved.config, base_model=BASE, base_fingerprint=fingerprint_base(merged))
-    write_adapter(SavedAdapter(config, saved.tensors, None), output)
+
+    def write(into: Path) -> None:
+        merged.save_pretrained(into / BASE)
+        tokenizer.save_pretrained(into / BASE)
+        write_adapter(SavedAdapter(config, saved.tensors, None), into)
+
+    make_atomically(output, write)
     return output

@@ -227,9 +227,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML."""
-        adapter = {
-            k: v for k, v in self.adapter.to_dict().items() if k not in ("turns", "base_model", "base_fingerprint")
-        }
+        adapter = {k: v for k, v in self.adapter.to_dict().items() if k != "turns" and not k.startswith("base_")}
         return {**asdict(self), "adapter": adapter, "betas": list(self.betas)}
 
 

@@ -30,6 +30,7 @@ from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Sample, Step
 from ccm.memory_files import Origin
 from ccm.rules import rule_class
+from ccm.stack import ENCODER_SEAMS, check_seams
 
 Texts = tuple[tuple[int, ...], ...]  # token ids of the steps of one conversation
 
@@ -99,9 +100,10 @@ class CCMEncoderDecoder(AdaptedModel):
     encoder_pass: ClassVar[type[EncoderPass]] = EncoderPass
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
+        check_seams(ENCODER_SEAMS)
         _check(config)
         super().__init__(base, config, stage1=stage1)
-        self._table = attention_modules(self.base)[0]
+        self._biased = attention_modules(self.base)[:1]  # in a list: the module stays the base's, not ours
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
 
     def _embeddings(self, most: int) -> int:
@@ -128,11 +130,14 @@ class CCMEncoderDecoder(AdaptedModel):
         """(B, T, hidden) last hidden states of the encoder for a whole batch."""
         return self._run(self.begun(layout))
 
-    def begun(self, layout: EncoderLayout, memory: EncoderMemory | None = None) -> EncoderPass:
-        """The pass of a layout after a memory, or after none: what its tokens attend to, before they are read."""
+    def begun(self, layout: EncoderLayout, memory: EncoderMemory | None = None, keep: int = 0) -> EncoderPass:
+        """The pass of a layout after a memory, or after none: what its tokens attend to, before they are read.
+
+        It will keep the keys and values of the last ``keep`` tokens.
+        """
         memory = self.empty_memory(len(layout.ids)) if memory is None else memory
         held = [*zip(memory.keys, memory.values, strict=True)]
-        return self.encoder_pass(layout, self.rule, self._table, memory.mask, memory.positions, held)
+        return self.encoder_pass(layout, self.rule, self._biased[0], memory.mask, memory.positions, held, keep)
 
     # Online ----------------------------------------------------------------------------------------------------------
 
@@ -250,12 +255,11 @@ class CCMEncoderDecoder(AdaptedModel):
     def _written(self, memory: EncoderMemory, samples: Sequence[Sample]) -> EncoderMemory:
         """The memory with the entries of what was read by itself: the COMP tokens that end each row."""
         layout, n = self._lay_out(memory, samples), self.config.n_tok
-        current = self.begun(layout)
+        current = self.begun(layout, keep=n)
         hidden = self._run(current)
-        fresh = [current.fresh[layer] for layer in range(len(memory.keys))]
 
         def joined(old: Sequence[Tensor], kind: int) -> tuple[Tensor, ...]:
-            return tuple(torch.cat([x, new[kind][:, :, -n:]], dim=2) for x, new in zip(old, fresh, strict=True))
+            return tuple(torch.cat([x, current.kept[layer][kind]], dim=2) for layer, x in enumerate(old))
 
         return replace(
             memory,

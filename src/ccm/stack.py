@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from packaging.version import Version
 
 from ccm.errors import StackError
+
+Seam = tuple[str, str, tuple[str, ...]]  # module, what is in it, the arguments that it must have
 
 OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-oldest`
     "torch": "2.13.0",
@@ -20,7 +23,7 @@ OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make te
     "accelerate": "1.1.0",
     "huggingface_hub": "1.3.0",
 }
-SEAMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # module, what is in it, the arguments that it must have
+SEAMS: tuple[Seam, ...] = (
     ("transformers", "AttentionInterface.register", ()),
     ("transformers", "AttentionMaskInterface.register", ()),
     ("transformers", "PreTrainedModel.set_attn_implementation", ()),
@@ -32,6 +35,13 @@ SEAMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # module, what is in it
     ("peft", "LoraConfig._register_custom_module", ()),
     ("peft", "inject_adapter_in_model", ("peft_config", "model")),
     ("peft.tuners.lora.layer", "Linear.merge", ()),
+)
+ENCODER_SEAMS: tuple[Seam, ...] = (  # what encoder-decoders need besides
+    (
+        "transformers.models.t5.modeling_t5",
+        "T5Attention._relative_position_bucket",
+        ("relative_position", "bidirectional", "num_buckets", "max_distance"),
+    ),
 )
 
 
@@ -47,13 +57,13 @@ def check_versions() -> None:
         raise StackError(f"ccm needs at least {needed}; {_there()}. {_OUT}")
 
 
-def check_seams() -> None:
-    """Refuse libraries that lack what the two seams build on.
+def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
+    """Refuse libraries that lack what the seams build on: both of them, or others that are named.
 
     Raises:
         StackError: naming what is missing, and the versions that are there.
     """
-    for module, path, arguments in SEAMS:
+    for module, path, arguments in seams:
         try:
             found: Any = import_module(module)
             for name in path.split("."):
