@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import shutil
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from helpers import RULE_NAMES, WINDOWED, assert_close, layout_of, make_sample, samples, tiny_base, tiny_model
 from hypothesis import given
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -158,6 +161,22 @@ def test_seen_and_the_whole_mask_are_one_when_nothing_is_said() -> None:
     layout = layout_of(model, ROWS)
     query = torch.zeros(2, 4, layout.ids.shape[1], 16)
     assert isinstance(ParallelPass(layout, model.rule, sink=False)._way(call_of(query)), Whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_few_compilations_serve_batches_of_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond torch's limit it would go on uncompiled, with scores of T x S in memory."""
+    monkeypatch.setattr(flex, "lacks", lambda query, options: "")
+    model = tiny_model("concat", base=tiny_base("llama_gqa", **LONG))
+    torch._dynamo.reset()
+    counters.clear()
+    sizes = random.Random(0)
+    for _ in range(12):
+        lengths = [[sizes.randint(20, 60) for _ in range(sizes.randint(2, 6))] for _ in range(sizes.randint(1, 4))]
+        rows = [make_sample(row, sizes.randint(3, 20), seed=seed) for seed, row in enumerate(lengths)]
+        assert_close(logits_of(model, rows, wanted=True), logits_of(model, rows, wanted=False), 1e-3)
+    assert 1 < counters["frames"]["ok"] <= 6 < torch._dynamo.config.recompile_limit
 
 
 @pytest.mark.gpu
