@@ -25,8 +25,11 @@ def test_the_published_sets_are_listed(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "adapters", "list", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["name"]: row["address"] for row in rows} == {name: one.drive for name, one in ADAPTERS.items()}
+    monkeypatch.setenv("COLUMNS", "80")
     assert call(monkeypatch, "adapters", "list") == 0
-    assert "ccm adapters download NAME" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ccm adapters download NAME" in out
+    assert all(one.drive in out for one in ADAPTERS.values())  # whole, also on a narrow terminal
 
 
 def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -63,6 +66,9 @@ def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys
     assert call(monkeypatch, "adapters", "import", *given) == 0
     out, err = capsys.readouterr()
     assert "merge, N = 2" in out
+    assert f"--adapter {tmp_path / 'ours'} --model BASE" in out.replace("\n", " ")
+    assert call(monkeypatch, "chat", "--adapter", str(tmp_path / "ours")) == 2
+    assert "does not name its base model; say which (`--model`" in capsys.readouterr().err
     assert err.count("assumed: ") == 3  # the base, the turns, and that there is no stage-1 adapter
     config = CCMModel.from_pretrained(tmp_path / "ours", tiny_base()).config
     assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, False, True)

@@ -263,6 +263,22 @@ def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Pat
     assert load_base(tmp_path / "base", dtype=torch.float16).dtype == torch.float16
 
 
+def test_a_dtype_may_be_one_of_torch_and_the_old_name_of_the_option_is_refused() -> None:
+    """transformers would leave the old name aside where there is the new one."""
+    assert loading.load("builtin", dtype=torch.bfloat16)[0].base.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="no dtype torch.int8; allowed: auto, float32"):
+        loading.load("builtin", dtype=torch.int8)
+    with pytest.raises(ConfigError, match="torch_dtype is called dtype"):
+        loading.load("builtin", torch_dtype=torch.bfloat16)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"The base model .* cannot be loaded: there is no config.json"):
+        loading.load(tmp_path, rule="full")
+    with pytest.raises(ConfigError, match=r"The base model nowhere/x/y cannot be loaded: there is no such folder"):
+        loading.load("./nowhere/x/y", rule="full")
+
+
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     for device in ("cuda:77", "toaster", "meta"):
         with pytest.raises(ConfigError, match=rf"{device}.*cpu"):

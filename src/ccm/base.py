@@ -91,7 +91,7 @@ def check_family(model_type: str | None, name: str) -> None:
     if model_type not in PROJECTIONS:
         raise UnsupportedModelError(
             f"{name} is of the type {model_type!r}, which is not supported. "
-            f"Use a causal language model of one of these types: {', '.join(sorted(PROJECTIONS))}."
+            f"Use a model of one of these types: {', '.join(sorted(PROJECTIONS))}."
         )
 
 
@@ -137,6 +137,7 @@ def load_base(
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
+    _check_folder(Path(source))
     if (kernel := options.get("attn_implementation") or "sdpa") not in KERNELS:
         raise ConfigError(
             f"attn_implementation is {kernel!r}; the masks of a memory are taken by {' and '.join(KERNELS)} alone."
@@ -179,6 +180,16 @@ def load_base(
             "layer there. Try quantize=8bit, or leave it out."
         )
     return base
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without a model, and a path that can be no name on the Hub."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"The base model {folder} cannot be loaded: there is no config.json in the folder.")
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise ConfigError(
+            f"The base model {folder} cannot be loaded: there is no such folder, nor such a name on the Hub."
+        )
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

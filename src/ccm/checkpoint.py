@@ -48,6 +48,12 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
     stage1: PlainLoRA | None
 
+    @property
+    def for_encoder(self) -> bool:
+        """Whether it is of an encoder-decoder, as the names of its tensors tell: no conversation runs on it."""
+        stage1 = self.stage1.tensors if self.stage1 else {}
+        return any(name.startswith("encoder.") for name in (*self.tensors, *stage1))
+
     def tensors_for(self, rule: str) -> dict[str, Tensor]:
         """The tensors for a model under that rule: another one than the adapter's own has no use for its parameters."""
         return {n: t for n, t in self.tensors.items() if rule == self.config.rule or not n.startswith("rule.")}
@@ -226,7 +232,9 @@ def base_of(folder: Path, config: CCMConfig) -> str:
         AdapterError: when it names none.
     """
     if not config.base_model:
-        raise AdapterError(f"{folder} does not name its base model; give it as `base`.")
+        raise AdapterError(
+            f"{folder} does not name its base model; say which (`--model` or `--base`, in Python `model`)."
+        )
     near = folder / config.base_model
     return str(near) if near.is_dir() else config.base_model
 

@@ -38,7 +38,7 @@ def load(
     n_tok: int | None = None,
     recurrent: bool | None = None,
     device: str | torch.device | None = None,
-    dtype: str = "auto",
+    dtype: torch.dtype | str = "auto",
     quantize: Quantization | None = None,
     base_revision: str | None = None,
     **options: Any,
@@ -56,7 +56,7 @@ def load(
         n_tok: another N of those that the adapter was trained with, or its own to insist on.
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
-        dtype: one of "auto", "float32", "bfloat16", "float16".
+        dtype: one of "auto", "float32", "bfloat16", "float16", or torch's own, such as ``torch.bfloat16``.
         quantize: how to store the base's weights in fewer bits: "int8" (torchao), "8bit" or "4bit" (bitsandbytes).
         base_revision: of the base on the Hub.
         options: such as ``device_map``, ``attn_implementation`` and ``quantization_config``, passed on to
@@ -67,14 +67,17 @@ def load(
         ConfigError: when model, rule, device, dtype or quantization cannot be had.
         AdapterError: when the adapter is absent, damaged, or of another base model.
     """
-    if dtype not in DTYPES:
+    named = str(dtype).removeprefix("torch.")
+    if named not in DTYPES:
         raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
+    if "torch_dtype" in options:  # transformers would leave it aside
+        raise ConfigError("torch_dtype is called dtype here, as in transformers 5.")
     if rule is not None:
         make_rule(rule, dict(rule_options)) if rule_options else rule_class(rule)
     base = NAME if model is None and adapter is None else model
     if adapter is None and base == NAME:
         adapter = _builtin_adapter(rule)
-    precision = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "quantize": quantize}
+    precision = {"dtype": named if named == "auto" else getattr(torch, named), "quantize": quantize}
     place = {"device": device, **precision, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     if adapter is not None:
@@ -102,13 +105,21 @@ def _builtin_adapter(rule: str | None) -> Path:
     raise ConfigError(f"The built-in model has no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}.")
 
 
+def check_alone(base: str | Path, rule: str) -> None:
+    """Refuse a rule that a base cannot run under by itself.
+
+    Raises:
+        ConfigError: when it compresses.
+    """
+    if rule_class(rule).compresses != "never":
+        raise ConfigError(f"The rule {rule!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'.")
+
+
 def _without_adapter(
     base: str | Path, rule: str | None, changes: dict[str, Any], place: dict[str, Any]
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    if rule is None or rule_class(rule).compresses != "never":
-        raise ConfigError(
-            f"The rule {rule or 'concat'!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'."
-        )
+    check_alone(base, rule or "concat")
+    assert rule is not None
     config = CCMConfig(rule=rule, **changes)
     stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
     return model_class(stock)(stock, replace(config, turns=turn_format(base, tokenizer))).eval(), tokenizer

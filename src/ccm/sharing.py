@@ -23,6 +23,14 @@ from ccm.published import SOURCE
 CARD = "README.md"
 _PAPER = "https://arxiv.org/abs/2312.03414"
 
+_USE = ("chat = ccm.Conversation(model, tokenizer)", 'print(chat.answer("My name is Anna."))')
+_ENCODER_USE = (
+    'ids = {"add_special_tokens": False, "return_tensors": "pt"}',
+    'step, query = (tokenizer(text, **ids).input_ids for text in ("The context.", "The question?"))',
+    "memory = model.compress(model.empty_memory(), step)",
+    "print(tokenizer.decode(model.generate(memory, query, max_new_tokens=20)[0]))",
+)
+
 
 def facts(adapter: SavedAdapter) -> dict[str, str]:
     """What an adapter is, for people, by name."""
@@ -70,8 +78,7 @@ def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Resul
             "import ccm",
             "",
             f'model, tokenizer = ccm.load("{base}", adapter="{name}")',
-            "chat = ccm.Conversation(model, tokenizer)",
-            'print(chat.answer("My name is Anna."))',
+            *(_ENCODER_USE if adapter.for_encoder else _USE),
             "```",
             "",
             "| | |",

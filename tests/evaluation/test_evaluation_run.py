@@ -18,6 +18,7 @@ from torch import Tensor
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
 from ccm.data.tasks import Task, TaskSettings
+from ccm.errors import ConfigError
 from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of, section
@@ -626,3 +627,9 @@ def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:
 
     full, none, some = replies("full", [0.9, 1.0, 0.8]), replies("none", [0.1, 0.0, 0.2]), replies("concat", [0.7] * 3)
     assert gain(some, [full, none, some]) == (pytest.approx(0.6 / 0.8), pytest.approx(0.0361, abs=1e-4))
+
+
+def test_a_rule_that_needs_an_adapter_is_refused_before_anything_is_measured() -> None:
+    alone = Evaluation(TaskSettings("custom", "data"), model="org/base", rules=("full", "concat"))
+    with pytest.raises(ConfigError, match="rule 'concat' needs an adapter for org/base"):
+        alone.methods()

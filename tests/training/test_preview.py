@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers import ccm_config
 from tiny_training import Tiny, make
+from transformers import GPT2Config, LlamaConfig, T5Config
 
 from ccm.config import TurnFormat
 from ccm.data.custom import Chat, Task
-from ccm.training.preview import estimate, picture
+from ccm.training.preview import estimate, mlp_width, picture
 
 CHAT = Chat((("My name is Anna.", "Hello."), ("Thank you!", "Gladly."), ("My name?", "Anna,\nI think.")))
 
@@ -95,3 +96,10 @@ def test_activations_are_estimated_to_within_a_factor_of_two(tiny: Tiny) -> None
     share = tokens / recipe.pass_tokens
     expected = (found.activations + found.logits) * share
     assert 0.5 < sum(kept.values()) / expected < 2
+
+
+@pytest.mark.parametrize(("config", "width"), [(GPT2Config(n_embd=8), 32), (GPT2Config(n_embd=8, n_inner=9), 9)])
+def test_the_width_of_an_mlp_is_known_by_every_name_of_it(config: GPT2Config, width: int) -> None:
+    assert mlp_width(config) == width
+    assert mlp_width(T5Config(d_ff=7)) == 7
+    assert mlp_width(LlamaConfig(intermediate_size=5)) == 5

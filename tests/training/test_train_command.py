@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_t5 import write_t5
 from tiny_training import Tiny
 
 from ccm import cli
@@ -170,3 +171,20 @@ def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(
     assert last == f"Done. Talk to it: ccm chat --adapter {out}"
     assert call(monkeypatch, "chat", "--adapter", str(out), "--max-new-tokens", "5", stdin="Hello.\n") == 0
     assert len(capsys.readouterr().out.splitlines()) >= 1
+
+
+def test_an_encoder_decoder_is_estimated_and_what_follows_its_training_is_no_chat(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    short = {"model": write_t5(tmp_path / "t5"), "adapter.recurrent": "false", "objective.last": 1, "max_steps": 1}
+    changes = settings(tiny, **short, output_dir=tmp_path / "out")
+    assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
+    assert "Memory of a process, estimated" in capsys.readouterr().out
+    assert call(monkeypatch, "train", "custom", *changes) == 0
+    said = f"Measure it: ccm evaluate custom --data FILE --adapter {tmp_path / 'out'}"
+    assert capsys.readouterr().err.endswith(f"Done. {said}\n")
+    assert call(monkeypatch, "adapters", "push", str(tmp_path / "out"), "me/it", "--base", "org/t5", "--dry-run") == 0
+    card = capsys.readouterr().out
+    use = card.split("```python")[1].split("```")[0]
+    assert "compress" in use
+    exec(use.replace("org/t5", str(tmp_path / "t5")).replace("me/it", str(tmp_path / "out")), {})

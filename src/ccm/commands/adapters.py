@@ -44,12 +44,12 @@ def run_list(folder: Path | None, *, as_json: bool) -> None:
             print(json.dumps(row))
         return
     console = plain_console()
-    if rows:
-        console.print(_table(rows))
     if folder is None:
+        for row in rows:  # no table: a narrow one would break the addresses
+            console.print(f"{row['name']:<10}{row['trained on']}\n{'':<10}{row['address']}")
         console.print("\nGet one set: ccm adapters download NAME; then ccm adapters import DIR --output DIR.")
-    elif not rows:
-        console.print(f"There is no adapter in {folder}.")
+    else:
+        console.print(_table(rows) if rows else f"There is no adapter in {folder}.")
 
 
 def _published() -> Iterator[dict[str, str]]:
@@ -115,7 +115,8 @@ def run_import(folder: Path, output: Path, choices: Choices, *, yes: bool) -> No
     write_adapter(found.adapter, output)
     config = found.adapter.config
     tokens = "" if config.rule == "full" else f", N = {config.n_tok}"
-    plain_console().print(f"Imported into {output}: {config.rule}{tokens}. Use it: ccm chat --adapter {output}")
+    use = f"ccm chat --adapter {output}{'' if config.base_model else ' --model BASE'}"
+    plain_console().print(f"Imported into {output}: {config.rule}{tokens}. Use it: {use}")
 
 
 def _tell(notes: Sequence[str]) -> None:
@@ -147,7 +148,8 @@ def run_merge(adapter: str, output: Path, base: str | None) -> None:
     """
     quiet()
     merge_adapter(adapter, output, base)
-    plain_console().print(f"Merged into {output}. Use it: ccm chat --adapter {output} --quantize int8")
+    use = "ccm evaluate custom --data FILE" if read_adapter(output).for_encoder else "ccm chat"
+    plain_console().print(f"Merged into {output}. Use it: {use} --adapter {output} --quantize int8")
 
 
 def run_push(

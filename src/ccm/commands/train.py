@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ccm.checkpoint import read_adapter
 from ccm.commands.progress import progress
 from ccm.console import plain_console, quiet, size
 from ccm.data import open_data
@@ -36,6 +37,8 @@ def run(source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, 
 
 def _next(recipe: Recipe, folder: str) -> str:
     if recipe.stage == "compress":
+        if read_adapter(Path(folder)).for_encoder:
+            return f"Measure it: ccm evaluate custom --data FILE --adapter {folder}"
         return f"Talk to it: ccm chat --adapter {folder}"
     key = "model" if recipe.merge else "base_adapter"
     return f"Now train an adapter on it, with --stage compress --set {key}={folder}"

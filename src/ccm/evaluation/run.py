@@ -26,7 +26,7 @@ from ccm.evaluation.figures import by_part, counting, figures, main_figure, valu
 from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
-from ccm.loading import TURNS
+from ccm.loading import TURNS, check_alone
 from ccm.model import CCMModel
 from ccm.quantization import Quantization
 from ccm.rules import rule_class
@@ -111,6 +111,8 @@ class Evaluation:
 
     def _method(self, name: str) -> Compared:
         if name != GIST_ONLINE:
+            if not self.adapters and self.model not in (None, NAME):
+                check_alone(self.model, name)
             rule_class(name)
             return Compared(name, name, adapter_for(self.adapters, name))
         gists = [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == "gist"]

@@ -46,8 +46,7 @@ def _fetch(address: str, folder: Path, *, quiet: bool) -> None:
         gdown = import_module("gdown")
     except ImportError as error:
         raise ConfigError(
-            "Downloads from the authors' drive need gdown: pip install 'compressed-context-memory[adapters]'. Or fetch "
-            f"{address} in a browser."
+            f"Downloads from the authors' drive need gdown: pip install '.[adapters]'. Or fetch {address} in a browser."
         ) from error
     try:
         gdown.download_folder(url=address, output=str(folder), quiet=quiet, use_cookies=False, resume=True)

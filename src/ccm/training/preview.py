@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import PretrainedConfig
+
 from ccm.base import entry_sizes
 from ccm.layout import IGNORE, Sample, build_layout
 from ccm.quantization import stored_bytes
@@ -68,7 +70,7 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     heads, dim = entry_sizes(stage.base)[0]
     attention = 2 * config.num_attention_heads * dim + 2 * heads * dim
     row = config.hidden_size
-    layer = (4 * row + attention + 4 * config.intermediate_size) * width
+    layer = (4 * row + attention + 4 * mlp_width(config)) * width
     layers = config.num_hidden_layers
     kept = layer * layers if not recipe.gradient_checkpointing else row * width * layers + layer
     counts = stage.objective.counts([sample])
@@ -81,3 +83,9 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
         activations=recipe.pass_tokens * kept,
         logits=int(recipe.pass_tokens * share) * config.vocab_size * logit,
     )
+
+
+def mlp_width(config: PretrainedConfig) -> int:
+    """Width within an MLP, by whatever name a family has it; where it has none, four times the hidden size."""
+    named = (getattr(config, name, None) for name in ("intermediate_size", "d_ff", "n_inner"))
+    return next(filter(None, named), None) or 4 * config.hidden_size
