@@ -17,13 +17,14 @@ import ccm
 from ccm.commands import demo
 from ccm.config import CCMConfig
 from ccm.encoder import EncoderPass, build_encoder_layout
+from ccm.encoder_memory import EncoderMemory
 from ccm.errors import ConfigError, InputError, UnsupportedModelError
 from ccm.evaluation.baselines import pool
 from ccm.evaluation.scoring import Scorer
 from ccm.layout import IGNORE, Sample, Step
 from ccm.model import CCMModel
 from ccm.recipe import DataSettings, Recipe
-from ccm.seq2seq import CCMEncoderDecoder, EncoderMemory
+from ccm.seq2seq import CCMEncoderDecoder
 from ccm.training.loop import train
 
 RULES = ("concat", "merge", "ema", "gist", "pos_control", "full", "none")

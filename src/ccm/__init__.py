@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ccm.config import LoRASettings as LoRASettings
     from ccm.config import TurnFormat as TurnFormat
     from ccm.conversation import Conversation as Conversation
+    from ccm.encoder_memory import EncoderMemory as EncoderMemory
     from ccm.errors import CCMError as CCMError
     from ccm.evictions import StreamSettings as StreamSettings
     from ccm.layout import Layout as Layout
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ccm.rules import Rule as Rule
     from ccm.sampling import Sampling as Sampling
     from ccm.seq2seq import CCMEncoderDecoder as CCMEncoderDecoder
-    from ccm.seq2seq import EncoderMemory as EncoderMemory
     from ccm.streaming import StreamingMemory as StreamingMemory
     from ccm.window import WindowConversation as WindowConversation
 
@@ -36,7 +36,7 @@ _HOME = {
     "CCMError": "errors",
     "CCMModel": "model",
     "Conversation": "conversation",
-    "EncoderMemory": "seq2seq",
+    "EncoderMemory": "encoder_memory",
     "Layout": "layout",
     "LoRASettings": "config",
     "Memory": "memory",

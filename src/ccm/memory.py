@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from ccm.attention import CachedPass
 from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
-from ccm.memory_files import Origin, check_tensor, read_memory, write_memory
+from ccm.memory_files import FLOATS, Origin, check_tensor, read_memory, write_memory
 from ccm.rules import RULES
 
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
@@ -270,7 +270,7 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
 def _check_parts(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
     """Every tensor must be a part of a memory, with that part's dimensions and dtype, and finite."""
     dtype = manifest.get("dtype")
-    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+    if dtype not in FLOATS:
         raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {dtype!r}, not one of floating point.")
     parts = {"keys": (4, dtype), "values": (4, dtype), "mask": (2, "bool"), "positions": (2, "int64")}
     parts["offset"] = (1, "int64")

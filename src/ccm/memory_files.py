@@ -15,7 +15,12 @@ from ccm.errors import CCMError, MemoryFileError
 from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
 
 FORMAT_VERSION = 1
-_KINDS = {"ccm_memory": "a memory, as of a chat without --window", "ccm_stream": "a stream, as of a chat with --window"}
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
+_KINDS = {
+    "ccm_memory": "a memory, as of a chat without --window",
+    "ccm_stream": "a stream, as of a chat with --window",
+    "ccm_encoder_memory": "a memory of an encoder-decoder",
+}
 
 
 @dataclass(frozen=True)

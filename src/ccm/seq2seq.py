@@ -3,15 +3,14 @@
 parallel   layout -> one pass of the encoder -> what a decoder may read of it -> logits
 online     step -> keys, values and last hidden states at its COMP tokens -> memory;  memory + query -> the decoder
 
-A decoder reads an encoder's last hidden states, so a memory holds those of its entries beside their keys and values.
-Every step is read by itself (not recurrent). An encoder sees both ways: under rules that compress a context once, or
-never, its text is held as it is until it can be read whole.
+Every step is read by itself (not recurrent); see :mod:`ccm.encoder_memory` for what is held of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,63 +24,12 @@ from ccm.adapter import PlainLoRA
 from ccm.base import attention_modules, entry_sizes
 from ccm.config import CCMConfig
 from ccm.encoder import EncoderLayout, EncoderPass, build_encoder_layout
-from ccm.errors import ConfigError, InputError
+from ccm.encoder_memory import EncoderMemory
+from ccm.errors import ConfigError, InputError, MemoryFileError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Sample, Step
-from ccm.memory_files import Origin
 from ccm.rules import rule_class
 from ccm.stack import ENCODER_SEAMS, check_seams
-
-Texts = tuple[tuple[int, ...], ...]  # token ids of the steps of one conversation
-
-
-@dataclass(frozen=True)
-class EncoderMemory:
-    """The compressed context of B conversations. Immutable by convention: an update returns a new one.
-
-    Attributes:
-        keys: per layer of the encoder (B, H, M, D).
-        values: per layer (B, H, M, D).
-        states: (B, M, hidden) last hidden states, which a decoder reads.
-        mask: (B, M) bool, False at padding.
-        positions: (B, M) of the entries, COMP tokens counted.
-        offset: (B,) position of the next token.
-        text: per conversation, the steps that are not compressed, as they are.
-        tokens: per conversation, text tokens read: what full context would hold.
-        origin: what made it.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    states: Tensor
-    mask: Tensor
-    positions: Tensor
-    offset: Tensor
-    text: tuple[Texts, ...]
-    tokens: tuple[int, ...]
-    origin: Origin
-
-    @property
-    def batch(self) -> int:
-        """B, the number of conversations."""
-        return self.mask.shape[0]
-
-    @property
-    def entries(self) -> tuple[int, ...]:
-        """Entries held per conversation, padding not counted; a token that is held as it is counts as one."""
-        held = (sum(map(len, text)) for text in self.text)
-        return tuple(int(count) + raw for count, raw in zip(self.mask.sum(1), held, strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys, values and hidden states."""
-        return sum(x.nbytes for x in (*self.keys, *self.values, self.states))
-
-    @property
-    def entry_nbytes(self) -> int:
-        """Bytes of one entry of one conversation: keys and values of all layers, and the hidden state."""
-        numbers = sum(x.shape[1] * x.shape[3] for x in (*self.keys, *self.values)) + self.states.shape[2]
-        return numbers * self.states.element_size()
 
 
 class CCMEncoderDecoder(AdaptedModel):
@@ -108,6 +56,18 @@ class CCMEncoderDecoder(AdaptedModel):
 
     def _embeddings(self, most: int) -> int:
         return 2 * most if self.rule.mixes else most  # COMP, then SUM
+
+    def load_memory(self, path: str | Path) -> EncoderMemory:
+        """A saved memory that this model and adapter made.
+
+        Raises:
+            MemoryFileError: see :meth:`EncoderMemory.load`; also when its sizes or ids are not the model's.
+        """
+        memory = EncoderMemory.load(path, self.origin)
+        highest = max((token for text in memory.text for step in text for token in step), default=0)
+        if memory.sizes != entry_sizes(self.base) or highest >= self.vocab_size:
+            raise MemoryFileError(f"{path} holds entries or text of another model than this; the file was altered.")
+        return memory.to(self.device, self.base.dtype)
 
     # Parallel --------------------------------------------------------------------------------------------------------
 

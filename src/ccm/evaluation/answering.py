@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ccm.data.questions import Question
+from ccm.encoder_memory import EncoderMemory
 from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
-from ccm.seq2seq import CCMEncoderDecoder, EncoderMemory
+from ccm.seq2seq import CCMEncoderDecoder
 from ccm.turns import Turns
 
 Sums = Sequence[Sequence[float]]  # of each question, the log-likelihood of each answer
