@@ -283,6 +283,8 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     for device in ("cuda:77", "toaster", "meta"):
         with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
             check_device(device)
+        with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
+            load_base("builtin", device_map=device)
     assert check_device(None).type == "cpu"
 
 

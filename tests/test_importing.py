@@ -110,6 +110,9 @@ def test_sum_rows_that_were_never_trained_show_a_merge_adapter(tmp_path: Path) -
     found = read_theirs(theirs(tmp_path / "sums", 4, change=untrained, dtype=torch.float16), Choices(tmp_path / "base"))
     assert (found.adapter.config.rule, found.adapter.config.n_tok) == ("merge", 2)
     assert any("never trained" in note for note in found.assumed)
+    doubtful = read_theirs(tmp_path / "sums", Choices(tmp_path / "base", rule="concat"))
+    assert doubtful.adapter.config.n_tok == 4
+    assert any("never trained, as SUM rows: should the rule not be merge?" in note for note in doubtful.assumed)
     other = read_theirs(theirs(tmp_path / "none", 4), Choices(tmp_path / "base"))
     assert (other.adapter.config.rule, other.adapter.config.n_tok) == ("concat", 4)
 

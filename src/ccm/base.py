@@ -19,6 +19,7 @@ from ccm.published import paper_model
 from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
 
 KERNELS = ("sdpa", "eager")
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")  # values of device_map that name no device
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whatever reads from the Hub
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
@@ -146,6 +147,8 @@ def load_base(
         if options.get("quantization_config") is not None:
             raise ConfigError("quantize and quantization_config both say how to store the weights; give one of them.")
         options["quantization_config"] = quantization_config(quantize)
+    if isinstance(spread := options.get("device_map"), str) and spread not in SPREADS:
+        check_device(spread)
     if "device_map" not in options:  # loaded where it belongs: a quantized model cannot be cast, and some not be moved
         options["device_map"] = {"": place}
         if dtype == "auto" and place.type == "cpu":

@@ -128,6 +128,8 @@ def _memory(choices: Choices, said: RunName | None, sums: bool, assumed: Assumed
     rule = assumed.agreed("rule", choices.rule, said.rule if said else None, default, f"The rule is {default}: {why}.")
     if rule not in RULES_OF_THEIRS:
         raise AdapterError(f"The authors have no adapters for the rule {rule!r}; theirs: {', '.join(RULES_OF_THEIRS)}.")
+    if sums and rule != "merge":
+        assumed.notes.append(f"All rows are taken for COMP rows, but {why}: should the rule not be merge?")
     flag = "A step sees the memory while it is read (recurrent)."
     recurrent = assumed.agreed("recurrent", choices.recurrent, said.recurrent if said else None, True, flag)
     sink = assumed.agreed("sink", choices.sink, said.sink if said else None, False, "There is no sink.")
