@@ -9,7 +9,6 @@ question is the mean over those that have it. Questions are drawn with replaceme
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccm.errors import DataError
+from ccm.evaluation.results import read_run
 
 ORDER = ("none", "gist-online", "merge", "gate", "concat", "full")
 DRAWS, LEVEL = 5_000, 95  # times that questions are drawn; per cent of them within a range
@@ -30,21 +30,17 @@ def read_seeds(folders: Sequence[Path], step: int) -> tuple[dict[str, Values], V
     """Mean log-likelihoods a token, methods to (seeds, questions), and the tokens of the questions.
 
     Raises:
-        DataError: when nothing is there of the step, or other questions in one place than in another.
+        DataError: when a folder holds no whole evaluation, nothing of the step is there, or questions differ.
     """
-    found: dict[str, list[Values]] = defaultdict(list)
-    weights: list[Values] = []
-    for folder in folders:
-        for path in sorted((folder / "scores").glob("*.json")):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["line"]["depth"] == step:
-                found[kept["line"]["method"]].append(np.array(kept["values"]))
-                weights.append(np.array(kept["weights"], dtype=float))
-    if not weights:
+    there = [result for folder in folders for result in read_run(folder) if result.line.depth == step]
+    if not there:
         raise DataError(f"Nothing was measured at step {step} in {', '.join(map(str, folders))}.")
-    if any(not np.array_equal(one, weights[0]) for one in weights):
+    if len({(result.line.asked, *result.weights) for result in there}) > 1:
         raise DataError("The folders are of different questions; name those of one protocol, measured alike.")
-    return {name: np.stack(seeds) for name, seeds in found.items()}, weights[0]
+    found: dict[str, list[Values]] = defaultdict(list)
+    for result in there:
+        found[result.line.method].append(np.array(result.values))
+    return {name: np.stack(seeds) for name, seeds in found.items()}, np.array(there[0].weights, dtype=float)
 
 
 def drawn(tokens: Values, seed: int = 0) -> Values:

@@ -175,6 +175,22 @@ def write_soda(folder: Path, split: str, *, parquet: bool) -> None:
         (folder / f"{split}.jsonl").write_text("".join(row + "\n" for row in rows))
 
 
+@pytest.mark.parametrize(("protocol", "ends"), [("paper", (3, 6, 15)), ("fixed-target", (15, 15, 15))])
+def test_a_protocol_says_which_turns_are_in_view(
+    folder: Path, turns: Turns, protocol: str, ends: tuple[int, ...]
+) -> None:
+    line = " ".join(f"{i} . __eou__" for i in range(17))
+    for split in ("validation", "test"):
+        (folder / f"dialogues_{split}.txt").write_text(line + "\n")
+    task = open_task(TaskSettings("dialog", str(folder), {"protocol": protocol}), turns)
+    for depth, context, end in zip((1, 4, 12), (1, 4, 13), ends, strict=True):
+        for question in task.questions(depth):
+            said = [turns.decode([*ids]).removeprefix("A:") for ids in question.steps]
+            assert said == [f"{i}." for i in range(end - 2 - context, end - 2)]
+            assert turns.decode([*question.alone().query]).startswith(f"{end - 2}.")
+            assert turns.decode([*question.answers[0]]) == f"{end - 1}."
+
+
 @pytest.mark.parametrize("parquet", [True, False])
 def test_soda_is_read_from_parquet_or_json_lines(tmp_path: Path, turns: Turns, parquet: bool) -> None:
     for split in ("train", "valid"):

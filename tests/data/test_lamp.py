@@ -186,6 +186,14 @@ def test_an_example_follows_entries_of_its_own_profile_and_its_answer_alone_is_l
         assert not any(step.targets for step in sample.steps)
 
 
+def test_entries_that_are_too_long_are_never_drawn(training: Path, turns: Turns) -> None:
+    write(training, [(ASKED, [*entries(3, "boat " * 200), *entries(37)], "4")], "train")
+    data = to_train(training, turns, max_steps=4)
+    drawn = {text for sample in data.pool(0, 60) for text in texts(turns, sample)[:-1]}
+    assert len({text[text.index('for "') :] for text in drawn}) == 37
+    assert not any("boat boat" in text for text in drawn)
+
+
 def test_every_example_comes_once_an_epoch_and_its_entries_change(training: Path, turns: Turns) -> None:
     data = to_train(training, turns, max_steps=4)
     epochs = [{found[-1]: found[:-1] for found in (texts(turns, s) for s in data.pool(e, 8))} for e in range(2)]

@@ -97,8 +97,10 @@ def test_evidence_is_read_as_it_is_written(tmp_path: Path, turns: Turns, evidenc
 
 
 def test_the_oldest_turns_are_left_out_where_they_have_no_room(tmp_path: Path, turns: Turns) -> None:
-    folder = write(tmp_path, asked(4, evidence=("D10:1",)))
-    (whole,) = opened(folder, turns).questions(5)
+    folder = write(tmp_path, asked(4, evidence=("D2:3", "D10:1")))
+    task = opened(folder, turns)
+    (whole,) = task.questions(5)
+    assert task.noted == {"all of the evidence in view": 1}
     text = sum(map(len, (*whole.steps, whole.query)))
     longest = text + 32  # the tokens of a reply
     (same,) = opened(folder, turns, max_length=longest).questions(5)
@@ -107,7 +109,7 @@ def test_the_oldest_turns_are_left_out_where_they_have_no_room(tmp_path: Path, t
     (shorter,) = task.questions(5)
     assert texts(shorter, turns)[1:] == texts(whole, turns)[2:]
     assert texts(shorter, turns)[0].startswith("[3 May]\nA: one")
-    assert task.noted["fewer than 5 turns, the others have no room"] == 1
+    assert task.noted == {"fewer than 5 turns, the others have no room": 1, "some of the evidence in view": 1}
     task = opened(folder, turns, max_length=text + len(whole.answers[0]))
     task.replies = replace(task.replies, most=0)
     (same,) = task.questions(5)

@@ -104,6 +104,14 @@ def test_demonstrations_without_room_are_left_out_and_counted(folder: Path, turn
     assert task.noted["colours: fewer than 3 demonstrations, the others have no room"] >= 1
 
 
+def test_none_comes_after_the_first_demonstration_without_room(folder: Path, turns: Turns) -> None:
+    rows = [("grass", "green"), ("snow " * 30, "white"), ("coal", "black")]
+    write(folder / "colours" / "colours_16_100_train.jsonl", rows)
+    (first, *_), _ = (question.steps for question in asked(opened(folder, turns), 3))
+    (kept,), _ = (question.steps for question in asked(opened(folder, turns, max_length=50), 3))
+    assert kept == first  # though the third would have had room
+
+
 @pytest.mark.parametrize(
     ("row", "options", "reason"),
     [

@@ -48,6 +48,19 @@ def test_the_digest_is_of_the_targets_alone() -> None:
     assert whole.counts[1].digest == whole.counts[2].digest != first.counts[1].digest
 
 
+def test_the_digest_tells_which_answer_is_right() -> None:
+    class Choice(Words):
+        def __init__(self, right: int) -> None:
+            super().__init__()
+            self.right = right
+
+        def questions(self, depth: int) -> Iterator[Question]:
+            self.skipped, self.noted = Counter(), Counter()
+            yield Question([[7]], [1], [[2], [3]], right=self.right)
+
+    assert Asked(Choice(0), (1,), 0).counts[1].digest != Asked(Choice(1), (1,), 0).counts[1].digest
+
+
 def test_steps_without_questions_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"at step 3 \(left out: {'empty': 3}\). Measure the others with --steps 1,2."

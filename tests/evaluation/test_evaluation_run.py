@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ccm.builtin import WEIGHTS
@@ -22,7 +23,7 @@ from ccm.errors import ConfigError
 from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of, section
-from ccm.evaluation.results import Measured, Result
+from ccm.evaluation.results import NOT_FINITE, Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
 from ccm.files import load_tensors, save_tensors
@@ -274,13 +275,17 @@ def test_likelihoods_that_are_no_numbers_are_counted_beside_the_score(
         assert line["figures"]["perplexity"] == pytest.approx(math.exp(2.0))
 
 
-def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> Result:
-    """Of answers of ten tokens each, or of options where tasks are named, a letter each."""
+def result(
+    rule: str, values: list[float], tasks: str = "", base: str = "a", tokens: Sequence[int] | None = None
+) -> Result:
+    """Of answers of ten tokens each, or so many, or of options where tasks are named, a letter each."""
+    weights = [*tokens] if tokens is not None else [10] * len(values)
     if tasks:
         by_task = {name: [v for v, t in zip(values, tasks, strict=True) if t == name] for name in sorted({*tasks})}
         figures = {"acc_norm": sum(sum(of) / len(of) for of in by_task.values()) / len(by_task)}
     else:
-        figures = {"perplexity": perplexity([Likelihood(10 * value, 10) for value in values])}
+        answers = [Likelihood(count * value, count) for value, count in zip(values, weights, strict=True)]
+        figures = {"perplexity": perplexity(answers)}
     (main,) = figures
     task = {"name": "dialog"}
     line = Measured(
@@ -308,7 +313,7 @@ def result(rule: str, values: list[float], tasks: str = "", base: str = "a") -> 
         0,
         0,
     )
-    return Result(line, values, [10] * len(values), [*tasks] or [""] * len(values))
+    return Result(line, values, weights, [*tasks] or [""] * len(values))
 
 
 def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
@@ -318,6 +323,9 @@ def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
     assert gain(full, [full, none, some]) is None
     noisy = result("full", [-2.0, -4.5, -1.5, -3.8])
     assert gain(some, [noisy, none, some]) is None
+    nearly, clearly = result("full", [-1.0, -3.0, -0.9, -3.1]), result("full", [-1.0, -2.5, -0.9, -2.6])
+    assert gain(some, [nearly, none, some]) is None  # 1.7 standard errors
+    assert gain(some, [clearly, none, some]) is not None  # 2.9
     assert gain(some, [full, some]) is None
     assert gain(some, [replace(none, line=replace(none.line, rule="full")), none, some]) is None  # no gain at all
 
@@ -326,6 +334,10 @@ def test_a_gain_is_not_stated_across_bases_or_targets() -> None:
     full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
     assert gain(result("concat", [-2.5, -2.5, -2.5], base="b"), [full, none]) is None
     assert gain(result("concat", [-2.5, -2.5]), [full, none]) is None
+    some = result("concat", [-2.5, -2.5, -2.5])
+    assert gain(some, [full, none]) is not None
+    for changes in ({"asked": "others"}, {"skipped": {NOT_FINITE: 1}}):
+        assert gain(some, [replace(full, line=replace(full.line, **changes)), none]) is None
 
 
 def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
@@ -346,6 +358,15 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
     assert [(m.name, m.rule, m.adapter) for m in methods] == [
         ("full", "full", concat), ("concat", None, concat), ("gate", None, gate),
     ]  # fmt: skip
+
+
+def test_baselines_have_the_memory_of_the_adapter_of_concat() -> None:
+    concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
+    task = TaskSettings("dialog")
+    methods = Evaluation(task, adapters=[gate, concat], rules=["full"], baselines=["window", "pool"]).methods()
+    assert [(m.name, m.adapter) for m in methods[:3]] == [("full", gate), ("window", concat), ("pool", concat)]
+    alone = Evaluation(task, adapters=[gate], rules=[], baselines=["window"]).methods()
+    assert alone[0].adapter == gate
 
 
 def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,6 +413,30 @@ def test_what_was_left_out_is_listed_once_for_all_its_steps(tmp_path: Path) -> N
     assert text.endswith("\n\n- steps 2, 4: 3 left out, too long\n- step 4: 1 left out, odd\n")
 
 
+def test_the_pictures_tell_eleven_methods_apart_by_step_and_by_peak_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def savefig(figure: Figure, place: Path, **_: object) -> None:
+        drawn.append(figure)
+        place.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    line = replace(result("full", [-1.0]).line, kv_bytes=1000.0)
+    rows = [
+        Result(replace(line, method=str(number), depth=depth, peak_bytes=2000.0 * depth), [-1.0], [1], [""])
+        for number in range(11)
+        for depth in (1, 4)
+    ]
+    section(rows, tmp_path, "")
+    steps, memory = ([*figure.axes[0].lines] for figure in drawn)
+    assert [[*line.get_xdata()] for line in steps] == [[1, 4]] * 11
+    assert [[*line.get_xdata()] for line in memory] == [[2000.0, 8000.0]] * 11
+    for shown in (steps, memory):  # two colours may be alike, two marks not
+        assert len({line.get_marker() for line in shown}) == 11
+
+
 def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,7 +465,7 @@ def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
 
 def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ("--rule", "full", "--rule", "concat", "--steps", "1,2", "--json")
-    assert dialog(folder, *methods) == 0
+    assert dialog(folder, *methods, "--output", tmp_path / "alone") == 0
     alone = lines(capsys.readouterr().out)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     torchrun += [
@@ -445,7 +490,10 @@ def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsy
         assert [other[key] for key in ("questions", "tokens", "entries")] == [
             line[key] for key in ("questions", "tokens", "entries")
         ]
-    assert len([*(output / "scores").iterdir()]) == 4
+    kept = {path.name: json.loads(path.read_text())["values"] for path in (tmp_path / "alone" / "scores").iterdir()}
+    assert len(kept) == len([*(output / "scores").iterdir()]) == 4
+    for name, values in kept.items():  # question by question, in the same order
+        assert json.loads((output / "scores" / name).read_text())["values"] == pytest.approx(values, rel=1e-5)
 
 
 def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -501,17 +549,23 @@ def test_runs_on_other_questions_are_other_tasks_and_are_measured_anew(
     assert "±" not in page.partition("After ±")[0]
 
 
-def test_the_error_of_a_gain_is_that_of_questions_drawn_anew() -> None:
+@pytest.mark.parametrize("longest", [1, 60])
+def test_the_error_of_a_gain_is_that_of_questions_drawn_anew(longest: int) -> None:
     rng = np.random.default_rng(3)
+    tokens = rng.integers(1, longest, 200, endpoint=True)
     none = rng.normal(-3.0, 0.5, 200)
     full = none + rng.normal(0.4, 0.3, 200)
     some = none + rng.normal(0.3, 0.3, 200)
-    rows = [result(rule, [*values]) for rule, values in (("full", full), ("none", none), ("concat", some))]
+    by_rule = {"full": full, "none": none, "concat": some}
+    rows = [result(rule, [*values], tokens=tokens.tolist()) for rule, values in by_rule.items()]
     found = gain(rows[2], rows)
     assert found is not None
     drawn = rng.integers(0, 200, (2000, 200))
-    shares = (some - none)[drawn].mean(1) / (full - none)[drawn].mean(1)
+    shares = (tokens * (some - none))[drawn].sum(1) / (tokens * (full - none))[drawn].sum(1)
+    assert found.share == pytest.approx((tokens * (some - none)).sum() / (tokens * (full - none)).sum())
     assert found.error == pytest.approx(shares.std(), rel=0.1)
+    difference, _ = mean_over_tasks([*(full - none)], rows[0])
+    assert difference == pytest.approx((tokens * (full - none)).sum() / tokens.sum())
 
 
 def test_runs_of_several_seeds_are_draws_of_a_method() -> None:

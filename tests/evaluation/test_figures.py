@@ -34,7 +34,7 @@ def test_a_part_that_does_not_count_is_in_no_perplexity_but_its_own() -> None:
     rows = [scored("open", -2.0), scored("given", -8.0), scored("open", -4.0)]
     assert figures(Two(), rows) == pytest.approx({"perplexity": math.exp(6 / 4), "loss": 1.5})
     assert by_part(Two(), rows)["given"]["loss"] == 4.0
-    assert [value.value for value in values(Two(), rows, "all")] == [-1.0, -2.0]
+    assert values(Two(), rows, "all") == [(-1.0, 2, "all"), (-2.0, 2, "all")]  # a token, weighted by tokens
     assert counting(Two(), rows) == [rows[0], rows[2]]
 
 
@@ -46,7 +46,7 @@ def test_replies_are_judged_of_all_parts() -> None:
     assert figures(task, rows)["answer_f1"] == 0.75
     assert figures(task, rows)["loss"] == 1.0
     assert figures(task, rows[1:]) == dict.fromkeys(FIGURES, 1.0)
-    assert [value.value for value in values(task, rows, "all")] == [0.5, 1.0]
+    assert values(task, rows, "all") == [(0.5, 1, "all"), (1.0, 1, "all")]
 
 
 def test_a_main_figure_of_nothing_is_refused() -> None:

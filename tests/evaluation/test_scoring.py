@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,8 @@ from helpers import BOS, EOS, TABLE, TOLERANCE, VOCAB, Row, ccm_config, greedy_b
 
 from ccm.data.questions import Question
 from ccm.errors import ConfigError, InputError
-from ccm.evaluation.scoring import Scored, Scorer
+from ccm.evaluation.metrics import Likelihood
+from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.model import CCMModel
 from ccm.turns import SeparatorTurns
@@ -238,3 +240,16 @@ def test_the_tokens_of_a_reply_are_in_view_and_need_positions() -> None:
         replied(model, [Question([[5] * 60], [6] * 64, [[7]])], batch=1)
     with pytest.raises(ConfigError, match="needs their turns"):
         Scorer(model, generate=1)
+
+
+def test_writing_takes_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((0.0, 2.0, 5.0))
+    monkeypatch.setattr(Scorer, "_now", lambda _: next(clock))
+    scorer = Scorer(model_of(TABLE[0]))
+    assert len([*scorer.score(questions(count=1))]) == 1
+    assert scorer.seconds == Seconds(write=2.0, read=3.0)
+
+
+def test_an_answers_own_likelihood_must_be_finite_too() -> None:
+    fine, broken = Likelihood(-1.0, 1, own=-2.0), Likelihood(-1.0, 1, own=math.nan)
+    assert [Scored("", 0, (fine, one), 1, 1, 1, 1).finite for one in (fine, broken)] == [True, False]

@@ -325,7 +325,7 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
         places = [fmean(getattr(line, by) for line in lines) for lines in groups]
         scores = [[line.figures[name] for line in lines] for lines in groups]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
-        style = {"marker": "os^Dv<>pPX"[number % 10], "ls": ["-", "--", ":"][number // 10 % 3], "label": method}
+        style = {"marker": "os^Dv<>pPX*hd"[number % 13], "ls": ["-", "--", ":"][number // 10 % 3], "label": method}
         hollow = {"ms": 5, "fillstyle": "none"}  # so that all are seen where they coincide
         axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
     if by == "depth":

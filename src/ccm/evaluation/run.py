@@ -58,7 +58,7 @@ class Evaluation:
         model: the base; None is that of the adapters, or the built-in one.
         adapters: each is measured under its own rule.
         rules: each is measured as well, on the first adapter that it runs with; :data:`GIST_ONLINE` on one of gist.
-        baselines: likewise, by name (``ccm.evaluation.baselines``).
+        baselines: on the first adapter of concat, without one likewise, by name (``ccm.evaluation.baselines``).
         room: raw entries that a baseline keeps of a context; None for as many as concat makes of it: N a step and one.
         embedder: model of the baseline "embedding".
         depths: time steps; None for all of the task.
@@ -104,7 +104,7 @@ class Evaluation:
             AdapterError: when an adapter cannot be read.
         """
         found = [self._method(name) for name in self.rules]
-        full = adapter_for(self.adapters, "full")
+        full = adapter_for(self._trained_for("concat") or self.adapters, "full")  # whose memory baselines equal
         found += [Compared(name, "full", full, baseline=make_baseline(name, self.embedder)) for name in self.baselines]
         found += [Compared(**vars(one)) for one in own_rules(self.adapters, self.rules)]
         return named_once(found)
@@ -115,10 +115,13 @@ class Evaluation:
                 check_alone(self.model, name)
             rule_class(name)
             return Compared(name, name, adapter_for(self.adapters, name))
-        gists = [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == "gist"]
+        gists = self._trained_for("gist")
         if not gists:
             raise ConfigError(f"{GIST_ONLINE} runs on an adapter that was trained for the rule 'gist'; name one.")
         return Compared(name, "concat", gists[0], recurrent=False)
+
+    def _trained_for(self, rule: str) -> list[str]:
+        return [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == rule]
 
 
 def evaluate(
