@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_this_stack_is_accepted() -> None:
     stack.check_versions()
     stack.check_seams()
-    stack.check_seams(stack.ENCODER_SEAMS)
 
 
 def test_an_older_library_is_refused_with_what_is_there_and_what_is_needed(monkeypatch) -> None:
@@ -28,6 +27,14 @@ def test_an_older_library_is_refused_with_what_is_there_and_what_is_needed(monke
         stack.check_versions()
     monkeypatch.setattr(stack, "version", {**there, "transformers": "10.0.0.dev0"}.__getitem__)
     stack.check_versions()
+
+
+def test_encoder_decoders_need_a_newer_transformers_than_the_rest(monkeypatch) -> None:
+    there = {**stack.OLDEST, "transformers": "5.14.1"}
+    monkeypatch.setattr(stack, "version", there.__getitem__)
+    stack.check_versions()
+    with pytest.raises(StackError, match=r"T5 needs at least transformers 5.15.0; installed are .*5.14.1,"):
+        stack.check_encoders()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ccm.errors import ConfigError, InputError, MemoryFileError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Sample, Step
 from ccm.rules import rule_class
-from ccm.stack import ENCODER_SEAMS, check_seams
+from ccm.stack import check_encoders
 
 
 class CCMEncoderDecoder(AdaptedModel):
@@ -48,7 +48,7 @@ class CCMEncoderDecoder(AdaptedModel):
     encoder_pass: ClassVar[type[EncoderPass]] = EncoderPass
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
-        check_seams(ENCODER_SEAMS)
+        check_encoders()
         _check(config)
         super().__init__(base, config, stage1=stage1)
         self._biased = attention_modules(self.base)[:1]  # in a list: the module stays the base's, not ours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,7 +36,8 @@ SEAMS: tuple[Seam, ...] = (
     ("peft", "inject_adapter_in_model", ("peft_config", "model")),
     ("peft.tuners.lora.layer", "Linear.merge", ()),
 )
-ENCODER_SEAMS: tuple[Seam, ...] = (  # what encoder-decoders need besides
+ENCODER_OLDEST = {"transformers": "5.15.0"}  # what encoder-decoders need: before, T5's attention is its own
+ENCODER_SEAMS: tuple[Seam, ...] = (
     (
         "transformers.models.t5.modeling_t5",
         "T5Attention._relative_position_bucket",
@@ -45,16 +46,16 @@ ENCODER_SEAMS: tuple[Seam, ...] = (  # what encoder-decoders need besides
 )
 
 
-def check_versions() -> None:
-    """Refuse libraries older than those on which the suite passes; nothing is imported.
+def check_versions(oldest: Mapping[str, str] = OLDEST, what: str = "ccm") -> None:
+    """Refuse libraries older than those on which the suite passes, or that ``what`` needs; nothing is imported.
 
     Raises:
         StackError: naming the versions that are there and those that are needed.
     """
     there = versions()
-    if old := [name for name, least in OLDEST.items() if there[name] and Version(there[name]) < Version(least)]:
-        needed = ", ".join(f"{name} {OLDEST[name]}" for name in old)
-        raise StackError(f"ccm needs at least {needed}; {_there()}. {_OUT}")
+    if old := [name for name, least in oldest.items() if there[name] and Version(there[name]) < Version(least)]:
+        needed = ", ".join(f"{name} {oldest[name]}" for name in old)
+        raise StackError(f"{what} needs at least {needed}; {_there()}. {_OUT}")
 
 
 def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
@@ -73,6 +74,16 @@ def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
             raise StackError(f"{module}.{path} is not there any more; {_there()}. {_OUT}") from error
         if lacks:
             raise StackError(f"{module}.{path} does not take {', '.join(lacks)} any more; {_there()}. {_OUT}")
+
+
+def check_encoders() -> None:
+    """Refuse libraries on which encoder-decoders do not run.
+
+    Raises:
+        StackError: as of :func:`check_versions` and :func:`check_seams`.
+    """
+    check_versions(ENCODER_OLDEST, "T5")
+    check_seams(ENCODER_SEAMS)
 
 
 def versions() -> dict[str, str]:

@@ -338,6 +338,7 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: size(value))
     if name not in NUMBERS:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))  # no score is less
     axes.set_xlabel(label)
     axes.set_ylabel(TITLES[name])
     axes.grid(alpha=0.3)
