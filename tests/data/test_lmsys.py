@@ -50,7 +50,7 @@ def opened(path: Path, turns: Turns, **settings: Any) -> Examples:
 def test_a_conversation_is_a_chat_whose_replies_are_targets(tmp_path: Path, turns: Turns, name: str) -> None:
     write(tmp_path / name, row("Hi.", "Hello.", "Bye.", "So long."))
     data = opened(tmp_path, turns)
-    assert data.examples == [Chat((("Hi.", "Hello."), ("Bye.", "So long.")))]
+    assert [*data.examples] == [Chat((("Hi.", "Hello."), ("Bye.", "So long.")))]
     sample = data.pool(0, 1)[0]
     assert turns.tokenizer.decode(sample.steps[0].ids) == "<s>Hi.\nAssistant:Hello."
 
@@ -71,7 +71,7 @@ def test_a_conversation_is_used_up_to_what_cannot_be(
     tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture, texts: tuple[str, ...], kept: int
 ) -> None:
     write(tmp_path / "a.jsonl", row("One.", "Two.", "Three.", "Four."), row(*texts))
-    used = opened(tmp_path, turns, max_step_tokens=32).examples
+    used = [*opened(tmp_path, turns, max_step_tokens=32).examples]
     said = tuple(zip(texts[: 2 * kept : 2], texts[1 : 2 * kept : 2], strict=True))
     assert used[1:] == ([Chat(said)] if kept else [])
     assert (

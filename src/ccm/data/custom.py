@@ -154,7 +154,7 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
         raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
         raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
-    groups = read_examples(settings.path, settings, turns)
+    groups: Sequence[Sequence[Example]] = read_examples(settings.path, settings, turns)
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
     else:

@@ -17,6 +17,7 @@ from typing import Literal
 from ccm.config import build_settings, check_types
 from ccm.data.examples import Examples, folder_of
 from ccm.data.questions import Question
+from ccm.data.spool import Spool
 from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
@@ -116,9 +117,10 @@ def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
     settings = recipe.data
     options = build_settings(Options, settings.options, "data.options")
     folder = folder_of(settings, corpus.files)
-    known = {dialogue.turns for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
-    train = (dialogue for dialogue in corpus.read(folder, "train") if dialogue.turns not in known)
-    kept = [*islice(corpus.keep(train, turns, corpus.longest[0]), options.most or None)]
+    known = {hash(dialogue) for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
+    train = (dialogue for dialogue in corpus.read(folder, "train") if hash(dialogue) not in known)
+    usable = islice(corpus.keep(train, turns, corpus.longest[0]), options.most or None)
+    kept = Spool(usable, lambda dialogue: dialogue.turns, lambda texts: Dialogue(tuple(texts)))
     if not kept:
         raise DataError(f"No dialogue to train on in {folder} can be used: all are too short or too long.")
     held = corpus.keep(corpus.read(folder, "validation"), turns, corpus.longest[1])

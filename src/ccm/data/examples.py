@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -68,7 +69,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Examples(Epochs):
-    """Examples in memory.
+    """Examples that can be had by number: in memory, or on disk (:class:`ccm.data.spool.Spool`).
 
     Attributes:
         examples: to train on.
@@ -90,12 +91,13 @@ class Examples(Epochs):
     @cached_property
     def longest(self) -> int:
         """Most text tokens of a sample."""
-        return max(length(example.sample(self.turns, example.length)) for example in (*self.examples, *self.held))
+        every = chain(self.examples, self.held)
+        return max(length(example.sample(self.turns, example.length)) for example in every)
 
     @cached_property
     def deepest(self) -> int:
         """Most context steps of a sample."""
-        return max(example.length for example in (*self.examples, *self.held))
+        return max(example.length for example in chain(self.examples, self.held))
 
     def sample(self, number: int, place: int) -> Sample:
         example = self.examples[number]
@@ -113,7 +115,7 @@ def order(count: int, seed: str) -> list[int]:
     return random.Random(seed).sample(range(count), count)
 
 
-def hold_out(groups: list[list[T]], most: int, seed: str) -> tuple[list[T], list[list[T]]]:
+def hold_out(groups: Sequence[Sequence[T]], most: int, seed: str) -> tuple[list[T], list[Sequence[T]]]:
     """Whole groups of at most ``most`` examples together and a tenth of all, and the groups that stay."""
     room = min(most, sum(map(len, groups)) // 10)
     held: list[T] = []

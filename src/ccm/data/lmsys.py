@@ -7,9 +7,9 @@ al., LMSYS-Chat-1M, ICLR 2024; lmsys/lmsys-chat-1m on the Hub, under a licence o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ccm.config import build_settings, check_types
 from ccm.data.custom import Chat
 from ccm.data.examples import Examples, hold_out
 from ccm.data.reading import ROWS, find_files, read_rows
+from ccm.data.spool import Spool
 from ccm.errors import ConfigError, DataError
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns
@@ -108,7 +109,16 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
                 else:
                     left_out += 1
 
-    groups = [*islice(conversations(settings.path), options.most or None)]
+    ends = [0]
+
+    def counted(groups: Iterable[list[Chat]]) -> Iterator[Chat]:
+        for group in groups:
+            ends.append(ends[-1] + len(group))
+            yield from group
+
+    kept = islice(conversations(settings.path), options.most or None)
+    chats = Spool(counted(kept), lambda chat: chat.turns, lambda said: Chat(tuple(map(tuple, said))))
+    groups: Sequence[Sequence[int]] = [range(begin, end) for begin, end in pairwise(ends)]  # numbers of chats
     _LOG.warning(
         "LMSYS-Chat-1M: %d conversations; %d more have fewer than two turns of at most %d tokens.",
         len(groups),
@@ -124,5 +134,6 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.eval_path is not None:
         held = [*chain.from_iterable(islice(conversations(settings.eval_path), settings.eval_samples))]
     else:
-        held, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
-    return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, recipe.seed)
+        numbers, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+        held = [chats[number] for number in numbers]
+    return Examples(chats.only(chain(*groups)), held, turns, settings.random_steps, recipe.seed)
