@@ -26,7 +26,7 @@ from ccm.attention import additive
 from ccm.call import Attended, Call
 from ccm.config import CCMConfig
 from ccm.errors import InputError
-from ccm.layout import IGNORE, Sample
+from ccm.layout import IGNORE, Sample, Shown
 from ccm.rules import Rule
 
 
@@ -58,6 +58,18 @@ class EncoderLayout:
     def comps(self) -> Tensor:
         """(B, T) bool, the COMP tokens."""
         return (self.slots >= 0) & ~self.sums
+
+    def shown(self) -> list[Shown]:
+        """The blocks of the first row; what the decoder is to say is learned in the last one, the query's."""
+        first = int(self.slots[self.sums].min()) if self.sums.any() else 0
+
+        def mark(slot: int, is_sum: bool) -> str:
+            return "" if slot < 0 else f"[SUM {slot - first + 1}]" if is_sum else f"[COMP {slot + 1}]"
+
+        columns = zip(*(x[0].tolist() for x in (self.blocks, self.ids, self.slots, self.sums)), strict=True)
+        found = Shown.of((block, token, mark(slot, is_sum), IGNORE) for block, token, slot, is_sum in columns)
+        found[-1].learned.extend(target for target in self.targets[0].tolist() if target != IGNORE)
+        return found
 
     def to(self, device: torch.device | str) -> EncoderLayout:
         """The same batch on a device."""

@@ -8,8 +8,9 @@ positions    0 1 2 3 4 3 4 5 6 7 8 7 8 9 .. ..        COMP tokens take no text p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,25 @@ def length(sample: Sample) -> int:
     return sum(len(step.ids) for step in (*sample.steps, sample.query))
 
 
+class Shown(NamedTuple):
+    """A block, for people: ids of its text, names of the tokens after it that are no text, ids that are learned."""
+
+    block: int
+    text: list[int]
+    marks: list[str]
+    learned: list[int]
+
+    @staticmethod
+    def of(columns: Iterable[tuple[int, int, str, int]]) -> list[Shown]:
+        """The blocks of columns, each a block's number, an id, a name where it is no text, and a target."""
+        found: dict[int, Shown] = {}
+        for block, token, mark, target in columns:
+            shown = found.setdefault(block, Shown(block, [], [], []))
+            shown.marks.append(mark) if mark else shown.text.append(token)
+            shown.learned.extend([target] if target != IGNORE else [])
+        return [*found.values()]
+
+
 @dataclass(frozen=True)
 class Layout:
     """One batch for a parallel pass; B rows of T columns, padded on the left. See the module's picture.
@@ -80,6 +100,11 @@ class Layout:
     def steps(self) -> int:
         """S, the most compressed steps of a row."""
         return self.comp_columns.shape[1] // self.n_tok
+
+    def shown(self) -> list[Shown]:
+        """The blocks of the first row."""
+        columns = zip(*(x[0].tolist() for x in (self.blocks, self.ids, self.slots, self.targets)), strict=True)
+        return Shown.of((b, token, f"[COMP {slot + 1}]" * (slot >= 0), target) for b, token, slot, target in columns)
 
     def to(self, device: torch.device | str) -> Layout:
         """The same batch on a device."""

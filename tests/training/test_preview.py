@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import ccm_config
+from tiny_t5 import write_t5
 from tiny_training import Tiny, make
 from transformers import GPT2Config, LlamaConfig, T5Config
 
@@ -42,6 +44,22 @@ def test_the_rule_says_where_comp_tokens_stand(tiny: Tiny) -> None:
     assert picture(sample, stage).splitlines()[0] == "block 0  | <s>One.\\nUser:Two. [COMP 1][COMP 2]"
     base = make(tiny.recipe(stage="base", turns=TurnFormat()))
     assert "COMP" not in picture(CHAT.sample(base.turns, 2), base)
+
+
+@pytest.mark.parametrize(("rule", "mixed"), [("concat", []), ("merge", ["block 2  |  [SUM 1][SUM 2]"])])
+def test_the_blocks_of_an_encoder_are_shown_and_what_its_decoder_says(
+    tiny: Tiny, tmp_path: Path, rule: str, mixed: list[str]
+) -> None:
+    model = str(write_t5(tmp_path / "t5"))
+    stage = make(tiny.recipe(model=model, adapter=ccm_config(rule, recurrent=False), objective={"last": 1.0}))
+    query = 2 + len(mixed)
+    assert picture(CHAT.sample(stage.turns, 2), stage).splitlines() == [
+        "block 0  | <s>My name is Anna.\\nAssistant:Hello. [COMP 1][COMP 2]",
+        "block 1  | \\nUser:Thank you!\\nAssistant:Gladly. [COMP 1][COMP 2]",
+        *mixed,
+        f"block {query}  | \\nUser:My name?\\nAssistant:",
+        "         > Anna,\\nI think.</s>",
+    ]
 
 
 def needs(tiny: Tiny, **changes: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ccm.base import entry_sizes
-from ccm.layout import IGNORE, Sample, build_layout
+from ccm.layout import Sample
 from ccm.quantization import stored_bytes
 from ccm.recipe import Recipe
 from ccm.training.stages import Stage
@@ -20,21 +20,17 @@ def picture(sample: Sample, stage: Stage) -> str:
     block 1 | <|user|>What is my name?<|assistant|>Your name is Anna.
             > Your name is Anna.</s>
     """
-    layout = build_layout([stage.objective.targeted(sample)], stage.config, stage.rule, 0)
-    blocks, slots, ids, targets = (x[0].tolist() for x in (layout.blocks, layout.slots, layout.ids, layout.targets))
+    layout = stage.build_layout([stage.objective.targeted(sample)], stage.config, stage.rule, 0)
+
+    def line(ids: list[int]) -> str:
+        return stage.turns.tokenizer.decode(ids).replace("\n", "\\n")
+
     lines = []
-    for block in dict.fromkeys(blocks):
-        columns = [i for i, b in enumerate(blocks) if b == block]
-        text = stage.turns.tokenizer.decode([ids[i] for i in columns if slots[i] < 0])
-        comp = "".join(f"[COMP {slots[i] + 1}]" for i in columns if slots[i] >= 0)
-        lines.append(f"block {block:<2} | {_line(text)} {comp}".rstrip())
-        if learned := [targets[i] for i in columns if targets[i] != IGNORE]:
-            lines.append(f"         > {_line(stage.turns.tokenizer.decode(learned))}")
+    for block, text, marks, learned in layout.shown():
+        lines.append(f"block {block:<2} | {line(text)} {''.join(marks)}".rstrip())
+        if learned:
+            lines.append(f"         > {line(learned)}")
     return "\n".join(lines)
-
-
-def _line(text: str) -> str:
-    return text.replace("\n", "\\n")
 
 
 @dataclass(frozen=True)
