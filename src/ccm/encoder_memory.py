@@ -11,16 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ccm.errors import InputError, MemoryFileError, RowError
-from ccm.memory_files import FLOATS, Origin, check_tensor, read_memory, write_memory
+from ccm.memory_files import Origin, check_parts, read_memory, write_memory
 
 KIND = "ccm_encoder_memory"
+_PARTS = {
+    "keys": (4, "entry"),
+    "values": (4, "entry"),
+    "states": (3, "entry"),
+    "mask": (2, "bool"),
+    "positions": (2, "int64"),
+    "offset": (1, "int64"),
+}
 Texts = tuple[tuple[int, ...], ...]  # token ids of the steps of one conversation
 
 
@@ -155,7 +162,7 @@ class EncoderMemory:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
         tensors, manifest = read_memory(path, KIND, origin)
-        _check_parts(path, tensors, manifest)
+        check_parts(path, tensors, manifest, _PARTS)
         layers = range(sum(name.startswith("keys.") for name in tensors))
         try:
             memory = EncoderMemory(
@@ -173,17 +180,6 @@ class EncoderMemory:
             raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
         _check_sizes(path, memory)
         return memory
-
-
-def _check_parts(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Every tensor must be a part of a memory, with that part's dimensions and dtype, and finite."""
-    dtype = manifest.get("dtype")
-    if dtype not in FLOATS:
-        raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {dtype!r}, not one of floating point.")
-    parts = {"keys": (4, dtype), "values": (4, dtype), "states": (3, dtype), "mask": (2, "bool")}
-    parts |= {"positions": (2, "int64"), "offset": (1, "int64")}
-    for name, tensor in tensors.items():
-        check_tensor(path, name, tensor, parts.get(name.partition(".")[0]))
 
 
 def _check_sizes(path: str | Path, memory: EncoderMemory) -> None:

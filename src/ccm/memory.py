@@ -19,9 +19,16 @@ from transformers import DynamicCache
 
 from ccm.attention import CachedPass
 from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
-from ccm.memory_files import FLOATS, Origin, check_tensor, read_memory, write_memory
+from ccm.memory_files import Origin, check_parts, read_memory, write_memory
 from ccm.rules import RULES
 
+_PARTS = {
+    "keys": (4, "entry"),
+    "values": (4, "entry"),
+    "mask": (2, "bool"),
+    "positions": (2, "int64"),
+    "offset": (1, "int64"),
+}
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
 
 
@@ -242,7 +249,7 @@ class Memory:
 
 
 def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
-    _check_parts(path, tensors, manifest)
+    check_parts(path, tensors, manifest, _PARTS)
     layers = sum(name.startswith("keys.") for name in tensors)
     try:
         memory = Memory(
@@ -265,17 +272,6 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
         raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}, rows {sorted(rows)}.")
     _check_records(path, memory)
     return memory
-
-
-def _check_parts(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Every tensor must be a part of a memory, with that part's dimensions and dtype, and finite."""
-    dtype = manifest.get("dtype")
-    if dtype not in FLOATS:
-        raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {dtype!r}, not one of floating point.")
-    parts = {"keys": (4, dtype), "values": (4, dtype), "mask": (2, "bool"), "positions": (2, "int64")}
-    parts["offset"] = (1, "int64")
-    for name, tensor in tensors.items():
-        check_tensor(path, name, tensor, parts.get(name.partition(".")[0]))
 
 
 def _check_records(path: str | Path, memory: Memory) -> None:

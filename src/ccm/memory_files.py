@@ -15,7 +15,7 @@ from ccm.errors import CCMError, MemoryFileError
 from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
 
 FORMAT_VERSION = 1
-FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
+_FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
 _KINDS = {
     "ccm_memory": "a memory, as of a chat without --window",
     "ccm_stream": "a stream, as of a chat with --window",
@@ -97,6 +97,24 @@ def check_tensor(path: str | Path, name: str, tensor: Tensor, wanted: tuple[int,
         raise MemoryFileError(f"{path} is damaged: {name} has dimensions and dtype {found}, expected {wanted}.")
     if not tensor.isfinite().all():
         raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
+
+
+def check_parts(
+    path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], parts: Mapping[str, tuple[int, str]]
+) -> None:
+    """Refuse tensors that are no ``parts``: the dimensions and dtype of each; "entry" is the manifest's own dtype.
+
+    A part may be of several tensors, ``NAME.0``, ``NAME.1`` and so on.
+
+    Raises:
+        MemoryFileError: naming the tensor, or the dtype that there cannot be.
+    """
+    entry = manifest.get("dtype")
+    if entry not in _FLOATS:
+        raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {entry!r}, not one of floating point.")
+    for name, tensor in tensors.items():
+        wanted = parts.get(name.partition(".")[0])
+        check_tensor(path, name, tensor, wanted and (wanted[0], entry if wanted[1] == "entry" else wanted[1]))
 
 
 def _holds(path: Path, kind: str) -> bool:
