@@ -47,4 +47,4 @@ def test_everything_is_built_and_measured_and_not_built_again(data: Path, tmp_pa
     assert "step 2/2" not in done.stderr  # the second time nothing is trained
     assert page.count("\n## dialog: protocol") == 2
     for method in ("full", "none", "gist-online", "concat", "merge", "gate", "window", "bm25"):
-        assert page.count(f"| 12 | {method} |") == 2
+        assert page.count(f"| 12 | {method} |") == 4  # two tables, of scores and of memory, for each protocol
