@@ -275,16 +275,21 @@ def test_a_dtype_may_be_one_of_torch_and_the_old_name_of_the_option_is_refused()
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"The base model .* cannot be loaded: there is no config.json"):
         loading.load(tmp_path, rule="full")
-    with pytest.raises(ConfigError, match=r"The base model nowhere/x/y cannot be loaded: there is no such folder"):
-        loading.load("./nowhere/x/y", rule="full")
+    for absent in ("/nowhere", "./nowhere/x/y", "../nowhere", "~/nowhere"):
+        with pytest.raises(ConfigError, match=f"The base model {absent} cannot be loaded: there is no such folder"):
+            loading.load(absent, rule="full")
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
-    for device in ("cuda:77", "toaster", "meta"):
+    for device in ("cuda:77", "toaster", "meta", "disk"):
         with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
             check_device(device)
         with pytest.raises(ConfigError, match=rf"{device}.*cpu"):
             load_base("builtin", device_map=device)
+    for spread in (77, torch.device("cuda:77"), {"": "cuda:77"}, {"model": 77, "lm_head": "cpu"}):
+        with pytest.raises(ConfigError, match=r"There is no device .*77.* here; this machine has cpu"):
+            load_base("builtin", device_map=spread)
+    assert load_base("builtin", device_map={"": torch.device("cpu")}).device.type == "cpu"
     assert check_device(None).type == "cpu"
 
 

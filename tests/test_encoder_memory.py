@@ -103,6 +103,8 @@ DAMAGE: dict[str, tuple[Callable[[dict, dict], Any], str]] = {
     "no text": (lambda t, m: m.pop("text"), "lacks a part of the memory: 'text'"),
     "text of floats": (lambda t, m: m.update(text=[[[0.5]]]), "not whole numbers"),
     "text beyond the vocabulary": (lambda t, m: m.update(text=[[[VOCAB]]]), "of another model"),
+    "a step without tokens": (lambda t, m: m.update(text=[[[]]]), "or a step has none"),
+    "narrower states": (lambda t, m: t.update(states=t["states"][:, :, 1:].clone()), "of another model"),
     "a layer too few": (lambda t, m: [t.pop(f"{kind}.2") for kind in ("keys", "values")], "of another model"),
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as being there
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
@@ -138,7 +140,7 @@ def load_base(
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
-    _check_folder(Path(source))
+    _check_place(source)
     if (kernel := options.get("attn_implementation") or "sdpa") not in KERNELS:
         raise ConfigError(
             f"attn_implementation is {kernel!r}; the masks of a memory are taken by {' and '.join(KERNELS)} alone."
@@ -147,8 +149,7 @@ def load_base(
         if options.get("quantization_config") is not None:
             raise ConfigError("quantize and quantization_config both say how to store the weights; give one of them.")
         options["quantization_config"] = quantization_config(quantize)
-    if isinstance(spread := options.get("device_map"), str) and spread not in SPREADS:
-        check_device(spread)
+    _check_spread(options.get("device_map"))
     if "device_map" not in options:  # loaded where it belongs: a quantized model cannot be cast, and some not be moved
         options["device_map"] = {"": place}
         if dtype == "auto" and place.type == "cpu":
@@ -185,24 +186,34 @@ def load_base(
     return base
 
 
-def _check_folder(folder: Path) -> None:
+def _check_place(source: str | Path) -> None:
     """Refuse a folder without a model, and a path that can be no name on the Hub."""
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ConfigError(f"The base model {folder} cannot be loaded: there is no config.json in the folder.")
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ConfigError(f"The base model {source} cannot be loaded: there is no config.json in the folder.")
+    try:
+        if not Path(source).exists():
+            validate_repo_id(str(source))
+    except HFValidationError as error:
         raise ConfigError(
-            f"The base model {folder} cannot be loaded: there is no such folder, nor such a name on the Hub."
-        )
+            f"The base model {source} cannot be loaded: there is no such folder, nor such a name on the Hub."
+        ) from error
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
+def _check_spread(spread: Any) -> None:
+    """Refuse a ``device_map`` that names a device which is not there."""
+    named = set(spread.values()) - {"disk"} if isinstance(spread, Mapping) else {spread}
+    for place in named - {None, *SPREADS}:
+        check_device(place)
+
+
+def check_device(device: str | int | torch.device | None) -> torch.device:
     """The device of that name; where None, a CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: when this machine has no such device.
     """
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
         torch.zeros(1, device=place).item()  # "meta" has no values to read
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -183,12 +184,14 @@ class EncoderMemory:
 
 
 def _check_sizes(path: str | Path, memory: EncoderMemory) -> None:
-    """All parts must be of as many conversations and entries; ids and counts must be whole numbers."""
+    """All parts must be of as many conversations and entries, all steps of tokens; ids and counts are whole numbers."""
     columns = {(x.shape[0], x.shape[2]) for x in (*memory.keys, *memory.values)}
     columns |= {(x.shape[0], x.shape[1]) for x in (memory.states, memory.mask, memory.positions)}
     rows = {memory.batch, len(memory.text), len(memory.tokens), *memory.offset.shape}
     if len(columns) != 1 or len(rows) != 1 or [x.shape for x in memory.keys] != [x.shape for x in memory.values]:
         raise MemoryFileError(f"{path} holds parts whose sizes disagree: {sorted(columns)}, rows {sorted(rows)}.")
-    numbers = [*memory.tokens, *(token for text in memory.text for step in text for token in step)]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise MemoryFileError(f"{path} has a damaged manifest: its text and tokens are not whole numbers from 0.")
+    steps = [*chain(*memory.text)]
+    if not all(steps) or not all(type(number) is int and number >= 0 for number in chain(memory.tokens, *steps)):
+        raise MemoryFileError(
+            f"{path} has a damaged manifest: its text and tokens are not whole numbers from 0, or a step has none."
+        )

@@ -43,7 +43,9 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     check_base(saved.config, base_id, vocab_size, stock.name_or_path, str(adapter))
     tokenizer = load_tokenizer(stock.name_or_path)
     merged = merge_stage1(stock, saved.stage1)
-    config = replace(saved.config, base_model=BASE, base_fingerprint=fingerprint_base(merged))
+    config = replace(
+        saved.config, base_model=BASE, base_fingerprint=fingerprint_base(merged), base_vocab_size=vocab_size
+    )
 
     def write(into: Path) -> None:
         merged.save_pretrained(into / BASE)

@@ -65,7 +65,8 @@ class CCMEncoderDecoder(AdaptedModel):
         """
         memory = EncoderMemory.load(path, self.origin)
         highest = max((token for text in memory.text for step in text for token in step), default=0)
-        if memory.sizes != entry_sizes(self.base) or highest >= self.vocab_size:
+        entries = memory.sizes == entry_sizes(self.base) and memory.states.shape[2] == self.base.config.hidden_size
+        if not entries or highest >= self.vocab_size:
             raise MemoryFileError(f"{path} holds entries or text of another model than this; the file was altered.")
         return memory.to(self.device, self.base.dtype)
 
