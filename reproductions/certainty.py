@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +26,27 @@ DRAWS, LEVEL = 5_000, 95  # times that questions are drawn; per cent of them wit
 Values = NDArray[np.float64]
 
 
-def read_seeds(folders: Sequence[Path], step: int) -> tuple[dict[str, Values], Values]:
+def read_seeds(
+    folders: Sequence[Path], step: int, also: Mapping[str, Sequence[Path]] | None = None
+) -> tuple[dict[str, Values], Values]:
     """Mean log-likelihoods a token, methods to (seeds, questions), and the tokens of the questions.
+
+    Those of ``also`` are methods of their own, with that name before theirs: trained otherwise, under the same rules.
 
     Raises:
         DataError: when a folder holds no whole evaluation, nothing of the step is there, or questions differ.
     """
-    there = [result for folder in folders for result in read_run(folder) if result.line.depth == step]
+    named = {"": folders, **(also or {})}
+    read = ((name, result) for name, places in named.items() for place in places for result in read_run(place))
+    there = [(name, result) for name, result in read if result.line.depth == step]
     if not there:
-        raise DataError(f"Nothing was measured at step {step} in {', '.join(map(str, folders))}.")
-    if len({(result.line.asked, *result.weights) for result in there}) > 1:
+        raise DataError(f"Nothing was measured at step {step} in {', '.join(map(str, chain(*named.values())))}.")
+    if len({(result.line.asked, *result.weights) for _, result in there}) > 1:
         raise DataError("The folders are of different questions; name those of one protocol, measured alike.")
     found: dict[str, list[Values]] = defaultdict(list)
-    for result in there:
-        found[result.line.method].append(np.array(result.values))
-    return {name: np.stack(seeds) for name, seeds in found.items()}, np.array(there[0].weights, dtype=float)
+    for name, result in there:
+        found[f"{name} {result.line.method}".strip()].append(np.array(result.values))
+    return {name: np.stack(seeds) for name, seeds in found.items()}, np.array(there[0][1].weights, dtype=float)
 
 
 def drawn(tokens: Values, seed: int = 0) -> Values:
@@ -84,10 +90,14 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="outputs of evaluations, one a seed")
+    parser.add_argument(
+        "--also", nargs="+", action="append", default=[], metavar=("NAME", "DIR"), help="likewise, as 'NAME METHOD'"
+    )
     parser.add_argument("--step", type=int, default=12)
     parser.add_argument("--order", nargs="+", default=[*ORDER], help="methods, the worst first")
     args = parser.parse_args()
-    methods, tokens = read_seeds(args.folders, args.step)
+    also = {name: [*map(Path, places)] for name, *places in args.also}
+    methods, tokens = read_seeds(args.folders, args.step, also)
     if absent := {"none", "full", *args.order} - methods.keys():
         raise DataError(f"Not measured at step {args.step}: {', '.join(sorted(absent))}.")
     shares = drawn(tokens)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_this_stack_is_accepted() -> None:
     stack.check_versions()
     stack.check_seams()
+    stack.check_seams(stack.ENCODER_SEAMS)
 
 
 def test_an_older_library_is_refused_with_what_is_there_and_what_is_needed(monkeypatch) -> None:

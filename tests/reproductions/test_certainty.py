@@ -47,6 +47,17 @@ def test_gains_are_means_over_seeds_and_tokens(folders: list[Path]) -> None:
     assert row[0].endswith("| 69, 44 |")
 
 
+def test_what_was_trained_otherwise_is_a_method_of_its_own(folders: list[Path]) -> None:
+    methods, _ = read_seeds(folders[:1], 12, {"long": folders[1:]})
+    assert {name: len(seeds) for name, seeds in methods.items()} == {
+        "none": 1,
+        "full": 1,
+        "concat": 1,
+        "long concat": 1,
+    }
+    assert methods["long concat"].tolist() == [[-3.0, -4.0, -3.0, -3.0]]
+
+
 def test_the_error_is_that_of_questions_drawn_anew(folders: list[Path]) -> None:
     methods, tokens = read_seeds(folders, 12)
     shares = drawn(tokens)
