@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ccm.errors import ConfigError, did_you_mean
+from ccm.errors import ConfigError, InputError, did_you_mean
 
 Positions = Literal["skip", "base"]
 Embeddings = Literal["separate", "table"]
@@ -145,6 +146,17 @@ def check_types(settings: Any, prefix: str = "") -> None:
         if not any(_fits(value, choice) for choice in choices):
             allowed = " or ".join(map(_allowed, choices))
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.")
+
+
+def check_count(value: Any, name: str) -> int:
+    """The value, where it is a whole number.
+
+    Raises:
+        InputError: naming it.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import PreTrainedTokenizerBase
 
+from ccm.config import check_count
 from ccm.errors import InputError
-from ccm.memory import Memory, MemoryCache
+from ccm.generation import Read, Reply, end_ids, reply_to
+from ccm.memory import Memory
 from ccm.model import CCMModel, check_decoder
 from ccm.sampling import Sampling
-from ccm.turns import make_turns
+from ccm.turns import check_text, make_turns
 
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
 
@@ -95,6 +91,7 @@ class Talk(ABC):
         self.turns = make_turns(tokenizer, model.config.turns)
         self.sampling = sampling or Sampling()
         self.last: TurnReport | None = None
+        self._end_ids = end_ids(model.base, tokenizer)
 
     @property
     @abstractmethod
@@ -103,13 +100,18 @@ class Talk(ABC):
 
     @abstractmethod
     def say(self, text: str) -> Generator[str, None, None]:
-        """Yield the reply piece by piece; once it is complete, the exchange belongs to the past.
+        """Yield the reply piece by piece; joined, they are the reply. Once it is complete, the exchange belongs to the
+        past.
 
         A reply that is not consumed to its end, or is interrupted, leaves the past as it was.
+
+        Raises:
+            InputError: before anything is generated, when the text is no string, empty, or holds half of a surrogate
+                pair; at the end, when the past became another meanwhile, and the reply belongs to none.
         """
 
     def answer(self, text: str) -> str:
-        """Say something and return the whole reply."""
+        """Say something and return the whole reply; errors as of :meth:`say`."""
         for _ in self.say(text):
             pass
         assert self.last is not None
@@ -126,7 +128,7 @@ class Talk(ABC):
         """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
 
         Raises:
-            InputError: when there are fewer, or fewer that can be taken back.
+            InputError: when it is no whole number, or there are fewer, or fewer that can be taken back.
         """
 
     @abstractmethod
@@ -149,6 +151,44 @@ class Talk(ABC):
             MemoryFileError: when the file is absent, damaged, of another kind, model, adapter or rule.
             InputError: when it holds several conversations.
         """
+
+    def _prompt(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of what a user says.
+
+        Raises:
+            InputError: also when it holds what begins a turn: as text, it would be read as one.
+        """
+        if mark := next((mark for mark in self.turns.marks if mark in check_text(text, "The turn")), None):
+            raise InputError(f"The turn holds {mark!r}, with which this model's turns begin; leave it out.")
+        return self.turns.prompt(text, first=first)
+
+    def _reply(
+        self, read: Read, prompt: Sequence[int], number: int, most: int
+    ) -> tuple[Reply, Generator[str, None, None]]:
+        """A reply to a prompt, and the pieces that fill it; ``number`` is that of the past for the sampling."""
+        reply, device = Reply(self.turns, self._end_ids, most), self.model.device
+        chance = self.sampling.generator(number, device)
+        return reply, reply_to(prompt, read, reply, self.sampling, generator=chance)
+
+    def _whole(self, read: Read, prompt: Sequence[int], number: int, most: int) -> str:
+        """The text of such a reply."""
+        reply, pieces = self._reply(read, prompt, number, most)
+        for _ in pieces:
+            pass
+        return reply.text
+
+    @staticmethod
+    def _check_same(now: object, begun: object) -> None:
+        """Refuse to keep an exchange that followed another past than the present one.
+
+        Raises:
+            InputError: when it did.
+        """
+        if now is not begun:
+            raise InputError(
+                "The conversation went on, back or elsewhere while this reply was generated; the exchange is not kept. "
+                "Finish a reply, or close it, before the next call."
+            )
 
     def _report(self, reply: str, step_tokens: int) -> TurnReport:
         past = self.past
@@ -195,33 +235,35 @@ class Conversation(Talk):
         return Past(len(memory.steps[0]), memory.tokens[0], *held)
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """Yield the reply piece by piece; once it is complete, the exchange is compressed into the memory.
-
-        A reply that is not consumed to its end, or is interrupted, leaves the memory as it was.
+        """As :meth:`Talk.say`; the exchange is compressed into the memory.
 
         Raises:
-            InputError: before anything is generated, when the text is empty, the model's positions leave no room for a
-                reply, or the memory is closed.
+            InputError: also when the model's positions leave no room for a reply, or the memory is closed.
         """
         if self.memory.closed:
             raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
-        prompt = self._prompt(text)
-        cache = self.model.close(self.memory).cache()
-        reply: list[int] = []
-        yield from self._stream(self.memory, prompt, cache, reply)
-        step = torch.tensor([[*prompt, *reply]], device=self.model.device)
+        begun, first = self.memory, self._first
+        prompt = self._prompt(text, first=first)
+        cache = self.model.close(begun).cache()
+        read = self.model.reader(begun, cache)
+        reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
+        yield from pieces
+        self._check_same(self.memory, begun)
+        step = self.turns.remembered(text, prompt, reply.ids, first=first)
+        seen = [*prompt, *reply.said[:-1]]
+        ids = torch.tensor([step], device=self.model.device)
         with torch.no_grad():
-            memory = self.model.compress(self.memory, step, cache=cache)
+            memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
         if not self.model.rule.reversible:
-            self._earlier.append(self.memory)
+            self._earlier.append(begun)
         if self._text is not None:
-            self._text.append([*prompt, *reply])
+            self._text.append(step)
         self.memory = memory
-        self.last = self._report(self.turns.decode(reply), step.shape[1])
+        self.last = self._report(reply.text, len(step))
 
     def undo(self, count: int = 1) -> None:
         made = len(self.memory.steps[0])
-        if not 1 <= count <= made:
+        if not 1 <= check_count(count, "count") <= made:
             have = f"there are {made}; allowed are 1 to {made}" if made else "there is no exchange to take back"
             raise InputError(f"Cannot take {count} exchanges back: {have}.")
         if self.model.rule.reversible:
@@ -254,29 +296,27 @@ class Conversation(Talk):
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
-        alone = self.turns.prompt(text, first=True)
-        replies: dict[str, str | None] = {"memory": self._reply(self.memory, self._prompt(text))}
-        empty = self.model.empty_memory()
-        if self._text is None:
-            replies["full"] = None
-        else:
+        alone, empty = self._prompt(text, first=True), self.model.empty_memory()
+        replies: dict[str, str | None] = {
+            "memory": self._answer(self.memory, self._prompt(text, first=self._first)),
+            "full": None,
+        }
+        if self._text is not None:
             whole = [token for step in self._text for token in step]
-            replies["full"] = self._reply(empty, [*whole, *self.turns.prompt(text, first=False)] if whole else alone)
-        return {**replies, "none": self._reply(empty, alone)}
+            replies["full"] = self._answer(empty, [*whole, *self._prompt(text, first=False)] if whole else alone)
+        return {**replies, "none": self._answer(empty, alone)}
 
-    def _prompt(self, text: str) -> list[int]:
-        return self.turns.prompt(text, first=int(self.memory.offset[0]) == 0)
+    @property
+    def _first(self) -> bool:
+        """Whether the next turn is the first that the model sees."""
+        return int(self.memory.offset[0]) == 0
 
-    def _reply(self, memory: Memory, prompt: list[int]) -> str:
-        reply: list[int] = []
-        for _ in self._stream(memory, prompt, None, reply):
-            pass
-        return self.turns.decode(reply)
+    def _answer(self, memory: Memory, prompt: list[int]) -> str:
+        read = self.model.reader(memory, self.model.close(memory).cache())
+        return self._whole(read, prompt, memory.tokens[0], self._most(memory, prompt))
 
-    def _stream(
-        self, memory: Memory, prompt: list[int], cache: MemoryCache | None, reply: list[int]
-    ) -> Generator[str, None, None]:
-        """Yield text as it is generated in a thread; fills ``reply`` with its token ids, without the closing EOS.
+    def _most(self, memory: Memory, prompt: list[int]) -> int:
+        """The longest reply to a prompt, in tokens.
 
         Raises:
             InputError: when the model's positions leave no room for a token of a reply and the COMP tokens after it.
@@ -288,55 +328,10 @@ class Conversation(Talk):
                 f"This text ends at position {end}, which leaves no room for a reply within the "
                 f"{self.model.max_positions} that the model was made for. Begin anew, take exchanges back, or be brief."
             )
-        ids = torch.tensor([prompt], device=self.model.device)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _Stop()
-        failure: list[BaseException] = []
-        if self.sampling.seed is not None:
-            torch.manual_seed(self.sampling.seed + len(memory.steps[0]))
-
-        def work() -> None:
-            try:
-                output = self.model.generate(
-                    memory,
-                    ids,
-                    cache=cache,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([stop]),
-                    max_new_tokens=min(self.sampling.max_new_tokens, room),
-                    eos_token_id=self.turns.eos_id,
-                    pad_token_id=self.turns.eos_id,
-                    **self.sampling.options(),
-                )
-                reply.extend(output[0].tolist())
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=work, daemon=True)
-        try:
-            thread.start()  # in here: an interrupt may come while it starts
-            yield from streamer
-        finally:
-            stop.asked = True
-            if thread.is_alive():
-                thread.join()
-        if failure:
-            raise failure[0]
-        if reply and reply[-1] == self.turns.eos_id:
-            reply.pop()
+        return min(self.sampling.max_new_tokens, room)
 
 
 def _single(memory: Memory) -> Memory:
     if memory.batch != 1:
         raise InputError(f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row].")
     return memory
-
-
-class _Stop(StoppingCriteria):
-    """Ends a generation when asked to."""
-
-    asked = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.asked, device=input_ids.device)

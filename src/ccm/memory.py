@@ -297,11 +297,17 @@ def sink_column(mask: Tensor) -> Tensor:
 
 
 class MemoryCache(DynamicCache):
-    """A growing cache whose first columns are a memory. Every layer keeps all of it, whatever its sliding window."""
+    """A growing cache whose first columns are a memory. Every layer keeps all of it, whatever its sliding window.
+
+    Attributes:
+        memory: the memory.
+        read: (B, R) bool, False at padding, of text that :meth:`CCMModel.read` read since; what others read has none.
+    """
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
         self.memory = memory
+        self.read = memory.mask[:, :0]
         for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
             self.update(key[:, :, :0], value[:, :, :0], layer)
             self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
@@ -309,17 +315,18 @@ class MemoryCache(DynamicCache):
     def fork(self) -> MemoryCache:
         """A cache that has read the same and goes on by itself; nothing is copied."""
         twin = MemoryCache(self.memory)
+        twin.read = self.read
         for layer, own in zip(twin.layers, self.layers, strict=True):
             layer.keys, layer.values = own.keys, own.values
         return twin
 
     def mask_before(self, rows: int, length: int) -> Tensor:
-        """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more: none of the text is padding.
+        """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more, none of them padding.
 
         With beams, ``rows`` is a multiple of the memory's.
         """
-        memory = self.memory.mask.repeat_interleave(rows // self.memory.batch, 0)
-        return torch.cat([memory, memory.new_ones(rows, self.get_seq_length() - self.memory.width + length)], dim=1)
+        known = torch.cat([self.memory.mask, self.read], dim=1).repeat_interleave(rows // self.memory.batch, 0)
+        return torch.cat([known, known.new_ones(rows, self.get_seq_length() - known.shape[1] + length)], dim=1)
 
     def positions_of(self, mask: Tensor, length: int) -> Tensor:
         """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""

@@ -7,7 +7,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
@@ -27,6 +27,8 @@ from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
 from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
+
+_NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # of generate
 
 
 class CCMModel(AdaptedModel):
@@ -185,7 +187,8 @@ class CCMModel(AdaptedModel):
             memory: of B conversations.
             ids: (B, T) token ids, padded on the left.
             mask: (B, T) bool, False at padding.
-            cache: ``model.close(memory).cache()``, where the caller goes on from what is read.
+            cache: ``model.close(memory).cache()``, where the caller goes on from what is read: a further text follows
+                what was read into it.
             last: only those of the last token, (B, 1, V).
 
         Raises:
@@ -194,14 +197,29 @@ class CCMModel(AdaptedModel):
         """
         ids, mask = self._text(memory, ids, mask)
         cache = self.close(memory).cache() if cache is None else cache
-        memory = cache.memory
-        return self.base(
+        whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
+        read = whole[:, cache.memory.width :]
+        self._check_end(memory, read.sum(1))
+        logits = self.base(
             input_ids=ids,
-            attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
-            position_ids=memory.positions_of(mask),
+            attention_mask=whole.long(),
+            position_ids=cache.positions_of(whole, ids.shape[1]),
             past_key_values=cache,
             logits_to_keep=int(last),
         ).logits[..., : self.vocab_size]
+        cache.read = read
+        return logits
+
+    def reader(self, memory: Memory, cache: MemoryCache) -> Callable[[Tensor], Tensor]:
+        """Reads ids (B, T) on from the memory into the cache, and gives the logits (B, V) of the token after them; see
+        :mod:`ccm.generation`. Nothing is kept for gradients.
+        """
+
+        @torch.no_grad()
+        def read(ids: Tensor) -> Tensor:
+            return self.read(memory, ids, cache=cache, last=True)[:, -1]
+
+        return read
 
     def generate(
         self,
@@ -225,9 +243,18 @@ class CCMModel(AdaptedModel):
 
         Raises:
             InputError: when the text is empty or it and the new tokens run beyond the model's positions, the memory is
-                foreign, the cache is of another or has read text already, or the model keeps no cache.
+                foreign, the cache is of another or has read text already, the model keeps no cache, or an option asks
+                for another cache or for more than ids.
         """
         ids, mask = self._text(memory, ids, mask)
+        asked = {**vars(options.get("generation_config") or GenerationConfig()), **options}
+        for name, needed in _NEEDED.items():
+            if asked.get(name) not in (None, needed):
+                raise InputError(
+                    f"{name} is {asked[name]!r}; a memory is read from its own cache, and generate returns ids alone: "
+                    "leave it out."
+                )
+        options |= _NEEDED  # whatever the model's generation_config.json says
         if cache is None:
             cache = self.close(memory).cache()
         elif (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ccm.config import check_types
 from ccm.errors import InputError
 
 COLDEST = 1e-6  # far below it, logits divided by the temperature overflow
@@ -31,9 +32,10 @@ class Sampling:
         top_p: only the likeliest tokens that together have this probability.
         repetition_penalty: above 1 discourages tokens that have occurred, below 1 (and above 0) encourages them.
         max_new_tokens: the longest reply, in tokens.
-        seed: of the sampling, from 0 to 2**63 - 1; None leaves torch's generator as it is.
+        seed: of the sampling, from 0 to 2**63 - 1; None draws from torch's own generator.
 
     Raises:
+        ConfigError: when a value is of another type.
         InputError: when a value is not allowed.
     """
 
@@ -45,6 +47,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
             raise InputError(
                 f"temperature is {self.temperature}; it must be 0 (greedy), or finite and at least {COLDEST}."
@@ -62,21 +65,22 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1.")
 
-    def options(self) -> dict[str, Any]:
-        """As ``generate`` takes them."""
-        greedy = {"do_sample": False, "repetition_penalty": self.repetition_penalty}
-        if self.temperature == 0:
-            return greedy
-        chosen = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return {**greedy, "do_sample": True, **chosen}
+    def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator | None:
+        """The source of chance for the reply of that number within a conversation; None is torch's own."""
+        if self.seed is None:
+            return None
+        drawn = random.Random(f"{self.seed} reply {number}").getrandbits(63)
+        return torch.Generator(device).manual_seed(drawn)
 
-    def choose(self, logits: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(B,) ids from logits (B, V), where no ``generate`` does it.
+    def choose(
+        self, logits: torch.Tensor, ids: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """(B,) ids from logits (B, V).
 
         ``ids`` (B, T) are those that the repetition penalty is about; without them there is none.
         """
         steps: list[LogitsProcessor] = []
-        if ids is not None and self.repetition_penalty != 1.0:
+        if ids is not None and ids.shape[1] and self.repetition_penalty != 1.0:
             steps.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.temperature != 0:
             steps.append(TemperatureLogitsWarper(self.temperature))
@@ -84,4 +88,6 @@ class Sampling:
             steps.append(TopPLogitsWarper(self.top_p))
         nothing = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
         scores = LogitsProcessorList(steps)(nothing if ids is None else ids, logits.float())
-        return scores.argmax(-1) if self.temperature == 0 else torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]

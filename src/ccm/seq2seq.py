@@ -8,7 +8,7 @@ Every step is read by itself (not recurrent); see :mod:`ccm.encoder_memory` for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ccm.adapted import AdaptedModel, ParallelOutput
@@ -186,6 +186,23 @@ class CCMEncoderDecoder(AdaptedModel):
             decoder_input_ids=begun.masked_fill(begun == IGNORE, 0),
             use_cache=False,
         ).logits[..., : self.vocab_size]
+
+    def speaker(self, hidden: Tensor, seen: Tensor) -> Callable[[Tensor], Tensor]:
+        """Reads ids (B, T) that the decoder says, the start token first, and gives the logits (B, V) of the next; see
+        :meth:`ask` and :mod:`ccm.generation`. Nothing is kept for gradients."""
+        cache, states = EncoderDecoderCache(DynamicCache(), DynamicCache()), BaseModelOutput(last_hidden_state=hidden)
+
+        @torch.no_grad()
+        def read(ids: Tensor) -> Tensor:
+            return self.base(
+                encoder_outputs=states,
+                attention_mask=seen.long(),
+                decoder_input_ids=ids.to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1, : self.vocab_size]
+
+        return read
 
     def say(self, hidden: Tensor, seen: Tensor, **options: Any) -> Tensor:
         """(B, G) what the decoder says of its own; see :meth:`ask` and :meth:`generate`."""

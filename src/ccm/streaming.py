@@ -11,7 +11,7 @@ feeding token by token, for every token attends to the same entries at the same 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.base import entry_sizes
 from ccm.boundaries import Boundaries
+from ccm.config import check_count
 from ccm.entries import Entries, Held
 from ccm.errors import ConfigError, InputError
 from ccm.evictions import EVICTIONS, Ends, StreamSettings
+from ccm.generation import tokens
 from ccm.model import CCMModel, check_caching
 from ccm.rope import Rope
+from ccm.sampling import Sampling
 from ccm.stream_files import StreamState, read_stream, write_stream
-
-Choose = Callable[[Tensor], Tensor]  # logits (B, V) -> (B,) the ids that follow
+from ccm.turns import check_text, encode_text
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,6 @@ class Reading:
         else:
             ids = ids[:, 1:]
         return cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
-
-
-def greedy(logits: Tensor) -> Tensor:
-    """(B,) the likeliest ids of logits (B, V)."""
-    return logits.argmax(-1)
 
 
 class StreamingMemory:
@@ -145,15 +142,15 @@ class StreamingMemory:
 
         Raises:
             ConfigError: when there is no tokenizer.
-            InputError: when the text is empty.
+            InputError: when the text is no string, empty, or holds half of a surrogate pair.
         """
         if self.tokenizer is None:
             raise ConfigError("This stream was made without a tokenizer; give it one, or feed token ids.")
-        if not text:
+        if not check_text(text):
             raise InputError("The text is empty; give some.")
         bos = self.tokenizer.bos_token_id
         first = [] if self.tokens or bos is None else [bos]
-        return torch.tensor([[*first, *self.tokenizer.encode(text, add_special_tokens=False, verbose=False)]])
+        return torch.tensor([[*first, *encode_text(self.tokenizer, text)]])
 
     def passes(self, text: Tensor | str) -> Iterator[Reading]:
         """Read (B, T) token ids, or the text of a single stream, of any length; yields what each pass has read.
@@ -188,35 +185,32 @@ class StreamingMemory:
         """Negative log-likelihoods (B, T) of all tokens, in nats; without the first at the beginning of a stream."""
         return torch.cat([*self.scored(text)], dim=1)
 
-    def generate(self, count: int, choose: Choose = greedy, *, eos_id: int | None = None) -> Tensor:
+    def generate(self, count: int, sampling: Sampling | None = None, *, ends: Collection[int] = ()) -> Tensor:
         """(B, G) the next ``count`` tokens, fewer where all streams have ended; the streams stay where they are.
 
-        Feed them, where they are to be read on from. After ``eos_id`` a stream repeats it.
+        Feed them, where they are to be read on from. After the token that ended it a stream repeats that one.
 
         Args:
             count: at least 1.
-            choose: ids (B,) from logits (B, V); greedy by default.
-            eos_id: the token that ends a text; None where nothing does.
+            sampling: how they are chosen; greedily where None. Of its own ``max_new_tokens`` nothing is asked.
+            ends: ids of the tokens that end a text (:func:`ccm.generation.end_ids`); none where nothing does.
 
         Raises:
-            InputError: when nothing was read yet, or the count is not positive.
+            InputError: when nothing was read yet, or the count is no whole number above 0.
         """
-        if count < 1:
+        if check_count(count, "count") < 1:
             raise InputError(f"Cannot generate {count} tokens; ask for at least 1.")
         if self.last is None:
             raise InputError("The stream has read nothing that could be continued; feed it some text first.")
-        twin, said, logits = self.fork(), [], self.last
-        ended = torch.zeros(self.batch, dtype=torch.bool, device=self.model.device)
-        for number in range(count):
-            token = choose(logits)
-            if eos_id is not None:
-                token = torch.where(ended, eos_id, token)
-                ended |= token == eos_id
-            said.append(token)
-            if ended.all() or number == count - 1:
+        twin = self.fork()
+        said: list[list[int]] = [[] for _ in range(self.batch)]
+        chance = sampling.generator(self.tokens, self.model.device) if sampling else None
+        for chosen in tokens(self.last, lambda ids: twin.feed(ids)[:, -1], sampling, generator=chance):
+            for row, token in zip(said, chosen.tolist(), strict=True):
+                row.append(row[-1] if row and row[-1] in ends else token)
+            if len(said[0]) == count or all(row[-1] in ends for row in said):
                 break
-            logits = twin.feed(token[:, None])[:, -1]
-        return torch.stack(said, dim=1)
+        return torch.tensor(said, device=self.model.device)
 
     def fork(self) -> StreamingMemory:
         """A stream that has read the same and goes on by itself; nothing is copied, for nothing is ever changed."""

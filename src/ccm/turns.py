@@ -3,14 +3,17 @@
 first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
 later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
 
-A statement is a turn without M and reply.
+A statement is a turn without M and reply. Text is text: what people write, or a file quotes, never becomes one of the
+tokens that steer a model; it is spelled out in ordinary ones. Separators and chat templates alone have such tokens.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +26,7 @@ from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE, Step
 
 T = TypeVar("T", str, list[int])
+_HALF = re.compile("[\ud800-\udfff]")
 _SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
 
@@ -33,6 +37,37 @@ def make_turns(tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> Turns:
         ConfigError: when the tokenizer lacks what the format needs.
     """
     return {"separators": SeparatorTurns, "chat": TemplateTurns}[form.template](tokenizer, form)
+
+
+def check_text(text: object, what: str = "The text") -> str:
+    """The text, where it is one that a tokenizer can read.
+
+    Raises:
+        InputError: when it is no string, or holds half of a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {text!r}, of type {type(text).__name__}; it must be a string.")
+    if half := _HALF.search(text):
+        raise InputError(
+            f"{what} holds {half[0]!a} at character {half.start()}: half of a surrogate pair, which is no character. "
+            "Was it cut within an emoji? Leave it out."
+        )
+    return text
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that people wrote, without BOS: special tokens that they spell are ordinary text.
+
+    Raises:
+        InputError: when one is no string, or holds half of a surrogate pair.
+    """
+    checked = [check_text(text) for text in texts]
+    return tokenizer(checked, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """As :func:`encode_texts`, of one text."""
+    return encode_texts(tokenizer, [text])[0]
 
 
 class Turns(ABC):
@@ -52,27 +87,45 @@ class Turns(ABC):
         """Token ids of a user's turn, up to where the reply begins.
 
         Raises:
-            InputError: when the text is empty or only white space.
+            InputError: when the text is no string, empty, only white space, or holds half of a surrogate pair.
         """
-        if not text.strip():
-            raise InputError(f"The turn {text!r} is empty; write some text.")
-        return self._first(text) if first else self._later(text)
+        return self._first(self._checked(text)) if first else self._later(self._checked(text))
 
     def statement(self, text: str, *, first: bool) -> Step:
-        """A context step that no reply follows; the targets are the text. In a chat template it is a user's message."""
+        """A context step that no reply follows; the targets are the text. In a chat template it is a user's message.
+
+        Raises:
+            InputError: when the text is no string, or holds half of a surrogate pair.
+        """
         ids, lead, close = self._statement(text, first=first)
         end = len(ids) - close
         return Step(ids, [*[IGNORE] * (lead - 1), *ids[max(lead, 1) : end], *[IGNORE] * (close + 1)])
 
     def exchange(self, text: str, reply: str, *, first: bool) -> Step:
-        """A turn with its reply as one step; the targets are the reply and the EOS after it."""
-        prompt, answer = self.prompt(text, first=first), self.encode_reply(reply)
+        """A turn with its reply as one step, of the past; the targets are the reply and the EOS after it.
+
+        Raises:
+            InputError: as of :meth:`prompt`.
+        """
+        prompt, answer = self._past(self._checked(text), first=first), self.encode_reply(reply)
         targets = [IGNORE] * (len(prompt) - 1) + answer + [self.eos_id]
         return Step(prompt + answer, targets)
 
     def encode_reply(self, reply: str) -> list[int]:
         """Token ids of a reply as the model would write it after a prompt."""
-        return self._encode(reply)
+        return encode_text(self.tokenizer, reply)
+
+    def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
+        """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
+        renders an exchange of the past as it rendered the prompt.
+
+        Args:
+            text: of the user's turn.
+            prompt: its token ids.
+            reply: token ids of the reply.
+            first: whether it is the first turn.
+        """
+        return [*prompt, *reply]
 
     def ends(self, ids: Tensor) -> Tensor:
         """(B, T) bool, whether a turn ends after each of the ids (B, T): where they go on with what begins a later one.
@@ -89,21 +142,38 @@ class Turns(ABC):
             found[(ids[:, : len(begins)] == begins).all(-1), : len(begins)] = False
         return found
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a reply."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int], *, but: int = 0) -> str:
+        """The text of a reply: without special tokens, its last ``but`` characters, and white space around it."""
+        text = self._text(ids, skip_special_tokens=True)
+        return text[: len(text) - but].strip()
 
-    def reply(self, ids: Sequence[int]) -> tuple[str, bool]:
-        """The text of a reply that is being generated, and whether it has ended: by EOS, or where a turn begins."""
-        closing = {self.eos_id, self.tokenizer.eos_token_id}
-        end = next((i for i, token in enumerate(ids) if token in closing), len(ids))
-        text = self.tokenizer.decode([*ids[:end]])  # special tokens, too: a separator may be one
-        cut = min((at for mark in self._marks if (at := text.find(mark)) >= 0), default=len(text))
-        said = text[:cut]
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special:
-                said = said.replace(token.content, "")
-        return said.strip(), end < len(ids) or cut < len(text)
+    def cut(self, ids: Sequence[int]) -> list[int] | None:
+        """The ids of a reply before a next turn that begins within them; None where none does."""
+        text = self._text(ids)
+        at = min((at for mark in self.marks if (at := text.find(mark)) >= 0), default=None)
+        if at is None:
+            return None
+        kept = next(n for n in range(len(ids), -1, -1) if text[:at].startswith(self._text(ids[:n])))
+        return [*ids[:kept], *self._inside(text[len(self._text(ids[:kept])) : at])]
+
+    def pending(self, ids: Sequence[int]) -> int:
+        """How many characters at the end of a reply may turn out to begin a next turn."""
+        text = self._text(ids)
+        lengths = (n for mark in self.marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+        return max(lengths, default=0)
+
+    def _text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        ids = [*ids]
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    def _checked(self, text: str) -> str:
+        if not check_text(text, "The turn").strip():
+            raise InputError(f"The turn {text!r} is empty; write some text.")
+        return text
+
+    def _past(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a turn, up to where its reply begins, once that is of the past."""
+        return self._first(text) if first else self._later(text)
 
     @cached_property
     def _opening(self) -> list[int]:
@@ -116,9 +186,38 @@ class Turns(ABC):
         return _in_common(*map(self._first, _SAMPLES))
 
     @property
-    def _marks(self) -> Sequence[str]:
-        """Texts with which a turn begins."""
+    def marks(self) -> Sequence[str]:
+        """Texts with which a turn begins, so that a reply ends there; white space alone is none."""
         return ()
+
+    @property
+    @abstractmethod
+    def _steering(self) -> str:
+        """All that the format itself writes."""
+
+    @cached_property
+    def _tags(self) -> list[str]:
+        """Tokens of the format, such as of thoughts and tools, that the tokenizer does not hold for special."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return [t.content for t in added if not t.special and t.content.strip() and t.content in self._steering]
+
+    @cached_property
+    def _controls(self) -> list[str]:
+        """Tokens that steer the model."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return [*self._tags, *(token.content for token in added if token.special)]
+
+    def _spelled(self, text: str, *, inside: bool = False) -> list[int]:
+        """Token ids of a text that a user wrote; ``inside``: it stands after other text.
+
+        Tokens that steer the model are spelled out: special ones by the tokenizer, others by being cut apart.
+        """
+        cuts = {found.start() + 1 for tag in self._tags for found in re.finditer(re.escape(tag), text)}
+        pieces = [text[a:b] for a, b in pairwise((0, *sorted(cuts), len(text)))]
+        ids = [] if inside else encode_text(self.tokenizer, pieces.pop(0))
+        for piece in pieces:
+            ids += encode_text(self.tokenizer, "a" + piece)[len(encode_text(self.tokenizer, "a")) :]
+        return ids
 
     @abstractmethod
     def _first(self, text: str) -> list[int]:
@@ -132,12 +231,21 @@ class Turns(ABC):
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         """Token ids of a turn without a reply, and how many of them stand before and after the text."""
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _format(self, text: str) -> list[int]:
+        """Token ids of what is of the format: special tokens are what they say."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+
+    def _inside(self, text: str) -> list[int]:
+        """As :meth:`_format`, of what stands after other text: at the start of a string, some would lose a space."""
+        return self._format("a" + text)[len(self._format("a")) :]
 
 
 class SeparatorTurns(Turns):
     """The authors' format: fixed strings between the turns."""
+
+    @property
+    def _steering(self) -> str:
+        return self.form.separator + self.form.reply_separator
 
     def _first(self, text: str) -> list[int]:
         return [*self._said(text, first=True), *self._reply_separator]
@@ -147,17 +255,17 @@ class SeparatorTurns(Turns):
 
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         ids = self._said(text, first=first)
-        return ids, len(ids) - len(self._encode(text)), 0
+        return ids, len(ids) - len(self._spelled(text)), 0
 
     def _said(self, text: str, *, first: bool) -> list[int]:
         if not first:
-            return [*self._separator, *self._encode(text)]
+            return [*self._separator, *self._spelled(text)]
         bos = self.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *self._encode(self.form.preamble + text)]
+        return [*([] if bos is None else [bos]), *self._spelled(self.form.preamble + text)]
 
     @property
-    def _marks(self) -> Sequence[str]:
-        return [mark for mark in (self.form.separator, self.form.reply_separator) if mark.strip(" ")]
+    def marks(self) -> Sequence[str]:
+        return [mark for mark in (self.form.separator, self.form.reply_separator) if mark.strip()]
 
     @property
     def _opening(self) -> list[int]:
@@ -171,16 +279,14 @@ class SeparatorTurns(Turns):
     def _reply_separator(self) -> list[int]:
         return self._inside(self.form.reply_separator)
 
-    def _inside(self, text: str) -> list[int]:
-        """Tokens of a separator as they stand after other text: at the start of a string, some would lose a space."""
-        return self._encode("a" + text)[len(self._encode("a")) :]
-
 
 class TemplateTurns(Turns):
     """The tokenizer's chat template. A later turn is the difference of two renderings of a conversation.
 
     Templates may render an earlier reply otherwise than the last one, so the two renderings need not share a prefix.
-    They are aligned at a marker in the reply before the turn; what both have after it belongs to that reply.
+    They are aligned at a marker in the reply before the turn; what both have after it belongs to that reply. Where a
+    template opens a thought for the model to go on with, and shows none in replies of the past, those are learned and
+    remembered as it shows them.
     """
 
     _MARKER = "ccm-marker-7c1e"
@@ -193,10 +299,23 @@ class TemplateTurns(Turns):
     @cached_property
     def eos_id(self) -> int:
         """The special token with which the template closes a reply; the tokenizer's EOS where it has none."""
-        closing = self._encode(self._after(self._MARKER, self._render(_reply(self._MARKER), reply_follows=False)))
+        closing = self._format(self._after(self._MARKER, self._render(_reply(self._MARKER), reply_follows=False)))
         if closing and closing[0] in self.tokenizer.added_tokens_decoder:
             return closing[0]
         return super().eos_id
+
+    def encode_reply(self, reply: str) -> list[int]:
+        return super().encode_reply(self._shown(reply))
+
+    def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
+        said = self._text(reply)
+        if self._asks == self._shows and self._shown(said).strip() == said.strip():
+            return super().remembered(text, prompt, reply, first=first)
+        return [*self._past(text, first=first), *self.encode_reply(said)]
+
+    @property
+    def _steering(self) -> str:
+        return str(self.tokenizer.chat_template)
 
     def _first(self, text: str) -> list[int]:
         return self._turn(text, first=True, reply_follows=True)
@@ -204,24 +323,99 @@ class TemplateTurns(Turns):
     def _later(self, text: str) -> list[int]:
         return self._turn(text, first=False, reply_follows=True)
 
+    def _past(self, text: str, *, first: bool) -> list[int]:
+        return self._turn(text, first=first, reply_follows=True, past=True)
+
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         ids, *samples = (self._turn(one, first=first, reply_follows=False) for one in (text, *_SAMPLES))
         return ids, len(_in_common(*samples)), len(_in_common(*(one[::-1] for one in samples)))
 
-    def _turn(self, text: str, *, first: bool, reply_follows: bool) -> list[int]:
+    def _turn(self, text: str, *, first: bool, reply_follows: bool, past: bool = False) -> list[int]:
+        quoted: dict[str, str] = {}
+        preamble = self._held(self.form.preamble, quoted) if first else self.form.preamble
+        user = {"role": "user", "content": self._held(text, quoted)}
         if first:
-            return self._encode(self._render([{"role": "user", "content": text}], reply_follows=reply_follows))
-        marker = self._MARKER
-        while marker in text:
-            marker += "-"
-        before = _reply(marker)
-        after = [*before, {"role": "user", "content": text}]
-        closing = self._after(marker, self._render(before, reply_follows=False))
-        following = self._after(marker, self._render(after, reply_follows=reply_follows))
-        return self._encode(following[len(_in_common(closing, following)) :])
+            rendered = self._render([user], reply_follows=reply_follows, preamble=preamble)
+        else:
+            marker = self._MARKER
+            while marker in text:
+                marker += "-"
+            before = _reply(marker)
+            closing = self._after(marker, self._render(before, reply_follows=False))
+            following = self._after(marker, self._render([*before, user], reply_follows=reply_follows))
+            rendered = following[len(_in_common(closing, following)) :]
+        if past and rendered.endswith(self._asks):
+            rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
+        return self._ids(rendered, quoted)
 
-    def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool) -> str:
-        system = [{"role": "system", "content": self.form.preamble}] if self.form.preamble else []
+    def _held(self, text: str, quoted: dict[str, str]) -> str:
+        """The text as the template is to see it: a mark in its place where it spells a token that steers the model."""
+        core = text.strip()
+        if not any(token in core for token in self._controls):
+            return text
+        mark = f"ccm-quoted-{len(quoted)}"
+        while mark in self.form.preamble or mark in text:
+            mark += "-"
+        quoted[mark] = core
+        return text.replace(core, mark)
+
+    def _ids(self, rendered: str, quoted: Mapping[str, str]) -> list[int]:
+        """Token ids of a rendering, in which marks stand for the quoted texts."""
+        ids: list[int] = []
+        for mark, text in quoted.items():
+            before, found, rendered = rendered.partition(mark)
+            if not found:
+                raise InputError(
+                    f"The text {text!r} spells a token of the chat template, which does not show it as it is; write it "
+                    "otherwise."
+                )
+            ids += self._inside(before) if ids else self._format(before)
+            ids += self._spelled(text, inside=True)
+        return [*ids, *(self._inside(rendered) if ids else self._format(rendered))]
+
+    @cached_property
+    def _asks(self) -> str:
+        """What the template writes for a reply to go on with, beyond what it shows before one of the past."""
+        return self._leads[0]
+
+    @cached_property
+    def _shows(self) -> str:
+        """What it shows before a reply of the past instead."""
+        return self._leads[1]
+
+    @cached_property
+    def _leads(self) -> tuple[str, str]:
+        hello, _ = _reply("")
+        asked = self._render([hello], reply_follows=True)
+        shown = self._around_reply[0]
+        common = len(_in_common(asked, shown))
+        return asked[common:], shown[common:]
+
+    @cached_property
+    def _around_reply(self) -> tuple[str, str]:
+        """What the template writes before and after a reply of the past."""
+        before, found, after = self._exchanged(self._MARKER).rpartition(self._MARKER)
+        if not found:
+            raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
+        return before, after
+
+    def _shown(self, reply: str) -> str:
+        """A reply as the template shows it once it is of the past, such as without its thought."""
+        before, after = self._around_reply
+        rendered = self._exchanged(reply)
+        whole = len(rendered) >= len(before) + len(after)
+        if whole and rendered.startswith(before) and rendered.endswith(after):
+            return rendered[len(before) : len(rendered) - len(after)]
+        return reply
+
+    def _exchanged(self, reply: str) -> str:
+        """A rendered conversation with a reply that another turn follows."""
+        hello, said = _reply(reply)
+        return self._render([hello, said, hello], reply_follows=False)
+
+    def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool, preamble: str | None = None) -> str:
+        content = self.form.preamble if preamble is None else preamble
+        system = [{"role": "system", "content": content}] if content else []
         try:
             return self.tokenizer.apply_chat_template(
                 system + messages, tokenize=False, add_generation_prompt=reply_follows

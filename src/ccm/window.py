@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
 
 from ccm.base import entry_sizes
+from ccm.config import check_count
 from ccm.conversation import Past, Talk
 from ccm.errors import ConfigError, InputError
 from ccm.evictions import StreamSettings
+from ccm.generation import Read
 from ccm.model import CCMModel
 from ccm.sampling import Sampling
 from ccm.streaming import StreamingMemory
@@ -92,34 +94,37 @@ class WindowConversation(Talk):
         return Past(held.evictions, stream.tokens, stream.entries, recent, stream.nbytes, entry, window)
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long.
-
-        Raises:
-            InputError: before anything is generated, when the text is empty.
-        """
-        prompt = self.turns.prompt(text, first=not self.stream.tokens)
-        stream = self.stream.fork()
-        reply: list[int] = []
-        yield from self._stream(stream, prompt, reply)
-        self._earlier.append((self.stream, self._text))
+        """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long."""
+        begun, first = self.stream, not self.stream.tokens
+        prompt, stream = self._prompt(text, first=first), begun.fork()
+        reply, pieces = self._reply(_reader(stream), prompt, begun.tokens, self.sampling.max_new_tokens)
+        yield from pieces
+        self._check_same(self.stream, begun)
+        step = self.turns.remembered(text, prompt, reply.ids, first=first)
+        seen = [*prompt, *reply.said[:-1]]
+        if step[: len(seen)] != seen:
+            stream, seen = begun.fork(), []
+        if rest := step[len(seen) :]:
+            stream.feed(torch.tensor([rest]))
+        self._earlier.append((begun, self._text))
         self.stream = stream
         if self._text is not None:
-            whole = (*self._text, *prompt, *reply)
+            whole = (*self._text, *step)
             self._text = whole if len(whole) <= self.model.max_positions else None  # nothing grows without end
-        self.last = self._report(self.turns.decode(reply), len(prompt) + len(reply))
+        self.last = self._report(reply.text, len(step))
 
     def compare(self, text: str) -> dict[str, str | None]:
-        alone = self.turns.prompt(text, first=True)
-        prompt = self.turns.prompt(text, first=False) if self.stream.tokens else alone
+        alone = self._prompt(text, first=True)
+        prompt = self._prompt(text, first=False) if self.stream.tokens else alone
         return {
-            "memory": self._reply(self.stream.fork(), prompt),
-            "full": self._reply_in_full(prompt),
-            "none": self._reply(self._new(), alone),
+            "memory": self._answer(self.stream.fork(), prompt),
+            "full": self._answer_in_full(prompt),
+            "none": self._answer(self._new(), alone),
         }
 
     def undo(self, count: int = 1) -> None:
         kept = len(self._earlier)
-        if not 1 <= count <= kept:
+        if not 1 <= check_count(count, "count") <= kept:
             raise InputError(
                 f"Cannot take {count} exchange{'s' * (count != 1)} back, {kept} at most: of a conversation with a "
                 f"window the last {UNDO} are kept, and none from before one was loaded. Load an earlier one, or reset."
@@ -154,49 +159,18 @@ class WindowConversation(Talk):
         """(B, T) where exchanges of the recent text (B, T) end; the oldest first."""
         return self.turns.ends(ids) * torch.arange(ids.shape[1], 0, -1, device=ids.device)
 
-    def _reply(self, stream: StreamingMemory, prompt: list[int]) -> str:
-        reply: list[int] = []
-        for _ in self._stream(stream, prompt, reply):
-            pass
-        return self.turns.decode(reply)
+    def _answer(self, stream: StreamingMemory, prompt: list[int]) -> str:
+        return self._whole(_reader(stream), prompt, stream.tokens, self.sampling.max_new_tokens)
 
-    def _reply_in_full(self, prompt: list[int]) -> str | None:
+    def _answer_in_full(self, prompt: list[int]) -> str | None:
         """The reply with all text before it in view; None where that is not known, or leaves no room for a reply."""
         room = self.model.max_positions - 1
         if self._text is None or len(self._text) + len(prompt) + self.sampling.max_new_tokens > room:
             return None
         whole = StreamSettings(room, span=1, memory_size=0, sink=0, evict="window")
-        return self._reply(StreamingMemory(self.model, whole), [*self._text, *prompt])
-
-    def _stream(self, stream: StreamingMemory, prompt: list[int], reply: list[int]) -> Generator[str, None, None]:
-        """Yield text as it is generated; the stream reads it, too. Fills ``reply`` with its ids, without the EOS."""
-        if self.sampling.seed is not None:
-            torch.manual_seed(self.sampling.seed + stream.tokens)
-        pieces = _Pieces(self.tokenizer, skip_special_tokens=True)
-        logits = stream.feed(torch.tensor([prompt]))[:, -1]
-        while len(reply) < self.sampling.max_new_tokens:
-            token = self.sampling.choose(logits, torch.tensor([[*prompt, *reply]], device=logits.device))
-            if (new := int(token)) == self.turns.eos_id:
-                break
-            reply.append(new)
-            pieces.put(token.cpu())
-            yield from pieces.taken()
-            logits = stream.feed(token[:, None])[:, -1]
-        pieces.end()
-        yield from pieces.taken()
+        return self._answer(StreamingMemory(self.model, whole), [*self._text, *prompt])
 
 
-class _Pieces(TextStreamer):
-    """Text of tokens, as soon as no token that follows can change it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, **options: bool) -> None:
-        super().__init__(tokenizer, **options)
-        self._ready: list[str] = []
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._ready.append(text)
-
-    def taken(self) -> list[str]:
-        """The texts that came since the last time."""
-        ready, self._ready = self._ready, []
-        return [text for text in ready if text]
+def _reader(stream: StreamingMemory) -> Read:
+    """Reads on in a stream; see :mod:`ccm.generation`."""
+    return lambda ids: stream.feed(ids)[:, -1]

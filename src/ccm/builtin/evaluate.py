@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ccm.builtin import words
 from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, untold_question
 from ccm.errors import InputError
+from ccm.generation import Reply, end_ids, replies_to
 from ccm.memory import Memory
 from ccm.model import CCMModel
 from ccm.turns import Turns, make_turns
@@ -144,15 +145,14 @@ def _exchange(
     """One line of every conversation: the replies, and the memory with the exchange in it."""
     starts = memory.offset.tolist()
     prompts = [turns.prompt(turn.user, first=at == 0) for turn, at in zip(step, starts, strict=True)]
-    ids, mask = _padded(prompts)
-    eos = turns.eos_id
-    output = model.generate(
-        memory, ids, mask, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos
-    )
-    replies = [row[: row.index(eos)] if eos in row else row for row in output.tolist()]
+    ends = end_ids(model.base, turns.tokenizer)
+    replies = [Reply(turns, ends, MAX_REPLY) for _ in prompts]
+    cache = model.close(memory).cache()
     with torch.no_grad():
-        memory = model.compress(memory, *_padded([p + r for p, r in zip(prompts, replies, strict=True)]))
-    return [turns.decode(reply) for reply in replies], memory
+        logits = model.read(memory, *_padded(prompts), cache, last=True)[:, -1]
+        replies_to(logits, model.reader(memory, cache), replies)
+        memory = model.compress(memory, *_padded([p + r.ids for p, r in zip(prompts, replies, strict=True)]))
+    return [reply.text for reply in replies], memory
 
 
 def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

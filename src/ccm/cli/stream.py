@@ -56,7 +56,7 @@ def stream(
         offset=offset,
         tokens=tokens,
         generate=generate,
-        choose=Sampling(**asdict(sampling)).choose,
+        sampling=Sampling(**asdict(sampling)),
         **asdict(base),
     )
     run(asked, output, sampling.seed, as_json=json)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import ccm
 from ccm.console import plain_console, quiet, size
 from ccm.errors import CCMError, InputError
+from ccm.generation import Read, Reply, end_ids, reply_to
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.memory import Memory
 from ccm.model import CCMModel, check_decoder
@@ -92,33 +94,35 @@ def _parallel(
 ) -> tuple[str, float]:
     """Greedy reply and loss, every token from a pass over the whole unrolled context."""
 
-    def logits(ids: list[int], targets: list[int]) -> Any:
+    def whole(ids: list[int], targets: list[int]) -> Any:
         layout = build_layout([Sample(steps, Step(ids, targets))], model.config, model.rule, pad_id=0)
         return model(layout.to(model.device))
 
-    reply: list[int] = []
-    while len(reply) < MAX_REPLY:
-        ids = prompt + reply
-        last = [IGNORE] * (len(ids) - 1) + [turns.eos_id]  # any target: it asks for the logits of this column
-        token = int(logits(ids, last).logits.argmax())  # (1, V): at the one target
-        if token == turns.eos_id:
-            break
-        reply.append(token)
-    loss = logits(prompt + answer[:-1], [IGNORE] * (len(prompt) - 1) + answer).loss
-    return turns.decode(reply), float(loss)
+    said: list[int] = []
+
+    def read(ids: Tensor) -> Tensor:
+        said.extend(ids[0].tolist())
+        last = [IGNORE] * (len(said) - 1) + [turns.eos_id]  # any target: it asks for the logits of this column
+        return whole(said, last).logits  # (1, V): at the one target
+
+    loss = whole(prompt + answer[:-1], [IGNORE] * (len(prompt) - 1) + answer).loss
+    return _reply(model, turns, prompt, read), float(loss)
 
 
 def _online(model: CCMModel, turns: Turns, memory: Memory, prompt: list[int], answer: list[int]) -> tuple[str, float]:
     """Greedy reply and loss of what follows a memory."""
-    eos = turns.eos_id
-    ids = torch.tensor([prompt], device=model.device)
-    output = model.generate(memory, ids, max_new_tokens=MAX_REPLY, do_sample=False, eos_token_id=eos, pad_token_id=eos)[
-        0
-    ].tolist()
     whole = torch.tensor([prompt + answer[:-1]], device=model.device)
     logits = model.read(memory, whole)[0, len(prompt) - 1 :]
     loss = cross_entropy(logits.float(), torch.tensor(answer, device=model.device))
-    return turns.decode([token for token in output if token != eos]), float(loss)
+    read = model.reader(memory, model.close(memory).cache())
+    return _reply(model, turns, prompt, read), float(loss)
+
+
+def _reply(model: CCMModel, turns: Turns, prompt: list[int], read: Read) -> str:
+    reply = Reply(turns, end_ids(model.base, turns.tokenizer), MAX_REPLY)
+    for _ in reply_to(prompt, read, reply):
+        pass
+    return reply.text
 
 
 def _show(context: list[str], question: str, expected: str, rows: dict[str, tuple[str, float]], memory: Memory) -> None:

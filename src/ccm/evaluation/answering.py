@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ccm.data.questions import Question
 from ccm.encoder_memory import EncoderMemory
+from ccm.generation import Read, Reply, end_ids, replies_to
 from ccm.memory import Memory, MemoryCache
 from ccm.model import CCMModel
 from ccm.seq2seq import CCMEncoderDecoder
 from ccm.turns import Turns
 
 Sums = Sequence[Sequence[float]]  # of each question, the log-likelihood of each answer
-Replies = Sequence[Sequence[int]]  # of each question, the token ids of a reply; none where none was asked for
 
 
 class Answering(ABC):
@@ -36,16 +36,24 @@ class Answering(ABC):
         self.model, self.turns, self.most = model, turns, most
 
     @abstractmethod
-    def read(self, memory: Any, questions: Sequence[Question]) -> tuple[Sums, Replies]:
-        """All answers, and replies, after a closed memory of B contexts; every question has as many answers."""
+    def read(self, memory: Any, questions: Sequence[Question]) -> tuple[Sums, Sequence[Reply]]:
+        """All answers after a closed memory of B contexts, and replies where they are asked for.
+
+        Every question has as many answers.
+        """
 
     @abstractmethod
     def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Log-likelihoods of answers after what is said before them, of the model without a memory."""
 
-    def _ended(self, reply: Sequence[int]) -> bool:
-        assert self.turns is not None
-        return len(reply) >= self.most or self.turns.reply([*reply])[1]
+    def _replies(self, logits: Tensor, read: Read) -> list[Reply]:
+        """The likeliest reply of each row, from the logits (B, V) of its first token on, where replies are asked for."""
+        if self.turns is None:
+            return []
+        ends = end_ids(self.model.base, self.turns.tokenizer)
+        replies = [Reply(self.turns, ends, self.most) for _ in logits]
+        replies_to(logits, read, replies)
+        return replies
 
 
 class DecoderAnswering(Answering):
@@ -53,12 +61,12 @@ class DecoderAnswering(Answering):
 
     model: CCMModel
 
-    def read(self, memory: Memory, questions: Sequence[Question]) -> tuple[Sums, Replies]:
+    def read(self, memory: Memory, questions: Sequence[Question]) -> tuple[Sums, Sequence[Reply]]:
         ids, mask = (x.to(self.model.device) for x in padded([question.query for question in questions]))
         cache = memory.cache()
         first = self.model.read(memory, ids, mask, cache, last=True)
         read = torch.cat([memory.mask, mask], dim=1)
-        replies = self._generate(cache.fork(), first, read)
+        replies = self._replies(first[:, -1], self.model.reader(memory, cache.fork()))
         return self._likelihoods(cache, first, read, [question.answers for question in questions]), replies
 
     def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
@@ -107,32 +115,20 @@ class DecoderAnswering(Answering):
         sums = [likelihood(row, answer) for row, answer in zip(by_token, flat, strict=True)]
         return [sums[i : i + choices] for i in range(0, len(sums), choices)]
 
-    def _generate(self, cache: MemoryCache, logits: Tensor, read: Tensor) -> list[list[int]]:
-        """The likeliest tokens after what was read, of each row up to its end; arguments as of :meth:`_likelihoods`."""
-        replies: list[list[int]] = [[] for _ in read]
-        going = [*range(len(replies))]
-        while self.turns and going:
-            tokens = logits[:, -1:].argmax(-1)
-            for i in going:
-                replies[i].append(int(tokens[i]))
-            going = [i for i in going if not self._ended(replies[i])]
-            if going:  # rows that have ended go along, unheard
-                read = torch.cat([read, read.new_ones(len(read), 1)], dim=1)
-                output = self.model.base(input_ids=tokens, attention_mask=read.long(), past_key_values=cache)
-                logits = output.logits[..., : self.model.vocab_size]
-        return replies
-
 
 class EncoderDecoderAnswering(Answering):
     """Of an encoder-decoder: the encoder reads the query, the decoder says the answer."""
 
     model: CCMEncoderDecoder
 
-    def read(self, memory: EncoderMemory, questions: Sequence[Question]) -> tuple[Sums, Replies]:
+    def read(self, memory: EncoderMemory, questions: Sequence[Question]) -> tuple[Sums, Sequence[Reply]]:
         hidden, seen = self.model.ask(memory, *padded([question.query for question in questions]))
         choices, flat = len(questions[0].answers), [answer for question in questions for answer in question.answers]
         sums = self._said(hidden.repeat_interleave(choices, 0), seen.repeat_interleave(choices, 0), flat)
-        return [sums[i : i + choices] for i in range(0, len(sums), choices)], self._generate(hidden, seen)
+        read = self.model.speaker(hidden, seen)
+        start = torch.full((len(seen), 1), self.model.base.config.decoder_start_token_id)
+        replies = self._replies(read(start), read) if self.turns else []
+        return [sums[i : i + choices] for i in range(0, len(sums), choices)], replies
 
     def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         blank = self.model.empty_memory(len(texts))
@@ -141,12 +137,6 @@ class EncoderDecoderAnswering(Answering):
     def _said(self, hidden: Tensor, seen: Tensor, answers: Sequence[Sequence[int]]) -> list[float]:
         logits = self.model.decode(hidden, seen, padded(answers, after=True)[0])
         return [likelihood(row[: len(answer)], answer) for row, answer in zip(logits, answers, strict=True)]
-
-    def _generate(self, hidden: Tensor, seen: Tensor) -> Replies:
-        if self.turns is None:
-            return [[] for _ in seen]
-        said = self.model.say(hidden, seen, max_new_tokens=self.most, do_sample=False).tolist()
-        return [row[: next(n for n in range(1, len(row) + 1) if n == len(row) or self._ended(row[:n]))] for row in said]
 
 
 def answering(model: CCMModel | CCMEncoderDecoder, turns: Turns | None, most: int) -> Answering:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ccm.errors import DataError
 from ccm.evaluation.kept import Folder, ending, read_kept, write_lines
-from ccm.evaluation.texts import Reply
+from ccm.evaluation.texts import JudgedReply
 from ccm.files import save_json
 
 NOT_FINITE = "a likelihood is not a finite number"  # why a question was left out
@@ -111,7 +111,7 @@ class Kept(Folder):
             return None
         return read_kept(path, _result)
 
-    def write(self, place: Path | None, result: Result, replies: Sequence[Reply] = ()) -> None:
+    def write(self, place: Path | None, result: Result, replies: Sequence[JudgedReply] = ()) -> None:
         """Keep a result, and first the replies behind it, for people to read."""
         if self.folder is None or place is None:
             return

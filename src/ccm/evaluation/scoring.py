@@ -19,7 +19,8 @@ from ccm.data.questions import Question
 from ccm.errors import ConfigError, InputError
 from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.metrics import Likelihood
-from ccm.evaluation.texts import Reply, judge
+from ccm.evaluation.texts import JudgedReply, judge
+from ccm.generation import Reply
 from ccm.memory import Memory
 from ccm.model import CCMModel, check_decoder
 from ccm.seq2seq import CCMEncoderDecoder
@@ -50,7 +51,7 @@ class Scored:
     peak: int
     kv_bytes: int
     peak_bytes: int
-    reply: Reply | None = None
+    reply: JudgedReply | None = None
 
     @property
     def finite(self) -> bool:
@@ -137,12 +138,13 @@ class Scorer:
         size = memory.entry_nbytes
         scored = []
         for i, (question, entries) in enumerate(zip(questions, memory.entries, strict=True)):
-            longest = max(map(len, (*question.answers, replies[i])))
+            reply = replies[i] if replies else None
+            longest = max(map(len, (*question.answers, reply.said if reply else ())))
             peak = max(peaks[i], entries + len(question.query) + longest - 1)
             rows = zip(sums[i], question.answers, own[i], strict=True)
             answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
             held = (entries, peak, entries * size, peak * size)
-            scored.append(Scored(question.task, question.right, answers, *held, self._judged(question, replies[i])))
+            scored.append(Scored(question.task, question.right, answers, *held, self._judged(question, reply)))
         return scored
 
     def _now(self) -> float:
@@ -168,13 +170,12 @@ class Scorer:
                 memory = self.fold(before, memory, config.n_tok)
         return model.close(memory), peaks
 
-    def _judged(self, question: Question, ids: Sequence[int]) -> Reply | None:
-        if self.turns is None:
+    def _judged(self, question: Question, reply: Reply | None) -> JudgedReply | None:
+        if self.turns is None or reply is None:
             return None
-        reply, _ = self.turns.reply(ids)
-        asked, right = (self.turns.decode([*x]) for x in (question.query, question.answers[question.right]))
+        asked, right = (self.turns.decode(x) for x in (question.query, question.answers[question.right]))
         references = question.references or [right]
-        return Reply(question.task, asked, references, reply, judge(reply, references, question.judged))
+        return JudgedReply(question.task, asked, references, reply.text, judge(reply.text, references, question.judged))
 
     def _check_end(self, memory: Any, questions: list[Question]) -> None:
         for offset, question in zip(memory.offset.tolist(), questions, strict=True):

@@ -19,9 +19,12 @@ from ccm.errors import ConfigError, DataError
 from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
 from ccm.evictions import StreamSettings
+from ccm.generation import end_ids
 from ccm.model import CCMModel
 from ccm.quantization import Quantization
-from ccm.streaming import Choose, StreamingMemory, greedy
+from ccm.sampling import Sampling
+from ccm.streaming import StreamingMemory
+from ccm.turns import encode_text
 
 ENDINGS = (".txt", ".txt.gz")
 BUILTIN_RULES = ("concat",)  # of the built-in model, where none is named
@@ -57,7 +60,7 @@ class StreamRun:
         offset: the first token that is read, after BOS.
         tokens: how many; 0 is all.
         generate: new tokens after the end of each text.
-        choose: how these are chosen.
+        sampling: how these are chosen; greedily where None.
         n_tok, device, dtype, quantize: as of ``ccm.load``.
     """
 
@@ -70,7 +73,7 @@ class StreamRun:
     offset: int = 0
     tokens: int = 0
     generate: int = 0
-    choose: Choose = greedy
+    sampling: Sampling | None = None
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
@@ -157,7 +160,7 @@ def read_texts(files: Sequence[Path]) -> dict[str, str]:
 
 def _cut(run: StreamRun, name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(1, T) the tokens of a text that are read, BOS before them."""
-    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids = encode_text(tokenizer, text)
     if run.offset >= len(ids):
         raise DataError(f"{name} has {len(ids)} tokens; an offset of {run.offset} leaves none of them.")
     read = ids[run.offset : run.offset + run.tokens if run.tokens else None]
@@ -197,7 +200,7 @@ def _read(
             saved = time.monotonic()
         tell(result)
     if run.generate:
-        said = stream.generate(run.generate, run.choose, eos_id=tokenizer.eos_token_id)
+        said = stream.generate(run.generate, run.sampling, ends=end_ids(model.base, tokenizer))
         result = replace(result, continued=tokenizer.decode(said[0].tolist(), skip_special_tokens=True))
         kept.write(place, result)
     return result

@@ -34,7 +34,7 @@ _ARTICLES, _ARTICLES_AND = re.compile(r"\b(a|an|the)\b"), re.compile(r"\b(a|an|t
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgedReply:
     """A generated reply, and what is made of it.
 
     Attributes:
@@ -63,7 +63,7 @@ def judge(reply: str, references: Sequence[str], how: Judged = "words") -> dict[
     return {name: max(figures[name] for figures in every) for name in FIGURES}
 
 
-def means(replies: Sequence[Reply]) -> dict[str, float]:
+def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
     """The plain mean of each figure; none of no replies."""
     return {name: sum(r.figures[name] for r in replies) / len(replies) for name in FIGURES} if replies else {}
 

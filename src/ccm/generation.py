@@ -1,0 +1,142 @@
+"""Generation: the one loop that decodes tokens, and the replies that they become.
+
+tokens   logits -> id -> read(id) -> logits -> ...       without end, of one row or a batch
+Reply    id, id, ... -> which belong to the reply, whether it has ended, what of its text can be shown
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ccm.errors import ConfigError
+from ccm.sampling import Sampling
+from ccm.turns import Turns
+
+Read = Callable[[Tensor], Tensor]  # ids (B, T), which follow what was read -> logits (B, V) of the token after them
+_BROKEN = "\ufffd"  # what decoders write for a character whose bytes are not all there
+
+
+@torch.no_grad()
+def tokens(
+    logits: Tensor,
+    read: Read,
+    sampling: Sampling | None = None,
+    *,
+    before: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Yield the ids (B,) of one token after the other, without end; each is read when the next one is asked for.
+
+    Args:
+        logits: (B, V) of the first token.
+        read: reads a token of each row.
+        sampling: how tokens are chosen; greedily where None.
+        before: (B, T) the ids that the repetition penalty is about, beside those that follow.
+        generator: of the sampling; torch's own where None.
+    """
+    sampling = sampling or Sampling()
+    said = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device) if before is None else before
+    while True:
+        chosen = sampling.choose(logits, said, generator)
+        yield chosen
+        said = torch.cat([said, chosen[:, None]], dim=1)
+        logits = read(chosen[:, None])
+
+
+def end_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends what a model writes: the tokenizer's EOS, and all that the model's settings name.
+
+    Of those settings (``generation_config.json``) nothing else is taken over: how tokens are chosen, how many, and how
+    they are computed, is said by :class:`Sampling` and by the memory.
+
+    Raises:
+        ConfigError: when what they name are no token ids.
+    """
+    named = base.generation_config.eos_token_id if base.generation_config else None
+    ids = [*(named if isinstance(named, list | tuple) else [named]), tokenizer.eos_token_id]
+    found = [token for token in ids if token is not None]
+    if wrong := [token for token in found if isinstance(token, bool) or not isinstance(token, int) or token < 0]:
+        raise ConfigError(
+            f"The model's generation_config.json names {wrong[0]!r} as the end of a reply (eos_token_id); it must be a "
+            "token id, or a list of them."
+        )
+    return frozenset(found)
+
+
+class Reply:
+    """A reply that is being generated, id by id.
+
+    Args:
+        turns: how turns are written: a reply ends where a next turn begins, or by its closing token.
+        ends: further tokens that end it (see :func:`end_ids`).
+        most: tokens that it has at most.
+
+    Attributes:
+        said: all ids that came, the one that ended it included.
+        ids: those of the reply itself.
+        text: what of it can be shown: pieces that no later id changes, all of it once it has ended.
+        ended: whether nothing can follow.
+    """
+
+    def __init__(self, turns: Turns, ends: Collection[int], most: int) -> None:
+        self._turns, self._ends, self._most = turns, {*ends, turns.eos_id}, most
+        self.said: list[int] = []
+        self.ids: list[int] = []
+        self.text = ""
+        self.ended = False
+
+    def add(self, token: int) -> str:
+        """Take the next id, unless the reply has ended; returns the piece of text that can be shown now."""
+        if self.ended:
+            return ""
+        self.said.append(token)
+        if token in self._ends:
+            self.ended = True
+        else:
+            self.ids.append(token)
+            before = self._turns.cut(self.ids)
+            self.ids = self.ids if before is None else before
+            self.ended = before is not None or len(self.said) >= self._most
+        text = self._turns.decode(self.ids)
+        if not self.ended:  # a character may want more bytes, and a next turn may begin
+            text = self._turns.decode(self.ids, but=self._turns.pending(self.ids)).rstrip(_BROKEN).rstrip()
+        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        self.text += piece
+        return piece
+
+
+def reply_to(
+    prompt: Sequence[int],
+    read: Read,
+    reply: Reply,
+    sampling: Sampling | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Generator[str, None, None]:
+    """Yield the pieces of a reply to the token ids of a prompt, which fills ``reply``.
+
+    Its last token is not read; ``read`` puts what it is given on its own device.
+    """
+    ids = torch.tensor([[*prompt]])
+    logits = read(ids)
+    for chosen in tokens(logits, read, sampling, before=ids.to(logits.device), generator=generator):
+        if piece := reply.add(int(chosen)):
+            yield piece
+        if reply.ended:
+            return
+
+
+def replies_to(logits: Tensor, read: Read, replies: Sequence[Reply], sampling: Sampling | None = None) -> None:
+    """Fill a reply for each row of a batch, after the logits (B, V) of their first tokens.
+
+    Rows that have ended go along, unheard.
+    """
+    for chosen in tokens(logits, read, sampling):
+        for reply, token in zip(replies, chosen.tolist(), strict=True):
+            reply.add(token)
+        if all(reply.ended for reply in replies):
+            return
