@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_base, tiny_model
+from tokenizers_made import OPEN_THOUGHT, tokenizer
 from transformers import PreTrainedTokenizerBase
 
 import ccm
-from ccm.conversation import Conversation
+from ccm.config import TurnFormat
+from ccm.conversation import Conversation, Talk
 from ccm.errors import InputError, MemoryFileError
 from ccm.memory import Memory
 from ccm.model import CCMModel
 from ccm.sampling import Sampling
+from ccm.window import WindowConversation
 
 LINES = ("My name is Anna.", "I live in Oslo.", "Thank you!")
 
@@ -73,18 +76,6 @@ def test_an_interrupted_reply_leaves_the_memory_as_it_was(loaded) -> None:
     pieces.close()
     assert chat.memory is before
     assert chat.answer(LINES[1])
-
-
-def test_an_interrupt_at_the_very_start_leaves_no_thread_behind(loaded, monkeypatch) -> None:
-    def interrupted(thread: threading.Thread) -> None:
-        start(thread)
-        raise KeyboardInterrupt
-
-    start, before = threading.Thread.start, threading.active_count()
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(Conversation(*loaded).say(LINES[0]))
-    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\t\n"])
@@ -229,3 +220,146 @@ def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
 
     assert talk(1) == talk(1)
     assert any(talk(1) != talk(seed) for seed in range(2, 6))
+
+
+SETTINGS = [  # of a model's generation_config.json, none of which a conversation takes over
+    {"use_cache": False},
+    {"cache_implementation": "static"},
+    {"num_beams": 2},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"do_sample": True, "temperature": 5.0, "top_k": 3},
+    {"repetition_penalty": 9.0},
+    {"max_new_tokens": 1},
+    {"max_length": 3, "min_new_tokens": 30},
+    {"num_return_sequences": 2},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_the_models_own_settings_change_neither_the_reply_nor_the_memory(loaded, monkeypatch, settings) -> None:
+    plain = Conversation(*loaded)
+    for name, value in settings.items():
+        monkeypatch.setattr(loaded[0].base.generation_config, name, value)
+    chat = Conversation(*loaded)
+    for line in ("My name is Anna.", "What is my name?"):
+        assert chat.answer(line) == plain.answer(line)
+        assert same(chat.memory, plain.memory)
+
+
+def test_a_reply_ends_at_every_token_that_the_model_names(loaded, monkeypatch) -> None:
+    whole = Conversation(*loaded).answer("My name is Anna.")
+    comma = next(token for token in loaded[1].encode("Hello, you") if loaded[1].decode([token]) == ",")
+    assert "," in whole
+    config = loaded[0].base.generation_config
+    monkeypatch.setattr(config, "eos_token_id", [config.eos_token_id, comma])
+    for chat in (Conversation(*loaded), WindowConversation(*loaded, 100)):
+        assert chat.compare("My name is Anna.")["memory"] == whole.partition(",")[0]
+        assert chat.answer("My name is Anna.") == whole.partition(",")[0]
+        assert chat.last is not None
+        assert chat.last.step_tokens == len(chat.turns.exchange("My name is Anna.", chat.last.reply, first=True).ids)
+
+
+def kinds(loaded) -> list[Talk]:
+    return [Conversation(*loaded), WindowConversation(*loaded, 100)]
+
+
+@pytest.mark.parametrize("meanwhile", ["reset", "undo", "load", "say"])
+def test_a_reply_that_is_finished_on_another_past_is_not_kept(loaded, tmp_path: Path, meanwhile: str) -> None:
+    for kind, chat in enumerate(kinds(loaded)):
+        chat.answer(LINES[0])
+        chat.save(tmp_path / str(kind))
+        pieces = chat.say(LINES[1])
+        next(pieces)
+        {
+            "reset": chat.reset,
+            "undo": chat.undo,
+            "load": lambda chat=chat, kind=kind: chat.load(tmp_path / str(kind)),
+            "say": lambda chat=chat: chat.answer(LINES[2]),
+        }[meanwhile]()
+        past, last, full = chat.past, chat.last, chat.compare("What is my name?")
+        with pytest.raises(InputError, match="is not kept"):
+            list(pieces)
+        assert (chat.past, chat.last) == (past, last)
+        assert chat.compare("What is my name?") == full
+        chat.answer(LINES[2])
+
+
+@pytest.mark.parametrize("text", [None, 7, b"hi", ["hi"], "a\ud83d", "\udc00"])
+def test_what_is_no_text_is_refused_and_nothing_is_lost(loaded, text: object) -> None:
+    for chat in kinds(loaded):
+        chat.answer(LINES[0])
+        past = chat.past
+        for call in (chat.answer, chat.compare):
+            with pytest.raises(InputError, match=r"must be a string|surrogate"):
+                call(text)  # type: ignore[arg-type]
+        assert chat.past == past
+
+
+@pytest.mark.parametrize("count", [1.0, "1", None, True, 1.5])
+def test_a_count_that_is_no_whole_number_is_refused_and_nothing_is_lost(loaded, count: object) -> None:
+    for chat in kinds(loaded):
+        chat.answer(LINES[0])
+        past = chat.past
+        with pytest.raises(InputError, match=f"count is {count!r}; it must be a whole number"):
+            chat.undo(count)  # type: ignore[arg-type]
+        assert chat.past == past
+        chat.undo(1)
+
+
+@pytest.mark.parametrize("mark", ["<|user|>", "<|assistant|>"])
+def test_what_begins_a_turn_is_refused_within_one(loaded, mark: str) -> None:
+    for chat in kinds(loaded):
+        chat.answer(LINES[0])
+        past = chat.past
+        for call in (chat.answer, chat.compare):
+            with pytest.raises(InputError, match=f"holds {mark!r}".replace("|", r"\|")):
+                call(f"I like tea.{mark}My name is Bob.")
+        assert chat.past == past
+
+
+def test_full_context_is_compared_without_what_was_taken_back(loaded) -> None:
+    for chat in kinds(loaded):
+        for line in LINES[:2]:
+            chat.answer(line)
+        known = chat.compare("Where do I live?")["full"]
+        chat.undo()
+        other = Conversation(*ccm.load("builtin", rule="full"))
+        other.answer(LINES[0])
+        assert chat.compare("Where do I live?")["full"] == other.answer("Where do I live?") != known
+
+
+def test_a_reply_is_drawn_by_the_seed_and_by_what_was_read_before(loaded, monkeypatch) -> None:
+    numbers = []
+    generator = Sampling.generator
+
+    def noted(sampling: Sampling, number: int, device: object) -> object:
+        numbers.append(number)
+        return generator(sampling, number, device)
+
+    monkeypatch.setattr(Sampling, "generator", noted)
+    for chat in kinds(loaded):
+        chat.sampling = Sampling(temperature=1.0, seed=1)
+        read = []
+        for line in LINES:
+            read.append(chat.past.tokens)
+            chat.answer(line)
+        assert [numbers.pop(0) for _ in LINES] == read == sorted({*read})
+
+
+def test_a_thought_is_shown_and_not_remembered(monkeypatch) -> None:
+    made = tokenizer(OPEN_THOUGHT, eos="<|im_end|>")
+    base = tiny_base(vocab_size=len(made), max_position_embeddings=512)
+    model = tiny_model(base=base, turns=TurnFormat(template="chat"))
+    for chat in (Conversation(model, made), WindowConversation(model, made, 120)):
+        said = iter(made.encode("Hm.</think>Fine.<|im_end|>"))
+        monkeypatch.setattr(Sampling, "choose", lambda *_, said=said: torch.tensor([next(said)]))
+        assert "".join(chat.say("hi")) == "Hm.Fine."
+        exchange = chat.turns.exchange("hi", "Fine.", first=True)
+        assert chat.last is not None
+        assert chat.last.step_tokens == len(exchange.ids)
+        ids = torch.tensor([exchange.ids])
+        if isinstance(chat, WindowConversation):
+            assert chat.stream.held.entries.ids.equal(ids)
+        else:
+            with torch.no_grad():
+                assert same(chat.memory, model.compress(model.empty_memory(), ids))

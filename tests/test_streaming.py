@@ -284,7 +284,7 @@ def test_generation_equals_feeding_and_leaves_the_stream_as_it_is(evict: str) ->
     eos = int(said[3][0])
     until = StreamingMemory(model, settings)
     until.feed(text(2, 23)[:1])
-    ended = until.generate(14, eos_id=eos)[0].tolist()
+    ended = until.generate(14, ends=[eos])[0].tolist()
     assert ended == [int(x[0]) for x in said][: len(ended)]
     assert ended.index(eos) == len(ended) - 1
 

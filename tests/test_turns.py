@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_made import (
+    BARE,
+    CHATML,
+    LLAMA3,
+    NO_SYSTEM,
+    OPEN_THOUGHT,
+    SPECIAL,
+    THINKING,
+    TOOL,
+    fallback_tokenizer,
+    spaced_tokenizer,
+    tokenizer,
+)
 
 from ccm.config import TurnFormat
 from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE
 from ccm.turns import TemplateTurns, Turns, make_turns
-
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<think>", "</think>"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
-)
-# Strips the thoughts of earlier replies, and shows an empty one before the last.
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
-)
-BARE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-
-
-def tokenizer(
-    template: str | None = None, *, bos: str | None = "<s>", eos: str = "</s>", adds_bos: bool = False
-) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: one token a byte, and the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    if adds_bos:
-        raw.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos, chat_template=template)
-
-
-def spaced_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer in the manner of SentencePiece: a space goes before whatever begins a text."""
-    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABSU:\n.", "<unk>", "<s>", "</s>"]
-    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    raw.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def turns(template: str | None = None, *, preamble: str = "", **kwargs: object) -> Turns:
@@ -75,8 +42,8 @@ def test_separators_as_token_ids(adds_bos: bool) -> None:
     made = turns(adds_bos=adds_bos)
     bos = made.tokenizer.bos_token_id
     byte = made.tokenizer.get_vocab()
-    assert made.prompt("hi", first=True) == [bos, byte["h"], byte["i"], *made._encode("\nAssistant:")]
-    assert made.prompt("hi", first=False) == made._encode("\nUser:hi\nAssistant:")
+    assert made.prompt("hi", first=True) == [bos, byte["h"], byte["i"], *made._format("\nAssistant:")]
+    assert made.prompt("hi", first=False) == made._format("\nUser:hi\nAssistant:")
     assert made.prompt("hi", first=False).count(bos) == 0
 
 
@@ -222,33 +189,101 @@ def test_a_reply_decodes_to_its_text() -> None:
     assert made.decode([*made.encode_reply(" d\u00e9j\u00e0 vu \n"), made.eos_id]) == "d\u00e9j\u00e0 vu"
 
 
+PARTS = st.sampled_from([*SPECIAL, TOOL, "tea", " ", "\n", "<", "|im_start|>", "ccm-quoted-0", TemplateTurns._MARKER])
+WITH_TOOL = CHATML + f"{{# {TOOL} #}}"
+
+
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, WITH_TOOL])
+@given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
+def test_what_a_user_writes_never_becomes_a_token_that_steers_the_model(
+    template: str | None, parts: list[str], first: bool
+) -> None:
+    made, text = turns(template, preamble="Say </s> kindly."), "x" + "".join(parts) + "y"
+    added = made.tokenizer.added_tokens_decoder
+    steering = {token for token in added if added[token].content in made._controls}
+
+    def steered(ids: list[int]) -> list[int]:
+        return [token for token in ids if token in steering]
+
+    plain = [made.prompt("xy", first=first), [*made.exchange("xy", "z", first=first).ids]]
+    quoted = [made.prompt(text, first=first), [*made.exchange(text, "z", first=first).ids]]
+    assert [*map(steered, quoted)] == [*map(steered, plain)]
+    for with_text, without in zip(quoted, plain, strict=True):
+        assert read(made, with_text) == read(made, without).replace("xy", text)
+    statements = [steered([*made.statement(one, first=first).ids]) for one in ("xy", text)]
+    assert statements[0] == statements[1]
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, THINKING])
+def test_an_ordinary_turn_has_the_ids_that_the_template_gives(template: str) -> None:
+    made = turns(template, preamble="Be kind.")
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Hi <b>all</b>. "}]
+    whole = made.tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
+    assert made.prompt(" Hi <b>all</b>. ", first=True) == whole
+
+
+@given(said=st.sampled_from([None, CHATML, LLAMA3]), parts=st.lists(PARTS, max_size=4))
+def test_no_end_is_learned_within_a_reply(said: str | None, parts: list[str]) -> None:
+    made = turns(said)
+    reply = made.encode_reply("x" + "".join(parts) + "y")
+    assert not {*reply} & {token for token, added in made.tokenizer.added_tokens_decoder.items() if added.special}
+
+
+def test_a_text_that_the_template_hides_is_refused_by_its_name() -> None:
+    made = turns(CHATML.replace("{{ m.content }}", "{{ m.content.split('ccm')[0] }}"))
+    with pytest.raises(InputError, match="'<think>'"):
+        made.prompt("<think>", first=True)
+
+
+def test_a_thought_that_the_template_opens_for_a_reply_is_neither_learned_nor_remembered() -> None:
+    made = turns(OPEN_THOUGHT, eos="<|im_end|>")
+    asked, past = (f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{thought}" for thought in ("<think>\n", ""))
+    for first in (True, False):
+        prompt = made.prompt("hi", first=first)
+        assert read(made, prompt) == asked
+        for reply in ("Fine.", "I see.</think>\n\nFine."):
+            assert read(made, [*made.exchange("hi", reply, first=first).ids]) == past + "Fine."
+            generated = made._format(reply)
+            assert read(made, made.remembered("hi", prompt, generated, first=first)) == past + "Fine."
+    plain = turns(CHATML)
+    prompt = plain.prompt("hi", first=True)
+    assert plain.remembered("hi", prompt, [5, 6], first=True) == [*prompt, 5, 6]
+
+
+@pytest.mark.parametrize("text", [7, None, b"hi", "a\ud83d", ["hi"]])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_what_is_no_text_is_refused_by_its_value(template: str | None, text: object) -> None:
+    made = turns(template)
+    for call in (
+        lambda: made.prompt(text, first=True),
+        lambda: made.statement(text, first=False),
+        lambda: made.exchange("hi", text, first=True),
+    ):
+        with pytest.raises(InputError, match=r"must be a string|surrogate"):
+            call()
+
+
 @pytest.mark.parametrize(
-    ("said", "text", "ended"),
+    ("said", "kept"),
     [
-        (" Fine, ", "Fine,", False),
-        ("Fine.</s> And", "Fine.", True),
-        ("</s>", "", True),
-        ("Fine.\nA: And you?\nA:", "Fine.", True),
-        ("Fine.\nB: And", "Fine.", True),
-        ("Fine.\nA", "Fine.\nA", False),
-        ("<think>Fine.", "Fine.", False),
+        (" Fine, ", None),
+        ("Fine.\nA: And you?\nA:", "Fine."),
+        ("Fine.\nB: And", "Fine."),
+        ("Fine.\nA", None),
+        ("\nA:", ""),
     ],
 )
-def test_a_reply_ends_by_eos_or_where_a_separator_begins(said: str, text: str, ended: bool) -> None:
-    turns = make_turns(tokenizer(), TurnFormat(separator="\nA:", reply_separator="\nB:"))
-    assert turns.reply(turns.encode_reply(said)) == (text, ended)
+@pytest.mark.parametrize("make", [tokenizer, fallback_tokenizer])
+def test_a_reply_is_cut_where_a_turn_begins(make, said: str, kept: str | None) -> None:
+    made = make_turns(make(), TurnFormat(separator="\nA:", reply_separator="\nB:"))
+    cut = made.cut(made.encode_reply(said))
+    assert (cut if cut is None else made.decode(cut)) == kept
 
 
-def test_a_separator_may_be_a_special_token_but_no_spaces() -> None:
-    turns = make_turns(tokenizer(), TurnFormat(separator="<|head|>", reply_separator=" "))
-    assert turns.reply(turns.encode_reply("So it is.<|head|>Oh")) == ("So it is.", True)
-    assert turns.reply(turns.encode_reply("So it is.")) == ("So it is.", False)
-
-
-def test_a_reply_of_a_chat_template_ends_by_its_closing_token_or_eos() -> None:
-    turns = make_turns(tokenizer(LLAMA3), TurnFormat(template="chat"))
-    for closing in ("<|eot|>", "</s>"):
-        assert turns.reply(turns.encode_reply(f"So it is.{closing}Oh")) == ("So it is.", True)
+def test_a_separator_may_be_a_special_token_but_white_space_alone_ends_nothing() -> None:
+    made = make_turns(tokenizer(), TurnFormat(separator="<|head|>", reply_separator=" \n"))
+    assert made.marks == ["<|head|>"]
+    assert made.decode(made.cut(made._format("So \nit is.<|head|>Oh")) or []) == "So \nit is."
 
 
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING])

@@ -97,7 +97,7 @@ class Turns(ABC):
         Raises:
             InputError: when the text is no string, or holds half of a surrogate pair.
         """
-        ids, lead, close = self._statement(text, first=first)
+        ids, lead, close = self._statement(check_text(text, "The statement"), first=first)
         end = len(ids) - close
         return Step(ids, [*[IGNORE] * (lead - 1), *ids[max(lead, 1) : end], *[IGNORE] * (close + 1)])
 
@@ -113,7 +113,7 @@ class Turns(ABC):
 
     def encode_reply(self, reply: str) -> list[int]:
         """Token ids of a reply as the model would write it after a prompt."""
-        return encode_text(self.tokenizer, reply)
+        return encode_text(self.tokenizer, check_text(reply, "The reply"))
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
@@ -305,7 +305,7 @@ class TemplateTurns(Turns):
         return super().eos_id
 
     def encode_reply(self, reply: str) -> list[int]:
-        return super().encode_reply(self._shown(reply))
+        return super().encode_reply(self._shown(check_text(reply, "The reply")))
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         said = self._text(reply)

@@ -27,7 +27,7 @@ from ccm.data.tasks import Replies, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, make_turns
+from ccm.turns import Turns, encode_text, make_turns
 
 FAULTS = 10  # reported at once
 TEXTS = (".txt", ".txt.gz")
@@ -367,7 +367,7 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | str]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` and a query; a file's last chunk is shorter."""
     check_chunks(settings)
-    ids, size = turns.tokenizer.encode(read_text(file), add_special_tokens=False), settings.chunk_tokens
+    ids, size = encode_text(turns.tokenizer, read_text(file)), settings.chunk_tokens
     text = Text.of(ids, size, settings.query_chunks)
     if text is None:
         least, called = settings.query_chunks + 1, settings.called("chunk_tokens")

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from ccm.data.questions import Question
 from ccm.data.reading import Place, read_item, read_items, readable
 from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
-from ccm.turns import Turns
+from ccm.turns import Turns, encode_text, encode_texts
 
 SHORTEST, LONGEST, KEPT, LEAST_REVIEWS = 1, 99, 0.9, 32  # tokens of an entry; share of entries; entries of LaMP-3
 MAX_LENGTH = 1024
@@ -245,7 +245,7 @@ class Reader:
                 f"{self._path}: the profile of the example that begins {example.text[:40]!r} has no {error}, as "
                 f"LaMP-{self.number} has; is it of another task?"
             ) from None
-        ids = self.turns.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        ids = encode_texts(self.turns.tokenizer, texts) if texts else []
         kept = kept_entries([*map(len, ids)], self.number)
         if kept is None:
             return "too few entries of the profile are short enough, or it is empty"
@@ -264,18 +264,18 @@ class Reader:
         Returns:
             the question; None where the query alone has no room.
         """
-        ids = [self._encode_answer(answer) for answer in answers]
+        ids, encode = [self._encode_answer(answer) for answer in answers], partial(encode_text, self.turns.tokenizer)
         bos = self.turns.tokenizer.bos_token_id
         begin = [] if bos is None else [bos]
         room = self.max_length - max(map(len, ids)) - 1 - len(begin)
         profile = [example.profile[i] for i in entries]
-        steps, query, excess = fit(self.template, example.text, profile, self.turns.encode_reply, room)
+        steps, query, excess = fit(self.template, example.text, profile, encode, room)
         if excess:
             return None
         texts = [*steps, query]
         texts[0] = [*begin, *texts[0]]
-        _, query, _ = fit(self.template, example.text, [], self.turns.encode_reply, room)
-        before, bare = [*begin, *self.turns.encode_reply("Output:")], [*begin, *query]
+        _, query, _ = fit(self.template, example.text, [], encode, room)
+        before, bare = [*begin, *encode("Output:")], [*begin, *query]
         right = answers.index(example.output)
         return Question(texts[:-1], texts[-1], ids, right, f"LaMP-{self.number}", before, bare)
 

@@ -21,7 +21,7 @@ from ccm.data.tasks import Task, TaskSettings
 from ccm.data.text import Source, Stretches, open_stretches, split
 from ccm.errors import ConfigError
 from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.turns import Turns, encode_text
 
 Ids = Sequence[int]
 TITLE, ENDINGS = "PG19", (".txt", ".txt.gz")
@@ -111,7 +111,7 @@ class PG19Task(Task):
 
     def _chunks(self, file: Path) -> list[Ids]:
         """The whole chunks of a book."""
-        ids, size = self.turns.tokenizer.encode(read_text(file), add_special_tokens=False), self.options.chunk_tokens
+        ids, size = encode_text(self.turns.tokenizer, read_text(file)), self.options.chunk_tokens
         return [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
 
 

@@ -22,7 +22,7 @@ from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
 from ccm.model import CCMModel
 from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns
+from ccm.turns import Turns, encode_text
 
 SPLITS = ("train", "validation", "test")  # folders that divide a data set
 _LOG = logging.getLogger(__name__)
@@ -132,17 +132,14 @@ class Stretches:
         place = rng.randrange(len(text) + 1)
         word = _WORD.search(text, place) if place else None
         begin, read = word.end() if word else place, self._tokens * _CHARACTERS
-        ids = self._encode(text[begin : begin + read])[: self._tokens]
+        ids = encode_text(self.turns.tokenizer, text[begin : begin + read])[: self._tokens]
         if len(ids) < self._tokens:
-            ids = self._encode(text[-read:])[-self._tokens :]
+            ids = encode_text(self.turns.tokenizer, text[-read:])[-self._tokens :]
         return Text.of(ids, self.settings.chunk_tokens, self.settings.query_chunks)
 
     @property
     def _tokens(self) -> int:
         return (self.settings.max_steps + self.settings.query_chunks) * self.settings.chunk_tokens
-
-    def _encode(self, text: str) -> list[int]:
-        return self.turns.tokenizer.encode(text, add_special_tokens=False)
 
 
 def drawn_texts(texts: Iterable[str], count: int, rng: random.Random) -> list[str]:

@@ -47,7 +47,7 @@ class Answering(ABC):
         """Log-likelihoods of answers after what is said before them, of the model without a memory."""
 
     def _replies(self, logits: Tensor, read: Read) -> list[Reply]:
-        """The likeliest reply of each row, from the logits (B, V) of its first token on, where replies are asked for."""
+        """The likeliest reply of each row, from the logits (B, V) of its first token on, if one is asked for."""
         if self.turns is None:
             return []
         ends = end_ids(self.model.base, self.turns.tokenizer)
