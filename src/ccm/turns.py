@@ -309,7 +309,7 @@ class TemplateTurns(Turns):
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         said = self._text(reply)
-        if self._asks == self._shows and self._shown(said).strip() == said.strip():
+        if not self._asks and self._shown(said).strip() == said.strip():
             return super().remembered(text, prompt, reply, first=first)
         return [*self._past(text, first=first), *self.encode_reply(said)]
 
@@ -344,7 +344,7 @@ class TemplateTurns(Turns):
             closing = self._after(marker, self._render(before, reply_follows=False))
             following = self._after(marker, self._render([*before, user], reply_follows=reply_follows))
             rendered = following[len(_in_common(closing, following)) :]
-        if past and rendered.endswith(self._asks):
+        if past and self._asks and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
         return self._ids(rendered, quoted)
 
@@ -380,7 +380,7 @@ class TemplateTurns(Turns):
 
     @cached_property
     def _shows(self) -> str:
-        """What it shows before a reply of the past instead."""
+        """What it shows there instead before a reply of the past."""
         return self._leads[1]
 
     @cached_property

@@ -62,11 +62,14 @@ def test_a_reply_ends_where_the_turns_say() -> None:
     asked = [Question([], [10, 11], [[12]]), Question([], [13, 14, 15], [[12]])]
     whole = model.generate(model.empty_memory(2), *padded([q.query for q in asked]), max_new_tokens=6, do_sample=False)
     stop = int(whole[0, 2])
-    turns: Any = SimpleNamespace(reply=lambda ids: ("", ids[-1] == stop))
+    turns: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(eos_token_id=stop), eos_id=stop, cut=lambda ids: None, pending=lambda ids: 0
+    )
+    turns.decode = lambda ids, but=0: ""
     _, replies = answering(model, turns, 6).read(model.empty_memory(2), asked)
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in whole.tolist()]
-    assert [*replies] == expected
-    assert len(replies[0]) < 6
+    assert [reply.said for reply in replies] == expected
+    assert len(replies[0].ids) < 5
 
 
 def test_entries_and_bytes_are_counted() -> None:

@@ -13,7 +13,7 @@ from ccm.errors import ConfigError
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.scoring import Scored
-from ccm.evaluation.texts import FIGURES, Reply
+from ccm.evaluation.texts import FIGURES, JudgedReply
 
 
 class Two(Task):
@@ -26,7 +26,7 @@ class Two(Task):
 
 
 def scored(part: str, total: float, value: float | None = None) -> Scored:
-    reply = None if value is None else Reply(part, "", [], "", dict.fromkeys(FIGURES, value))
+    reply = None if value is None else JudgedReply(part, "", [], "", dict.fromkeys(FIGURES, value))
     return Scored(part, 0, (Likelihood(total, 2),), 1, 1, 1, 1, reply)
 
 

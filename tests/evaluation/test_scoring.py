@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,14 +160,19 @@ def test_a_sample_becomes_the_question_of_its_targets() -> None:
 class Spelled(SeparatorTurns):
     """Replies as the numbers of their tokens; each ends where a token would be that can be divided by ``ends``."""
 
+    eos_id = -1
+    marks = ()
+
     def __init__(self, ends: int) -> None:
-        self.ends = ends
+        self.ends, self.tokenizer = ends, SimpleNamespace(eos_token_id=None)
 
-    def reply(self, ids: Sequence[int]) -> tuple[str, bool]:
-        end = next((i for i, token in enumerate(ids) if token % self.ends == 0), len(ids))
-        return self.decode([*ids[:end]]), end < len(ids)
+    def cut(self, ids: Sequence[int]) -> list[int] | None:
+        return [*ids[:-1]] if ids[-1] % self.ends == 0 else None
 
-    def decode(self, ids: list[int]) -> str:
+    def pending(self, ids: Sequence[int]) -> int:
+        return 0
+
+    def decode(self, ids: Sequence[int], *, but: int = 0) -> str:
         return " ".join(map(str, ids))
 
 

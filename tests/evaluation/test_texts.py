@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ccm.evaluation.texts import FIGURES, Reply, exact_match, f1, judge, means, rouge, stems, words
+from ccm.evaluation.texts import FIGURES, JudgedReply, exact_match, f1, judge, means, rouge, stems, words
 
 
 def test_case_punctuation_and_articles_make_no_difference() -> None:
@@ -72,6 +72,6 @@ def test_a_phrase_may_stand_anywhere_and_a_letter_alone(reply: str, right: float
 
 
 def test_the_mean_is_a_plain_one() -> None:
-    replies = [Reply("", "", [], "", dict.fromkeys(FIGURES, value)) for value in (0.0, 0.0, 0.9)]
+    replies = [JudgedReply("", "", [], "", dict.fromkeys(FIGURES, value)) for value in (0.0, 0.0, 0.9)]
     assert means(replies) == pytest.approx(dict.fromkeys(FIGURES, 0.3))
     assert means([]) == {}
