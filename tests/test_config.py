@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from helpers import tiny_model
 
 from ccm import errors
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
-from ccm.errors import CCMError, ConfigError
+from ccm.errors import CCMError, ConfigError, InputError
+from ccm.evictions import StreamSettings
+from ccm.streaming import StreamingMemory
+from ccm.window import window_settings
 
 EVERYTHING = CCMConfig(
     rule="ema",
@@ -145,3 +153,35 @@ def test_every_error_has_one_root_and_is_a_standard_one() -> None:
     own = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, CCMError) and e is not CCMError]
     assert len(own) >= 6
     assert all(issubclass(error, (ValueError, LookupError, OSError, RuntimeError, ImportError)) for error in own)
+
+
+COUNTS = [1.0, 1.5, "1", None, True, float("nan")]
+
+
+def counting_calls() -> dict[str, Callable[[Any], object]]:
+    """Whatever takes a count."""
+    model = tiny_model()
+    memory = model.compress(model.empty_memory(), torch.tensor([[5, 6, 7]]))
+    stream = StreamingMemory(model, StreamSettings(16, 4, 4))
+    stream.feed(torch.tensor([[5, 6]]))
+    return {
+        "batch": model.empty_memory,
+        "steps": memory.rollback,
+        "row": memory.__getitem__,
+        "count": stream.generate,
+        "rows": lambda value: stream.rows([value]),
+        "window": lambda value: window_settings(value, model),
+    }
+
+
+@pytest.mark.parametrize("value", COUNTS)
+def test_a_count_that_is_no_whole_number_is_refused_by_its_value(value: object) -> None:
+    for call in counting_calls().values():
+        with pytest.raises(InputError, match=re.escape(f"is {value!r}; it must be a whole number")):
+            call(value)
+
+
+def test_whole_numbers_of_other_libraries_are_counts() -> None:
+    calls = counting_calls()
+    for name in ("batch", "steps", "count"):
+        calls[name](np.int64(1))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ccm.config import check_count
 from ccm.errors import InputError, MemoryFileError, RowError
 from ccm.memory_files import Origin, check_parts, read_memory, write_memory
 
@@ -95,8 +96,9 @@ class EncoderMemory:
 
         Raises:
             RowError: when the batch has no such row; iterating over a memory ends by it.
+            InputError: when it is no whole number.
         """
-        if not 0 <= row < self.batch:
+        if not 0 <= check_count(row, "row") < self.batch:
             raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
         keep = self.mask[row].nonzero().flatten()
         one = self._each(lambda x: x[row : row + 1].index_select(2, keep))

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ccm.attention import CachedPass
+from ccm.config import check_count
 from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
 from ccm.memory_files import Origin, check_parts, read_memory, write_memory
 from ccm.rules import RULES
@@ -145,11 +146,11 @@ class Memory:
 
         Raises:
             IrreversibleError: when the rule mixes steps, so that none can be taken out.
-            InputError: when a conversation has fewer steps.
+            InputError: when it is no whole number, or a conversation has fewer steps.
         """
         if self.closed:
             raise InputError("This memory was closed: its steps are no longer apart. Roll back the open memory.")
-        if not 0 <= steps <= min(map(len, self.steps)):
+        if not 0 <= check_count(steps, "steps") <= min(map(len, self.steps)):
             raise InputError(f"Cannot roll back {steps} steps; the memory holds {min(map(len, self.steps))}.")
         if steps == 0:
             return self
@@ -172,8 +173,9 @@ class Memory:
 
         Raises:
             RowError: when the batch has no such row; iterating over a memory ends by it.
+            InputError: when it is no whole number.
         """
-        if not 0 <= row < self.batch:
+        if not 0 <= check_count(row, "row") < self.batch:
             raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
         keep = self.mask[row].nonzero().flatten()
         one = self._each(lambda x: x[row : row + 1].index_select(2, keep))

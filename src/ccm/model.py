@@ -22,7 +22,7 @@ from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
 from ccm.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import decoder, entry_sizes
-from ccm.config import CCMConfig
+from ccm.config import CCMConfig, check_count
 from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
@@ -91,7 +91,13 @@ class CCMModel(AdaptedModel):
     # Online ----------------------------------------------------------------------------------------------------------
 
     def empty_memory(self, batch: int = 1) -> Memory:
-        """The memory of ``batch`` conversations that have not begun."""
+        """The memory of ``batch`` conversations that have not begun.
+
+        Raises:
+            InputError: when it is no whole number above 0.
+        """
+        if check_count(batch, "batch") < 1:
+            raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
         table = {"device": self.device, "dtype": self.base.dtype}
         nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)

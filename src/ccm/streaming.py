@@ -222,7 +222,7 @@ class StreamingMemory:
         Raises:
             InputError: when there are none, or the batch does not have them.
         """
-        if not rows or not all(0 <= row < self.batch for row in rows):
+        if not rows or not all(0 <= check_count(row, "row") < self.batch for row in rows):
             raise InputError(f"The rows are {rows}; name some of the {self.batch} streams, counted from 0.")
         few = self.fork()
         few._held = replace(self._held, entries=self._held.entries.rows(rows))

@@ -44,7 +44,7 @@ def window_settings(size: int, model: CCMModel) -> StreamSettings:
         )
     n, sink = model.config.n_tok, int(model.config.sink)
     least, most = 2 * (sink + n + 2), model.max_positions - 1
-    if not least <= size <= most:
+    if not least <= check_count(size, "window") <= most:
         raise ConfigError(
             f"The window is {size} entries; with N = {n} and a model made for {most + 1} positions it must be from "
             f"{least} to {most}."
