@@ -118,9 +118,24 @@ def test_what_cannot_be_asked_is_left_out_and_counted(
     assert task.skipped == {reason: 1}
 
 
-def test_a_tenth_of_the_entries_may_be_too_long() -> None:
-    assert kept_entries([99] * 9 + [100], 2) == [*range(9)]
-    assert kept_entries([99] * 8 + [100, 100], 2) is None
+@pytest.mark.parametrize(
+    ("short", "long", "number", "kept"),
+    [
+        (9, 1, 2, True),
+        (8, 2, 2, False),
+        (0, 0, 2, False),
+        (27, 3, 2, True),
+        (26, 4, 2, False),
+        (32, 0, 3, True),
+        (31, 0, 3, False),
+        (32, 32, 3, True),  # half of them are too long
+        (0, 0, 3, False),
+    ],
+)
+def test_a_tenth_of_the_entries_may_be_too_long_and_any_of_lamp_3_where_32_stay(
+    short: int, long: int, number: int, kept: bool
+) -> None:
+    assert kept_entries([99] * short + [100] * long, number) == ([*range(short)] if kept else None)
 
 
 def test_tasks_without_classes_have_the_answer_alone(tmp_path: Path, turns: Turns) -> None:
