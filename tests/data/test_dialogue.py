@@ -157,7 +157,7 @@ def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
     with pytest.raises(DataError, match="cannot be read: .* it may not be whole"):
         opened(folder, turns)
     path.with_name("dialogues_test.txt.gz").unlink()
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff")
     with pytest.raises(DataError, match="is not UTF-8 text"):
         opened(folder, turns)
 

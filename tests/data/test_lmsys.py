@@ -13,8 +13,8 @@ import pytest
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
 from ccm.data import open_data
-from ccm.data.custom import Chat
 from ccm.data.examples import Examples
+from ccm.data.kinds import Chat
 from ccm.errors import ConfigError, DataError
 from ccm.loading import load_tokenizer
 from ccm.recipe import DataSettings, Recipe

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ccm.config import build_settings, check_types
-from ccm.data.custom import Chat
 from ccm.data.examples import Examples, hold_out
+from ccm.data.kinds import Chat
 from ccm.data.reading import ROWS, find_files, read_rows
 from ccm.data.spool import Spool
 from ccm.errors import ConfigError, DataError

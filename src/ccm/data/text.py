@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ccm.data.custom import Text, check_chunks
 from ccm.data.examples import hold_out
+from ccm.data.kinds import Text, check_chunks
 from ccm.data.reading import find_files
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
