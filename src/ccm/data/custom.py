@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ccm.config import build_settings, check_types
 from ccm.data import tasks
-from ccm.data.examples import Examples, hold_out
+from ccm.data.examples import Examples, hold_out, tell_held_out
 from ccm.data.formats import ExampleError, read_example
 from ccm.data.kinds import Example, Task, Text, check_chunks
 from ccm.data.questions import Question
@@ -48,6 +48,8 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
     else:
         held, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+        every = len(held) + sum(map(len, groups))
+        tell_held_out(len(held), settings, f"at most a tenth of {every:,}, conversations whole")
     return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, recipe.seed)
 
 
