@@ -206,7 +206,7 @@ class Reader:
     def _outputs(self) -> dict[str, str]:
         path = self.folder / f"{self.split}_outputs.json"
         with readable(path):
-            outputs = json.loads(path.read_text(encoding="utf-8"))
+            outputs = json.loads(path.read_text(encoding="utf-8-sig"))
         try:
             return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
         except (KeyError, TypeError, AttributeError) as error:
