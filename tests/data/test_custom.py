@@ -1,22 +1,26 @@
-"""Your own data: three forms, what is refused and how, and which samples are drawn."""
+"""Your own data: which files are read, what is refused and told, and which samples are drawn."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
 from ccm.data import open_data
-from ccm.data.custom import Chat, CustomTask, Task, open_task, read_examples
+from ccm.data.custom import CustomTask, open_task, read_examples
 from ccm.data.examples import Examples
+from ccm.data.kinds import Chat, Task
 from ccm.data.tasks import TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import IGNORE, Sample, Step, length
@@ -143,14 +147,82 @@ def test_under_a_chat_template_a_step_without_a_reply_is_a_message(tmp_path: Pat
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_whole_in_any_form(tmp_path: Path, turns: Turns) -> None:
+LAYOUTS = {
+    "a.jsonl": "\n".join,
+    "a.json": "\n".join,
+    "a list.json": lambda lines: f"[{','.join(lines)}]",
+    "a.list.jsonl": lambda lines: json.dumps([json.loads(line) for line in lines], indent=2),
+    "indented.json": lambda lines: "\n".join(json.dumps(json.loads(line), indent=2) for line in lines),
+}
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "a.parquet"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_is_read_alone_and_within_a_folder_whatever_its_layout(
+    tmp_path: Path, turns: Turns, name: str, packed: bool
+) -> None:
+    rows = [chat(0, 2), {"steps": ["One."], "query": "Sum?", "answer": "Three."}]
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    if name == "a.parquet":
+        columns = {key: [row.get(key) for row in rows] for key in rows[0] | rows[1]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), deep / "A.PARQUET")
+    else:
+        data = b"\xef\xbb\xbf" + LAYOUTS[name]([json.dumps(row) for row in rows]).encode()
+        path = deep / (name + ".gz" * packed).upper()
+        path.write_bytes(gzip.compress(data) if packed else data)
+    (file,) = deep.iterdir()
+    for path in (file, tmp_path):
+        found = [*chain.from_iterable(read_examples(path, DataSettings(), turns))]
+        assert found == [
+            Chat((("Ask 0 0.", "Say 0 0."), ("Ask 0 1.", "Say 0 1."))),
+            Task(("One.",), "Sum?", "Three."),
+        ]
+
+
+def test_a_fault_of_a_list_or_a_table_is_named_by_its_item_or_row(tmp_path: Path, turns: Turns) -> None:
+    rows = [chat(0, 2), SHORT]
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    said = refusal(tmp_path, turns)
+    assert "  a.json, item 2: 1 turn" in said
+    assert "  b.parquet, row 2: 1 turn" in said
+
+
+def test_parquet_wants_pyarrow(tmp_path: Path, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="say pip install pyarrow, or give JSON lines"):
+        opened(tmp_path, turns)
+
+
+def test_a_folder_is_read_whole_in_any_form(tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "a.jsonl", chat(0, 2), "", "   ", {"steps": ["One."], "query": "Sum?", "answer": "Three."})
     (tmp_path / "deep").mkdir()
     write(tmp_path / "deep" / "b.json", chat(1, 2))
     (tmp_path / "c.txt").write_text("So it goes on. " * 20, encoding="utf-8")
     (tmp_path / "notes.md").write_text("not data", encoding="utf-8")
-    examples = [*chain.from_iterable(read_examples(tmp_path, DataSettings(chunk_tokens=16), turns))]
-    assert [type(example).__name__ for example in examples] == ["Chat", "Task", "Text", "Chat"]
+    for _ in range(2):
+        examples = [*chain.from_iterable(read_examples(tmp_path, DataSettings(chunk_tokens=16), turns))]
+        assert [type(example).__name__ for example in examples] == ["Chat", "Task", "Text", "Chat"]
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path}: not read are ['notes.md'];")
+
+
+def test_keys_that_are_not_used_are_told_once_a_file(
+    tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.jsonl", *({**chat(i, 2), "id": i, "source": "web"} for i in range(3)))
+    for _ in range(2):
+        assert len(read_examples(path, DataSettings(), turns)) == 3
+    assert caplog.messages == [f"{path}: not used are id, source."]
+
+
+def test_steps_before_the_latest_are_told(tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"steps": ["a"] * count, "query": "Sum?", "answer": "Three."} for count in (2, 3, 4)]
+    path = write(tmp_path / "a.jsonl", *rows)
+    read_examples(path, DataSettings(max_steps=2), turns)
+    assert caplog.messages == [f"{path}: 2 tasks have more than 2 steps (data.max_steps); the latest are read."]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path, turns: Turns) -> None:
@@ -181,7 +253,9 @@ def test_an_empty_text_is_refused(tmp_path: Path, turns: Turns) -> None:
 
 
 def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: Turns) -> None:
-    assert "holds none of *.jsonl, *.json, *.txt" in refusal(tmp_path, turns)
+    assert "holds none of *.parquet, *.jsonl, *.json, *.jsonl.gz, *.json.gz, *.txt, *.txt.gz." in refusal(
+        tmp_path, turns
+    )
     assert "There is no file or folder" in refusal(tmp_path / "nothing.jsonl", turns)
 
 
@@ -199,48 +273,38 @@ def test_an_unknown_data_set_is_refused_with_the_likeliest(turns: Turns) -> None
 
 # Faults --------------------------------------------------------------------------------------------------------------
 
-USER, ASSISTANT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}
-FAULTS = [
-    ("{oops", "not JSON: Expecting property name enclosed in double quotes at column 2"),
-    ("[1]", "a list; every line is an object in braces"),
-    ('"text"', "a str; every line is an object"),
-    ({}, "has the keys []; give 'messages', or 'steps' with 'query' and 'answer'"),
-    ({"steps": ["a"], "query": "b"}, "has the keys ['query', 'steps']"),
-    ({"messages": "Hi."}, "'messages' must be a list of objects"),
-    ({"messages": ["Hi."]}, "'messages' must be a list of objects"),
-    ({"messages": []}, "0 turns (a user's message and its reply); at least two are needed"),
-    ({"messages": [USER, ASSISTANT]}, "1 turn (a user's message and its reply); at least two are needed"),
-    ({"messages": [USER, ASSISTANT, USER]}, "the last message is the user's; end with the assistant's reply"),
+SHORT = {"messages": messages("Hi.", "Hello.")["messages"]}
+FAULTS: list[tuple[Any, str, str]] = [
+    ("{oops", "", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+    ('{"a": [1', "", "not JSON: Expecting ',' delimiter at line 4, column 1"),
+    (json.dumps(chat(2, 2)) + " x", "", "not JSON: Expecting value at column "),
+    ('{"a": 1, "a": 2}', "", "not readable as JSON: the key 'a' stands in one object twice"),
+    ("[1]", "", "a list; every example is an object in braces"),
     (
-        {"messages": [USER, USER, ASSISTANT]},
-        "the role of message 2 is 'user', expected 'assistant': roles must alternate",
+        {"broken": 1},
+        "",
+        "has the keys ['broken']; give 'messages', or 'conversations', or 'prompt' with 'completion', or",
     ),
-    ({"messages": [ASSISTANT, USER]}, "the role of message 1 is 'assistant', expected 'user'"),
-    ({"messages": [{"role": "system", "content": "x"}, ASSISTANT]}, "the role of message 2 is 'assistant'"),
-    ({"messages": [USER, {"role": "tool", "content": "x"}]}, "the role of message 2 is 'tool'"),
-    ({"messages": [USER, {"role": "assistant"}]}, "the content of message 2 is None; it must be some text"),
-    ({"messages": [{"role": "user", "content": " "}]}, "the content of message 1 is ' '; it must be some text"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "the content of message 1 is [{"),
-    ({"steps": [], "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
-    ({"steps": "text", "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
-    ({"steps": ["a", " "], "query": "q", "answer": "a"}, "'steps' must be a list of at least one text"),
-    ({"steps": ["a"], "query": "", "answer": "a"}, "'query' is ''; it must be some text"),
-    ({"steps": ["a"], "query": "q", "answer": 3}, "'answer' is 3; it must be some text"),
+    (SHORT, "", "1 turn (a user's message and its reply); at least two are needed"),
+    (messages("Hi.", "Hello.", "Bye.", ""), ", message 4", "the content is ''; it must be some text"),
     (
         messages("Hi.", "Hello.", "word " * 600, "Yes."),
-        "tokens, at most 512 are allowed; shorten it, or raise data.max_step_tokens",
+        ", the step of 1214 tokens that begins 'User:word word word word word word word ",
+        "a step may have 512 tokens at most; shorten it, or raise data.max_step_tokens",
     ),
 ]
 UNREADABLE = ["[" * 100_000, '{"messages": ' + "1" * 5000 + "}"]
 
 
-@pytest.mark.parametrize(("line", "reason"), FAULTS)
+@pytest.mark.parametrize(("line", "at", "reason"), FAULTS)
 def test_a_malformed_line_is_refused_by_file_line_and_reason(
-    tmp_path: Path, turns: Turns, line: Any, reason: str
+    tmp_path: Path, turns: Turns, line: Any, at: str, reason: str
 ) -> None:
-    said = refusal(write(tmp_path / "mine.jsonl", chat(0, 2), "", line, chat(1, 2)), turns)
-    assert [part for part in said.splitlines() if part.startswith("  mine.jsonl, line 3: ") and reason in part]
-    assert said.count("mine.jsonl, line") == 1
+    said = refusal(write(tmp_path / "mine.jsonl", chat(0, 2), "", line, chat(1, 2), "null"), turns)
+    (first, *others) = [part for part in said.splitlines() if part.startswith("  mine.jsonl")]
+    assert first.startswith(f"  mine.jsonl, line 3{at}")
+    assert reason in first
+    assert len(others) == 1
 
 
 @pytest.mark.parametrize("line", UNREADABLE, ids=["nested", "digits"])
@@ -261,46 +325,37 @@ def test_a_step_that_is_too_long_is_counted(tmp_path: Path, turns: Turns) -> Non
     path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "one two three four five six", "Yes."))
     steps = read_examples(path, DataSettings(), turns)[0][0].sample(turns, 1)
     count = len(steps.query.ids)
-    assert "line 1: the step that begins 'User:one two three four five six" in refusal(
-        path, turns, max_step_tokens=count - 1
-    )
+    said = refusal(path, turns, max_step_tokens=count - 1)
+    assert f"line 1, the step of {count} tokens that begins 'User:one two three four five six" in said
     assert len(opened(path, turns, max_step_tokens=count).examples) == 1
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path, turns: Turns) -> None:
-    lines = [line for line, _ in FAULTS[:9]]
+    lines = [json.dumps({f"key {number}": 1}) for number in range(9)]
     said = refusal(write(tmp_path / "a.jsonl", chat(0, 2), *lines), turns)
     assert [f"a.jsonl, line {number}: " in said for number in range(2, 11)] == [True] * 9
-    assert "first ten" not in said
+    assert "The first" not in said
+
+
+def test_the_same_fault_is_reported_once_a_file_however_many_lines_have_it(tmp_path: Path, turns: Turns) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, chat(0, 2), *[SHORT] * 1500, "{")
+    said = refusal(tmp_path, turns)
+    for name in ("a.jsonl", "b.jsonl"):
+        assert f"  {name}, line 2 (and 1,499 more): 1 turn" in said
+        assert f"  {name}, line 1502: not JSON" in said
+    assert len(said.splitlines()) == 5
 
 
 def test_no_more_than_ten_faults_are_reported(tmp_path: Path, turns: Turns) -> None:
-    said = refusal(write(tmp_path / "a.jsonl", *["{"] * 13), turns)
-    assert "The first 10 faults, there may be more:" in said
-    assert said.count("not JSON") == 10
-
-
-def test_no_more_than_ten_faults_are_reported_of_several_files(tmp_path: Path, turns: Turns) -> None:
     for name in ("a.jsonl", "b.jsonl"):
-        write(tmp_path / name, *["{"] * 10)
+        write(tmp_path / name, *({f"key {number}": 1} for number in range(8)))
     said = refusal(tmp_path, turns)
-    assert said.count("not JSON") == 10
+    assert said.count("has the keys") == 10
     assert "The first 10 faults, there may be more:" in said
-
-
-def test_text_that_is_no_unicode_is_refused_by_line(tmp_path: Path, turns: Turns) -> None:
-    assert "line 1" in refusal(write(tmp_path / "a.jsonl", messages("Hi \ud83d.", "Hello.", "Bye.", "So long.")), turns)
 
 
 # Samples -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 4, 6, 7, 8, 10, 12, 5, 9])
-def test_a_long_conversation_is_cut_into_stretches_that_use_every_turn(count: int) -> None:
-    whole = Chat(tuple((f"ask {i}", f"say {i}") for i in range(count)), "Be kind.")
-    parts = list(whole.parts(3))
-    assert {turn for part in parts for turn in part.turns} == set(whole.turns)
-    assert all(1 <= part.length <= 3 and part.system == "Be kind." for part in parts)
 
 
 def test_a_long_task_keeps_its_latest_steps(tmp_path: Path, turns: Turns) -> None:
@@ -392,6 +447,16 @@ def test_held_out_examples_are_in_no_pool(many: Path, turns: Turns) -> None:
     assert drawn == {str(i) for i in range(40)} - held
 
 
+@pytest.mark.parametrize(("count", "asked", "held"), [(40, 64, 4), (40, 5, 4), (9, 1, 0), (40, 4, None), (9, 0, None)])
+def test_fewer_held_out_than_asked_for_are_told_with_their_numbers(
+    tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture, count: int, asked: int, held: int | None
+) -> None:
+    path = write(tmp_path / "a.jsonl", *(chat(i, 2) for i in range(count)))
+    opened(path, turns, eval_samples=asked)
+    told = f"custom: {held} of {asked} samples to evaluate on (data.eval_samples): at most a tenth of {count}"
+    assert caplog.messages == ([] if held is None else [f"{told}, conversations whole"])
+
+
 def test_all_of_a_conversation_is_held_out_or_none(tmp_path: Path, turns: Turns) -> None:
     path = write(tmp_path / "a.jsonl", *(chat(i, 9 if i % 2 else 2) for i in range(20)))  # stretches: 5 of 2, or one
     data = opened(path, turns, max_steps=1, eval_samples=64)
@@ -429,11 +494,6 @@ def test_the_longest_sample_is_known(many: Path, turns: Turns) -> None:
     data = opened(many, turns, random_steps=False)
     lengths = [length(sample) for sample in [*data.pool(0, 36), *data.held_out()]]
     assert data.longest == max(lengths)
-
-
-def test_a_task_cut_short_keeps_its_latest_steps_and_its_query(turns: Turns) -> None:
-    sample = Task(("One.", "Two.", "Three."), "Sum?", "Six.").sample(turns, 2)
-    assert texts(turns, sample) == ["<s>Two.", "\nUser:Three.", "\nUser:Sum?\nAssistant:Six."]
 
 
 def task_of(path: Path, turns: Turns, **options: Any) -> CustomTask:

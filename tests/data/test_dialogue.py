@@ -130,6 +130,21 @@ def test_what_is_evaluated_on_is_not_trained_on(folder: Path, turns: Turns) -> N
     assert len(opened(folder, turns, **{"data.options.drop_leaks": "false"}).examples) == 3
 
 
+def test_what_a_training_leaves_out_and_lacks_is_told(
+    folder: Path, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(folder, turns)
+    assert caplog.messages == [
+        "DailyDialog: examples left out, they are evaluated on, too: 2",
+        "DailyDialog: examples left out, too few turns, or too few or many tokens: 1",
+        "dailydialog: 1 of 64 samples to evaluate on (data.eval_samples): the validation split has no more that can be "
+        "used",
+    ]
+    caplog.clear()
+    opened(folder, turns, **{"data.options.most": 1, "data.options.drop_leaks": "false", "data.eval_samples": 1})
+    assert not caplog.messages
+
+
 def test_a_recipe_with_the_authors_settings() -> None:
     recipe = load_recipe("dialog")
     assert isinstance(recipe, Recipe)
@@ -157,7 +172,7 @@ def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
     with pytest.raises(DataError, match="cannot be read: .* it may not be whole"):
         opened(folder, turns)
     path.with_name("dialogues_test.txt.gz").unlink()
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff")
     with pytest.raises(DataError, match="is not UTF-8 text"):
         opened(folder, turns)
 

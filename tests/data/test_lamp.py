@@ -118,9 +118,24 @@ def test_what_cannot_be_asked_is_left_out_and_counted(
     assert task.skipped == {reason: 1}
 
 
-def test_a_tenth_of_the_entries_may_be_too_long() -> None:
-    assert kept_entries([99] * 9 + [100], 2) == [*range(9)]
-    assert kept_entries([99] * 8 + [100, 100], 2) is None
+@pytest.mark.parametrize(
+    ("short", "long", "number", "kept"),
+    [
+        (9, 1, 2, True),
+        (8, 2, 2, False),
+        (0, 0, 2, False),
+        (27, 3, 2, True),
+        (26, 4, 2, False),
+        (32, 0, 3, True),
+        (31, 0, 3, False),
+        (32, 32, 3, True),  # half of them are too long
+        (0, 0, 3, False),
+    ],
+)
+def test_a_tenth_of_the_entries_may_be_too_long_and_any_of_lamp_3_where_32_stay(
+    short: int, long: int, number: int, kept: bool
+) -> None:
+    assert kept_entries([99] * short + [100] * long, number) == ([*range(short)] if kept else None)
 
 
 def test_tasks_without_classes_have_the_answer_alone(tmp_path: Path, turns: Turns) -> None:
@@ -241,6 +256,7 @@ def test_what_is_left_out_of_a_training_is_said(training: Path, turns: Turns, ca
         "LaMP-3: examples left out, too few entries of the profile are short enough, or it is empty: 2",
         "LaMP-3: examples left out, the answer is none of the classes, or empty: 1",
         "LaMP-3: examples left out, the query alone has no room: 1",
+        "lamp: 2 of 64 samples to evaluate on (data.eval_samples): the dev split has no more that can be used",
     ]
     write(training, bad, "train")
     with pytest.raises(DataError, match=r"No example of LaMP-3 in .* can be trained on"):

@@ -13,8 +13,8 @@ import pytest
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
 from ccm.data import open_data
-from ccm.data.custom import Chat
 from ccm.data.examples import Examples
+from ccm.data.kinds import Chat
 from ccm.errors import ConfigError, DataError
 from ccm.loading import load_tokenizer
 from ccm.recipe import DataSettings, Recipe
@@ -74,9 +74,9 @@ def test_a_conversation_is_used_up_to_what_cannot_be(
     used = [*opened(tmp_path, turns, max_step_tokens=32).examples]
     said = tuple(zip(texts[: 2 * kept : 2], texts[1 : 2 * kept : 2], strict=True))
     assert used[1:] == ([Chat(said)] if kept else [])
-    assert (
-        f"{1 + bool(kept)} conversations; {int(not kept)} more have fewer than two turns of at most 32" in caplog.text
-    )
+    cut = int(0 < kept < len(texts[1::2]))
+    assert f"{1 + bool(kept)} conversations, {cut} of them up to a turn of more than 32 tokens" in caplog.text
+    assert f"or none; {int(not kept)} more have fewer than two turns" in caplog.text
 
 
 def test_long_conversations_are_cut_into_stretches(tmp_path: Path, turns: Turns) -> None:
@@ -96,6 +96,7 @@ def test_a_language_is_chosen_and_no_more_than_asked_for(tmp_path: Path, turns: 
 
 def test_whole_conversations_are_held_out_or_others_are_named(tmp_path: Path, turns: Turns) -> None:
     write(tmp_path / "a.jsonl", *(row(f"{i}.", "b.", "c.", "d.") for i in range(20)))
+    (tmp_path / ".ccm-data.json").write_text("{}")  # of what was prepared
     data = opened(tmp_path, turns)
     assert (len(data), len(data.held_out())) == (18, 2)
     other = write(tmp_path / "b.json", row("x.", "b.", "c.", "d."))

@@ -282,11 +282,14 @@ def test_what_has_no_room_is_left_out_and_no_sample_is_longer_than_said(training
         to_train(training, turns, **{"options.max_length": 511})
 
 
-def test_the_held_out_are_never_trained_on_nor_shown(training: Path, turns: Turns) -> None:
+def test_the_held_out_are_never_trained_on_nor_shown(
+    training: Path, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
     write(training / "colours" / "colours_16384_100_train.jsonl", [(f"{word}s", "many") for word, _ in MANY])
     data = to_train(training, turns, eval_samples=64)
     held = [inputs(turns, sample) for sample in data.held_out()]
     assert [found[-1] for found in held] == ["ooo", "ooos"]  # a tenth of each, its last
+    assert "metaicl: 2 of 64 samples to evaluate on (data.eval_samples): as many of each task" in caplog.text
     shown = {word for sample in data.pool(0, len(data)) for word in inputs(turns, sample)}
     assert {word for found in held for word in found[:-1]} <= shown
     assert not shown & {"ooo", "ooos"}

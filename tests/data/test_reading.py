@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from ccm.data import reading
-from ccm.data.reading import find_files, read_item, read_items, read_rows, read_text
+from ccm.data.reading import find_files, read_item, read_items, read_rows, read_text, read_values
 from ccm.errors import ConfigError, DataError
 
 ITEMS: list[Any] = [{"a": "é, [x] {"}, {}, {"b": [1, {"c": None}]}, {"long": "\u4f60" * 40}, {"d": "end ]"}]
@@ -31,6 +31,22 @@ def test_files_are_found_by_the_ending_of_their_names_in_the_order_of_their_path
         find_files(tmp_path, (".parquet", ".json"))
     with pytest.raises(DataError, match="no file or folder .*nowhere; name the one"):
         find_files(tmp_path / "nowhere", (".txt",))
+
+
+def test_what_a_folder_holds_beside_its_data_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("A.TXT", "b.txt.GZ", "c.md", ".d.txt", ".cache/e.txt", ".DS_Store", ".ccm-data.json"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "linked").symlink_to(tmp_path / "other", target_is_directory=True)
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
+    for _ in range(2):
+        assert [path.name for path in find_files(tmp_path, (".txt", ".txt.gz"))] == ["A.TXT", "b.txt.GZ"]
+    (told,) = caplog.messages
+    assert (
+        f"{tmp_path}: not read are ['.cache/e.txt', '.d.txt', 'broken.txt', 'c.md', 'linked']; read are *.txt" in told
+    )
+    assert [path.name for path in find_files(tmp_path, (".json", ".md"))] == ["c.md"]
 
 
 def test_a_text_is_the_same_gzipped_with_a_mark_and_with_windows_line_ends(tmp_path: Path) -> None:
@@ -51,6 +67,15 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(DataError, match=r"b.txt is not UTF-8 text \(byte 2\)"):
         read_text(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_unicode_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("Hello.", encoding=encoding)
+    with pytest.raises(
+        DataError, match=r"a\.txt (is UTF-16 text|holds null characters, as UTF-16).*; save it as UTF-8"
+    ):
+        read_text(tmp_path / "a.txt")
 
 
 def write_rows(path: Path) -> Path:
@@ -130,6 +155,26 @@ def test_an_absent_or_changed_file_is_named(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DataError, match="cannot be read"):
         read_item(path, place)
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}] [', '[{"a": 1}]\n[{"b": 2}]', "[] x"])
+def test_what_follows_a_list_is_no_end(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DataError, match=r"list.json goes on after its list"):
+        [*read_items(tmp_path / "list.json")]
+
+
+def test_the_values_of_a_file_have_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\n{"a":\n 1}\n\n{oops\n2 [3]\n')
+    (one, two, three, four) = read_values(path)
+    assert (one, three, four) == (("line 2", {"a": 1}), ("line 6", 2), ("line 6", [3]))
+    assert (two[0], str(two[1])) == (
+        "line 5",
+        "not JSON: Expecting property name enclosed in double quotes at column 2",
+    )
+    path.write_text("[1,\n[2]]")
+    assert [*read_values(path)] == [("item 1", 1), ("item 2", [2])]
 
 
 @pytest.mark.parametrize("text", ["", '{"a": 1}', "text"])

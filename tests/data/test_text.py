@@ -123,14 +123,18 @@ def test_the_publishers_folders_are_train_and_validation(tmp_path: Path, turns: 
     assert held == data.held_out()
 
 
-def test_of_a_plain_folder_whole_books_are_held_out_a_tenth_at_most(tmp_path: Path, turns: Turns) -> None:
+def test_of_a_plain_folder_whole_books_are_held_out_a_tenth_at_most(
+    tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = library(tmp_path, *"ABCDEFGHIJKLMNOPQRST")
     data = opened(folder, turns, eval_samples=4)
     assert (len(data.files), len(data.held)) == (18, 2)
     assert not {*data.files} & {*data.held}
     assert opened(folder, turns, seed=3, eval_samples=4).held != data.held
+    assert not caplog.messages
     few = opened(library(tmp_path / "few", "A", "B"), turns, eval_samples=4)
     assert few.held_out() == []
+    assert "pg19: 0 of 4 samples to evaluate on (data.eval_samples): at most a tenth of 2 files" in caplog.text
     other = library(tmp_path / "other", "Z")
     assert [path.name for path in opened(folder, turns, eval_path=str(other)).held] == ["Z.txt"]
 

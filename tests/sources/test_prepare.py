@@ -301,7 +301,7 @@ def test_an_error_names_a_file_by_its_path_in_the_folder(tmp_path: Path, given: 
         ("metaicl", "sick/sick_16_100_test.jsonl", LINE[:-9], "line 1: not JSON"),
         ("soda", "train.parquet", b"none", "cannot be read"),
         ("lmsys", "train.parquet", b"none", "cannot be read"),
-        ("pg19", "train/1.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("pg19", "train/1.txt", b"\xff", "is not UTF-8 text"),
         ("redpajama", "a.jsonl", '{"raw_content"', "no object with 'raw_content'"),
         ("locomo", "locomo10.json", "[{", "cannot be read"),
         ("longmemeval", "longmemeval_s.json", "{}", "holds no JSON list"),

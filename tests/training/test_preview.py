@@ -13,7 +13,7 @@ from tiny_training import Tiny, make
 from transformers import GPT2Config, LlamaConfig, T5Config
 
 from ccm.config import TurnFormat
-from ccm.data.custom import Chat, Task
+from ccm.data.kinds import Chat, Task
 from ccm.training.preview import estimate, mlp_width, picture
 
 CHAT = Chat((("My name is Anna.", "Hello."), ("Thank you!", "Gladly."), ("My name?", "Anna,\nI think.")))

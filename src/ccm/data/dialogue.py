@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ccm.config import build_settings, check_types
-from ccm.data.examples import Examples, folder_of
+from ccm.data.examples import Examples, folder_of, log_left_out, tell_held_out
 from ccm.data.questions import Question
 from ccm.data.spool import Spool
 from ccm.data.tasks import Replies, Task, TaskSettings
@@ -25,6 +25,7 @@ from ccm.recipe import Recipe
 from ccm.turns import Turns, encode_texts
 
 LEAST_TURNS, LONGEST_TURN = 3, 128  # shorter dialogues and longer turns are left out
+_LEAKED, _UNFIT = "they are evaluated on, too", "too few turns, or too few or many tokens"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Options:
 
 
 def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
-    """The dialogues of a recipe whose ``data.path`` is the folder of a corpus.
+    """The dialogues of a recipe whose ``data.path`` is the folder of a corpus; what is left out is logged as a warning.
 
     Raises:
         ConfigError: when it names no folder, or options that there are not.
@@ -118,13 +119,25 @@ def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
     options = build_settings(Options, settings.options, "data.options")
     folder = folder_of(settings, corpus.files)
     known = {hash(dialogue) for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
-    train = (dialogue for dialogue in corpus.read(folder, "train") if hash(dialogue) not in known)
-    usable = islice(corpus.keep(train, turns, corpus.longest[0]), options.most or None)
+    left_out: Counter[str] = Counter()
+
+    def unknown() -> Iterator[Dialogue]:
+        for dialogue in corpus.read(folder, "train"):
+            leaked = hash(dialogue) in known
+            left_out[_LEAKED if leaked else _UNFIT] += 1  # those that fit are taken off below
+            if not leaked:
+                yield dialogue
+
+    usable = islice(corpus.keep(unknown(), turns, corpus.longest[0]), options.most or None)
     kept = Spool(usable, lambda dialogue: dialogue.turns, lambda texts: Dialogue(tuple(texts)))
     if not kept:
         raise DataError(f"No dialogue to train on in {folder} can be used: all are too short or too long.")
-    held = corpus.keep(corpus.read(folder, "validation"), turns, corpus.longest[1])
-    return Examples(kept, [*islice(held, settings.eval_samples)], turns, settings.random_steps, recipe.seed)
+    left_out[_UNFIT] -= len(kept)
+    log_left_out(corpus.title, left_out)
+    found = corpus.keep(corpus.read(folder, "validation"), turns, corpus.longest[1])
+    held = [*islice(found, settings.eval_samples)]
+    tell_held_out(len(held), settings, "the validation split has no more that can be used")
+    return Examples(kept, held, turns, settings.random_steps, recipe.seed)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,13 @@ def folder_of(settings: DataSettings, files: str) -> Path:
     return Path(settings.path)
 
 
+def tell_held_out(held: int, settings: DataSettings, why: str) -> None:
+    """Say where fewer samples are there to evaluate on than ``data.eval_samples`` asks for."""
+    if held < settings.eval_samples:
+        title, asked = settings.name, f"{settings.eval_samples:,}"
+        logger.warning("%s: %s of %s samples to evaluate on (data.eval_samples): %s", title, f"{held:,}", asked, why)
+
+
 def log_left_out(title: str, counts: Counter[str]) -> None:
     """Say how many examples of a data set were left out, by reason."""
     for why, count in counts.items():

@@ -26,7 +26,8 @@ from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
 from ccm.turns import Turns, encode_text, encode_texts
 
-SHORTEST, LONGEST, KEPT, LEAST_REVIEWS = 1, 99, 0.9, 32  # tokens of an entry; share of entries; entries of LaMP-3
+SHORTEST, LONGEST = 1, 99  # tokens of an entry
+KEPT, LEAST_REVIEWS = 0.9, 32  # what must be kept of a profile: a share of its entries, but so many of LaMP-3
 MAX_LENGTH = 1024
 DRAWN = 16  # entries that are drawn to evaluate on; of fewer the first are taken
 NO_ROOM = "the query alone has no room"
@@ -143,9 +144,8 @@ def fit(
 def kept_entries(lengths: Sequence[int], number: int) -> list[int] | None:
     """Which entries of a profile, of so many tokens each, are used; None where the example is left out."""
     kept = [i for i, length in enumerate(lengths) if SHORTEST <= length <= LONGEST]
-    if not lengths or len(kept) / len(lengths) < KEPT or (number == 3 and len(kept) < LEAST_REVIEWS):
-        return None
-    return kept
+    least = LEAST_REVIEWS if number == 3 else max(KEPT * len(lengths), 1)
+    return kept if len(kept) >= least else None
 
 
 def draw(generator: np.random.Generator, entries: int, count: int) -> list[int]:
@@ -206,7 +206,7 @@ class Reader:
     def _outputs(self) -> dict[str, str]:
         path = self.folder / f"{self.split}_outputs.json"
         with readable(path):
-            outputs = json.loads(path.read_text(encoding="utf-8"))
+            outputs = json.loads(path.read_text(encoding="utf-8-sig"))
         try:
             return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
         except (KeyError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from ccm.config import build_settings, check_types
-from ccm.data.examples import Epochs, folder_of, log_left_out
+from ccm.data.examples import Epochs, folder_of, log_left_out, tell_held_out
 from ccm.data.lamp import MAX_LENGTH, NO_ROOM, Example, Reader, draw, template
 from ccm.data.reading import Place
 from ccm.errors import ConfigError, DataError
@@ -134,6 +134,7 @@ def open_data(recipe: Recipe, turns: Turns) -> LaMPData:
         _sample(dev, example, kept, settings.max_steps, generator)
         for example, kept in islice(_usable(dev, Counter()), settings.eval_samples)
     ]
+    tell_held_out(len(held), settings, "the dev split has no more that can be used")
     return LaMPData(train, found, held, settings.max_steps, settings.random_steps, recipe.seed)
 
 

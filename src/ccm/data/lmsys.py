@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ccm.config import build_settings, check_types
-from ccm.data.custom import Chat
-from ccm.data.examples import Examples, hold_out
+from ccm.data.examples import Examples, hold_out, tell_held_out
+from ccm.data.kinds import Chat
 from ccm.data.reading import ROWS, find_files, read_rows
 from ccm.data.spool import Spool
 from ccm.errors import ConfigError, DataError
@@ -74,8 +74,8 @@ def _texts(messages: Any) -> list[str] | None:
     return texts if in_turn and all(isinstance(text, str) for text in texts) else None
 
 
-def usable(said: list[tuple[str, str]], settings: DataSettings, turns: Turns) -> list[Chat]:
-    """A conversation up to its first turn that is too long or says nothing, in stretches; none of a single turn."""
+def usable(said: list[tuple[str, str]], settings: DataSettings, turns: Turns) -> list[tuple[str, str]]:
+    """A conversation up to its first turn that is too long or says nothing."""
     kept: list[tuple[str, str]] = []
     for user, reply in said:
         if not (user.strip() and reply.strip()):
@@ -83,7 +83,7 @@ def usable(said: list[tuple[str, str]], settings: DataSettings, turns: Turns) ->
         if len(turns.exchange(user, reply, first=not kept).ids) > settings.max_step_tokens:
             break
         kept.append((user, reply))
-    return [*Chat(tuple(kept)).parts(settings.max_steps)] if len(kept) > 1 else []
+    return kept
 
 
 def open_data(recipe: Recipe, turns: Turns) -> Examples:
@@ -98,14 +98,16 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.path is None:
         raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder of LMSYS-Chat-1M's files.")
 
-    left_out = 0
+    left_out = cut = 0
 
     def conversations(path: str) -> Iterator[list[Chat]]:
-        nonlocal left_out
+        nonlocal left_out, cut
         for file in find_files(Path(path), ROWS):
             for said in read(file, options.language):
-                if chats := usable(said, settings, turns):
-                    yield chats
+                kept = usable(said, settings, turns)
+                if len(kept) > 1:
+                    cut += len(kept) < len(said)
+                    yield [*Chat(tuple(kept)).parts(settings.max_steps)]
                 else:
                     left_out += 1
 
@@ -120,10 +122,12 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     chats = Spool(counted(kept), lambda chat: chat.turns, lambda said: Chat(tuple(map(tuple, said))))
     groups: Sequence[Sequence[int]] = [range(begin, end) for begin, end in pairwise(ends)]  # numbers of chats
     _LOG.warning(
-        "LMSYS-Chat-1M: %d conversations; %d more have fewer than two turns of at most %d tokens.",
+        "LMSYS-Chat-1M: %d conversations, %d of them up to a turn of more than %d tokens or none; %d more have fewer "
+        "than two turns before it.",
         len(groups),
-        left_out,
+        cut,
         settings.max_step_tokens,
+        left_out,
     )
     if not groups:
         where = f" in {options.language}" if options.language else ""
@@ -133,7 +137,9 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
         )
     if settings.eval_path is not None:
         held = [*chain.from_iterable(islice(conversations(settings.eval_path), settings.eval_samples))]
+        tell_held_out(len(held), settings, f"{settings.eval_path} has no more that can be used")
     else:
         numbers, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
         held = [chats[number] for number in numbers]
+        tell_held_out(len(held), settings, f"at most a tenth of {len(chats):,}, conversations whole")
     return Examples(chats.only(chain(*groups)), held, turns, settings.random_steps, recipe.seed)

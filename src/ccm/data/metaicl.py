@@ -224,7 +224,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         DataError: when it is absent, or a line is none; with the file and the line.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -253,7 +253,7 @@ def listed(folder: Path, split: str) -> list[str] | None:
     for place in (folder / "hr_to_lr.json", folder / "config" / "hr_to_lr.json"):
         if place.is_file():
             try:
-                return [str(task) for task in json.loads(place.read_text(encoding="utf-8"))[split]]
+                return [str(task) for task in json.loads(place.read_text(encoding="utf-8-sig"))[split]]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{place} holds no list of tasks under {split!r} ({error!r}).") from None
     return None

@@ -19,7 +19,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 
 from ccm.config import build_settings, check_types
-from ccm.data.examples import Epochs, folder_of, log_left_out
+from ccm.data.examples import Epochs, folder_of, log_left_out, tell_held_out
 from ccm.data.metaicl import LONGEST, Example, Prompt, evaluated_file, listed, pools, read_lines
 from ccm.data.tasks import encode_words
 from ccm.errors import ConfigError, DataError
@@ -164,6 +164,8 @@ def open_data(recipe: Recipe, turns: Turns) -> MetaICLData:
     left_out: Counter[str] = Counter()
     found = [read_pool(files, turns, prompt, options.longest, left_out) for files in _files(folder, options)]
     kept = _hold_out([pool for pool in found if len(pool) > 1], settings.eval_samples)
+    held = sum(pool.held for pool in kept)
+    tell_held_out(held, settings, "as many of each task, at most a tenth of it")
     left_out["the only ones of their tasks"] = sum(len(pool) == 1 for pool in found)
     log_left_out("MetaICL", left_out)
     if not kept:

@@ -1,25 +1,50 @@
-"""What data sets read: files in folders, texts, rows of JSON lines or Parquet, JSON lists; gzipped under a .gz name."""
+"""What data sets read: files in folders, texts, rows of JSON lines or Parquet, JSON of any layout; gzipped under .gz.
+
+Endings of names count in capitals, too. What is not read is told, as a warning of the log.
+"""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
+import logging
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ccm.errors import ConfigError, DataError
+from ccm.errors import ConfigError, DataError, listed
 
-ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows reads
+ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
+RECORD = ".ccm-data.json"  # what was prepared into a folder: no data
 Place = tuple[int, int]  # of an item in its file: the first byte, and how many they are
-_BLANK = "\ufeff \t\r\n"
 CHUNK = 1 << 20  # characters that are read of a list at a time, or more where an item is longer
+_LOG = logging.getLogger(__name__)
+_BLANK = "\ufeff \t\r\n"
+_SPACE, _LINE = re.compile(r"\s*"), re.compile(r"[^\n]*")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins with one of them, too
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning, but for one that was logged before: data may be opened several times by one command."""
+    _LOG.warning(text)
+
+
+def ends(path: Path, endings: Sequence[str]) -> bool:
+    """Whether the name of a file ends so, in small letters or capitals."""
+    return path.name.lower().endswith(tuple(endings))
 
 
 def find_files(path: Path, endings: Sequence[str]) -> list[Path]:
     """The file of that path, or all files within the folder whose names end so, in the order of their paths.
+
+    Hidden files and folders are left out, and links to folders are not followed. What is left out is logged as a
+    warning, but for hidden files of other endings.
 
     Raises:
         DataError: when there is none.
@@ -29,20 +54,33 @@ def find_files(path: Path, endings: Sequence[str]) -> list[Path]:
     wanted = ", ".join("*" + ending for ending in endings)
     if not path.is_dir():
         raise DataError(f"There is no file or folder {path}; name the one that holds your data ({wanted}).")
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(tuple(endings)) and file.is_file())
+    files: list[Path] = []
+    others: list[str] = []
+    for file in sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()):
+        name = file.relative_to(path)
+        hidden, wanted_here = any(part.startswith(".") for part in name.parts), ends(file, endings)
+        if wanted_here and not hidden and file.is_file():
+            files.append(file)
+        elif file.name != RECORD and (wanted_here or not hidden):
+            others.append(str(name))
     if not files:
         raise DataError(f"The folder {path} holds none of {wanted}.")
+    if others:
+        warn_once(f"{path}: not read are {listed(others)}; read are {wanted}, but no hidden files and linked folders.")
     return files
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without a byte order mark.
 
     Raises:
         DataError: when it cannot be read, or is no UTF-8.
     """
     with readable(path), _open(path) as file:
-        return file.read()
+        text = file.read()
+    if "\0" in text:
+        raise DataError(f"{path} holds null characters, as UTF-16 text does without its mark; save it as UTF-8.")
+    return text
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -52,7 +90,62 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         DataError: when the file cannot be read, or a row lacks a column; with the row.
         ConfigError: when it is a Parquet file, and pyarrow is not installed.
     """
-    return _parquet(path, columns) if path.suffix == ".parquet" else _json_lines(path, columns)
+    return _parquet(path, columns) if ends(path, (".parquet",)) else _json_lines(path, columns)
+
+
+def read_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a Parquet file, or the values of a JSON file, each with its place in words, such as "line 3".
+
+    JSON stands one value a line, over several lines, or as one list, whose items are then the values. What is no JSON
+    is given as a DataError that says why; the next line is read after it.
+
+    Raises:
+        DataError: when the file cannot be read.
+        ConfigError: when it is a Parquet file, and pyarrow is not installed.
+    """
+    if ends(path, (".parquet",)):
+        yield from ((f"row {number}", row) for number, row in enumerate(_parquet(path), start=1))
+        return
+    for number, (line, value) in enumerate(_json_values(read_text(path))):
+        if number == 0 and isinstance(value, list):
+            yield from ((f"item {place}", item) for place, item in enumerate(value, start=1))
+        else:
+            yield f"line {line}", value
+
+
+def _json_values(text: str) -> Iterator[tuple[int, Any]]:
+    """The values that stand in a text one after the other, and the lines that they begin in."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    line, end = 1, 0
+    while (begin := _end(_SPACE, text, end)) < len(text):
+        line += text.count("\n", end, begin)
+        try:
+            value, end = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            value, end = DataError(_why(error, line)), _end(_LINE, text, begin)
+        yield line, value
+        line += text.count("\n", begin, end)
+
+
+def _end(pattern: re.Pattern[str], text: str, begin: int) -> int:
+    """Where what matches from there on ends."""
+    found = pattern.match(text, begin)
+    return found.end() if found else begin
+
+
+def _why(error: ValueError | RecursionError, line: int) -> str:
+    if not isinstance(error, json.JSONDecodeError):  # a key twice, a number of thousands of digits, braces without end
+        return f"not readable as JSON: {error}"
+    later = f"line {error.lineno}, " if error.lineno != line else ""
+    return f"not JSON: {error.msg.removesuffix(' at')} at {later}column {error.colno}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in one object twice")
+    return found
 
 
 def read_items(path: Path) -> Iterator[tuple[Place, Any]]:
@@ -74,6 +167,8 @@ def read_items(path: Path) -> Iterator[tuple[Place, Any]]:
             rest = text.lstrip("[, \t\r\n")
             place += len(text) - len(rest)  # what is between items is a byte a character
             if rest.startswith("]"):
+                if (rest[1:] + file.read(CHUNK)).strip(_BLANK):
+                    raise DataError(f"{path} goes on after its list; the file may be several in one.")
                 return
             try:
                 item, end = decoder.raw_decode(rest)
@@ -98,7 +193,7 @@ def read_item(path: Path, place: Place) -> Any:
         return json.loads(file.read(place[1]))
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -107,9 +202,9 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
-            if absent := sorted({*columns} - {*file.schema_arrow.names}):
+            if absent := sorted({*(columns or ())} - {*file.schema_arrow.names}):
                 raise DataError(f"{path} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}.")
-            for batch in file.iter_batches(columns=[*columns]):
+            for batch in file.iter_batches(columns=columns and [*columns]):
                 yield from batch.to_pylist()
     except (OSError, ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
@@ -130,7 +225,7 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _open(path: Path, encoding: str = "utf-8-sig", newline: str | None = None) -> TextIO:
-    if path.suffix == ".gz":
+    if ends(path, (".gz",)):
         return cast(TextIO, gzip.open(path, "rt", encoding=encoding, newline=newline))
     return path.open(encoding=encoding, newline=newline)
 
@@ -145,6 +240,7 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; put the data set's files into that folder.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        what = "UTF-16 text" if error.object.startswith(_UTF16) else f"not UTF-8 text (byte {error.start})"
+        raise DataError(f"{path} is {what}; save it as UTF-8.") from error
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ccm.data.custom import Text, check_chunks
-from ccm.data.examples import hold_out
+from ccm.data.examples import hold_out, tell_held_out
+from ccm.data.kinds import Text, check_chunks
 from ccm.data.reading import find_files
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
@@ -179,6 +179,8 @@ def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
     else:
         held, groups = hold_out([[file] for file in files], settings.eval_samples, f"{recipe.seed} held out")
         files = [file for (file,) in groups]
+        if not held:
+            tell_held_out(0, settings, f"at most a tenth of {len(files)} files; data.eval_path may name others")
     return Stretches(source, files, held, turns, settings, recipe.seed)
 
 

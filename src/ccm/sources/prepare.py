@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ccm.data.reading import RECORD
 from ccm.errors import ConfigError, DataError
 from ccm.files import save_json
 from ccm.sources.arrange import arrange, link_or_copy
@@ -24,7 +25,6 @@ from ccm.sources.catalogue import File, Source, source
 from ccm.sources.counts import COUNTS, missing
 from ccm.sources.download import FAILURES, download, sha256
 
-RECORD = ".ccm-data.json"
 NAMED = 6  # files that a message names
 
 

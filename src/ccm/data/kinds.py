@@ -1,0 +1,157 @@
+"""Three kinds of examples that data sets share: chats, tasks, and running text; how each becomes samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from ccm.errors import ConfigError
+from ccm.layout import IGNORE, Sample, Step
+from ccm.recipe import DataSettings
+from ccm.turns import Turns, make_turns
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns of a user and an assistant. A sample is its beginning; its replies are targets, the last is the query's.
+
+    Attributes:
+        turns: what the user says and the reply to it.
+        system: what stands before them.
+        silent: numbers of turns, counted from 0, whose replies are read but are no targets; not of all after the first.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    system: str = ""
+    silent: frozenset[int] = frozenset()
+
+    @property
+    def length(self) -> int:
+        return len(self.turns) - 1
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        if self.system:
+            plain = turns.form.template == "separators" and not self.system[-1].isspace()
+            preamble = self.system + "\n\n" if plain else self.system
+            turns = make_turns(turns.tokenizer, replace(turns.form, preamble=preamble))
+        query = self._asked(steps)
+        read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: query + 1])]
+        read = [Step(step.ids) if i in self.silent else step for i, step in enumerate(read)]
+        return Sample(read[:-1], read[-1])
+
+    def _asked(self, steps: int) -> int:
+        """The turn whose reply is asked for: that of the number, or the nearest whose reply is a target."""
+        if steps not in self.silent:
+            return steps
+        heard = [i for i in range(min(steps, 1), len(self.turns)) if i not in self.silent]
+        return max((i for i in heard if i < steps), default=heard[0])
+
+    def parts(self, most: int) -> Iterator[Chat]:
+        """Stretches of at most ``most`` + 1 turns, in order, each up to its last target; none without a target.
+
+        A turn alone that is to be asked for takes the one before along.
+        """
+        for part in _stretches(len(self.turns), most):
+            heard = [i for i in part if i and i not in self.silent]
+            if heard:
+                yield self._cut(min(part.start, heard[-1] - 1), heard[-1] + 1)
+
+    def latest(self, steps: int) -> Chat:
+        """The last turn, and as many before it."""
+        return self._cut(max(len(self.turns) - steps - 1, 0), len(self.turns))
+
+    def _cut(self, begin: int, end: int) -> Chat:
+        silent = frozenset(i - begin for i in self.silent if begin <= i < end)
+        return Chat(self.turns[begin:end], self.system, silent)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target.
+
+    Where there is a choice, the answer is one of ``choices``; training makes nothing of the others.
+    """
+
+    steps: tuple[str, ...]
+    query: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.steps)
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        kept = self.steps[-steps:] if steps else ()
+        read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
+        return Sample(read, turns.exchange(self.query, self.answer, first=not kept))
+
+    def parts(self, most: int) -> Iterator[Task]:
+        """The task with its latest ``most`` steps."""
+        yield self.latest(most)
+
+    def latest(self, steps: int) -> Task:
+        """The task with as many of its latest steps."""
+        return replace(self, steps=self.steps[-steps:] if steps else ())
+
+
+@dataclass(frozen=True)
+class Text:
+    """Chunks of running text, as token ids. A sample is its beginning; of each chunk all tokens but one are targets.
+
+    The last ``query`` chunks of a sample are read as one, on top of the memory of those before.
+    """
+
+    chunks: tuple[tuple[int, ...], ...]
+    query: int = 1
+
+    @staticmethod
+    def of(ids: Sequence[int], size: int, query: int = 1) -> Text | None:
+        """Token ids in chunks of ``size``, the last one shorter; None where none comes before the query."""
+        chunks = tuple(tuple(ids[i : i + size]) for i in range(0, len(ids) - 1, size))  # one at the end teaches nothing
+        return Text(chunks, query) if len(chunks) > query else None
+
+    @property
+    def length(self) -> int:
+        return len(self.chunks) - self.query
+
+    def sample(self, turns: Turns, steps: int) -> Sample:
+        bos = turns.tokenizer.bos_token_id
+        first = self.chunks[0] if bos is None else (bos, *self.chunks[0])
+        chunks = (first, *self.chunks[1:])
+        asked = (*chain.from_iterable(chunks[steps : steps + self.query]),)
+        read = [Step(chunk, [*chunk[1:], IGNORE]) for chunk in (*chunks[:steps], asked)]
+        return Sample(read[:-1], read[-1])
+
+    def parts(self, most: int) -> Iterator[Text]:
+        """Stretches of at most ``most`` chunks and a query, in order; a last one too short takes those before along."""
+        for part in _stretches(len(self.chunks), most, self.query):
+            yield Text(self.chunks[part.start : part.stop], self.query)
+
+    def latest(self, steps: int) -> Text:
+        """The query, and as many chunks before it."""
+        return Text(self.chunks[-steps - self.query :], self.query)
+
+
+Example = Chat | Task | Text
+
+
+def _stretches(count: int, most: int, query: int = 1) -> Iterator[range]:
+    """Where stretches of at most ``most`` items and a query begin and end; the last reaches back to have one item."""
+    for begin in range(0, count, most + query):
+        begin = min(begin, count - query - 1)
+        yield range(begin, min(begin + most + query, count))
+
+
+def check_chunks(settings: DataSettings) -> None:
+    """See whether chunks of running text are short enough to be steps.
+
+    Raises:
+        ConfigError: where they are not.
+    """
+    if settings.chunk_tokens > settings.max_step_tokens:
+        chunk, step = map(settings.called, ("chunk_tokens", "max_step_tokens"))
+        raise ConfigError(
+            f"{chunk} is {settings.chunk_tokens}, {step} {settings.max_step_tokens}; lower the one or raise the other."
+        )
