@@ -225,6 +225,29 @@ def test_greedy_generation_from_memory_equals_repeated_parallel_passes(rule: str
     assert greedy(model, compress_all(model, ROWS[0]), [ROWS[0].query.ids], 6)[0].tolist() == expected
 
 
+CACHES = {"use_cache": False, "cache_implementation": "static", "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_what_generate_makes_of_the_cache_is_overridden_in_the_models_settings_and_refused_in_a_call(
+    monkeypatch, name: str
+) -> None:
+    model, row = tiny_model("concat"), ROWS[0]
+    memory, query = compress_all(model, row), torch.tensor([row.query.ids])
+    expected = model.generate(memory, query, max_new_tokens=6, do_sample=False)
+    assert expected.equal(model.generate(memory, query, max_new_tokens=6, do_sample=False, use_cache=True))
+    for options in ({name: CACHES[name]}, {"generation_config": GenerationConfig(**{name: CACHES[name]})}):
+        with pytest.raises(InputError, match=f"{name} is {CACHES[name]!r}"):
+            model.generate(memory, query, max_new_tokens=6, **options)
+    fed = []
+    model.base.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setattr(model.base.generation_config, name, CACHES[name])
+    assert model.generate(memory, query, max_new_tokens=6, do_sample=False).equal(expected)
+    assert fed == [query.shape[1], *[1] * 5], "nothing is read twice"
+
+
 @pytest.mark.parametrize(
     "options",
     [

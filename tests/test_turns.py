@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers_made import (
     BARE,
@@ -195,6 +195,8 @@ WITH_TOOL = CHATML + f"{{# {TOOL} #}}"
 
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, WITH_TOOL])
 @given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
+@example(parts=[TOOL], first=True)
+@example(parts=[" ", TOOL, "</s>", TOOL, "<|im_end|>"], first=False)
 def test_what_a_user_writes_never_becomes_a_token_that_steers_the_model(
     template: str | None, parts: list[str], first: bool
 ) -> None:
