@@ -62,6 +62,31 @@ SAME = {
 }
 
 
+BUILDERS = {
+    "messages": lambda turns: {"messages": messages(*turns)},
+    "sharegpt": lambda turns: {"conversations": shared(*turns)},
+    "alpaca": lambda turns: {
+        "instruction": turns[-1][0],
+        "output": turns[-1][1],
+        "history": [[*t] for t in turns[:-1]],
+    },
+    "completion": lambda turns: {"prompt": messages(*turns)[:1], "completion": messages(*turns)[1:]},
+    "open webui": lambda turns: exported(*turns),
+}
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=2), system=st.just("") | WORDS)
+def test_any_conversation_is_the_same_in_every_format(name: str, turns: list[tuple[str, str]], system: str) -> None:
+    value = BUILDERS[name](turns)
+    if name == "open webui":
+        value["chat"]["system"] = system
+    else:
+        value["system"] = system
+    assert read_example(value, set()) == Chat(tuple(turns), system)
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_every_format_gives_the_conversation_that_our_own_gives(name: str) -> None:
     assert read_example(OWN, set()) == CHAT

@@ -47,6 +47,7 @@ def test_what_a_folder_holds_beside_its_data_is_told_once(tmp_path: Path, caplog
         f"{tmp_path}: not read are ['.cache/e.txt', '.d.txt', 'broken.txt', 'c.md', 'linked']; read are *.txt" in told
     )
     assert [path.name for path in find_files(tmp_path, (".json", ".md"))] == ["c.md"]
+    assert ".ccm-data.json" not in caplog.text  # ours
 
 
 def test_a_text_is_the_same_gzipped_with_a_mark_and_with_windows_line_ends(tmp_path: Path) -> None:
