@@ -55,6 +55,8 @@ def test_the_oldest_versions_are_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-oldest.txt").read_text(), re.M))
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"T5 := {stack.ENCODER_OLDEST['transformers']}\n" in makefile
     for name, least in stack.OLDEST.items():
         assert pinned[name] == least
         assert Version(declared[name]) == Version(least)
