@@ -3,15 +3,35 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-.PHONY: install chat test test-oldest test-slow check format bench builtin figures small dialog conformance clean
+# Kernels, and with them the order of sums, are chosen by the processor: each setting stands for other ones.
+PROCESSORS ?= nothing ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
+# Every floor that the README names, what is developed on, and what is new today.
+VERSIONS ?= oldest t5 tested newest
+T5 := 5.20.0
+
+# $(call each,NAMES,COMMAND) runs the command with every $$name, goes on after a failure, and ends with a table.
+define each
+@table= status=0; for name in $(1); do echo "== $$name"; \
+	if $(2); then result=passed; else result=FAILED status=1; fi; \
+	table="$$table$$(printf '%-32s' $$name)$$result\n"; done; printf "\n$$table"; exit $$status
+endef
+
+# $(call environment,OPTIONS) sets up the one of the target, with those options of pip.
+define environment
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1) -e '.[dev]'
+@touch $@
+endef
+
+.PHONY: install chat test test-processors test-versions test-slow check format bench builtin figures small dialog \
+	conformance clean always
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call environment,-c constraints.txt)
 
 chat: install
 	@$(BIN)/ccm chat
@@ -19,13 +39,27 @@ chat: install
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
-test-oldest: .venv-oldest/installed
-	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -n 2
+test-processors: install
+	$(call each,$(PROCESSORS),env HF_HUB_OFFLINE=1 $${name#nothing} $(BIN)/python -m pytest -n 2)
+
+test-versions:
+	$(call each,$(VERSIONS),$(MAKE) --no-print-directory test-on-$$name)
+
+test-on-tested: test
+
+test-on-%: .venv-%/installed
+	HF_HUB_OFFLINE=1 .venv-$*/bin/python -m pytest -n 2
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
-	@touch $@
+	$(call environment,-c constraints-oldest.txt)
+
+.venv-t5/installed: pyproject.toml constraints.txt
+	mkdir -p $(@D)
+	sed 's/^transformers==.*/transformers==$(T5)/' constraints.txt > $(@D)/constraints.txt
+	$(call environment,-c $(@D)/constraints.txt)
+
+.venv-newest/installed: always
+	$(call environment,--upgrade --upgrade-strategy eager "$$(grep ^torch== constraints.txt)")
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -58,4 +92,4 @@ conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)
 
 clean:
-	rm -rf .venv .venv-oldest build src/*.egg-info
+	rm -rf .venv .venv-* build src/*.egg-info

@@ -1,4 +1,4 @@
-"""Settings of the whole suite: offline, deterministic, one thread."""
+"""Settings of the whole suite: offline, deterministic, one thread unless OMP_NUM_THREADS says else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("ccm")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

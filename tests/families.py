@@ -71,8 +71,8 @@ checks, and the tests demand that it is what they give.
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-The checks run on tiny random models of each architecture, in float32; the checkpoints are examples of a type and were
-not run. Equal is: logits of size 1 to 10 differ by less than {tolerance:g}.
+The checks run on tiny random models of each architecture, in float64; the checkpoints are examples of a type and were
+not run. Equal is: logits of size 1 to 10 differ by less than {tolerance:.0g}.
 
 - **type**: `model_type` in the model's `config.json`. Llama 4 is published with a vision part, as `llama4`; that part
   is left out.
@@ -88,7 +88,7 @@ Gemma 2 always runs with eager attention: sdpa has no softcap. Streams are refus
 adds positions to the embeddings, so that keys cannot be moved (its conversations work), and of any model with a rope of
 the type `dynamic`.
 
-Encoder-decoders (`t5`: T5, Flan-T5, with transformers 5.15 or newer) have checks of their own, `tests/test_seq2seq.py`:
+Encoder-decoders (`t5`: T5, Flan-T5, with transformers 5.20 or newer) have checks of their own, `tests/test_seq2seq.py`:
 the rules concat, merge, ema, gist and pos_control in the encoder, parallel = online, eager = sdpa, generation; equal to
 the authors' numbers (`make conformance`). Refused there: recurrence, the gate, a sink, streams, chats and the demo.
 

@@ -40,17 +40,17 @@ def test_chunks_give_what_the_whole_mask_gives(batch: int, length: int, extra: i
     chunks = Chunks.of(mask)
     assume(chunks is not None)
     torch.manual_seed(seed)
-    query = torch.randn(batch, 4, length, 8, requires_grad=True)
-    key = torch.randn(batch, 2, length + extra, 8, requires_grad=True)
-    value = torch.randn(batch, 2, length + extra, 8, requires_grad=True)
+    query = torch.randn(batch, 4, length, 8, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(batch, 2, length + extra, 8, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(batch, 2, length + extra, 8, dtype=torch.float64, requires_grad=True)
     inputs = (query, key, value)
     whole = sdpa_attention_forward(MODULE, *inputs, mask)[0]
     parted = chunks.attend(Call(sdpa_attention_forward, MODULE, *inputs, None, {}))[0]
-    torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-5)
+    assert_close(parted, whole, dtype=torch.float64)
     weight = torch.randn_like(whole)
     wanted = torch.autograd.grad((whole * weight).sum(), inputs)
     for got, want in zip(torch.autograd.grad((parted * weight).sum(), inputs), wanted, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        assert_close(got, want, dtype=torch.float64)
 
 
 def test_a_narrow_mask_is_parted_and_a_wide_one_is_not() -> None:

@@ -104,6 +104,26 @@ def test_a_changed_loss_of_a_training_step_fails(copy: Path) -> None:
     assert status(copy, "train") == 1
 
 
+@pytest.mark.parametrize(("least", "most", "code"), [(0.0, 1e-6, 0), (1e-2, torch.inf, 1)])
+def test_a_trained_element_is_compared_where_its_gradient_is_no_noise(
+    copy: Path, least: float, most: float, code: int
+) -> None:
+    path = next((copy / "train").glob("*.safetensors"))
+    tensors, moved = load_file(path), 0
+    for name, gradient in load_file(copy / "grads" / path.name.replace("_adamw5", "")).items():
+        changed = (gradient.abs() > least) & (gradient.abs() < most)
+        tensors[name][changed] += 1e-3
+        moved += int(changed.sum())
+    save_file(tensors, path)
+    assert moved
+    assert status(copy, "train") == code
+
+
+def test_few_elements_may_go_without_being_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.conformance.parallel.NOISE", 1e-3)
+    assert status(GOLDENS, "train") == 1
+
+
 @pytest.mark.parametrize("group", ["grads", "train"])
 def test_a_tensor_that_was_not_recorded_fails(copy: Path, group: str) -> None:
     for path in (copy / group).glob("*.safetensors"):

@@ -106,7 +106,7 @@ def test_ends_that_are_no_tokens_are_refused_by_their_value(value: object) -> No
 
 
 def test_tokens_are_those_of_stock_generate_and_are_read_when_the_next_is_asked_for() -> None:
-    model = tiny_model("full", base=tiny_base(dtype=torch.float64))
+    model = tiny_model("full", base=tiny_base())
     memory, ids = model.empty_memory(2), torch.tensor([[5, 6, 7], [9, 8, 7]])
     cache, read = memory.cache(), []
     reader = model.reader(memory, cache)
@@ -128,7 +128,7 @@ def test_tokens_are_those_of_stock_generate_and_are_read_when_the_next_is_asked_
 
 def test_rows_of_a_batch_are_replied_to_as_each_alone() -> None:
     made = turns()
-    model = tiny_model("full", base=tiny_base(dtype=torch.float64, vocab_size=len(made.tokenizer)))
+    model = tiny_model("full", base=tiny_base(vocab_size=len(made.tokenizer)))
     prompts, most = torch.tensor([[5, 6, 7], [9, 8, 7]]), (3, 9)
     replies = [Reply(made, (), n) for n in most]
     memory = model.empty_memory(2)

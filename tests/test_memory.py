@@ -48,12 +48,12 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert memory.width == 9
     assert memory.entries == (9, 9)
     assert memory.tokens == (10, 9)
-    assert memory.entry_nbytes == 2 * 3 * 2 * 8 * 4  # K and V, layers, kv heads, head dim, float32
+    assert memory.entry_nbytes == 2 * 3 * 2 * 8 * 8  # K and V, layers, kv heads, head dim, float64
     assert memory.nbytes == memory.entry_nbytes * 18
-    assert memory.nbytes == sum(x.numel() * 4 for x in (*memory.keys, *memory.values))
+    assert memory.nbytes == sum(x.numel() * 8 for x in (*memory.keys, *memory.values))
     half = memory.to(dtype=torch.bfloat16)
-    assert half.nbytes * 2 == memory.nbytes
-    assert half.entry_nbytes * 2 == memory.entry_nbytes
+    assert half.nbytes * 4 == memory.nbytes
+    assert half.entry_nbytes * 4 == memory.entry_nbytes
 
 
 def test_padding_is_not_counted_as_entries() -> None:
@@ -77,7 +77,7 @@ def test_to_changes_the_dtype_of_entries_alone() -> None:
     assert {x.dtype for x in (*half.keys, *half.values)} == {torch.float16}
     assert (half.mask.dtype, half.positions.dtype, half.offset.dtype) == (torch.bool, torch.long, torch.long)
     assert_same(half.to("cpu"), half)
-    assert memory.keys[0].dtype == torch.float32
+    assert memory.keys[0].dtype == torch.float64
     assert memory.to("meta").offset.is_meta
 
 

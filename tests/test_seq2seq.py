@@ -105,7 +105,7 @@ def test_the_memory_holds_what_the_rule_says_and_counts_its_bytes() -> None:
     assert closed.entries == (2,)
     with pytest.raises(InputError, match="This memory was closed; its context takes no more steps"):
         model.compress(closed, torch.tensor([[5]]))
-    assert closed.nbytes == 2 * 4 * (3 * 2 * 4 * 8 + 32) == closed.entry_nbytes * 2
+    assert closed.nbytes == 2 * 8 * (3 * 2 * 4 * 8 + 32) == closed.entry_nbytes * 2
 
 
 def test_generation_says_the_likeliest_tokens_after_the_memory() -> None:

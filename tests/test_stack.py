@@ -22,19 +22,19 @@ def test_this_stack_is_accepted() -> None:
 
 
 def test_an_older_library_is_refused_with_what_is_there_and_what_is_needed(monkeypatch) -> None:
-    there = {**stack.OLDEST, "transformers": "5.2.0", "torch": "2.13.0+cpu"}
+    there = {**stack.OLDEST, "transformers": "5.2.0", "torch": "2.11.0+cpu"}
     monkeypatch.setattr(stack, "version", there.__getitem__)
-    with pytest.raises(StackError, match=r"at least transformers 5\S+; installed are torch 2.13.0\+cpu, .*5.2.0,"):
+    with pytest.raises(StackError, match=r"at least transformers 5\S+; installed are torch 2.11.0\+cpu, .*5.2.0,"):
         stack.check_versions()
     monkeypatch.setattr(stack, "version", {**there, "transformers": "10.0.0.dev0"}.__getitem__)
     stack.check_versions()
 
 
 def test_encoder_decoders_need_a_newer_transformers_than_the_rest(monkeypatch) -> None:
-    there = {**stack.OLDEST, "transformers": "5.14.1"}
+    there = {**stack.OLDEST, "transformers": "5.19.0"}
     monkeypatch.setattr(stack, "version", there.__getitem__)
     stack.check_versions()
-    with pytest.raises(StackError, match=r"T5 needs at least transformers 5.15.0; installed are .*5.14.1,"):
+    with pytest.raises(StackError, match=r"T5 needs at least transformers 5.20.0; installed are .*5.19.0,"):
         stack.check_encoders()
 
 
@@ -55,6 +55,8 @@ def test_the_oldest_versions_are_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-oldest.txt").read_text(), re.M))
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"T5 := {stack.ENCODER_OLDEST['transformers']}\n" in makefile
     for name, least in stack.OLDEST.items():
         assert pinned[name] == least
         assert Version(declared[name]) == Version(least)

@@ -18,14 +18,14 @@ SAMPLE = make_sample([3, 5, 2, 4], 3)
 def test_constant_weights_are_those_of_the_rule(rule: str, expected: list[float]) -> None:
     weights = write_weights(tiny_model(rule), SAMPLE.steps)
     assert weights.shape == (4, 3, 4, 2, 4)  # steps to, layers, heads, slots, steps from
-    assert_close(weights[-1], torch.tensor(expected).expand(3, 4, 2, 4), 1e-6)
+    assert_close(weights[-1], torch.tensor(expected).expand(3, 4, 2, 4), depth=1)
 
 
 def test_gated_weights_are_those_by_which_the_memory_was_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gate", family="llama_gqa")
     weights = write_weights(model, SAMPLE.steps)
     assert weights.shape == (4, 3, 2, 2, 4)
-    assert_close(weights.sum(-1), torch.ones(4, 3, 2, 2), 1e-5)
+    assert_close(weights.sum(-1), torch.ones(4, 3, 2, 2), depth=1)
     written: dict[int, torch.Tensor] = {}
     write = model.rule.write
     monkeypatch.setattr(model.rule, "write", lambda layer, *rest: written.setdefault(layer, write(layer, *rest)))
@@ -37,10 +37,10 @@ def test_gated_weights_are_those_by_which_the_memory_was_folded(monkeypatch: pyt
         assert len(written) == 3
         for layer, weight in written.items():
             now = weight.expand(1, 2, 2, 1).reshape(2, 2)  # heads, slots
-            assert_close(weights[t, layer, :, :, t], now, 1e-5)
+            assert_close(weights[t, layer, :, :, t], now, depth=1)
             if t:  # the share of the memory that stays is what all earlier steps have in it
                 earlier = (1 - now[..., None]) * weights[t - 1, layer, :, :, :t]
-                assert_close(weights[t, layer, :, :, :t], earlier, 1e-5)
+                assert_close(weights[t, layer, :, :, :t], earlier, depth=1)
     assert weights[-1].std(-1).max() > 0.05
 
 

@@ -48,7 +48,7 @@ def tiny_t5(attn: str = "sdpa", vocab: int = VOCAB, scale: float = 0.25) -> PreT
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.1 * noise) if parameter.ndim == 1 else parameter.copy_(scale * noise)
     base.generation_config.eos_token_id = None
-    return base.eval()
+    return base.double().eval()
 
 
 def write_t5(folder: Path) -> Path:

@@ -32,6 +32,7 @@ from ccm.fingerprint import fingerprint_base, fingerprint_tensors
 from ccm.memory_files import Origin
 from ccm.quantization import Quantization
 from ccm.rules import make_rule
+from ccm.seams import try_seams
 from ccm.stack import check_seams
 
 check_seams()
@@ -73,6 +74,7 @@ class AdaptedModel(nn.Module):
         if base.config.is_encoder_decoder != self.encoder_decoder:
             kind = "an encoder-decoder" if base.config.is_encoder_decoder else "a decoder alone"
             raise UnsupportedModelError(f"{type(base).__name__} is {kind}; ccm.load finds the class for it.")
+        try_seams(self.encoder_decoder)
         self.config, self.stage1 = config, stage1
         self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "")
         if stage1:
@@ -86,7 +88,7 @@ class AdaptedModel(nn.Module):
         softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
         kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
         base.set_attn_implementation(kernel)
-        if base.config._attn_implementation not in (SDPA, EAGER):
+        if {attention.config._attn_implementation for attention in attentions} != {kernel}:
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         if getattr(base.config, "output_router_logits", False):
             base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks

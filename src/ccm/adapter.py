@@ -33,7 +33,7 @@ class CompLinear(LoraLinear):
     """A PEFT LoRA linear whose update is computed for COMP rows only, and added to them only."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x`` (..., in) to (..., out); the update and its weights are float32, whatever the base's dtype."""
+        """``x`` (..., in) to (..., out); the update is computed in float32, or in float64 on a base of that dtype."""
         result = self.base_layer(x, *args, **kwargs)
         rows = getattr(_active, "rows", None)
         if rows is None or self.disable_adapters:
@@ -42,8 +42,10 @@ class CompLinear(LoraLinear):
         picked = x.reshape(-1, x.shape[-1]).index_select(0, rows)
         for name in self.active_adapters:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight  # not the modules: their calls take longer
-            low = linear(self.lora_dropout[name](picked.to(a.dtype)), a) * self.scaling[name]
-            flat.index_add_(0, rows, linear(low, b).to(flat.dtype))  # also with no rows: distributed training needs it
+            exact = torch.promote_types(picked.dtype, a.dtype)
+            low = linear(self.lora_dropout[name](picked.to(exact)), a.to(exact)) * self.scaling[name]
+            update = linear(low, b.to(exact)).to(flat.dtype)
+            flat.index_add_(0, rows, update)  # also with no rows: distributed training needs it
         return result
 
     def merge(self, *args: Any, **kwargs: Any) -> None:

@@ -230,11 +230,16 @@ class CompressingPass(CachedPass):
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as numbers to add: 0 where it allows, the dtype's minimum elsewhere.
+    """A boolean mask as numbers to add: 0 where it allows, the dtype's minimum elsewhere, but float32's for float64.
 
-    Eager attention adds whatever it gets: a boolean mask would be added as 0 and 1 and hide nothing.
+    Eager attention adds whatever it gets: a boolean mask would be added as 0 and 1 and hide nothing. Its softmax is in
+    float32, where the minimum of float64 is minus infinity, and a row of padding that sees nothing is NaN.
     """
-    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), _lowest(dtype))
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 def _attention(
@@ -264,6 +269,8 @@ def _stock_eager(
 ) -> tuple[Tensor, Tensor]:
     if mask is not None and mask.dtype == torch.bool:
         mask = additive(mask, query.dtype)
+    elif mask is not None and mask.dtype == torch.float64:  # the stock model's own
+        mask = mask.clamp(min=_lowest(mask.dtype))
     family = sys.modules[type(module).__module__]  # each family has its own eager function
     return family.eager_attention_forward(module, query, key, value, mask, **kwargs)
 

@@ -221,7 +221,8 @@ class Gate(Merge):
     def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
         assert content is not None
         n = content.shape[2]
-        score = torch.einsum("btnh,knh->bktn", content.float(), self.weight[layer, :, :n])
+        exact = torch.promote_types(content.dtype, torch.float32)
+        score = torch.einsum("btnh,knh->bktn", content.to(exact), self.weight[layer, :, :n].to(exact))
         return (score + self.bias[layer, :, None, :n]).sigmoid()
 
 

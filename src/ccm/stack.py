@@ -1,4 +1,7 @@
-"""What the seams assume of the libraries under them: versions, checked with ``import ccm``, and names and arguments."""
+"""What the seams assume of the libraries under them: versions, checked with ``import ccm``, and names and arguments.
+
+What they do is tried by :mod:`ccm.seams`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from ccm.errors import StackError
 
 Seam = tuple[str, str, tuple[str, ...]]  # module, what is in it, the arguments that it must have
 
-OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-oldest`
-    "torch": "2.13.0",
+OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-versions`
+    "torch": "2.11.0",
     "transformers": "5.3.0",
     "peft": "0.18.0",
     "tokenizers": "0.22.1",
@@ -36,7 +39,7 @@ SEAMS: tuple[Seam, ...] = (
     ("peft", "inject_adapter_in_model", ("peft_config", "model")),
     ("peft.tuners.lora.layer", "Linear.merge", ()),
 )
-ENCODER_OLDEST = {"transformers": "5.15.0"}  # what encoder-decoders need: before, T5's attention is its own
+ENCODER_OLDEST = {"transformers": "5.20.0"}  # what encoder-decoders need: before, an encoder keeps its own attention
 ENCODER_SEAMS: tuple[Seam, ...] = (
     (
         "transformers.models.t5.modeling_t5",
@@ -55,7 +58,7 @@ def check_versions(oldest: Mapping[str, str] = OLDEST, what: str = "ccm") -> Non
     there = versions()
     if old := [name for name, least in oldest.items() if there[name] and Version(there[name]) < Version(least)]:
         needed = ", ".join(f"{name} {oldest[name]}" for name in old)
-        raise StackError(f"{what} needs at least {needed}; {_there()}. {_OUT}")
+        raise refusal(f"{what} needs at least {needed}")
 
 
 def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
@@ -71,9 +74,9 @@ def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
                 found = getattr(found, name)
             lacks = [name for name in arguments if name not in inspect.signature(found).parameters]
         except (ImportError, AttributeError) as error:
-            raise StackError(f"{module}.{path} is not there any more; {_there()}. {_OUT}") from error
+            raise refusal(f"{module}.{path} is not there any more") from error
         if lacks:
-            raise StackError(f"{module}.{path} does not take {', '.join(lacks)} any more; {_there()}. {_OUT}")
+            raise refusal(f"{module}.{path} does not take {', '.join(lacks)} any more")
 
 
 def check_encoders() -> None:
@@ -97,8 +100,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-_OUT = "Install tested versions: pip install -c constraints.txt -e ."
-
-
-def _there() -> str:
-    return "installed are " + ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
+def refusal(what: str) -> StackError:
+    """The error of libraries on which something does not work, with the versions that are there and the way out."""
+    there = ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
+    return StackError(f"{what}; installed are {there}. Install tested versions: pip install -c constraints.txt -e .")

@@ -78,4 +78,4 @@ def test_entries_and_bytes_are_counted() -> None:
         model = CCMEncoderDecoder(tiny_t5(), ccm_config(rule, recurrent=False)).eval()
         (one,) = Scorer(model).score([question])
         assert (one.entries, one.peak) == (entries, peak)
-        assert one.kv_bytes == entries * 4 * (3 * 2 * 4 * 8 + 32)
+        assert one.kv_bytes == entries * 8 * (3 * 2 * 4 * 8 + 32)

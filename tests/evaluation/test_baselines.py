@@ -150,14 +150,14 @@ def test_a_pooled_step_is_the_means_of_its_stretches() -> None:
         later = model.compress(pooled, torch.tensor([[11], [12]]))
         both = pool(pooled, later, 2)
     for x, y in zip(read.keys + read.values, pooled.keys + pooled.values, strict=True):
-        assert_close(y[0, :, 0], x[0, :, :3].mean(1), 1e-6)  # five tokens in stretches of three and two
-        assert_close(y[0, :, 1], x[0, :, 3:].mean(1), 1e-6)
-        assert_close(y[1, :, 0], x[1, :, 2:4].mean(1), 1e-6)  # padding is in no mean
-        assert_close(y[1, :, 1], x[1, :, 4], 1e-6)
+        assert_close(y[0, :, 0], x[0, :, :3].mean(1), depth=1)  # five tokens in stretches of three and two
+        assert_close(y[0, :, 1], x[0, :, 3:].mean(1), depth=1)
+        assert_close(y[1, :, 0], x[1, :, 2:4].mean(1), depth=1)  # padding is in no mean
+        assert_close(y[1, :, 1], x[1, :, 4], depth=1)
     assert pooled.offset.tolist() == [5, 3]
     assert both.entries == (3, 3)  # a step of one token stays one
     for x, y in zip(later.keys, both.keys, strict=True):
-        assert_close(y[:, :, :3], x, 1e-6)
+        assert_close(y[:, :, :3], x, depth=1)
 
 
 def test_what_was_pooled_is_what_is_read() -> None:
@@ -168,5 +168,5 @@ def test_what_was_pooled_is_what_is_read() -> None:
         empty = model.empty_memory()
         read = model.compress(empty, step)
         exact, fine, coarse = (model.read(m, query) for m in (read, pool(empty, read, 4), pool(empty, read, 2)))
-    assert_close(fine, exact, 1e-5)
+    assert_close(fine, exact)
     assert (coarse - exact).abs().max() > 1e-3

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TOLERANCE
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -99,7 +100,7 @@ def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest
     asked = ("evaluate", "custom", "--data", folder / "mine.jsonl", "--steps", "0,1,2", "--json", "--rule", "full")
     assert ccm(*asked, "--rule", "none") == 0
     found = [line["figures"]["perplexity"] for line in lines(capsys.readouterr().out)]
-    assert found[3:] == pytest.approx([found[0]] * 3, rel=1e-5)  # as of full context that has no step
+    assert found[3:] == pytest.approx([found[0]] * 3, rel=TOLERANCE)  # as of full context that has no step
     assert found[1] != pytest.approx(found[0], rel=1e-3)
 
 
@@ -486,14 +487,14 @@ def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsy
     assert done.returncode == 0, done.stderr[-2000:]
     both = lines(done.stdout)
     for line, other in zip(alone, both, strict=True):
-        assert other["figures"] == pytest.approx(line["figures"], rel=1e-5)
+        assert other["figures"] == pytest.approx(line["figures"], rel=TOLERANCE)
         assert [other[key] for key in ("questions", "tokens", "entries")] == [
             line[key] for key in ("questions", "tokens", "entries")
         ]
     kept = {path.name: json.loads(path.read_text())["values"] for path in (tmp_path / "alone" / "scores").iterdir()}
     assert len(kept) == len([*(output / "scores").iterdir()]) == 4
     for name, values in kept.items():  # question by question, in the same order
-        assert json.loads((output / "scores" / name).read_text())["values"] == pytest.approx(values, rel=1e-5)
+        assert json.loads((output / "scores" / name).read_text())["values"] == pytest.approx(values, rel=TOLERANCE)
 
 
 def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import TOLERANCE
 
 import ccm
 from ccm.errors import ConfigError, DataError
@@ -49,13 +50,13 @@ def test_the_figures_are_those_of_the_stream(book: Path) -> None:
         nll = stream.nll(whole)
         assert result.done
         assert result.last.tokens == nll.numel() == 120
-        assert result.last.perplexity == pytest.approx(math.exp(nll.mean()), rel=1e-5)
+        assert result.last.perplexity == pytest.approx(math.exp(nll.mean()), rel=TOLERANCE)
         assert (result.largest, result.evictions) == (40, stream.evictions)
         assert result.bytes == 40 * stream.nbytes // stream.entries
         first = result.points[0]
-        assert first.perplexity == pytest.approx(math.exp(nll[0, : first.tokens].mean()), rel=1e-5)
+        assert first.perplexity == pytest.approx(math.exp(nll[0, : first.tokens].mean()), rel=TOLERANCE)
         middle = nll[0, first.tokens : result.points[1].tokens]
-        assert result.points[1].since(first) == pytest.approx(math.exp(middle.mean()), rel=1e-5)
+        assert result.points[1].since(first) == pytest.approx(math.exp(middle.mean()), rel=TOLERANCE)
     assert len({result.last.perplexity for result in results}) == 3
 
 
@@ -87,7 +88,7 @@ def test_a_run_that_stops_goes_on_where_it_was(book: Path, tmp_path: Path) -> No
         assert [(p.read, p.tokens, p.entries) for p in one.points] == [
             (p.read, p.tokens, p.entries) for p in other.points
         ]
-        assert one.last.nll == pytest.approx(other.last.nll, rel=1e-6)
+        assert one.last.nll == pytest.approx(other.last.nll, rel=TOLERANCE)
         assert (one.continued, one.largest, one.evictions) == (other.continued, other.largest, other.evictions)
     done: list[str] = []
     assert run_streams(run, tmp_path / "kept", lambda result: done.append(result.method)) == results

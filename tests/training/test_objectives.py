@@ -133,7 +133,7 @@ def test_the_loss_of_a_stage_is_that_of_the_model(tiny: Tiny, name: str, rule: s
     given = samples if name == "every" else [replace(s, steps=[Step(step.ids) for step in s.steps]) for s in samples]
     expected = stage.model(build_layout(given, stage.config, stage.rule, 0)).loss
     assert expected is not None
-    assert_close(stage.objective.total(sums, counts), expected, 1e-5)
+    assert_close(stage.objective.total(sums, counts), expected)
     assert expected.item() > 1.0
 
 
@@ -143,7 +143,7 @@ def test_the_last_loss_is_that_of_the_query_also_beside_every(tiny: Tiny) -> Non
     one, other = make(both), make(alone)
     samples = draw(one, both)
     assert len({len(sample.steps) for sample in samples}) > 1
-    assert_close(one.sums(batch_of(samples))["last"], other.sums(batch_of(samples))["last"], 1e-4)
+    assert_close(one.sums(batch_of(samples))["last"], other.sums(batch_of(samples))["last"])
 
 
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate"])
@@ -161,7 +161,7 @@ def test_every_trains_as_a_pass_for_each_step_would(tiny: Tiny, rule: str) -> No
     separate = gradients(stage)
     assert one_pass.keys() == stage.trained.keys()
     for name, grad in one_pass.items():
-        assert_close(grad, separate[name], 1e-4 * max(1.0, grad.abs().max().item()))
+        assert_close(grad, separate[name])
         unread = "layers.1." in name and ("q_proj" in name or "o_proj" in name)  # what COMP tokens put out at the end
         assert (grad.abs().max() < 1e-2) == unread, name
 
@@ -184,7 +184,7 @@ def test_the_teacher_of_distill_is_the_stock_model_with_the_whole_context(
             ours = stage.model(build_layout([given], stage.config, stage.rule, 0)).logits
         at = theirs[targets != IGNORE].log_softmax(-1)
         expected += (at.exp() * (at - ours.log_softmax(-1))).sum()
-    assert_close(stage.sums(batch_of(samples))["distill"].detach(), expected, 1e-3)
+    assert_close(stage.sums(batch_of(samples))["distill"].detach(), expected, depth=30)  # a sum over tokens
     assert expected > 1.0
 
 
@@ -224,5 +224,5 @@ def test_a_sample_that_begins_later_has_all_its_positions_moved_and_the_same_los
         lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
     )
     near, far = (stage.sums(Batch(samples, starts, 2))["every"] for starts in ([0] * 4, [0, 50, 100, 150]))
-    assert_close(near, far, 1e-3)
+    assert_close(near, far)
     assert (seen[1] - seen[0]).tolist() == [[start] * seen[0].shape[1] for start in (0, 50, 100, 150)]

@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 from ccm.config import CCMConfig, LoRASettings
 from ccm.conformance.data import examples, prompt_of
 from ccm.conformance.goldens import Differences, Goldens, largest
-from ccm.conformance.parallel import compare_tensors
+from ccm.conformance.parallel import compare_tensors, under_our_names
 from ccm.data.metaicl import demonstrations_for
 from ccm.encoder import EncoderLayout, EncoderPass, build_encoder_layout
 from ccm.layout import IGNORE, Sample, Step
@@ -95,7 +95,7 @@ def _differences(
         recorded = {n.replace("shared.", ""): x for n, x in goldens.tensors(f"t5/grads/{case}.safetensors").items()}
         rows = len(model.comp_embeddings.weight)
         own = {name: tensor.grad for name, tensor in model.adapter_tensors().items()}
-        found["gradient"] = compare_tensors(recorded, own, rows)
+        found["gradient"] = compare_tensors(under_our_names(recorded, rows), own)
     return found
 
 
