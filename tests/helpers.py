@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,9 +39,11 @@ from transformers import (
 )
 
 from ccm.config import CCMConfig, LoRASettings
+from ccm.files import load_tensors
 from ccm.layout import Sample, Step, build_layout
 from ccm.memory import Memory
 from ccm.model import CCMModel
+from ccm.tensor_files import write_file
 
 LAYERS = 3  # of the tiny models: the fewest through which a step can see the text of the step before
 
@@ -337,3 +341,13 @@ def assert_close(actual: Tensor, expected: Tensor, *, depth: int = LAYERS, dtype
     """Equal within :func:`tolerance` of the largest number; shapes, dtypes and NaN count."""
     most = expected.detach().abs().max().item() if expected.numel() else 0.0
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance(most, depth, dtype))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
+    """Save a file of ours again after a change of its tensors and manifest, with the digest that then belongs to it."""
+    tensors, metadata = load_tensors(path)
+    ((kind, text),) = metadata.items()
+    manifest = json.loads(text)
+    del manifest["digest"]
+    change(tensors, manifest)
+    write_file(path, kind, tensors, manifest)

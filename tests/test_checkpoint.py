@@ -39,6 +39,7 @@ from ccm.base import check_device, load_base
 from ccm.checkpoint import (
     SavedAdapter,
     find_adapter,
+    read_adapter,
     read_plain_lora,
     read_stage1,
     with_rule,
@@ -89,7 +90,7 @@ def test_every_setting_comes_back(settings: dict[str, Any], tmp_path: Path) -> N
 
 def test_nothing_but_the_adapter_is_written(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == [WEIGHTS, CONFIG]
-    assert set(load_file(folder / WEIGHTS)) == set(tiny_model().adapter_tensors())
+    assert set(load_file(folder / WEIGHTS)) == {*tiny_model().adapter_tensors(), "base_signs"}
 
 
 def test_the_base_may_be_a_path(folder: Path, tmp_path: Path) -> None:
@@ -350,8 +351,9 @@ def test_a_range_with_one_bound_given_stays_under_another_n(bounds: dict[str, in
 
 def test_an_adapter_from_before_there_were_ranges_loads_with_its_own_n(folder: Path) -> None:
     values = json.loads((folder / CONFIG).read_text())
-    assert (values.pop("min_n_tok"), values.pop("max_n_tok")) == (None, None)
+    assert (values.pop("min_n_tok"), values.pop("max_n_tok"), values.pop("format_version")) == (None, None, 2)
     (folder / CONFIG).write_text(json.dumps(values))
+    save_file(tiny_model().adapter_tensors(), folder / WEIGHTS)
     loaded = CCMModel.from_pretrained(folder, tiny_base())
     assert loaded.config.n_tok_range == (2, 2)
     assert torch.equal(online_logits(loaded, SAMPLE), online_logits(tiny_model(), SAMPLE))
@@ -452,9 +454,10 @@ LORA = "model.layers.1.self_attn.v_proj.lora_B.weight"
     ],
 )
 def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[[dict], Any], message: str) -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}  # the file is replaced
+    saved = read_adapter(folder)
+    tensors = dict(saved.tensors)
     change(tensors)
-    save_file(tensors, folder / WEIGHTS)
+    write_adapter(replace(saved, tensors=tensors), folder)
     with pytest.raises(AdapterError, match=message):
         CCMModel.from_pretrained(folder, tiny_base())
     model = tiny_model(seed=5, base=tiny_base())

@@ -28,7 +28,7 @@ from ccm.checkpoint import (
 )
 from ccm.config import CCMConfig
 from ccm.errors import InputError, UnsupportedModelError
-from ccm.fingerprint import fingerprint_base, fingerprint_tensors
+from ccm.fingerprint import fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
 from ccm.memory_files import Origin
 from ccm.quantization import Quantization
 from ccm.rules import make_rule
@@ -76,7 +76,9 @@ class AdaptedModel(nn.Module):
             raise UnsupportedModelError(f"{type(base).__name__} is {kind}; ccm.load finds the class for it.")
         try_seams(self.encoder_decoder)
         self.config, self.stage1 = config, stage1
-        self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "")
+        signs = sample_signs(base)
+        self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "", signs)
+        self.base_signs = pack_signs(signs)
         if stage1:
             base = merge_stage1(base, stage1)
         self.rule = make_rule(config.rule, dict(config.rule_options))
@@ -88,7 +90,7 @@ class AdaptedModel(nn.Module):
         softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
         kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
         base.set_attn_implementation(kernel)
-        if {attention.config._attn_implementation for attention in attentions} != {kernel}:
+        if {getattr(attention.config, "_attn_implementation", None) for attention in attentions} != {kernel}:
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         if getattr(base.config, "output_router_logits", False):
             base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks
@@ -160,10 +162,10 @@ class AdaptedModel(nn.Module):
         """Write the adapter: settings, trained tensors, stage-1 adapter; not the base model.
 
         Raises:
-            AdapterError: when the path is a file.
+            AdapterError: when the path is a file, or cannot be written.
         """
         config = replace(self.config, base_fingerprint=self.base_id, base_vocab_size=self.vocab_size)
-        write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1), folder)
+        write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1, self.base_signs), folder)
 
     def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
         """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.

@@ -2,12 +2,12 @@
 
     adapter/  ccm_config.json  ccm_adapter.safetensors  [base_adapter/]      base_adapter: a plain PEFT LoRA, stage 1
 
+The tensors' manifest tells digests of the settings and of base_adapter, so that only what was saved together is read.
 There is no ``adapter_config.json``: plain PEFT, which would run the LoRA on every token, finds nothing to load.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -26,10 +26,12 @@ from ccm.adapter import PlainLoRA
 from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError, listed
-from ccm.files import SafetensorError, load_tensors, save_json, save_tensors
+from ccm.files import SafetensorError, load_tensors, locking, read_json, save_json, save_tensors
 from ccm.hub import why
 from ccm.rules import RULES, rule_class
+from ccm.tensor_files import FORMAT_VERSION, check_version, digest, read_file, write_file
 
+KIND, VERSION, SIGNS = "ccm_adapter", "format_version", "base_signs"
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
 PEFT_CONFIG = "adapter_config.json"
 
@@ -42,11 +44,13 @@ class SavedAdapter:
         config: the settings, with the fingerprint of the base model.
         tensors: all that was trained, by name, on the CPU.
         stage1: the plain LoRA to merge into the base first; None where there is none.
+        base_signs: (up to 8,192,) uint8, see :func:`ccm.fingerprint.pack_signs`; None where there are none.
     """
 
     config: CCMConfig
     tensors: dict[str, Tensor]
     stage1: PlainLoRA | None
+    base_signs: Tensor | None = None
 
     @property
     def for_encoder(self) -> bool:
@@ -63,7 +67,7 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
     """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
 
     Raises:
-        AdapterError: when the path is a file, or no folder can be made there.
+        AdapterError: when the path is a file, or no folder can be made or written there.
     """
     target = Path(folder)
     if target.is_file():
@@ -72,6 +76,14 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AdapterError(f"{folder} cannot be made a folder ({error}); name another one for the adapter.") from error
+    try:
+        with locking(target):
+            _write(adapter, target)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"The adapter cannot be saved in {folder}: {error}.") from error
+
+
+def _write(adapter: SavedAdapter, target: Path) -> None:
     if adapter.stage1:
         (target / STAGE1).mkdir(exist_ok=True)
         named = {f"base_model.model.{name}": tensor for name, tensor in adapter.stage1.tensors.items()}
@@ -79,25 +91,49 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
         save_json(target / STAGE1 / PEFT_CONFIG, adapter.stage1.settings)
     elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # of the adapter that is now replaced
         shutil.rmtree(target / STAGE1)
-    stage1 = adapter.stage1.fingerprint if adapter.stage1 else ""
-    save_tensors(target / WEIGHTS, adapter.tensors, {"format": "pt", STAGE1: stage1})
-    save_json(target / CONFIG, adapter.config.to_dict())
+    signs = {} if adapter.base_signs is None else {SIGNS: adapter.base_signs}
+    settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict()}
+    write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, _pair(settings, adapter.stage1))
+    save_json(target / CONFIG, settings)
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """Read an adapter folder of ours (see :func:`find_adapter`).
+    """Read an adapter folder of ours (see :func:`find_adapter`), as it was saved.
 
     Raises:
-        AdapterError: when it is damaged or was not copied whole.
+        AdapterError: when it is damaged, of a newer version, was not copied whole, or holds files of several adapters.
     """
-    stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
-    (tensors, told), held = _read_weights(folder / WEIGHTS), stage1.fingerprint if stage1 else ""
-    if told.get(STAGE1, held) != held:  # older files do not tell
+    with locking(folder, shared=True):
+        settings = _read_settings(folder)
+        config = _config(settings)
+        stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
+        if not (folder / WEIGHTS).exists():
+            raise AdapterError(f"{folder / WEIGHTS} is missing; the adapter was not copied whole.")
+        tensors, told = read_file(folder / WEIGHTS, KIND, AdapterError, bare=True)
+    held = _pair(settings, stage1)
+    if told[VERSION] == 1:
+        held = {STAGE1: stage1.fingerprint if stage1 else ""}
+        told = {**held, **told}  # the oldest do not tell
+        if settings.get(VERSION, 1) != 1:
+            raise AdapterError(f"{folder / CONFIG} was not saved with the tensors beside it, which are of version 1.")
+    if told.get(STAGE1) != held[STAGE1]:
+        was, now = (str(found)[:16] or "(none)" for found in (told.get(STAGE1), held[STAGE1]))
         raise AdapterError(
-            f"{folder} was saved with the stage-1 adapter {told[STAGE1] or '(none)'} in {STAGE1}, but there is "
-            f"{held or '(none)'}; the adapter was not copied whole."
+            f"{folder} was saved with the stage-1 adapter {was} in {STAGE1}, but there is {now}; the adapter was not "
+            "copied whole."
         )
-    return SavedAdapter(read_config(folder), tensors, stage1)
+    if any(told.get(name) != value for name, value in held.items()):
+        raise AdapterError(
+            f"{folder / CONFIG} and {WEIGHTS} were not saved together: one is of another adapter, or was changed. Take "
+            "both from one copy; of the settings, only base_model may be changed by hand."
+        )
+    return SavedAdapter(config, tensors, stage1, tensors.pop(SIGNS, None))
+
+
+def _pair(settings: Mapping[str, Any], stage1: PlainLoRA | None) -> dict[str, str]:
+    """What the tensors' manifest tells of the files beside them; ``base_model`` is a hint that may change."""
+    bound = {name: value for name, value in settings.items() if name not in (VERSION, "base_model")}
+    return {"settings": digest({}, bound), STAGE1: digest(stage1.tensors, stage1.settings) if stage1 else ""}
 
 
 def find_adapter(source: str | Path, **hub: Any) -> Path:
@@ -125,12 +161,30 @@ def read_config(folder: Path) -> CCMConfig:
     """The settings of an adapter folder.
 
     Raises:
-        AdapterError: when the file is not what :func:`write_adapter` writes.
+        AdapterError: when the file is not what :func:`write_adapter` writes, or of a newer version.
     """
+    return _config(_read_settings(folder))
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """As they stand in the file, with the version of the format."""
+    path = folder / CONFIG
     try:
-        return CCMConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{folder / CONFIG} is damaged: {error}") from error
+        settings = read_json(path)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged: {error}") from error
+    if not isinstance(settings, dict):
+        raise AdapterError(f"{path} is damaged: it holds no table of settings.")
+    check_version(settings.get(VERSION, 1), path, AdapterError)
+    if STAGE1 in settings:
+        raise AdapterError(
+            f"{path} names a stage-1 adapter outside, {settings[STAGE1]}; this ccm knows none. Update it."
+        )
+    return settings
+
+
+def _config(settings: Mapping[str, Any]) -> CCMConfig:
+    return CCMConfig.from_dict({name: value for name, value in settings.items() if name != VERSION})
 
 
 def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCMConfig:
@@ -239,12 +293,9 @@ def base_of(folder: Path, config: CCMConfig) -> str:
     return str(near) if near.is_dir() else config.base_model
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, and metadata."""
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_tensors(path)
-    except FileNotFoundError as error:
-        raise AdapterError(f"{path} is missing; the adapter was not copied whole.") from error
+        return load_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a whole safetensors file ({error}).") from error
 
@@ -258,9 +309,9 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     """
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
-    settings = _read_settings(folder / PEFT_CONFIG)
+    settings = _read_plain_settings(folder / PEFT_CONFIG)
     safe = [p for p in (folder / "adapter_model.safetensors", folder / "model.safetensors") if p.is_file()]
-    raw = _read_weights(safe[0])[0] if safe else _read_pickled(folder / "pytorch_model.bin")
+    raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise AdapterError(f"The weights in {folder} are not a table of tensors by name.")
     tensors = {_our_name(name): tensor for name, tensor in raw.items()}
@@ -282,10 +333,10 @@ def _our_name(name: str) -> str:
     return name.replace("gist_embeddings", "comp_embeddings")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_plain_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        settings = read_json(path)
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from error
     missing = [
         name for name in ("r", "lora_alpha", "target_modules") if not isinstance(settings, dict) or name not in settings

@@ -19,16 +19,16 @@ from torch.nn.functional import pad
 
 from ccm.config import check_count
 from ccm.errors import InputError, MemoryFileError, RowError
-from ccm.memory_files import Origin, check_parts, read_memory, write_memory
+from ccm.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
 
 KIND = "ccm_encoder_memory"
-_PARTS = {
-    "keys": (4, "entry"),
-    "values": (4, "entry"),
-    "states": (3, "entry"),
-    "mask": (2, "bool"),
-    "positions": (2, "int64"),
-    "offset": (1, "int64"),
+_PARTS: Parts = {
+    "keys": ("BKMD", "entry"),
+    "values": ("BKMD", "entry"),
+    "states": ("BMH", "entry"),
+    "mask": ("BM", "bool"),
+    "positions": ("BM", "int64"),
+    "offset": ("B", "int64"),
 }
 Texts = tuple[tuple[int, ...], ...]  # token ids of the steps of one conversation
 
@@ -150,8 +150,7 @@ class EncoderMemory:
         Raises:
             MemoryFileError: when the path is a directory, a file that is no such memory, or cannot be written.
         """
-        dtype = str(self.states.dtype).removeprefix("torch.")
-        manifest = {**self.origin.to_dict(), "dtype": dtype, "text": self.text, "tokens": self.tokens}
+        manifest = {**self.origin.to_dict(), "text": self.text, "tokens": self.tokens}
         tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)}
         tensors |= {f"values.{i}": x for i, x in enumerate(self.values)}
         tensors |= {name: getattr(self, name) for name in ("states", "mask", "positions", "offset")}
@@ -164,8 +163,7 @@ class EncoderMemory:
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
-        tensors, manifest = read_memory(path, KIND, origin)
-        check_parts(path, tensors, manifest, _PARTS)
+        tensors, manifest = read_memory(path, KIND, origin, _PARTS)
         layers = range(sum(name.startswith("keys.") for name in tensors))
         try:
             memory = EncoderMemory(
@@ -181,19 +179,18 @@ class EncoderMemory:
             )
         except (KeyError, TypeError) as error:
             raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
-        _check_sizes(path, memory)
+        _check_text(path, memory)
         return memory
 
 
-def _check_sizes(path: str | Path, memory: EncoderMemory) -> None:
-    """All parts must be of as many conversations and entries, all steps of tokens; ids and counts are whole numbers."""
-    columns = {(x.shape[0], x.shape[2]) for x in (*memory.keys, *memory.values)}
-    columns |= {(x.shape[0], x.shape[1]) for x in (memory.states, memory.mask, memory.positions)}
-    rows = {memory.batch, len(memory.text), len(memory.tokens), *memory.offset.shape}
-    if len(columns) != 1 or len(rows) != 1 or [x.shape for x in memory.keys] != [x.shape for x in memory.values]:
-        raise MemoryFileError(f"{path} holds parts whose sizes disagree: {sorted(columns)}, rows {sorted(rows)}.")
+def _check_text(path: str | Path, memory: EncoderMemory) -> None:
+    """Text and tokens must be of all conversations, all steps of tokens; ids and counts are whole numbers."""
+    if {len(memory.text), len(memory.tokens)} != {memory.batch}:
+        raise MemoryFileError(f"{path} is damaged: its text and tokens are not of {memory.batch} conversations.")
     steps = [*chain(*memory.text)]
-    if not all(steps) or not all(type(number) is int and number >= 0 for number in chain(memory.tokens, *steps)):
+    if not all(steps) or not all(
+        type(number) is int and 0 <= number < LIMIT for number in chain(memory.tokens, *steps)
+    ):
         raise MemoryFileError(
             f"{path} has a damaged manifest: its text and tokens are not whole numbers from 0, or a step has none."
         )

@@ -1,37 +1,61 @@
-"""Files: written whole or not at all, and only tensors and JSON are ever read."""
+"""Files: written whole or not at all, whoever else reads or writes them; only tensors and JSON are ever read."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
+
+_DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
+_EXCLUSIVE, _AT_ONCE = fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
+class Stated(NamedTuple):
+    """What a file says of a tensor that is not read yet; the dtype is torch's, such as "float32"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Check = Callable[[dict[str, str], dict[str, Stated]], None]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then put it in place in one move.
 
+    A new file has the mode that the umask gives, a file that is replaced keeps its own. A symbolic link stays: the file
+    that it names is replaced.
+
     Raises:
-        OSError: when the folder does not exist or cannot be written; an existing file is then as it was.
+        OSError: when the folder does not exist or cannot be written, or there is a directory, device or pipe at the
+            path; what was there is as it was.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    target = Path(os.path.realpath(path))
     try:
-        write(temporary)
-        with temporary.open("rb") as done:
-            os.fsync(done.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        mode = stat.S_IMODE(check_regular(target).st_mode)
+    except FileNotFoundError:
+        mode = None
+    rights = 0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR  # never wider than those of the result
+    with _part(target, lambda part: os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, rights)) as part:
+        write(part)
+        if mode is not None:
+            part.chmod(mode)
+        _sync(part)
+        part.replace(target)
+        _sync_folder(target.parent)
 
 
 def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -40,33 +64,201 @@ def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         OSError: when there is something at the path, or the folder around it cannot be written; nothing is left behind.
     """
+
+    def make(part: Path) -> int:
+        part.mkdir()
+        return os.open(part, os.O_RDONLY)
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    with _part(folder, make) as part:
+        fill(part)
+        for path in part.rglob("*"):
+            _sync_folder(path) if path.is_dir() else _sync(path)
+        _sync_folder(part)
+        part.rename(folder)
+        _sync_folder(folder.parent)
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The status of a regular file, or of the one that a link names.
+
+    Raises:
+        OSError: when there is none, or a directory, device, pipe or socket instead.
+    """
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path} is a directory, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is no regular file, but a device, a pipe or a socket")
+    return found
+
+
+# Locks: they end with their process, however it ends -----------------------------------------------------------------
+
+
+@contextmanager
+def locking(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Meanwhile no other process writes into a folder or, unless ``shared``, reads from it: all of them call this."""
     try:
-        fill(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # whoever reads or writes there finds out why
+        yield
+        return
+    try:
+        _lock(handle, fcntl.LOCK_SH if shared else _EXCLUSIVE)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _release(handle)
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Meanwhile a file at the path is this process's own; it is deleted in the end.
+
+    Raises:
+        BlockingIOError: when it is another's.
+        OSError: when it cannot be made.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(handle, _AT_ONCE)
+        except BlockingIOError:
+            _release(handle)
+            raise
+        if _is_at(path, handle):
+            break
+        _release(handle)  # the one before let go of it just now, and deleted it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _release(handle)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process is :func:`holding` a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _lock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        _release(handle)
+    return False
+
+
+def _lock(handle: int, how: int) -> bool:
+    """Lock an open file; False where its file system has no locks.
+
+    Raises:
+        BlockingIOError: when it is locked, and ``how`` does not wait.
+    """
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _release(handle: int) -> None:
+    """Unlock and close; closing alone would leave the lock to a process that was forked meanwhile."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
+    """What ``make`` makes and opens beside ``target``, deleted in the end where it was not moved away.
+
+    It is locked, and so differs from what killed processes left, which is deleted at first.
+    """
+    _clear(target)
+    while True:
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        handle = make(part)
+        _lock(handle, _EXCLUSIVE)
+        if _is_at(part, handle):
+            break
+        _release(handle)  # another process took it for one that was left
+    try:
+        yield part
+    finally:
+        _delete(part)
+        _release(handle)
+
+
+def _clear(target: Path) -> None:
+    """Delete the temporaries of a target that no living process has."""
+    for left in target.parent.glob(f".{escape(target.name)}.????????.part"):
+        with suppress(OSError):  # another process is faster, or it is not ours to delete
+            handle = os.open(left, os.O_NOFOLLOW | (os.O_RDONLY if left.is_dir() else os.O_RDWR))
+            try:
+                if _lock(handle, _AT_ONCE):
+                    _delete(left)
+            finally:
+                _release(handle)
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the file system can do that."""
+    with suppress(OSError):
+        _sync(folder)
+
+
+# Tensors and JSON ----------------------------------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically.
+
+    Equal tensors make equal bytes as long as there is at most one key of metadata: several are written in any order.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda p: save_file(contiguous, p, metadata=dict(metadata or {})))
+    whole = dict(metadata or {})
+    write_atomically(path, lambda part: part.write_bytes(save(contiguous, whole)))  # save_file would make a part itself
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a safetensors file.
+def load_tensors(path: Path, check: Check = lambda metadata, stated: None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies of the tensors, on the CPU, and metadata of a safetensors file.
+
+    ``check`` is called with the metadata and what the file says of its tensors, before these are read.
 
     Raises:
         OSError: when there is no such file.
         SafetensorError: when the file is not whole.
+        MemoryError: when there is not memory enough.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, not a safetensors file.")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    with _open(path) as file:  # once: safe_open opens twice, and another file may be at the path by then
+        metadata, stated = _read_header(file)
+        check(metadata, stated)
+        file.seek(0)
+        return load(file.read()), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -76,20 +268,80 @@ def read_metadata(path: Path) -> dict[str, str]:
         OSError: when there is no such file.
         SafetensorError: when the file is not whole.
     """
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+    with _open(path) as file:
+        return _read_header(file)[0]
+
+
+def _open(path: Path) -> BinaryIO:
+    check_regular(path)
+    return path.open("rb")
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Stated]]:
+    size = int.from_bytes(file.read(8), "little")
+    if size > os.fstat(file.fileno()).st_size - 8:
+        raise SafetensorError(f"its header should be of {size} bytes")
+    try:
+        header = parse_json(file.read(size))
+        metadata = header.pop("__metadata__", {})
+        stated = {name: Stated(_DTYPES.get(x["dtype"], x["dtype"]), tuple(x["shape"])) for name, x in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SafetensorError(f"its header is damaged, {error}") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise SafetensorError("its metadata are no texts")
+    return metadata, stated
 
 
 def save_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: when there is no such file.
+        ValueError: see :func:`parse_json`.
+    """
+    check_regular(path)
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value of at most 32 levels.
+
+    Raises:
+        ValueError: when it is none, nested deeper, or has a number of too many digits.
+    """
+    try:
+        value = json.loads(text)
+    except (RecursionError, MemoryError):
+        raise ValueError("it is nested too deep, or too large") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for held in level for item in _items(held)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 __all__ = [
     "SafetensorError",
+    "Stated",
+    "check_regular",
+    "holding",
+    "is_held",
     "load_tensors",
+    "locking",
     "make_atomically",
+    "parse_json",
+    "read_json",
     "read_metadata",
     "save_json",
     "save_tensors",

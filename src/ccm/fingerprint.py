@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -40,26 +41,46 @@ _SETTINGS = (
 )
 
 
-def fingerprint_base(base: PreTrainedModel, stage1: str = "") -> str:
-    """16 hex digits of a base model as it was loaded, before any LoRA is put on it.
+def sample_signs(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Which values of a sample of a base, as it was loaded, are negative: (up to 1,024,) bool a tensor.
 
-    From the architecture and, evenly spread over the sorted weight names, the signs of up to 1,024 values each of 64
-    tensors: a cast to another floating-point dtype or a move to another device rounds values but keeps their signs,
-    while a fine-tuning step flips many. Of a base that was quantized as it was loaded, they are those of its files.
-    ``stage1`` is the fingerprint of a stage-1 adapter that is merged afterwards.
+    The sample is of 64 tensors, evenly spread over the sorted weight names. A cast to another floating-point dtype or a
+    move to another device rounds values but keeps their signs, while a fine-tuning step flips many. Of a base that was
+    quantized as it was loaded, they are those of its files.
 
     Raises:
         ConfigError: when the files of a quantized base are not where it was loaded from.
     """
-    config = base.config.get_text_config()
-    digest = hashlib.sha256(json.dumps({k: getattr(config, k, None) for k in _SETTINGS}, sort_keys=True).encode())
-    weights = matrices(base)
+    weights, signs = matrices(base), {}
     names = list(weights)
     for name in names[:: max(1, len(names) // TENSORS)][:TENSORS]:
         tensor = weights[name]()
         picked = tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)][:SAMPLE].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(torch.signbit(picked).numpy().tobytes())
+        signs[f"{name} {tuple(tensor.shape)}"] = torch.signbit(picked)
+    return signs
+
+
+def pack_signs(signs: Mapping[str, Tensor]) -> Tensor:
+    """The signs of a sample as bits, (up to 8,192,) uint8: kin of a base have most of them in common."""
+    return torch.from_numpy(numpy.packbits(torch.cat([*signs.values()]).numpy()))
+
+
+def fingerprint_base(base: PreTrainedModel, stage1: str = "", signs: Mapping[str, Tensor] | None = None) -> str:
+    """16 hex digits of a base model as it was loaded, before any LoRA is put on it: of its architecture and ``signs``.
+
+    Args:
+        base: the model.
+        stage1: fingerprint of a stage-1 adapter that is merged afterwards.
+        signs: of :func:`sample_signs`, where they are at hand.
+
+    Raises:
+        ConfigError: see :func:`sample_signs`.
+    """
+    config = base.config.get_text_config()
+    digest = hashlib.sha256(json.dumps({k: getattr(config, k, None) for k in _SETTINGS}, sort_keys=True).encode())
+    for name, negative in (sample_signs(base) if signs is None else signs).items():
+        digest.update(name.encode())
+        digest.update(negative.numpy().tobytes())
     digest.update(stage1.encode())
     return digest.hexdigest()[:16]
 

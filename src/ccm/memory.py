@@ -20,15 +20,16 @@ from transformers import DynamicCache
 from ccm.attention import CachedPass
 from ccm.config import check_count
 from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
-from ccm.memory_files import Origin, check_parts, read_memory, write_memory
+from ccm.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
 from ccm.rules import RULES
 
-_PARTS = {
-    "keys": (4, "entry"),
-    "values": (4, "entry"),
-    "mask": (2, "bool"),
-    "positions": (2, "int64"),
-    "offset": (1, "int64"),
+KIND = "ccm_memory"
+_PARTS: Parts = {
+    "keys": ("BKMD", "entry"),
+    "values": ("BKMD", "entry"),
+    "mask": ("BM", "bool"),
+    "positions": ("BM", "int64"),
+    "offset": ("B", "int64"),
 }
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
 
@@ -227,17 +228,12 @@ class Memory:
         Raises:
             MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
         """
-        manifest = {
-            **self.origin.to_dict(),
-            "dtype": str(self.keys[0].dtype).removeprefix("torch."),
-            "steps": self.steps,
-            "closed": self.closed,
-        }
+        manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
         tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
             f"values.{i}": x for i, x in enumerate(self.values)
         }
         tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
-        write_memory(path, "ccm_memory", tensors, manifest)
+        write_memory(path, KIND, tensors, manifest)
 
     @staticmethod
     def load(path: str | Path, origin: Origin) -> Memory:
@@ -246,12 +242,11 @@ class Memory:
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
-        tensors, manifest = read_memory(path, "ccm_memory", origin)
+        tensors, manifest = read_memory(path, KIND, origin, _PARTS)
         return _from_tensors(path, tensors, manifest, origin)
 
 
 def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
-    check_parts(path, tensors, manifest, _PARTS)
     layers = sum(name.startswith("keys.") for name in tensors)
     try:
         memory = Memory(
@@ -266,12 +261,8 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
         )
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
-    if [x.shape for x in memory.keys] != [x.shape for x in memory.values]:
-        raise MemoryFileError(f"{path} holds keys and values of different sizes.")
-    shapes = {(x.shape[0], x.shape[2]) for x in memory.keys}
-    rows = {memory.batch, len(memory.steps), *memory.offset.shape}
-    if shapes != {tuple(memory.mask.shape)} or memory.mask.shape != memory.positions.shape or len(rows) != 1:
-        raise MemoryFileError(f"{path} holds tensors whose sizes disagree: {sorted(shapes)}, rows {sorted(rows)}.")
+    if len(memory.steps) != memory.batch:
+        raise MemoryFileError(f"{path} is damaged: {memory.batch} conversations, steps of {len(memory.steps)}.")
     _check_records(path, memory)
     return memory
 
@@ -283,7 +274,7 @@ def _check_records(path: str | Path, memory: Memory) -> None:
     for row, held, offset in zip(memory.steps, memory.entries, memory.offset.tolist(), strict=True):
         mixed = [step.entries is None for step in row]
         counts = [n for step in row for n in step if n is not None]
-        if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and n >= 0 for n in counts):
+        if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and 0 <= n < LIMIT for n in counts):
             raise MemoryFileError(f"{path} has a damaged manifest: the steps {row} are not three counts each.")
         entries, positions = sum(step.entries or 0 for step in row), sum(step.positions for step in row)
         if not memory.closed and ((not any(mixed) and entries != held) or positions != offset):

@@ -1,8 +1,7 @@
-"""Files of memories: tensors in safetensors, with a manifest that says what made them and alone can read them."""
+"""Files of memories: tensors, with a manifest that says what made them and alone can read them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,12 @@ from torch import Tensor
 
 from ccm.config import CCMConfig
 from ccm.errors import CCMError, MemoryFileError
-from ccm.files import SafetensorError, load_tensors, read_metadata, save_tensors
+from ccm.files import SafetensorError, Stated, check_regular, read_metadata
+from ccm.tensor_files import Check, read_file, write_file
 
-FORMAT_VERSION = 1
 _FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
-_KINDS = {
-    "ccm_memory": "a memory, as of a chat without --window",
-    "ccm_stream": "a stream, as of a chat with --window",
-    "ccm_encoder_memory": "a memory of an encoder-decoder",
-}
+LIMIT = 1 << 63  # counts and ids in a manifest are below: they go into int64, and into messages
+Parts = Mapping[str, tuple[str, str]]  # by name: a letter for each dimension, and the dtype, or "entry"
 
 
 @dataclass(frozen=True)
@@ -38,16 +34,15 @@ class Origin:
     adapter: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As a manifest has it, with the version of the format."""
-        made = {"base": self.base, "adapter": self.adapter, "config": self.config.to_dict()}
-        return {"format_version": FORMAT_VERSION, **made}
+        """As a manifest has it. There is no head yet, raw tokens before all steps; its digest and length go there."""
+        return {"base": self.base, "adapter": self.adapter, "config": self.config.to_dict(), "head": None}
 
 
 def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """Write one safetensors file, atomically: tensors, and the manifest in its metadata, under its ``kind``.
+    """Write one file, atomically; a file that is there is overwritten where it is of that ``kind``.
 
     Raises:
-        MemoryFileError: when the path is a directory, a file of another kind, or cannot be written.
+        MemoryFileError: when there is anything else at the path, or it cannot be written.
     """
     target = Path(path)
     if target.is_dir():
@@ -55,66 +50,65 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
     if not target.parent.is_dir():
         raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
     try:
-        if target.exists() and target.stat().st_size and not _holds(target, kind):
+        if target.exists() and check_regular(target).st_size and not _holds(target, kind):
             raise MemoryFileError(f"{path} exists and is not a saved memory; name another file, or delete it first.")
-        save_tensors(target, tensors, {kind: json.dumps(manifest)})
+        write_file(target, kind, tensors, manifest)
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
 
 
-def read_memory(path: str | Path, kind: str, origin: Origin) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_memory(
+    path: str | Path, kind: str, origin: Origin, parts: Parts, check: Check = lambda manifest, stated: None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and manifest of a file of that kind, which ``origin`` made.
+
+    The tensors are ``parts``, whose sizes go together and whose values are finite. ``check`` is called before they are
+    read.
 
     Raises:
         MemoryFileError: when the file is absent, damaged, of another kind, version, model, adapter or rule.
     """
-    try:
-        tensors, metadata = load_tensors(Path(path))
-        manifest = json.loads(metadata[kind])
-    except IsADirectoryError as error:
-        raise MemoryFileError(f"{path} is a directory; name the file that `save` wrote.") from error
-    except FileNotFoundError as error:
-        raise MemoryFileError(f"There is no file {path}.") from error
-    except (OSError, SafetensorError) as error:
-        raise MemoryFileError(f"{path} is not a whole safetensors file ({error}); was its copying cut off?") from error
-    except (KeyError, json.JSONDecodeError) as error:
-        for other, what in _KINDS.items():
-            if kind not in metadata and other in metadata:
-                raise MemoryFileError(f"{path} holds {what}; wanted is {_KINDS[kind]}.") from error
-        raise MemoryFileError(f"{path} holds tensors, but no memory: its manifest is missing or damaged.") from error
-    _check_manifest(path, manifest, origin)
+
+    def fits(manifest: dict[str, Any], stated: dict[str, Stated]) -> None:
+        _check_manifest(path, manifest, origin)
+        check_parts(path, stated, parts)
+        check(manifest, stated)
+
+    tensors, manifest = read_file(Path(path), kind, MemoryFileError, fits)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
     return tensors, manifest
 
 
-def check_tensor(path: str | Path, name: str, tensor: Tensor, wanted: tuple[int, str] | None) -> None:
-    """Refuse a tensor that is no part of the memory, of other dimensions or dtype than that part, or not finite.
+def check_parts(path: str | Path, stated: Mapping[str, Stated], parts: Parts) -> None:
+    """Refuse tensors that are no ``parts``, or do not go together.
+
+    A letter stands for the same size wherever it is; heads K and head dims D may differ from layer to layer. A part
+    that has them is one tensor a layer, ``NAME.0``, ``NAME.1`` and so on. The dtype "entry" is the same in all parts.
 
     Raises:
-        MemoryFileError: naming it.
+        MemoryFileError: naming the tensor.
     """
-    found = tensor.ndim, str(tensor.dtype).removeprefix("torch.")
-    if found != wanted:
-        raise MemoryFileError(f"{path} is damaged: {name} has dimensions and dtype {found}, expected {wanted}.")
-    if not tensor.isfinite().all():
-        raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
-
-
-def check_parts(
-    path: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], parts: Mapping[str, tuple[int, str]]
-) -> None:
-    """Refuse tensors that are no ``parts``: the dimensions and dtype of each; "entry" is the manifest's own dtype.
-
-    A part may be of several tensors, ``NAME.0``, ``NAME.1`` and so on.
-
-    Raises:
-        MemoryFileError: naming the tensor, or the dtype that there cannot be.
-    """
-    entry = manifest.get("dtype")
-    if entry not in _FLOATS:
-        raise MemoryFileError(f"{path} has a damaged manifest: its dtype is {entry!r}, not one of floating point.")
-    for name, tensor in tensors.items():
-        wanted = parts.get(name.partition(".")[0])
-        check_tensor(path, name, tensor, wanted and (wanted[0], entry if wanted[1] == "entry" else wanted[1]))
+    floats = {dtype for dtype, _ in stated.values() if dtype in _FLOATS}
+    if len(floats) != 1:
+        raise MemoryFileError(f"{path} is damaged: its dtypes of floating point are {sorted(floats)}, not one.")
+    (entry,) = floats
+    sizes: dict[str, int] = {}
+    for name, (dtype, shape) in stated.items():
+        part, _, layer = name.partition(".")
+        letters, wanted = parts.get(part, ("", ""))
+        expected = len(letters), entry if wanted == "entry" else wanted
+        if (len(shape), dtype) != expected or bool(layer) != ("K" in letters):
+            raise MemoryFileError(
+                f"{path} is damaged: {name} has dimensions and dtype {(len(shape), dtype)}, expected {expected}."
+            )
+        for letter, size in zip(letters, shape, strict=True):
+            known = sizes.setdefault(f"{letter}{layer}" if letter in "KD" else letter, size)
+            if known != size:
+                raise MemoryFileError(
+                    f"{path} is damaged: its sizes disagree, {name} has {size} where {known} is {letter}."
+                )
 
 
 def _holds(path: Path, kind: str) -> bool:
@@ -126,11 +120,6 @@ def _holds(path: Path, kind: str) -> bool:
 
 
 def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
-    if not isinstance(manifest, dict):
-        raise MemoryFileError(f"{path} has a damaged manifest: it is a {type(manifest).__name__}, not an object.")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise MemoryFileError(f"{path} has format version {version}; this ccm reads version {FORMAT_VERSION}.")
     if manifest.get("base") != origin.base:
         raise MemoryFileError(
             f"{path} was made with another base model ({manifest.get('base')}) than the one loaded ({origin.base}); "
@@ -152,3 +141,5 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
             f"{path} was made with another adapter ({manifest.get('adapter')}) than the one loaded ({origin.adapter}); "
             "load that adapter to read it."
         )
+    if (head := manifest.get("head")) is not None:
+        raise MemoryFileError(f"{path} was written under a head ({head}); this ccm knows none. Update it.")

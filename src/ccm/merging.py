@@ -10,7 +10,7 @@ from ccm.base import load_base
 from ccm.checkpoint import SavedAdapter, base_of, check_base, check_fit, find_adapter, read_adapter, write_adapter
 from ccm.errors import AdapterError
 from ccm.files import make_atomically
-from ccm.fingerprint import fingerprint_base
+from ccm.fingerprint import fingerprint_base, pack_signs, sample_signs
 from ccm.loading import load_tokenizer
 
 BASE = "base"  # the folder of the merged model, beside the adapter that names it
@@ -43,14 +43,14 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     check_base(saved.config, base_id, vocab_size, stock.name_or_path, str(adapter))
     tokenizer = load_tokenizer(stock.name_or_path)
     merged = merge_stage1(stock, saved.stage1)
-    config = replace(
-        saved.config, base_model=BASE, base_fingerprint=fingerprint_base(merged), base_vocab_size=vocab_size
-    )
+    signs = sample_signs(merged)
+    base_id = fingerprint_base(merged, signs=signs)
+    config = replace(saved.config, base_model=BASE, base_fingerprint=base_id, base_vocab_size=vocab_size)
 
     def write(into: Path) -> None:
         merged.save_pretrained(into / BASE)
         tokenizer.save_pretrained(into / BASE)
-        write_adapter(SavedAdapter(config, saved.tensors, None), into)
+        write_adapter(SavedAdapter(config, saved.tensors, None, pack_signs(signs)), into)
 
     make_atomically(output, write)
     return output

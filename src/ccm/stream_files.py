@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from ccm.config import build_settings
 from ccm.entries import Entries, Held
 from ccm.errors import ConfigError, MemoryFileError
 from ccm.evictions import StreamSettings
-from ccm.memory_files import check_tensor, read_memory, write_memory
+from ccm.files import Stated
+from ccm.memory_files import LIMIT, Parts, read_memory, write_memory
 from ccm.model import CCMModel
 
 KIND = "ccm_stream"  # what the manifest of such a file is filed under
+_PARTS: Parts = {
+    "keys": ("BKMD", "entry"),
+    "values": ("BKMD", "entry"),
+    "ids": ("BM", "int64"),
+    "last": ("BV", "entry"),
+}
 _COUNTS = ("memory", "evictions", "tokens")
 
 
@@ -38,7 +46,7 @@ class StreamState:
 
 
 def write_stream(path: str | Path, state: StreamState, model: CCMModel) -> None:
-    """Write one safetensors file, atomically.
+    """Write one file, atomically.
 
     Raises:
         MemoryFileError: when the path is a directory, a file that is no stream, or cannot be written.
@@ -57,14 +65,12 @@ def read_stream(path: str | Path, model: CCMModel) -> StreamState:
     Raises:
         MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
     """
-    tensors, manifest = read_memory(path, KIND, model.origin)
+    tensors, manifest = read_memory(path, KIND, model.origin, _PARTS, partial(_check_sizes, path, model))
     try:
         settings = build_settings(StreamSettings, manifest.get("settings"), "settings")
     except ConfigError as error:
         raise MemoryFileError(f"{path} has a damaged manifest: {error}") from error
     memory, evictions, tokens = (_count(path, manifest, name) for name in _COUNTS)
-    _check_parts(path, tensors)
-    _check_sizes(path, tensors, model, begun=tokens > 0)
     ids = tensors["ids"]
     least, most = min(tokens, settings.sink) + memory, min(tokens, settings.cache_size)
     if not least <= ids.shape[1] <= most or (tokens and not ids.shape[1]):
@@ -80,32 +86,21 @@ def read_stream(path: str | Path, model: CCMModel) -> StreamState:
 
 def _count(path: str | Path, manifest: dict[str, Any], name: str) -> int:
     value = manifest.get(name)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < LIMIT:
         raise MemoryFileError(f"{path} has a damaged manifest: {name} is {value!r}, no count.")
     return value
 
 
-def _check_parts(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Every tensor must be a part of a stream, of its dimensions and dtype, and finite."""
-    floats = {str(x.dtype).removeprefix("torch.") for x in tensors.values() if x.is_floating_point()}
-    if len(floats) != 1:
-        raise MemoryFileError(f"{path} is damaged: its dtypes of floating point are {sorted(floats)}, not one.")
-    (dtype,) = floats
-    parts = {"keys": (4, dtype), "values": (4, dtype), "ids": (2, "int64"), "last": (2, dtype)}
-    for name, tensor in tensors.items():
-        check_tensor(path, name, tensor, parts.get(name.partition(".")[0]))
-
-
-def _check_sizes(path: str | Path, tensors: dict[str, Tensor], model: CCMModel, *, begun: bool) -> None:
-    """There must be all parts, in sizes that go together and are the model's."""
-    if "ids" not in tensors:
+def _check_sizes(path: str | Path, model: CCMModel, manifest: dict[str, Any], stated: dict[str, Stated]) -> None:
+    """There must be all parts, in the model's sizes."""
+    if "ids" not in stated:
         raise MemoryFileError(f"{path} lacks a part of the stream: 'ids'.")
-    batch, length = tensors["ids"].shape
+    batch, length = stated["ids"].shape
     wanted: dict[str, tuple[int, ...]] = {"ids": (batch, length)}
-    wanted |= {"last": (batch, model.vocab_size)} if begun else {}
+    wanted |= {"last": (batch, model.vocab_size)} if _count(path, manifest, "tokens") else {}
     for layer, (heads, dim) in enumerate(entry_sizes(model.base)):
         wanted |= {f"{part}.{layer}": (batch, heads, length, dim) for part in ("keys", "values")}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: shape for name, (_, shape) in stated.items()}
     if found != wanted:
         names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         expected = ", ".join(f"{name} {found.get(name)}, expected {wanted.get(name)}" for name in names[:3])

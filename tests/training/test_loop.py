@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOLERANCE, assert_close, ccm_config, tolerance
+from helpers import TOLERANCE, assert_close, ccm_config, rewrite, tolerance
 from tiny_training import (
     DROPOUT,
     Tiny,
@@ -33,16 +33,18 @@ from tiny_training import (
 )
 
 import ccm
+from ccm import files
 from ccm.data import open_data
 from ccm.errors import ConfigError, DataError, TrainingError
 from ccm.files import load_tensors, save_tensors
-from ccm.recipe import DataSettings, Recipe
-from ccm.training import run
+from ccm.recipe import DataSettings, Recipe, load_recipe
+from ccm.training import loop, run
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
 
 FORK = multiprocessing.get_context("fork")  # a real process, without the seconds that the imports take
 STOPPED = 42
+OLD = Path(__file__).parents[1] / "version1"
 
 
 def hard(tiny: Tiny, out: Path, **changes: Any) -> Recipe:
@@ -412,16 +414,16 @@ def test_a_kill_in_the_middle_of_a_save_costs_nothing_but_the_steps_since_the_la
 ) -> None:
     out = tmp_path / "out"
 
-    def hanging(path: Path, value: Any) -> None:
-        if value["step"] == 4:
+    def hanging(tensors: Any, metadata: Any) -> bytes:
+        if '"step": 4,' in str(metadata):
             time.sleep(600)
-        real(path, value)
+        return real(tensors, metadata)
 
-    real = run.save_json
-    monkeypatch.setattr(run, "save_json", hanging)
+    real = files.save
+    monkeypatch.setattr(files, "save", hanging)
     process = in_a_process(lambda: train(hard(tiny, out)))
     deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / ".step-000004" / "second.safetensors").exists():
+    while not list((out / "checkpoints").glob(".step-000004.*")):
         assert time.monotonic() < deadline
         assert process.is_alive()
         time.sleep(0.02)
@@ -429,7 +431,7 @@ def test_a_kill_in_the_middle_of_a_save_costs_nothing_but_the_steps_since_the_la
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     monkeypatch.undo()
-    assert checkpoints(out) == [".step-000004", "step-000002"]
+    assert [path.name[:12] for path in sorted((out / "checkpoints").iterdir())] == [".step-000004", "step-000002."]
     train(hard(tiny, out), resume=True)
     assert_as_uninterrupted(out, uninterrupted)
     assert checkpoints(out) == ["step-000004", "step-000006", "step-000008"]
@@ -473,6 +475,146 @@ def test_another_base_or_other_data_is_not_gone_on_with(tiny: Tiny, tmp_path: Pa
     chats.write_text("".join(reversed(tiny.chats.read_text().splitlines(keepends=True))))
     with pytest.raises(ConfigError, match="was of another data"):
         begin(replace(recipe, data=replace(recipe.data, path=str(chats))))._resume()
+
+
+def test_data_that_changed_anywhere_in_what_was_drawn_is_noticed(tiny: Tiny, tmp_path: Path) -> None:
+    """Only the last steps draw what has changed; the first batch is as it was."""
+    chats = tmp_path / "chats.jsonl"
+    shutil.copy(tiny.chats, chats)
+    data = replace(tiny.recipe().data, path=str(chats))
+    recipe = tiny.recipe(tmp_path / "out", data=data, max_steps=4, batch_size=2, pool=1)
+    train(recipe)
+    training = begin(recipe)
+    first, *_, last = itertools.islice(training.batches.since(0), 4)
+    words = training.stage.turns.tokenizer
+    known = {words.decode(sample.query.ids) for sample in first.samples}
+    lines = chats.read_text().splitlines(keepends=True)
+    changed = None
+    for number, line in enumerate(lines):
+        said = [message["content"] for message in json.loads(line)["messages"]]
+        shown = [words.decode(step.ids) for sample in last.samples for step in (*sample.steps, sample.query)]
+        if said[0] in "".join(shown) and not any(said[0] in text for text in known):
+            changed = number
+    assert changed is not None
+    lines[changed] = lines[changed].replace("anna", "annb").replace("tea", "tee").replace("the", "thy")
+    chats.write_text("".join(lines))
+    with pytest.raises(ConfigError, match=r"was of another data \w{16} \(now \w{16}\)"):
+        begin(recipe)._resume()
+
+
+@pytest.mark.parametrize("stage", ["base", "compress"])
+def test_a_checkpoint_goes_on_in_another_clone_as_if_it_had_stayed(tiny: Tiny, tmp_path: Path, stage: Any) -> None:
+    """Base and data are elsewhere there, under other names."""
+    settings = {"stage": stage, "adapter": with_lora(ccm_config("concat"), dropout=0.2), "keep": 9}
+    whole = train(tiny.recipe(tmp_path / "whole", **settings))
+    elsewhere = Tiny(tmp_path / "there" / "model", tmp_path / "there" / "data.jsonl")
+    shutil.copytree(tiny.base, elsewhere.base)
+    shutil.copy(tiny.chats, elsewhere.chats)
+    start = shutil.copy(whole / "checkpoints" / "step-000002.safetensors", tmp_path / "there" / "one file")
+    recipe = elsewhere.recipe(tmp_path / "there" / "out", **settings)
+    with pytest.raises(Killed):
+        train(recipe, start=start, report=at(3, stop))
+    out = train(recipe, resume=True)
+    assert records(out) == records(whole)[2:]
+    name = "ccm_adapter.safetensors" if stage == "compress" else "adapter_model.safetensors"
+    assert_same(load_tensors(out / name)[0], load_tensors(whole / name)[0])
+    assert checkpoints(out) == ["step-000002", "step-000004", "step-000006"]
+    for other, message in (({"lr": 1e-3}, "has other settings: lr"), ({"batch_size": 2}, "batch_size")):
+        with pytest.raises(ConfigError, match=message):
+            train(replace(recipe, output_dir=str(tmp_path / "new"), **other), start=start)
+    with pytest.raises(ConfigError, match="holds another run"):
+        train(recipe, start=start)
+    with pytest.raises(ConfigError, match="ask for one of them"):
+        train(recipe, start=start, resume=True)
+    with pytest.raises(TrainingError, match="There is no file"):
+        train(replace(recipe, output_dir=str(tmp_path / "new")), start="nowhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_version_1_goes_on(tmp_path: Path) -> None:
+    """What its code trained without an interruption is beside it."""
+    shutil.copytree(OLD, tmp_path / "old")
+    recipe = load_recipe(tmp_path / "old" / "run" / "recipe.yaml")
+    data = replace(recipe.data, path=str(tmp_path / "old" / "chats.jsonl"))
+    recipe = replace(recipe, output_dir=str(tmp_path / "old" / "run"), data=data)
+    train(recipe, resume=True)
+    assert checkpoints(tmp_path / "old" / "run") == ["step-000002", "step-000004"]
+    assert_same(adapter(tmp_path / "old" / "run"), load_tensors(OLD / "result.safetensors")[0], 1e-4)
+    lines = (tmp_path / "old" / "chats.jsonl").read_text().replace("boats", "ships")
+    (tmp_path / "old" / "chats.jsonl").write_text(lines)
+    shutil.rmtree(tmp_path / "old" / "run")
+    shutil.copytree(OLD / "run", tmp_path / "old" / "run")
+    with pytest.raises(ConfigError, match="was of another first batch"):
+        train(recipe, resume=True)
+
+
+@pytest.mark.parametrize("change", [lambda n, t: {f"{n}.x": t}, lambda n, t: {n: t[:1].clone()}, lambda n, t: {}])
+def test_a_checkpoint_of_other_tensors_than_are_trained_is_not_gone_on_with(
+    tiny: Tiny, tmp_path: Path, change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    recipe = tiny.recipe(tmp_path / "out", max_steps=1)
+    train(recipe)
+    path, name = tmp_path / "out" / "checkpoints" / "step-000001.safetensors", "comp_embeddings.weight"
+
+    def spoil(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        for part in ("trained", "first", "second"):
+            tensor = tensors.pop(f"{part}.{name}")
+            tensors |= {f"{part}.{n}": t for n, t in change(name, tensor).items()}
+        del state["updates"][name]
+        state["updates"] |= dict.fromkeys(change(name, torch.ones(2)), 1)
+
+    rewrite(path, spoil)
+    with pytest.raises(TrainingError, match=rf"step 1 in .* is not of what is trained: .*{name}"):
+        begin(recipe)._resume()
+
+
+def test_two_trainings_do_not_go_on_in_one_folder(tiny: Tiny, tmp_path: Path) -> None:
+    recipe, said = tiny.recipe(tmp_path / "out"), []
+
+    def second() -> None:
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=rf"{tmp_path / 'out'} is in use by another training"):
+                train(recipe, resume=resume)
+        training = begin(recipe)  # it has looked into the folder before
+        with pytest.raises(ConfigError, match="is in use by another training"):
+            training.go()
+        said.append("refused")
+
+    train(recipe, report=at(2, second))
+    assert said == ["refused"]
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
+    late = run.Run(tmp_path / "late", recipe)
+    late.check(resume=False)
+    train(replace(recipe, output_dir=str(tmp_path / "late"), max_steps=1))
+    with pytest.raises(ConfigError, match="late holds another run"), late.open():
+        pass
+
+
+def test_dropout_draws_anew_in_every_step_and_process(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    monkeypatch.setattr(Training, "_gradients", lambda *_: seeds.append(torch.initial_seed()) or {"loss": 0.0})
+    for process in (0, 1):
+        training = begin(tiny.recipe())
+        monkeypatch.setattr(type(training.accelerator), "process_index", process)
+        for batch in itertools.islice(training.batches.since(0), 3):
+            training._step(batch)
+    assert len({*seeds}) == 6
+
+
+def test_every_step_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    steps: list[int] = []
+    train(tiny.recipe(tmp_path / "out", log_every=4), advance=steps.append)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, False), (2, False), (3, True)])
+def test_too_few_samples_held_out_are_spoken_of(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, processes: int, said: bool
+) -> None:
+    training = begin(tiny.recipe())
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    loop.check(training.recipe, training.data, training.stage)
+    assert (f"Held out are 2 samples, of which each of {processes} processes needs one" in caplog.text) == said
 
 
 # Failure -------------------------------------------------------------------------------------------------------------
@@ -536,13 +678,13 @@ def full_disk(*_: Any, **__: Any) -> None:
 def test_a_full_disk_names_the_last_good_checkpoint_which_stays(
     tiny: Tiny, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, saved = tmp_path / "out", run.save_tensors, []
+    out, real, saved = tmp_path / "out", run.write_file, []
 
     def filling(path: Path, *args: Any) -> None:
         saved.append(path)
-        real(path, *args) if len(saved) != 8 else full_disk()  # the second of three files of the third checkpoint
+        real(path, *args) if len(saved) != 3 else full_disk()
 
-    monkeypatch.setattr(run, "save_tensors", filling)
+    monkeypatch.setattr(run, "write_file", filling)
     with pytest.raises(
         TrainingError, match=r"step 6 cannot be saved: .*No space left.*Go on from step-000004 with --resume"
     ):
@@ -555,7 +697,7 @@ def test_a_full_disk_names_the_last_good_checkpoint_which_stays(
 def test_a_full_disk_at_the_first_checkpoint_says_that_there_is_none(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "save_tensors", full_disk)
+    monkeypatch.setattr(run, "write_file", full_disk)
     with pytest.raises(TrainingError, match="step 2 cannot be saved.*There is none before it"):
         train(tiny.recipe(tmp_path / "out"))
     assert checkpoints(tmp_path / "out") == []
@@ -565,7 +707,7 @@ def test_a_full_disk_at_the_end_costs_the_result_alone(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny.recipe(tmp_path / "out", max_steps=2)
-    monkeypatch.setattr(ccm.checkpoint, "save_tensors", full_disk)
+    monkeypatch.setattr(ccm.checkpoint, "write_file", full_disk)
     with pytest.raises(TrainingError, match="The result cannot be saved.*free some space and say --resume"):
         train(recipe)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import rewrite
 
 from ccm.config import CCMConfig
 from ccm.errors import ConfigError, TrainingError
@@ -28,7 +29,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def held(run: Run) -> list[str]:
-    return [path.name for path in run.checkpoints()]
+    return [path.stem for path in run.checkpoints()]
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -84,37 +85,38 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path: 
     run = run_at(tmp_path)
     run.begin()
     run.save(checkpoint(2))
-    part = tmp_path / "checkpoints" / ".step-000004"
-    part.mkdir()
-    (part / "trained.safetensors").write_bytes(b"half")
+    old, part = (tmp_path / "checkpoints" / f".step-000004{end}" for end in ("", ".safetensors.0123abcd.part"))
+    old.mkdir()
+    (old / "trained.safetensors").write_bytes(b"half")
+    part.write_bytes(b"half")
     last = run.last()
     assert last is not None
     assert last.step == 2
     run.begin()
     assert not part.exists()
+    assert not old.exists()
     assert held(run) == ["step-000002"]
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: (folder / "second.safetensors").unlink(),
-        lambda folder: cut(folder / "trained.safetensors"),
-        lambda folder: cut(folder / "state.json"),
-        lambda folder: (folder / "state.json").write_text('{"step": 4}'),
-        lambda folder: (folder / "state.json").write_text("[]"),
+        lambda tensors, state: tensors.pop("second.a"),
+        lambda tensors, state: tensors.pop("trained.b"),
+        lambda tensors, state: tensors.update({"first.a": tensors["first.a"][:1].clone()}),
+        lambda tensors, state: state["updates"].pop("a"),
+        lambda tensors, state: state.update(step=-4),
+        lambda tensors, state: state.update(step="4"),
+        lambda tensors, state: state.pop("told"),
+        lambda tensors, state: state.update(format_version=3),
     ],
 )
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[dict, dict], Any]) -> None:
     run = run_at(tmp_path)
     for step in (2, 4):
         run.save(checkpoint(step))
-    damage(tmp_path / "checkpoints" / "step-000004")
-    with pytest.raises(TrainingError, match=r"step-000004 is damaged .*; delete it to go on from the one before"):
+    rewrite(run.checkpoints()[-1], damage)
+    with pytest.raises(TrainingError, match=r"step-000004.*Delete it to go on from the one before"):
         run.last()
 
 

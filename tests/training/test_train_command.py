@@ -17,6 +17,7 @@ from tiny_t5 import write_t5
 from tiny_training import Tiny
 
 from ccm import cli
+from ccm.commands.progress import Shown
 from ccm.recipe import load_recipe
 from ccm.training import loop
 from ccm.training.loop import Report
@@ -142,7 +143,7 @@ def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch
         if report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(interrupt))
+    monkeypatch.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
     assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
     assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
     assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0

@@ -15,9 +15,9 @@ from helpers import ccm_config, tiny_base
 from torch import Tensor
 
 from ccm.builtin import WEIGHTS
+from ccm.checkpoint import read_adapter
 from ccm.config import CCMConfig, LoRASettings
 from ccm.data import open_data
-from ccm.files import load_tensors
 from ccm.loading import load_tokenizer
 from ccm.recipe import DataSettings, Recipe
 from ccm.training.loop import Report, Training
@@ -108,11 +108,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def adapter(folder: Path) -> dict[str, Tensor]:
     """The tensors of the result."""
-    return load_tensors(folder / "ccm_adapter.safetensors")[0]
+    return read_adapter(folder).tensors
 
 
 def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+    return sorted(path.stem for path in (folder / "checkpoints").iterdir())
 
 
 def gradients(stage: Stage) -> dict[str, Tensor]:

@@ -133,8 +133,8 @@ def build_base(output: Path, runs: Path, changes: tuple[str, ...] = ()) -> None:
     build_tokenizer(folder)
     places = (f"model={folder}", f"output_dir={runs / 'base'}")
     recipe = load_recipe(Path(__file__).with_name("base.yaml"), (*places, *changes))
-    with progress(recipe) as report:
-        train(recipe, resume=(runs / "base").is_dir(), report=report, make=Pretraining)
+    with progress(recipe) as shown:
+        train(recipe, resume=(runs / "base").is_dir(), report=shown.report, advance=shown.advance, make=Pretraining)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).write_bytes((runs / "base" / name).read_bytes())
     shutil.copytree(runs / "base" / START.name, folder / START.name, dirs_exist_ok=True)
@@ -148,8 +148,8 @@ def build_adapter(name: str, output: Path, runs: Path, changes: tuple[str, ...] 
     base = output / "base"
     places = (f"model={base}", f"init_adapter={base / START.name}", f"output_dir={runs / name}")
     recipe = load_recipe("builtin", (*places, *turns, *ADAPTERS[name], *changes))
-    with progress(recipe, name) as report:
-        train(recipe, resume=(runs / name).is_dir(), report=report)
+    with progress(recipe, name) as shown:
+        train(recipe, resume=(runs / name).is_dir(), report=shown.report, advance=shown.advance)
     adapter = read_adapter(runs / name)
     write_adapter(replace(adapter, config=replace(adapter.config, base_model="../base")), output / name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -16,9 +17,14 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and end.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Go on from a checkpoint of another folder or machine."),
+    ] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases, too.")] = False,
 ) -> None:
     """Train an adapter, or the model under it. With several processes: torchrun --no-python ccm train ..."""
     from ccm.commands.train import run
 
-    run(recipe, [*(changes or ()), *(["wandb=true"] if wandb else ())], stage, dry_run=dry_run, resume=resume)
+    changed = [*(changes or ()), *(["wandb=true"] if wandb else ())]
+    run(recipe, changed, stage, dry_run=dry_run, resume=resume, start=start)

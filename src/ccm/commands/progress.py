@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -13,22 +14,32 @@ from ccm.recipe import Recipe
 from ccm.training.loop import Report, is_main
 
 
+class Shown(NamedTuple):
+    """What a training calls to show itself: with a report, and with the number of every step that is done."""
+
+    report: Callable[[Report], None]
+    advance: Callable[[int], None] = lambda step: None
+
+
 @contextmanager
-def progress(recipe: Recipe, name: str = "training") -> Iterator[Callable[[Report], None]]:
+def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
     """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
     if not is_main():
-        yield lambda report: None
+        yield Shown(lambda report: None)
         return
     if not sys.stderr.isatty():
         steps = recipe.max_steps
-        yield lambda report: print(
-            f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True
+        yield Shown(
+            lambda report: print(f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True)
         )
         return
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
-        yield lambda report: bar.update(task, completed=report.step, description=_figures(report))
+        yield Shown(
+            lambda report: bar.update(task, description=_figures(report)),
+            lambda step: bar.update(task, completed=step),
+        )
 
 
 def _figures(report: Report) -> str:

@@ -17,16 +17,18 @@ from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
 
 
-def run(source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, resume: bool) -> None:
+def run(
+    source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, resume: bool, start: Path | None = None
+) -> None:
     """Train, or show what would be trained."""
     quiet()
     recipe = load_recipe(source, changes, stage)
     if dry_run:
-        _show(recipe, resume)
+        _show(recipe, resume, start)
         return
     try:
-        with progress(recipe) as report:
-            folder = train(recipe, resume=resume, report=report)
+        with progress(recipe) as shown:
+            folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
     except KeyboardInterrupt as stop:
         if is_main():
             print(*stop.args, file=sys.stderr)
@@ -44,11 +46,11 @@ def _next(recipe: Recipe, folder: str) -> str:
     return f"Now train an adapter on it, with --stage compress --set {key}={folder}"
 
 
-def _show(recipe: Recipe, resume: bool) -> None:
+def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     """Print the resolved recipe, one sample with its blocks and COMP slots, parameters and memory."""
     console = plain_console()
     if recipe.output_dir is not None:
-        Run(Path(recipe.output_dir), recipe).check(resume=resume)
+        Run(Path(recipe.output_dir), recipe).check(resume=resume, start=start)
     trackers(recipe)
     turns = open_turns(recipe)
     data, stage = open_data(recipe, turns), make_stage(recipe, turns)

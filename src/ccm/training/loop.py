@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,17 +24,20 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
 from ccm.data import DataSet, open_data
-from ccm.errors import ConfigError, TrainingError
+from ccm.errors import AdapterError, ConfigError, TrainingError, listed
 from ccm.files import SafetensorError
-from ccm.layout import length
+from ccm.layout import Sample, length
 from ccm.recipe import Recipe
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
-from ccm.training.run import Checkpoint, Run, restore_state, state_of
+from ccm.training.run import FIRST_BATCH, Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
 
 LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
+MANY_STEPS = 10_000  # whose batches are not drawn again without a word
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def train(
     recipe: Recipe,
     *,
     resume: bool = False,
+    start: str | Path | None = None,
     report: Callable[[Report], None] = lambda report: None,
+    advance: Callable[[int], None] = lambda step: None,
     make: Callable[[Recipe, Turns], Stage] = make_stage,
 ) -> Path:
     """Train as a recipe says; returns the output directory, which holds the result.
@@ -82,21 +88,23 @@ def train(
     Args:
         recipe: with an ``output_dir``.
         resume: go on from the last checkpoint in it.
+        start: begin with this checkpoint of another run, with the same settings, base and data wherever they are.
         report: called in the main process every ``log_every`` steps.
+        advance: called there with the number of every step that is done.
         make: makes what is trained, where it is none of the two stages.
 
     Raises:
         ConfigError, DataError, AdapterError: when the training cannot begin as asked; nothing is then written.
-        TrainingError: when the loss is not finite, or a checkpoint cannot be saved.
+        TrainingError: when the loss is not finite, or a checkpoint cannot be read or saved.
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
     run = Run(Path(recipe.output_dir), recipe)
     if is_main():  # the others would see what the first has written by then
-        run.check(resume=resume)
+        run.check(resume=resume, start=None if start is None else Path(start))
     turns = open_turns(recipe)
     data = open_data(recipe, turns)
-    return Training(recipe, run, data, lambda placed: make(placed, turns), report).go()
+    return Training(recipe, run, data, lambda placed: make(placed, turns), report, advance).go()
 
 
 def is_main() -> bool:
@@ -118,6 +126,8 @@ def trackers(recipe: Recipe) -> list[str]:
 
 def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
     """See whether a training can begin: processes, precision, and the positions that the model was made for.
+
+    Where there is too little held out to evaluate, the log says so.
 
     Raises:
         ConfigError: where it cannot.
@@ -142,15 +152,28 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
             f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
             f"was made for {stage.max_positions}. Lower data.max_steps, data.max_step_tokens or max_offset."
         )
+    if is_main() and processes > 1 and 0 < (held := len(data.held_out())) < processes:
+        _log.warning(
+            "Held out are %d samples, of which each of %d processes needs one: their loss is not evaluated. Raise "
+            "data.eval_samples, or give more data.",
+            held,
+            processes,
+        )
 
 
 class Training:
     """One training under way."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, data: DataSet, make: Callable[[Recipe], Stage], report: Callable[[Report], None]
+        self,
+        recipe: Recipe,
+        run: Run,
+        data: DataSet,
+        make: Callable[[Recipe], Stage],
+        report: Callable[[Report], None],
+        advance: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.recipe, self.run, self.data, self.report = recipe, run, data, report
+        self.recipe, self.run, self.data, self.report, self.advance = recipe, run, data, report, advance
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
         logs = {"log_with": trackers(recipe) or None, "project_dir": run.folder / "tensorboard"}
         self.accelerator = Accelerator(cpu=on_cpu, **logs)
@@ -175,11 +198,15 @@ class Training:
         self.agreed = False  # whether some process was interrupted, as all of them know it
         self.step = self.told = 0
         self.sums: dict[str, float] = {}  # losses since the last report
+        self.drawn = ""  # digest of all batches so far
 
     def go(self) -> Path:
         """Train to the last step, and write the result."""
-        if self.main:
-            self.run.begin()
+        with self.run.open() if self.main else nullcontext():
+            return self._go()
+
+    def _go(self) -> Path:
+        self.accelerator.wait_for_everyone()  # the first process may have brought a checkpoint
         self._resume()
         self.accelerator.wait_for_everyone()  # before the first process replaces what the others read
         if self.recipe.tensorboard or self.recipe.wandb:
@@ -199,13 +226,11 @@ class Training:
             self._write()
         return self.run.folder
 
-    @cached_property
+    @property
     def _origin(self) -> dict[str, str]:
         """What the training is of, as far as the recipe does not say it."""
-        drawn = [step for s in self.data.pool(0, self.recipe.batch_size) for step in (*s.steps, s.query)]
-        data = hashlib.sha256(repr([(*step.ids, *step.targets) for step in drawn]).encode())
         dtype = str(self.stage.base.dtype).removeprefix("torch.")
-        return {"base": self.stage.base_id, "dtype": dtype, "data": data.hexdigest()[:16]}
+        return {"base": self.stage.base_id, "dtype": dtype, "data": self.drawn}
 
     def _resume(self) -> None:
         checkpoint = self.run.last()
@@ -213,18 +238,35 @@ class Training:
             self.run.forget_after(checkpoint.step if checkpoint else 0)
         if checkpoint is None:
             return
-        now = self._origin
-        if other := [f"{k} {was} (now {now[k]})" for k, was in checkpoint.origin.items() if was != now[k]]:
-            raise ConfigError(
-                f"The run in {self.run.folder} was of another {', another '.join(other)}. Give it the former again, or "
-                "begin another run elsewhere."
+        self._check_origin(checkpoint, {name: value for name, value in self._origin.items() if name != "data"})
+        trained = self.stage.trained
+        own, held = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (trained, checkpoint.tensors))
+        if own != held:
+            other = listed(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
+            raise TrainingError(
+                f"The checkpoint of step {checkpoint.step} in {self.run.folder} is not of what is trained: {other} are "
+                "missing, unknown, or of another size."
             )
+        if self.main and checkpoint.step >= MANY_STEPS:
+            _log.warning("The batches of %d steps are drawn again, to see that the data are the same.", checkpoint.step)
+        for batch in islice(self.batches.since(0), checkpoint.step):
+            self.drawn = _digest(batch.samples, self.drawn)
+        first = self.data.pool(0, self.recipe.batch_size)
+        self._check_origin(checkpoint, {"data": self.drawn, FIRST_BATCH: _digest(first)[:16]})
         with torch.no_grad():
-            for name, tensor in self.stage.trained.items():
+            for name, tensor in trained.items():
                 tensor.copy_(checkpoint.tensors[name])
-        restore_state(self.optimizer, self.stage.trained, checkpoint)
+        restore_state(self.optimizer, trained, checkpoint)
         self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
+
+    def _check_origin(self, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
+        was = checkpoint.origin
+        if other := [f"{k} {was[k][:16]} (now {now[k][:16]})" for k in now.keys() & was.keys() if was[k] != now[k]]:
+            raise ConfigError(
+                f"The run in {self.run.folder} was of another {', another '.join(sorted(other))}. Give it the former "
+                "again, or begin another run elsewhere."
+            )
 
     def _steps(self) -> None:
         recipe, begun = self.recipe, time.monotonic()
@@ -233,6 +275,9 @@ class Training:
             if self.step >= recipe.max_steps or self._ending():
                 return
             losses, grad_norm = self._step(batch)
+            self.drawn = _digest(batch.samples, self.drawn)
+            if self.main:
+                self.advance(self.step)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
             tokens += sum(map(length, batch.samples))
             if self._due(recipe.log_every) or self._due(recipe.eval_every):
@@ -374,10 +419,16 @@ class Training:
     def _write(self) -> None:
         try:
             self.stage.save(self.run.folder)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, AdapterError) as error:
             raise TrainingError(
                 f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and say --resume."
             ) from error
+
+
+def _digest(samples: Sequence[Sample], before: str = "") -> str:
+    """64 hex digits of samples and of what was drawn before them."""
+    drawn = [step for sample in samples for step in (*sample.steps, sample.query)]
+    return hashlib.sha256((before + repr([(*step.ids, *step.targets) for step in drawn])).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,33 +1,46 @@
 """The folder of a run: recipe, log, checkpoints, and in the end the result. The last good state always stays.
 
-OUTPUT/  recipe.yaml  log.jsonl  checkpoints/step-000100/  tensorboard/  [the adapter, or the model]
+OUTPUT/  recipe.yaml  log.jsonl  checkpoints/step-000100.safetensors  tensorboard/  [the adapter, or the model]
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ccm.errors import ConfigError, TrainingError
-from ccm.files import SafetensorError, load_tensors, save_json, save_tensors, write_atomically
+from ccm.files import (
+    SafetensorError,
+    holding,
+    is_held,
+    load_tensors,
+    parse_json,
+    read_json,
+    write_atomically,
+)
 from ccm.recipe import Recipe, read_table, write_recipe
+from ccm.tensor_files import read_file, write_file
 
-RECIPE, LOG, CHECKPOINTS = "recipe.yaml", "log.jsonl", "checkpoints"
+RECIPE, LOG, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "checkpoints", ".lock"
+KIND = "ccm_checkpoint"
+FIRST_BATCH = "first batch"  # whose digest checkpoints of version 1 tell, of all data
 _PARTS, _STATE = ("trained", "first", "second"), ("step", "origin", "scaler", "updates", "told", "sums")
+_NAME = re.compile(r"step-\d+(\.safetensors)?")
 _FREE = {  # settings that may change when a run goes on: but for dropout, they change nothing of what is computed
-    "output_dir", "pass_tokens", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every",
-    "save_every", "keep", "tensorboard", "wandb",
+    "pass_tokens", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every", "keep",
+    "tensorboard", "wandb",
 }  # fmt: skip
-
+_PLACES = {"output_dir", "model", "base_adapter", "init_adapter"}  # of what fingerprints and tensors tell apart
+_DATA_PLACES = {"path", "eval_path"}  # likewise, by the digest of what was drawn; what is held out is not trained on
 
 Moments = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -38,13 +51,14 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps made.
-        origin: what the training is of, by name: fingerprints of the base and the data, the base's dtype.
+        origin: what the training is of, by name: fingerprint and dtype of the base, digest of the data drawn so far.
         tensors: what is trained, by name.
         moments: the optimizer's first and second moments, by the same names.
         scaler: state of the scaling of the loss in float16 training; empty otherwise.
         updates: of each tensor by the optimizer: none in steps that gave it no gradient, or that float16 overflowed in.
         told: the step of the last report.
         sums: the losses since then, added up.
+        settings: of the recipe, that must be the same to go on; None in version 1, whose recipe is in the run's folder.
     """
 
     step: int
@@ -55,6 +69,7 @@ class Checkpoint:
     updates: dict[str, int]
     told: int
     sums: dict[str, float]
+    settings: Mapping[str, Any] | None = None
 
 
 class Run:
@@ -62,58 +77,113 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
+        self._new = False
+        self._start: Checkpoint | None = None
 
-    def check(self, *, resume: bool) -> None:
-        """See whether a run can begin here, or go on.
+    def check(self, *, resume: bool, start: Path | None = None) -> None:
+        """See whether a run can begin here, or go on: from what is here, or from a checkpoint ``start`` of another run.
 
         Raises:
-            ConfigError: when the folder holds another run, or, to resume, none or one of another recipe.
+            ConfigError: when the folder is in use, or holds another run or, to resume, none; or when what is to go on
+                has another recipe.
+            TrainingError: when the checkpoint is absent or damaged.
         """
+        if resume and start:
+            raise ConfigError(f"A run goes on from what is in {self.folder}, or from {start}; ask for one of them.")
         if self.folder.is_file():
             raise ConfigError(f"output_dir is {self.folder}, a file; name a folder.")
-        held = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        if not resume:
-            if held:
-                other = "name another one with --set output_dir=DIR"
-                if RECIPE in held:
-                    raise ConfigError(
-                        f"The output directory {self.folder} holds another run. Go on with it by --resume, {other}, or "
-                        "delete it."
-                    )
-                raise ConfigError(
-                    f"The output directory {self.folder} holds other files ({', '.join(held[:4])}); {other}."
-                )
-            return
-        if RECIPE not in held:
+        if RECIPE in self._held and is_held(self.folder / LOCK):
+            raise self._in_use()
+        self._new = not resume
+        if self._new:
+            self._check_empty()
+        elif RECIPE in self._held:
+            self._compare(_fixed(read_table(self.folder / RECIPE)), f"in {self.folder}")
+        else:
             raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
-        defaults = {key: _plain(value) for key, value in Recipe().to_dict().items()}  # of settings that came later
-        before = {**defaults, **read_table(self.folder / RECIPE)}
-        differing = sorted(
-            key for key, value in self.recipe.to_dict().items() if key not in _FREE and before.get(key) != _plain(value)
-        )
-        if differing:
-            now = self.recipe.to_dict()
-            told = ", ".join(f"{key} {before.get(key)} (now {_plain(now[key])})" for key in differing)
+        if start is not None:
+            self._start = read_checkpoint(start)
+            if self._start.settings is None:
+                raise ConfigError(f"{start} is of version 1 and has no settings; resume it in the folder of its run.")
+            self._compare(self._start.settings, f"of {start}")
+
+    @property
+    def _held(self) -> list[str]:
+        """What is in the folder."""
+        return sorted({path.name for path in self.folder.iterdir()} - {LOCK}) if self.folder.is_dir() else []
+
+    def _check_empty(self) -> None:
+        if not (held := self._held):
+            return
+        other = "name another one with --set output_dir=DIR"
+        if RECIPE in held:
             raise ConfigError(
-                f"The run in {self.folder} has other settings: {told}. Resume with those of its {RECIPE}, or begin "
-                "another run elsewhere; with init_adapter it begins with what this one learned."
+                f"The output directory {self.folder} holds another run. Go on with it by --resume, {other}, or "
+                "delete it."
+            )
+        raise ConfigError(f"The output directory {self.folder} holds other files ({', '.join(held[:4])}); {other}.")
+
+    def _compare(self, before: Mapping[str, Any], which: str) -> None:
+        """The recipe must be that of a run that is to go on, but for what is free."""
+        before, now = {**_fixed(Recipe().to_dict()), **before}, self.settings  # some settings came later
+        if differing := sorted(key for key, value in now.items() if before.get(key) != value):
+            told = ", ".join(f"{key} {before.get(key)} (now {now[key]})" for key in differing)
+            raise ConfigError(
+                f"The run {which} has other settings: {told}. Resume with those of its {RECIPE}, or begin another run "
+                "elsewhere; with init_adapter it begins with what this one learned."
             )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the recipe that must be the same to go on."""
+        return _fixed(self.recipe.to_dict())
+
+    def _in_use(self) -> ConfigError:
+        return ConfigError(
+            f"The output directory {self.folder} is in use by another training; wait for its end, or name another one "
+            "with --set output_dir=DIR."
+        )
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Begin, and keep other trainings out of the folder meanwhile.
+
+        Raises:
+            ConfigError: when one is in it, or has been since :meth:`check`.
+            TrainingError: when it cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(holding(self.folder / LOCK))
+            except BlockingIOError:
+                raise self._in_use() from None
+            except OSError as error:
+                raise self._unwritable(error) from error
+            if self._new:
+                self._check_empty()
+            self.begin()
+            yield
+
     def begin(self) -> None:
-        """Make the folder and write the recipe into it.
+        """Make the folder, and write into it the recipe and the checkpoint to go on from, if it is of another run.
 
         Raises:
             TrainingError: when that cannot be done.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             text = write_recipe(self.recipe)
             write_atomically(self.folder / RECIPE, lambda path: path.write_text(text, encoding="utf-8"))
-            (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
-            for left in (self.folder / CHECKPOINTS).glob(".step-*/"):
-                shutil.rmtree(left)
+            for left in (self.folder / CHECKPOINTS).glob(".step-*"):
+                _delete(left)
         except OSError as error:
-            raise TrainingError(f"The output directory {self.folder} cannot be written: {error}.") from error
+            raise self._unwritable(error) from error
+        if self._start is not None:
+            self.save(self._start)
+
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(f"The output directory {self.folder} cannot be written: {error}.")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add one line to the log.
@@ -147,74 +217,105 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
-        found = (path for path in (self.folder / CHECKPOINTS).glob("step-*") if path.name[5:].isdecimal())
-        return sorted(found, key=lambda path: int(path.name[5:]))
+        found = [path for path in (self.folder / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.stem[5:]))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint in one move, then delete the oldest ones.
+        """Write a checkpoint, then delete the oldest ones.
 
         Raises:
             TrainingError: when it cannot be written; those before it are untouched.
         """
-        target = self.folder / CHECKPOINTS / f"step-{checkpoint.step:06d}"
-        if target.exists():  # of a run that was interrupted right after it: the same
+        name = f"step-{checkpoint.step:06d}"
+        if name in (held.stem for held in self.checkpoints()):  # of a run that was interrupted right after it: the same
             return
-        part = target.with_name(f".{target.name}")
+        parts = zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True)
+        tensors = {f"{part}.{key}": tensor for part, held in parts for key, tensor in held.items()}
+        manifest = {name: getattr(checkpoint, name) for name in _STATE} | {"settings": self.settings}
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            for name, tensors in zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True):
-                save_tensors(part / f"{name}.safetensors", tensors)
-            save_json(part / "state.json", {name: getattr(checkpoint, name) for name in _STATE})
-            part.replace(target)
-            _sync(target.parent)
+            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            write_file(self.folder / CHECKPOINTS / f"{name}.safetensors", KIND, tensors, manifest)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
             held = self.checkpoints()
-            good = f"Go on from {held[-1].name} with --resume" if held else "There is none before it"
+            good = f"Go on from {held[-1].stem} with --resume" if held else "There is none before it"
             raise TrainingError(
                 f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
             ) from error
         for old in self.checkpoints()[: -self.recipe.keep]:
-            shutil.rmtree(old, ignore_errors=True)  # one too many does no harm
+            _delete(old)
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint; None where there is none.
 
         Raises:
-            TrainingError: when it is damaged.
+            TrainingError: when it is damaged, or of a newer version.
         """
-        held = self.checkpoints()
-        if not held:
+        if not (held := self.checkpoints()):
             return None
         try:
-            state = json.loads((held[-1] / "state.json").read_text(encoding="utf-8"))
-            trained, first, second = (load_tensors(held[-1] / f"{name}.safetensors")[0] for name in _PARTS)
-            return Checkpoint(tensors=trained, moments=(first, second), **{name: state[name] for name in _STATE})
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(
-                f"The checkpoint {held[-1]} is damaged ({error}); delete it to go on from the one before."
-            ) from error
+            return read_checkpoint(held[-1])
+        except TrainingError as error:
+            raise TrainingError(f"{error} Delete it to go on from the one before.") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint: a file, or a folder of version 1.
+
+    Raises:
+        TrainingError: when it is absent, damaged, or of a newer version.
+    """
+    try:
+        if not path.is_dir():
+            tensors, state = read_file(path, KIND, TrainingError)
+            parts = [_part(tensors, f"{part}.") for part in _PARTS]
+        else:
+            state = read_json(path / "state.json")
+            parts = [load_tensors(path / f"{part}.safetensors")[0] for part in _PARTS]
+            state["origin"][FIRST_BATCH] = state["origin"].pop("data")
+        told = {name: state[name] for name in _STATE}
+        checkpoint = Checkpoint(tensors=parts[0], moments=(parts[1], parts[2]), settings=state.get("settings"), **told)
+        _check_parts(checkpoint)
+        return checkpoint
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"The checkpoint {path} is damaged: {error}.") from error
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_parts(checkpoint: Checkpoint) -> None:
+    """Refuse, by a ValueError, parts that do not belong together, and counts that are none."""
+    sizes = [{name: t.shape for name, t in part.items()} for part in (checkpoint.tensors, *checkpoint.moments)]
+    if any(part != sizes[0] for part in sizes) or checkpoint.updates.keys() != sizes[0].keys():
+        raise ValueError("its tensors, moments and counts of updates are not of the same names and sizes")
+    counts = (checkpoint.step, checkpoint.told, *checkpoint.updates.values())
+    if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
+        raise ValueError("its counts are not whole numbers from 0")
 
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):  # the line that an interruption cut off
         return 1 << 60
 
 
-def _plain(value: Any) -> Any:
-    """A value as YAML gives it back."""
-    return yaml.safe_load(yaml.safe_dump(value))
+def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe that are not free, as JSON gives them back."""
+    held = {key: value for key, value in values.items() if key not in _FREE | _PLACES}
+    if isinstance(data := values.get("data"), Mapping):
+        held["data"] = {key: value for key, value in data.items() if key not in _DATA_PLACES}
+    fixed: dict[str, Any] = json.loads(json.dumps(held, default=str))  # YAML knows dates, too
+    return fixed
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _delete(path: Path) -> None:
+    """Delete a checkpoint, or what a save left; one that stays does no harm."""
+    if path.is_dir():
+        rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def state_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> tuple[dict[str, int], Moments]:

@@ -1,0 +1,295 @@
+"""Files: modes, links, what is refused, what is flushed, what killed processes leave, and who waits for whom."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ccm import files
+from ccm.files import (
+    SafetensorError,
+    holding,
+    is_held,
+    load_tensors,
+    locking,
+    make_atomically,
+    parse_json,
+    save_json,
+    save_tensors,
+    write_atomically,
+)
+
+FORK = multiprocessing.get_context("fork")
+
+
+def put(path: Path, text: str = "new") -> None:
+    write_atomically(path, lambda part: part.write_text(text))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    before = os.umask(0o022)
+    yield lambda mask: os.umask(mask) and None
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775), (0, 0o666, 0o777)])
+def test_what_is_new_has_the_mode_of_the_umask(
+    tmp_path: Path, umask: Callable[[int], None], mask: int, file: int, folder: int
+) -> None:
+    umask(mask)
+    put(tmp_path / "a")
+    make_atomically(tmp_path / "b", lambda part: put(part / "c"))
+    assert (mode(tmp_path / "a"), mode(tmp_path / "b"), mode(tmp_path / "b" / "c")) == (file, folder, file)
+
+
+@pytest.mark.parametrize("own", [0o600, 0o664, 0o444, 0o640])
+def test_a_file_that_is_overwritten_keeps_its_mode_and_is_never_wider_open(tmp_path: Path, own: int) -> None:
+    path, seen = tmp_path / "a", []
+    path.write_text("old")
+    path.chmod(own)
+
+    def write(part: Path) -> None:
+        seen.append(mode(part) & 0o077 & ~own)
+        part.write_text("new")
+
+    write_atomically(path, write)
+    assert (path.read_text(), mode(path), seen) == ("new", own, [0])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "a", tmp_path / "link"
+    if there:
+        target.write_text("old")
+    link.symlink_to(Path("far") / "a")
+    put(link)
+    assert link.is_symlink()
+    assert (target.read_text(), link.read_text()) == ("new", "new")
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
+
+
+def test_what_is_no_regular_file_is_neither_replaced_nor_read(tmp_path: Path) -> None:
+    pipe, folder, loop = tmp_path / "pipe", tmp_path / "folder", tmp_path / "loop"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    loop.symlink_to(loop)
+    for path in (pipe, folder, loop, Path("/dev/null")):
+        for use in (put, load_tensors, files.read_metadata, files.read_json):
+            with pytest.raises(OSError, match=path.name):
+                use(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "loop", "pipe"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_all_is_flushed_to_the_disk_around_the_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """The file before it has its name, the folder around it afterwards."""
+    done: list[object] = []
+
+    def fsync(handle: int) -> None:
+        done.append(os.fstat(handle).st_ino)
+
+    def noted(move: Callable) -> Callable:
+        return lambda *args: (move(*args), done.append("moved"))[0]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, noted(getattr(Path, name)))
+    path = tmp_path / "a"
+    if folder:
+        make_atomically(path, lambda part: (part / "b").write_text("new"))
+        inside = [(path / "b").stat().st_ino, path.stat().st_ino]
+    else:
+        put(path)
+        inside = [path.stat().st_ino]
+    assert done == [*inside, "moved", tmp_path.stat().st_ino]
+
+
+def hang(path: Path, begun: Path) -> None:
+    """Save, and never come to an end of it."""
+
+    def write(part: Path) -> None:
+        part.write_text("half")
+        begun.touch()
+        time.sleep(600)
+
+    write_atomically(path, write)
+
+
+def test_the_next_save_deletes_what_a_killed_one_left_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
+    path, beside = tmp_path / "a", tmp_path / ".a.mine.part"
+    beside.write_text("not ours")
+    savers = []
+    for number in range(2):
+        savers.append(FORK.Process(target=hang, args=(path, tmp_path / f"begun{number}"), daemon=True))
+        savers[-1].start()
+        while not (tmp_path / f"begun{number}").exists():
+            time.sleep(0.01)
+    dead, alive = savers
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.join()
+    assert len([*tmp_path.glob(".a.????????.part")]) == 2
+    put(path)
+    assert len([*tmp_path.glob(".a.????????.part")]) == 1
+    os.kill(alive.pid, signal.SIGKILL)
+    alive.join()
+    put(path, "newer")
+    assert not [*tmp_path.glob(".a.????????.part")]
+    assert (path.read_text(), beside.read_text()) == ("newer", "not ours")
+
+
+def test_a_folder_that_a_killed_process_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".a.0123abcd.part"
+    left.mkdir()
+    (left / "b").write_text("half")
+    make_atomically(tmp_path / "a", lambda part: (part / "b").write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def save_often(path: Path, number: int) -> None:
+    for _ in range(40):
+        save_tensors(path, {"a": torch.full((1000,), float(number))}, {"kind": str(number)})
+
+
+def test_savers_and_readers_of_several_processes_neither_crash_nor_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    save_tensors(path, {"a": torch.full((1000,), 0.0)}, {"kind": "0"})
+    savers = [FORK.Process(target=save_often, args=(path, number), daemon=True) for number in (1, 2, 3)]
+    for saver in savers:
+        saver.start()
+    while any(saver.is_alive() for saver in savers):
+        tensors, metadata = load_tensors(path)
+        assert {*tensors["a"].tolist()} == {float(metadata["kind"])}
+    assert [saver.exitcode for saver in savers] == [0, 0, 0]
+    assert [left.name for left in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_was_loaded_is_a_copy_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    save_tensors(path, {"a": torch.ones(2000)})
+    tensors, _ = load_tensors(path)
+    path.write_bytes(bytes(path.stat().st_size))  # in place, as cp does
+    assert tensors["a"].eq(1).all()
+    os.truncate(path, 0)
+    assert tensors["a"].eq(1).all()
+
+
+def test_equal_saves_have_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from ccm.tensor_files import write_file\n"
+        "tensors = {n: torch.arange(3.0) for n in 'gabcdef'}\n"
+        "write_file(Path(sys.argv[1]), 'ccm_memory', tensors, {n: n for n in ('base', 'adapter', 'head')})"
+    )
+    for seed in (1, 2):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / str(seed))], env=environment, check=True)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+BOMBS = {
+    "nesting": "[" * 100_000 + "]" * 100_000,
+    "nesting of tables": '{"a":' * 50 + "1" + "}" * 50,
+    "digits": "[" + "9" * 100_000 + "]",
+    "nothing": "",
+    "half": '{"a": ',
+    "no text": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_json_that_is_none_or_a_bomb_is_a_value_error(bomb: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="."):
+        parse_json(BOMBS[bomb])
+
+
+def test_json_of_some_levels_comes_back(tmp_path: Path) -> None:
+    value = {"a": [[{"b": [1, 2.5, None, "\u00e9"]}]]}
+    save_json(tmp_path / "a", value)
+    assert files.read_json(tmp_path / "a") == value
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 2**40, 10**6, 0])
+def test_a_header_that_claims_another_size_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(size.to_bytes(8, "little") + b"{}      ")
+    with pytest.raises(SafetensorError):
+        load_tensors(path)
+
+
+# Locks ---------------------------------------------------------------------------------------------------------------
+
+
+def keep(path: Path, begun: Path) -> None:
+    with holding(path):
+        begun.touch()
+        time.sleep(600)
+
+
+def test_a_held_file_is_another_process_own_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not is_held(path)
+    other = FORK.Process(target=keep, args=(path, tmp_path / "begun"), daemon=True)
+    other.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    assert is_held(path)
+    with pytest.raises(BlockingIOError), holding(path):
+        pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    assert not is_held(path)
+    for _ in range(2):
+        with holding(path):
+            assert is_held(path)
+        assert not path.exists()
+
+
+def test_a_writer_of_a_folder_waits_for_its_readers_who_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+
+    def write() -> None:
+        with locking(tmp_path):
+            written.touch()
+
+    writer = FORK.Process(target=write, daemon=True)
+    with locking(tmp_path, shared=True):
+        with locking(tmp_path, shared=True):
+            writer.start()
+            time.sleep(0.3)
+        assert not written.exists()
+    writer.join(30)
+    assert written.exists()
+
+
+def test_where_there_are_no_locks_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(handle: int, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    left = tmp_path / ".a.0123abcd.part"
+    left.write_text("perhaps alive")
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    put(tmp_path / "a")
+    with locking(tmp_path), holding(tmp_path / ".lock"):
+        assert not is_held(tmp_path / ".lock")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "a"]
