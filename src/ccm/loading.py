@@ -115,9 +115,7 @@ def check_alone(base: str | Path, rule: str) -> None:
         ConfigError: when it compresses.
     """
     if rule_class(rule).compresses != "never":
-        raise ConfigError(
-            f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or 'none'."
-        )
+        raise ConfigError(f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or 'none'.")
 
 
 def _without_adapter(

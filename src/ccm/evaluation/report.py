@@ -40,8 +40,8 @@ WIDEST = 10  # tasks that a table of them has columns for
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
 UNSTATED = "*"  # on a terminal, in place of a gain
 WHY_UNSTATED = (
-    "not stated where full does not beat none by two standard errors, has a perplexity above the vocabulary's size "
-    "(worse than a guess), or both were not measured on the same base and questions"
+    "not stated where full does not beat none by two standard errors, both were not measured on the same base and "
+    "questions, or the perplexity of full is above the size of the vocabulary: worse than a guess"
 )
 Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
 
