@@ -30,6 +30,7 @@ def test_the_published_sets_are_listed(monkeypatch, capsys) -> None:
     out = capsys.readouterr().out
     assert "ccm adapters download NAME" in out
     assert all(one.drive in out for one in ADAPTERS.values())  # whole, also on a narrow terminal
+    assert max(len(line) for line in out.splitlines() if "://" in line) <= 80
 
 
 def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from ccm import console
-from ccm.console import counting, progress, tell, with_flags
+from ccm.console import by_words, counting, progress, tell, with_flags
 
 LONG = "The built-in model has no adapter for the rule that was asked for; it runs as concat, full, gate and none."
 
@@ -67,3 +71,34 @@ def test_a_bar_shows_the_time_left_of_all_parts(monkeypatch, capsys) -> None:
     with counting("questions") as advance:
         advance("full, step 2", 20, 100)
     assert "0:01:20 left" in capsys.readouterr().err
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.text("abc  \n\u4e2d", max_size=6), max_size=30),
+    st.integers(6, 20),
+    st.integers(0, 5),
+)
+def test_replies_break_between_words_and_lose_nothing(pieces: list[str], width: int, column: int) -> None:
+    text, shown = "".join(pieces), "".join(by_words(pieces, width, column))
+    assert [*"".join(shown.split())] == [*"".join(text.split())]
+    assert {*shown.replace("\u4e2d", " ").split()} == {*text.replace("\u4e2d", " ").split()}  # no word is broken
+    first, *rest = shown.split("\n")
+    longest = max((cell_len(word) for word in text.replace("\u4e2d", " \u4e2d ").split()), default=0)
+    if longest <= width:
+        assert column + cell_len(first) <= width
+        assert all(cell_len(line) <= width for line in rest)
+
+
+def test_words_are_shown_as_they_come() -> None:
+    came: list[str] = []
+
+    def pieces() -> Iterator[str]:
+        for piece in ("Your na", "me is ", "An", "na."):
+            came.append(piece)
+            yield piece
+
+    shown = by_words(pieces(), 80, 5)
+    assert next(shown) == "Your"
+    assert came == ["Your na"]
+    assert "".join(shown) == " name is Anna."

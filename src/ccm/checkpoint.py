@@ -165,7 +165,7 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
         fits = [r.name for r in RULES.values() if r.compresses == "never" or config.rule in r.adapters]
         raise ConfigError(
             f"The adapter was trained for the rule {config.rule!r} and cannot run as {rule!r}; "
-            f"it runs as {', '.join(sorted([config.rule, *fits]))}."
+            f"it runs as {', '.join(sorted({config.rule, *fits}))}."
         )
     return replace(config, rule=rule, **{"rule_options": {}, **changes})
 

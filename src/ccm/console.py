@@ -6,10 +6,12 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,6 +35,35 @@ def plain_console(*, stderr: bool = False) -> Console:
 def tell(text: str) -> None:
     """Say something on standard error."""
     plain_console(stderr=True).print(text)
+
+
+def by_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
+    """Text that comes in pieces, word by word, with line ends where the next word would not fit.
+
+    Args:
+        pieces: the text.
+        width: cells of a line.
+        column: where the first line begins.
+    """
+    for unit in _units(pieces):
+        full = column > 0 and column + cell_len(unit) > width
+        if full:
+            yield "\n"
+            unit = unit.strip()  # a space there would begin the next line
+        column = cell_len(unit) + (0 if full or unit == "\n" else column)
+        yield unit
+
+
+def _units(pieces: Iterable[str]) -> Iterator[str]:
+    """The words, and the spaces and wide characters (as of Chinese) between them, at which a line may end."""
+    word = ""
+    for mark in chain.from_iterable(pieces):
+        if mark.isspace() or cell_len(mark) > 1:
+            yield from (word, mark)
+            word = ""
+        else:
+            word += mark
+    yield word
 
 
 def with_flags(message: str) -> str:

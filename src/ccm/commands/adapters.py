@@ -49,7 +49,7 @@ def run_list(folder: Path | None, *, as_json: bool) -> None:
     console = plain_console()
     if folder is None:
         for row in rows:  # no table: a narrow one would break the addresses
-            console.print(f"{row['name']:<10}{row['trained on']}\n{'':<10}{row['address']}", soft_wrap=True)
+            console.print(f"{row['name']}: {row['trained on']}\n  {row['address']}", soft_wrap=True)
         console.print("\nGet one set: ccm adapters download NAME; then ccm adapters import DIR --output DIR.")
     else:
         console.print(_table(rows) if rows else f"There is no adapter in {folder}.")

@@ -17,7 +17,7 @@ from rich.text import Text
 
 import ccm
 from ccm.builtin import NAME, WEIGHTS
-from ccm.console import plain_console, quiet, size, tell, with_flags
+from ccm.console import by_words, plain_console, quiet, size, tell, with_flags
 from ccm.conversation import Conversation, Talk, TurnReport
 from ccm.errors import CCMError, InputError
 from ccm.files import SafetensorError, read_metadata
@@ -224,7 +224,7 @@ def _terminal(conversation: Talk, load: Path | None) -> int:
 def _reply(conversation: Talk, console: Console, line: str) -> None:
     console.print(Text("ccm  ", "bold cyan"), end="")
     with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
-        for piece in pieces:
+        for piece in by_words(pieces, console.width, 5):
             console.print(piece, end="", soft_wrap=True)
     assert conversation.last is not None
     console.print()

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from ccm.commands.notes import warn_of_builtin
 from ccm.console import LINE_SECONDS, plain_console, quiet, size, tell
@@ -71,7 +71,7 @@ def _print_point(result: StreamResult) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Told]:
-    """A bar for each method and text on a terminal, lines elsewhere; on standard error."""
+    """A line for each method and text on a terminal, which follows it, many elsewhere; on standard error."""
     if not sys.stderr.isatty():
         told = 0.0
 
@@ -88,8 +88,9 @@ def _progress() -> Iterator[Told]:
         yield line
         return
     tasks: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[live]}"), console=plain_console(stderr=True)) as bar:
+    live = TextColumn("{task.fields[live]}", table_column=Column(no_wrap=False))  # on a narrow terminal, two lines
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(), live)
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
 
         def advance(result: StreamResult) -> None:
             name = _name(result)

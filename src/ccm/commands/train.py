@@ -40,7 +40,7 @@ def _next(recipe: Recipe, folder: str) -> str:
         if read_adapter(Path(folder)).for_encoder:
             return f"Measure it: ccm evaluate custom --data FILE --adapter {folder}"
         if is_running_text(recipe.data.name, recipe.data.path):
-            return f"Read a text of such a kind with it: ccm stream FILE --adapter {folder}"
+            return f"Read a text with it: ccm stream FILE --adapter {folder}"
         return f"Talk to it: ccm chat --adapter {folder}"
     key, talk = ("model", f"--model {folder} --rule full") if recipe.merge else ("base_adapter", f"--adapter {folder}")
     return (
