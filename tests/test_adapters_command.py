@@ -30,6 +30,7 @@ def test_the_published_sets_are_listed(monkeypatch, capsys) -> None:
     out = capsys.readouterr().out
     assert "ccm adapters download NAME" in out
     assert all(one.drive in out for one in ADAPTERS.values())  # whole, also on a narrow terminal
+    assert max(len(line) for line in out.splitlines() if "://" in line) <= 80
 
 
 def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -98,6 +99,44 @@ def test_show_tells_ours_and_theirs(monkeypatch, capsys, tmp_path: Path) -> None
     assert call(monkeypatch, "adapters", "show", str(tmp_path / "unified/llama-7b-no")) == 0
     assert re.search(r"stage-1 adapter +inside, rank 2", capsys.readouterr().out)
     assert call(monkeypatch, "adapters", "show", str(tmp_path)) == 2
+
+
+def test_a_plain_lora_is_called_so_and_can_be_talked_to(monkeypatch, capsys, tmp_path: Path) -> None:
+    place = tmp_path / "my-base"
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": "Hello."} for role in ("user", "assistant") * 2]
+    chats.write_text(f"{json.dumps({'messages': turns})}\n" * 2)
+    steps = {"max_steps": 1, "batch_size": 2, "tensorboard": "false", "data.path": chats, "output_dir": place}
+    given = [word for key, value in steps.items() for word in ("--set", f"{key}={value}")]
+    assert call(monkeypatch, "train", "custom", "--stage", "base", *given) == 0
+    assert f"or talk to it, in full context: ccm chat --adapter {place}\n" in capsys.readouterr().err
+    assert call(monkeypatch, "adapters", "list", str(tmp_path), "--json") == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (row["kind"], row["rule"], row["base"]) == ("stage 1", "full", "builtin")
+    assert call(monkeypatch, "adapters", "show", str(place)) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"turns +'<\|user\|>', '<\|assistant\|>'", out)
+    assert f"compresses nothing. Talk to it in full context with ccm chat --adapter {place}" in err
+    assert call(monkeypatch, "chat", "--adapter", str(place), stdin="My name is Anna.\nWhat is my name?\n") == 0
+    direct = capsys.readouterr().out
+    assert "Anna" in direct
+    assert call(monkeypatch, "adapters", "import", str(place), "--output", str(tmp_path / "ours")) == 0
+    assert "assumed" not in capsys.readouterr().err
+    arguments = ("chat", "--adapter", str(tmp_path / "ours"), "--model", "builtin")
+    assert call(monkeypatch, *arguments, stdin="My name is Anna.\nWhat is my name?\n") == 0
+    assert capsys.readouterr().out == direct
+    for refused, message in (
+        (("chat", "--rule", "concat"), "the rule 'concat' needs a compression adapter: train one on it"),
+        (("stream", str(chats)), f"`ccm adapters show {place}` says which"),
+    ):
+        assert call(monkeypatch, *refused, "--adapter", str(place)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_compression_adapter_of_the_authors_is_no_stage_1(monkeypatch, capsys, tmp_path: Path) -> None:
+    theirs(tmp_path / "theirs")
+    assert call(monkeypatch, "chat", "--adapter", str(tmp_path / "theirs")) == 2
+    assert f"ccm adapters import {tmp_path / 'theirs'} --output DIR" in capsys.readouterr().err
 
 
 def test_download_says_how_each_adapter_is_imported(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ccm.builtin import WEIGHTS
 from ccm.commands.chat import base_name
 from ccm.console import size
 from ccm.conversation import Conversation
+from ccm.window import WindowConversation
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str | bytes = "", terminal: bool = False) -> int:
@@ -141,6 +142,45 @@ def test_compare_shows_three_replies(monkeypatch, capsys) -> None:
     err = capsys.readouterr().err
     assert all(name in err for name in ("memory", "full", "none"))
     assert err.count("You live in Oslo.") == 2  # from the memory, and from full context
+
+
+def test_why_there_is_no_reply_from_full_context_is_told(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    lines = ["I live in Oslo.", f"/save {file}", f"/load {file}", "/compare Where do I live?"]
+    assert call(monkeypatch, "chat", stdin="\n".join(lines)) == 0
+    assert "(none: a saved memory has no text, and what was said before" in capsys.readouterr().err
+    monkeypatch.setattr(WindowConversation, "compare", lambda self, text: {"full": None})
+    arguments = ("chat", "--window", "36", "--max-new-tokens", "3070")
+    assert call(monkeypatch, *arguments, stdin="/compare Where do I live?\n") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "tokens of text and a reply of 3070 do not fit into the model's 3072 positions)" in told
+
+
+def test_another_conversation_is_replaced_only_when_it_is_said_twice(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    save, other = f"/save {file}", f"/save {tmp_path / 'b.memory'}"
+    assert call(monkeypatch, "chat", stdin=f"My name is Anna.\n{save}\nThank you!\n{save}\n") == 0  # its own file
+    before = file.read_bytes()
+    capsys.readouterr()
+    assert call(monkeypatch, "chat", stdin=f"I live in Oslo.\n{other}\n{save}\n") == 1
+    assert "a.memory holds another conversation, and was left as it is; say it again" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert call(monkeypatch, "chat", "--load", str(file), stdin=f"/undo\n{save}\n") == 0  # it was loaded from there
+    assert call(monkeypatch, "chat", stdin=f"/load {file}\n{save}\n/reset\n{save}\n") == 1  # a new one
+    assert call(monkeypatch, "chat", stdin=f"I live in Oslo.\n{save}\nThank you!\n{save}\n/load {file}\n") == 1
+    assert "concat, N = 2: 2 steps" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_flags_are_named_where_the_library_names_settings(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    assert call(monkeypatch, "chat", stdin=f"My name is Anna.\n/save {file}\n") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "chat", "--rule", "gate", "--load", str(file)) == 2
+    assert call(monkeypatch, "chat", "--rule", "gate", stdin=f"/load {file}\n") == 1
+    assert call(monkeypatch, "chat", "--rule", "gate", stdin=f"/load {file}\n", terminal=True) == 0
+    out, err = capsys.readouterr()
+    shown = " ".join(f"{err}{out}".split())
+    assert shown.count("load the model with --rule concat.") == 3
 
 
 def test_a_terminal_shows_the_model_the_replies_and_the_numbers(monkeypatch, capsys) -> None:
@@ -382,6 +422,8 @@ def test_stream_shows_a_line_a_method_and_goes_on_with_the_text(monkeypatch, cap
     small = ["--cache-size", "40", "--span", "16", "--tokens", "120"]
     assert call(monkeypatch, "stream", str(path), *small, "--generate", "4", "--output", str(tmp_path / "out")) == 0
     out, err = capsys.readouterr()
+    assert err.startswith("Note: the built-in model knows only the small talk that it was trained on.")
+    assert err.count("Note:") == 1
     assert "concat" in out
     assert "window" in out
     assert out.count("goes on, by") == 2

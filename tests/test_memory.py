@@ -405,7 +405,7 @@ def test_a_memory_of_another_n_of_the_same_adapter_is_refused(tmp_path: Path) ->
     one, other, again = (CCMModel.from_pretrained(tmp_path / "adapter", tiny_base(), n_tok=n) for n in (1, 3, 1))
     memory = compress_all(one, SAMPLE)
     memory.save(tmp_path / "memory")
-    with pytest.raises(MemoryFileError, match="n_tok 1, but the model runs with n_tok 3; load the model with 1"):
+    with pytest.raises(MemoryFileError, match="n_tok 1, but the model runs with n_tok 3; load the model with n_tok=1"):
         other.load_memory(tmp_path / "memory")
     for call in (other.compress, other.read, other.generate):
         with pytest.raises(InputError, match="another model, adapter or rule"):

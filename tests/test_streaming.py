@@ -257,7 +257,7 @@ def test_nll_is_that_of_the_logits_and_leaves_the_first_token_out() -> None:
     ids = text(2)
     stream, other = (StreamingMemory(tiny_model(), StreamSettings(**SMALL), batch=2) for _ in range(2))
     nll = torch.cat([stream.nll(ids[:, :30]), stream.nll(ids[:, 30:31]), stream.nll(ids[:, 31:])], dim=1)
-    expected = -other.feed(ids).log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
+    expected = -other.feed(ids).float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
     assert nll.shape == (2, TOKENS - 1)
     assert_close(nll, expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,9 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 check_versions()
+for _name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # transformers and PEFT import them wherever they are
+    if not logging.getLogger(_name).level:  # else warnings of parts that are lacking there come before any answer
+        logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

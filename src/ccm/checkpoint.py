@@ -152,9 +152,19 @@ def find_adapter(source: str | Path, **hub: Any) -> Path:
             ) from error
     if (folder / CONFIG).is_file():
         return folder
-    held = sorted(p.name for p in folder.iterdir())[:8]
-    hint = " It looks like one of PEFT, or of the authors: ccm adapters import." if PEFT_CONFIG in held else ""
-    raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing (found: {held or 'nothing'}).{hint}")
+    held = [p.name for p in folder.iterdir()]
+    hint = (
+        f" It is a plain LoRA, or one of the authors' adapters: `ccm adapters show {source}` says which, and "
+        "`ccm adapters import` makes an adapter of it."
+        if PEFT_CONFIG in held
+        else ""
+    )
+    raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing (found: {listed(held)}).{hint}")
+
+
+def is_plain_lora(source: str | Path) -> bool:
+    """Whether it is a folder of PEFT or of the authors, not one of ours."""
+    return (Path(source) / PEFT_CONFIG).is_file() and not (Path(source) / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> CCMConfig:
@@ -209,7 +219,7 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
         fits = [r.name for r in RULES.values() if r.compresses == "never" or config.rule in r.adapters]
         raise ConfigError(
             f"The adapter was trained for the rule {config.rule!r} and cannot run as {rule!r}; "
-            f"it runs as {', '.join(sorted([config.rule, *fits]))}."
+            f"it runs as {', '.join(sorted({config.rule, *fits}))}."
         )
     return replace(config, rule=rule, **{"rule_options": {}, **changes})
 
@@ -354,7 +364,10 @@ def read_stage1(folder: Path) -> PlainLoRA:
     """
     lora = read_plain_lora(folder)
     if lora.comp is not None:
-        raise AdapterError(f"{folder} is a compression adapter, not a stage-1 adapter; it must not act on all tokens.")
+        raise AdapterError(
+            f"{folder} is a compression adapter of the authors, not a stage-1 adapter; it must not act on all tokens. "
+            f"Make it one of ours first: ccm adapters import {folder} --output DIR"
+        )
     return lora
 
 

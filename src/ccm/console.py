@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")  # say what they lack, wherever PEFT imports them
+_SETTING = re.compile(
+    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder)="
+    r"(?P<quote>'?)(?P<value>[\w./-]*\w)(?P=quote)"
+)
 LINE_SECONDS = 10  # between two lines on what is under way
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that shows text as it is: in what users and models write, ``[b]`` is no markup and ``:x:`` no emoji."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """A console that shows text as it is: in what users and models write, ``[b]`` is no markup and ``:x:`` no emoji.
+
+    On a terminal, lines break between words. What is to be copied, such as an address, is printed with ``soft_wrap``.
+    """
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.soft_wrap = not console.file.isatty()
+    return console
+
+
+def tell(text: str) -> None:
+    """Say something on standard error."""
+    plain_console(stderr=True).print(text)
+
+
+def by_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
+    """Text that comes in pieces, word by word, with line ends where the next word would not fit.
+
+    Args:
+        pieces: the text.
+        width: cells of a line.
+        column: where the first line begins.
+    """
+    for unit in _units(pieces):
+        full = column > 0 and column + cell_len(unit) > width
+        if full:
+            yield "\n"
+            unit = unit.strip()  # a space there would begin the next line
+        column = cell_len(unit) + (0 if full or unit == "\n" else column)
+        yield unit
+
+
+def _units(pieces: Iterable[str]) -> Iterator[str]:
+    """The words, and the spaces and wide characters (as of Chinese) between them, at which a line may end."""
+    word = ""
+    for mark in chain.from_iterable(pieces):
+        if mark.isspace() or cell_len(mark) > 1:
+            yield from (word, mark)
+            word = ""
+        else:
+            word += mark
+    yield word
+
+
+def with_flags(message: str) -> str:
+    """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"].replace("_", "-"), found["value"]
+        return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name} {value}")
+
+    return _SETTING.sub(flag, message)
 
 
 @contextmanager
@@ -28,40 +83,36 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     Yields:
         what is to be called with the number done so far.
     """
-    if not sys.stderr.isatty():
-        begun = told = time.monotonic()
-
-        def line(done: int) -> None:
-            nonlocal told
-            now = time.monotonic()
-            if done == total or now - told > LINE_SECONDS:
-                told, left = now, (now - begun) / done * (total - done)
-                print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with counting(unit) as advance:
+        yield lambda done: advance(what, done, total)
 
 
 @contextmanager
 def counting(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """As :func:`progress`, of several things one after the other.
+    """As :func:`progress`, of work that has several parts, one after the other; the time left is that of all.
 
     Yields:
-        what is to be called with what is done, the number done so far, and how many there are.
+        what is to be called with the part under way, the number done so far of all parts, and how many there are.
     """
-    with ExitStack() as shown:
-        current: dict[str, Callable[[int], None]] = {}
+    begun = told = time.monotonic()
+    if not sys.stderr.isatty():
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if done == total or now - told > LINE_SECONDS:
+                told, left = now, (now - begun) / max(done, 1) * (total - done)
+                print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, left="")
 
         def advance(what: str, done: int, total: int) -> None:
-            if what not in current:
-                shown.close()
-                current.clear()
-                current[what] = shown.enter_context(progress(what, total, unit))
-            current[what](done)
+            left = timedelta(seconds=round((time.monotonic() - begun) / max(done, 1) * (total - done)))
+            bar.update(task, description=what, completed=done, total=total, left=f"{left} left")
 
         yield advance
 
@@ -97,8 +148,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def size(count: int | float) -> str:

@@ -20,6 +20,7 @@ from ccm.base import load_base, locate
 from ccm.checkpoint import PEFT_CONFIG, SavedAdapter, check_fit, read_plain_lora, read_stage1
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.errors import AdapterError, listed
+from ccm.loading import TURNS, read_turns
 from ccm.model import CCMModel
 from ccm.published import MODELS, RunName, paper_model, read_name, turns_for
 
@@ -63,7 +64,7 @@ class Import:
 
 
 def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
-    """Read an adapter of the authors': a compression adapter, or a stage-1 adapter as one of the rule "full".
+    """Read an adapter of the authors': a compression adapter, or a stage-1 adapter (ours, too) as one of "full".
 
     Raises:
         AdapterError: when it is absent, damaged or not whole, has unknown or missing tensors, or contradicts its name,
@@ -76,6 +77,9 @@ def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
     lora, said = _as_float(read_plain_lora(folder)), read_name(folder)
     _check_whole(lora, folder)
     _check_kind(lora, said, choices, folder)
+    if lora.comp is None and (folder / TURNS).is_file():  # not theirs, but a stage 1 of ours, which leaves nothing open
+        place = locate(choices.base) if choices.base else lora.settings.get("base_model_name_or_path")
+        return Import(_stage1_alone(lora, read_turns(folder), str(place or "")), ())
     place, chat = _base_model(choices, said, assumed)
     data_set = assumed.agreed(
         "data set", choices.trained_on, said.trained_on if said else None, None, "Turns are written as for unified."
@@ -243,9 +247,9 @@ def _check_whole(lora: PlainLoRA, folder: Path) -> None:
     layers = {module.rpartition(".self_attn.")[0] for module in modules}
     numbers = [int(layer.rpartition(".")[2]) for layer in layers if layer.rpartition(".")[2].isdigit()]
     every = {re.sub(r"\d+$", str(n), layer) for layer in layers for n in range(max(numbers, default=0) + 1)}
-    wanted = {
-        f"{layer}.self_attn.{target}.lora_{side}.weight" for layer in every for target in targets for side in "AB"
-    }
+    named = {f"{layer}.self_attn.{target}" for layer in every for target in targets if "." not in target}
+    whole = {target for target in targets if "." in target}  # a module by its whole name, as stage 1 has them
+    wanted = {f"{module}.lora_{side}.weight" for module in named | whole for side in "AB"}
     missing, unknown = wanted - lora.tensors.keys(), lora.tensors.keys() - wanted
     if missing or unknown:
         raise AdapterError(

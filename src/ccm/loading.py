@@ -15,7 +15,7 @@ from ccm.adapted import find_parts
 from ccm.base import HUB, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
 from ccm.builtin import TURNS as BUILTIN_TURNS
-from ccm.checkpoint import find_adapter, read_config
+from ccm.checkpoint import find_adapter, is_plain_lora, read_config, read_stage1
 from ccm.config import CCMConfig, TurnFormat, build_settings
 from ccm.errors import ConfigError
 from ccm.hub import why
@@ -25,7 +25,7 @@ from ccm.quantization import Quantization
 from ccm.rules import RULES, make_rule, rule_class
 from ccm.seq2seq import CCMEncoderDecoder
 
-TURNS = "ccm_turns.json"  # beside a base model that was trained here: how its conversations are written
+TURNS = "ccm_turns.json"  # beside a base or a plain LoRA that was trained here: how its conversations are written
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -50,7 +50,7 @@ def load(
             (:data:`ccm.published.MODELS`); "builtin" is the one that ships with the package. None takes the adapter's
             own base, or "builtin" where there is no adapter either.
         adapter: folder or Hub id of an adapter of ours. The built-in model has its own; another base without one runs
-            only under rules that compress nothing.
+            only under rules that compress nothing, as does the folder of a plain LoRA (stage 1), by itself as "full".
         rule: as in :class:`CCMConfig`; the adapter's own where None.
         rule_options: such as ``{"weight": 0.3}`` for the rule "ema"; the adapter's own, or the rule's defaults.
         n_tok: another N of those that the adapter was trained with, or its own to insist on.
@@ -80,6 +80,9 @@ def load(
     precision = {"dtype": named if named == "auto" else getattr(torch, named), "quantize": quantize}
     place = {"device": device, **precision, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
+    if adapter is not None and is_plain_lora(adapter):
+        given = {k: v for k, v in changes.items() if v is not None}
+        return _on_plain_lora(Path(adapter), base, rule or "full", given, place)
     if adapter is not None:
         folder, stock = find_parts(adapter, base, base_revision=base_revision, **place)
         loaded = model_class(stock).from_pretrained(folder, stock, rule=rule, **changes)
@@ -112,7 +115,7 @@ def check_alone(base: str | Path, rule: str) -> None:
         ConfigError: when it compresses.
     """
     if rule_class(rule).compresses != "never":
-        raise ConfigError(f"The rule {rule!r} needs an adapter for {base}; give one, or use the rule 'full' or 'none'.")
+        raise ConfigError(f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or 'none'.")
 
 
 def _without_adapter(
@@ -123,6 +126,25 @@ def _without_adapter(
     config = CCMConfig(rule=rule, **changes)
     stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
     return model_class(stock)(stock, replace(config, turns=turn_format(base, tokenizer))).eval(), tokenizer
+
+
+def _on_plain_lora(
+    folder: Path, base: str | Path | None, rule: str, changes: dict[str, Any], place: dict[str, Any]
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A base with a plain LoRA, such as one of stage 1, in its weights."""
+    lora = read_stage1(folder)
+    base = base or lora.settings.get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(f"{folder} does not name its base model; say which, as model=MODEL.")
+    if rule_class(rule).compresses != "never":
+        raise ConfigError(
+            f"{folder} is a plain LoRA, and the rule {rule!r} needs a compression adapter: train one on it, with that "
+            "folder as its base_adapter, or take rule='full' or rule='none'."
+        )
+    config = CCMConfig(rule=rule, **changes)
+    stock, tokenizer = load_base(base, **place), load_tokenizer(base, place)
+    turns = turn_format(folder if (folder / TURNS).is_file() else base, tokenizer)
+    return model_class(stock)(stock, replace(config, turns=turns), stage1=lora).eval(), tokenizer
 
 
 def model_class(base: PreTrainedModel) -> type[CCMModel | CCMEncoderDecoder]:
@@ -137,12 +159,22 @@ def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFor
     Raises:
         ConfigError: when what its folder says of it cannot be read.
     """
-    if base == NAME:
+    if Path(locate(base)).resolve() == (WEIGHTS / "base").resolve():
         return BUILTIN_TURNS
     if str(base) in MODELS and (known := paper_model(base)):
         return turns_for(None, chat=known.chat)
-    if not (path := Path(base) / TURNS).is_file():
+    if not (Path(base) / TURNS).is_file():
         return TurnFormat(template="chat" if tokenizer.chat_template else "separators")
+    return read_turns(Path(base))
+
+
+def read_turns(folder: Path) -> TurnFormat:
+    """How conversations are written with what was trained here, a base or a plain LoRA, as its folder says.
+
+    Raises:
+        ConfigError: when it does not.
+    """
+    path = folder / TURNS
     try:
         return build_settings(TurnFormat, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:

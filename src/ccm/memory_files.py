@@ -134,7 +134,7 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
         if theirs != mine:
             raise MemoryFileError(
                 f"{path} was made with {name} {theirs!r}, but the model runs with {name} {mine!r}; "
-                f"load the model with {theirs!r}."
+                f"load the model with {name}={theirs!r}."
             )
     if manifest.get("adapter") != origin.adapter:
         raise MemoryFileError(

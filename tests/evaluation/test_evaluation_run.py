@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import TOLERANCE
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,7 +25,17 @@ from ccm.data.tasks import Task, TaskSettings
 from ccm.errors import ConfigError
 from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
-from ccm.evaluation.report import gain, mean_over_tasks, merged, rows_of, section
+from ccm.evaluation.report import (
+    UNSTATED,
+    brief,
+    gain,
+    mean_over_tasks,
+    merged,
+    overview,
+    rows_of,
+    section,
+    tables,
+)
 from ccm.evaluation.results import NOT_FINITE, Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
@@ -331,6 +343,49 @@ def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
     assert gain(some, [replace(none, line=replace(none.line, rule="full")), none, some]) is None  # no gain at all
 
 
+@given(st.integers(2, 200_000), st.floats(1.0, 1e9))
+def test_no_gain_is_stated_where_full_context_is_worse_than_a_guess(vocabulary: int, of_full: float) -> None:
+    full, none, some = (result(name, [value] * 4) for name, value in (("full", -2.0), ("none", -3.0), ("concat", -2.5)))
+    sized = [replace(one, line=replace(one.line, vocab_size=vocabulary)) for one in (none, some)]
+    figures = {**full.line.figures, "perplexity": of_full}
+    full = replace(full, line=replace(full.line, vocab_size=vocabulary, figures=figures))
+    shown = [full, *sized]
+    stated = of_full <= vocabulary
+    assert (gain(shown[2], shown) is not None) == stated
+    assert ("%" in overview(shown)) == ("%" in tables(shown)) == stated  # a model card is made of these
+    assert any(UNSTATED in row for row in brief(shown)) != stated
+
+
+def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    asked = Evaluation(TaskSettings("dialog", str(folder)), rules=("full", "none"), depths=(1, 2), batch=2)
+    run.evaluate(asked, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    assert {total for _, _, total in told} == {20}  # five questions at each of two steps, by two methods
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1] == ("none, step 2", 20, 20)
+    told.clear()
+    more = replace(asked, rules=("full", "none", "concat"))
+    run.evaluate(more, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 10)}  # the rest was measured before
+
+
+def test_what_the_built_in_model_is_not_for_is_said_once_and_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("My name is Anna. I live in Oslo. " * 30)
+    row = {"steps": ["I like tea."], "query": "What do I like?", "answer": "Tea."}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
+    for task, data, warned in (
+        ("dialog", folder, 1),
+        ("custom", tmp_path / "text.txt", 1),
+        ("custom", tmp_path / "mine.jsonl", 0),
+    ):
+        assert ccm("evaluate", task, "--data", data, "--rule", "none", "--steps", 1, "--most", 1) == 0
+        err = capsys.readouterr().err
+        assert err.count("Note: the built-in model knows only the small talk") == warned
+        assert err.startswith("Note:") == bool(warned)
+
+
 def test_a_gain_is_not_stated_across_bases_or_targets() -> None:
     full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
     assert gain(result("concat", [-2.5, -2.5, -2.5], base="b"), [full, none]) is None
@@ -396,7 +451,7 @@ def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
     shown = capsys.readouterr().out
     assert [line.split()[3] for line in shown.splitlines() if " concat " in line] == ["*", "*"]
     assert " * " not in "".join(line for line in shown.splitlines() if " full " in line or " none " in line)
-    assert "\n* not stated where full does not beat none by two standard errors, or both" in shown
+    assert "\n* not stated where full does not beat none by two standard errors, both were" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert dialog(folder, "--rule", "full", "--rule", "none") == 0
     assert "*" not in capsys.readouterr().out
@@ -651,6 +706,13 @@ def test_replies_are_generated_judged_and_kept(
     assert "answer F1 by task" in report
     assert "| step | method | multi-hop | single-hop |" in report
     assert "step 1: none of the evidence in view (2)" in report
+
+
+def test_most_is_counted_by_kind_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert locomo(tmp_path, "--rule", "none", "--generate", 0, "--most", 1) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[3] for line in shown.splitlines() if " none " in line] == ["2", "2"]
+    assert "--most 1: so many questions at most of each of 2 kinds, at every step." in shown
 
 
 def test_replies_may_be_left_out_or_asked_for(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

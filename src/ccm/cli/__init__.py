@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from ccm.cli import adapters, chat, data, evaluate, stream, train
+from ccm.cli.streams import abandon_streams, open_streams
+from ccm.console import tell, with_flags
 from ccm.errors import CCMError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -30,14 +32,21 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """The entry point; an error of ours is one line on standard error and exit status 2."""
-    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # imported with transformers, they warn at once
-        logging.getLogger(library).setLevel(logging.ERROR)
+    """The entry point; an error of ours is one line on standard error and exit status 2, a failed stream status 1."""
+    open_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except CCMError as error:
-        print(f"ccm: {error}", file=sys.stderr)
+        told = f"ccm: {error}"
+        tell(told if sys.argv[1:2] == ["train"] else with_flags(told))  # the settings of a training are its own
         raise SystemExit(2) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        if error.filename is not None:  # no stream, but a file whose trouble nobody foresaw
+            raise
+        with suppress(OSError):
+            print(f"ccm: The output cannot be written: {error.strerror}.", file=sys.stderr)
+        abandon_streams()
         raise SystemExit(1) from None

@@ -30,7 +30,12 @@ Embedder = Annotated[str | None, typer.Option(help="Model of the baseline embedd
 Steps = Annotated[
     str | None, typer.Option("--steps", "--k", help="Time steps, such as 1,2,4; all of the task otherwise.")
 ]
-Most = Annotated[int, typer.Option(help="Questions a step and task at most; 0 is all.")]
+Most = Annotated[
+    int,
+    typer.Option(
+        help="Questions at most of each kind (a task of MetaICL, a category of LoCoMo), at every step; 0 is all."
+    ),
+]
 QuestionBatch = Annotated[int, typer.Option("--batch", help="Answers at a time.")]
 Generate = Annotated[
     int | None, typer.Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")

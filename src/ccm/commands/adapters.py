@@ -16,12 +16,15 @@ from ccm.checkpoint import (
     PEFT_CONFIG,
     STAGE1,
     find_adapter,
+    is_plain_lora,
     read_adapter,
     read_config,
+    read_plain_lora,
     write_adapter,
 )
-from ccm.console import plain_console, quiet
-from ccm.errors import ConfigError
+from ccm.commands.chat import base_name
+from ccm.console import plain_console, quiet, tell
+from ccm.errors import AdapterError, ConfigError
 from ccm.evaluation.report import merged
 from ccm.evaluation.results import Result, read_run
 from ccm.importing import Choices, read_theirs
@@ -46,7 +49,7 @@ def run_list(folder: Path | None, *, as_json: bool) -> None:
     console = plain_console()
     if folder is None:
         for row in rows:  # no table: a narrow one would break the addresses
-            console.print(f"{row['name']:<10}{row['trained on']}\n{'':<10}{row['address']}")
+            console.print(f"{row['name']}: {row['trained on']}\n  {row['address']}", soft_wrap=True)
         console.print("\nGet one set: ccm adapters download NAME; then ccm adapters import DIR --output DIR.")
     else:
         console.print(_table(rows) if rows else f"There is no adapter in {folder}.")
@@ -65,9 +68,18 @@ def _held(folder: Path) -> Iterator[dict[str, str]]:
             config = read_config(place)
             yield _row(place, "ours", config.rule, config.n_tok, config.base_model)
         elif not (place.name == STAGE1 and (place.parent / CONFIG).is_file()):
-            said = read_name(place)
+            said, base = read_name(place), _plain(place)
             known = (said.rule, said.n_tok, said.model) if said else ("unknown", "", "")
-            yield _row(place, "to import", *known)
+            yield _row(place, "to import", *known) if said or base is None else _row(place, "stage 1", "full", "", base)
+
+
+def _plain(place: Path) -> str | None:
+    """The base that a plain LoRA names; None of an adapter that compresses, or is damaged."""
+    try:
+        lora = read_plain_lora(place)
+    except AdapterError:
+        return None
+    return None if lora.comp is not None else base_name(lora.settings.get("base_model_name_or_path") or "")
 
 
 def _row(place: Path, kind: str, rule: str, n_tok: int | str, base: str) -> dict[str, str]:
@@ -82,7 +94,7 @@ def run_show(adapter: str, *, as_json: bool) -> None:
     """
     place = Path(adapter)
     notes: tuple[str, ...] = ()
-    if (place / PEFT_CONFIG).is_file() and not (place / CONFIG).is_file():
+    if is_plain_lora(place):
         found = read_theirs(place, Choices(base_adapter="none"))
         saved, notes = found.adapter, found.assumed
     else:
@@ -93,6 +105,12 @@ def run_show(adapter: str, *, as_json: bool) -> None:
     console = plain_console()
     console.print(_table([{"": key, " ": value} for key, value in facts(saved).items()], head=False))
     _tell(notes)
+    if is_plain_lora(place) and saved.config.rule == "full":
+        tell(
+            f"\nA plain LoRA (stage 1): it acts on all tokens, and compresses nothing. Talk to it in full context with "
+            f"ccm chat --adapter {place}; train a memory on it with ccm train ... --set base_adapter={place}; ccm "
+            "adapters import makes it an adapter that can be measured."
+        )
 
 
 def run_import(folder: Path, output: Path, choices: Choices, *, yes: bool) -> None:
@@ -121,7 +139,7 @@ def run_import(folder: Path, output: Path, choices: Choices, *, yes: bool) -> No
 
 def _tell(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"assumed: {note}", file=sys.stderr)
+        tell(f"assumed: {note}")
 
 
 def run_download(name: str, output: Path | None) -> None:
@@ -136,7 +154,8 @@ def run_download(name: str, output: Path | None) -> None:
     folder = output or Path("adapters") / name
     console = plain_console()
     for adapter in download_adapters(name, folder, quiet=not sys.stderr.isatty()):
-        console.print(f"ccm adapters import {adapter} --output {folder.parent / f'{name}-{adapter.name}'}")
+        output = folder.parent / f"{name}-{adapter.name}"
+        console.print(f"ccm adapters import {adapter} --output {output}", soft_wrap=True)
 
 
 def run_merge(adapter: str, output: Path, base: str | None) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from rich.text import Text
 
 import ccm
 from ccm.builtin import NAME, WEIGHTS
-from ccm.console import plain_console, quiet, size
+from ccm.console import by_words, plain_console, quiet, size, tell, with_flags
 from ccm.conversation import Conversation, Talk, TurnReport
 from ccm.errors import CCMError, InputError
+from ccm.files import SafetensorError, read_metadata
 from ccm.sampling import Sampling
 from ccm.window import WindowConversation
 
@@ -37,9 +37,7 @@ def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, window: i
     if load is not None:
         conversation.load(load)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    if isinstance(sys.stdin, TextIOWrapper):  # in its own way of decoding, one stray byte would end the conversation
-        sys.stdin.reconfigure(encoding=None if on_terminal else "utf-8", errors="replace")
-    return _terminal(conversation) if on_terminal else _pipe(conversation, as_json=as_json)
+    return _terminal(conversation, load) if on_terminal else _pipe(conversation, load, as_json=as_json)
 
 
 def base_name(source: str) -> str:
@@ -75,10 +73,18 @@ def kept_as(conversation: Talk) -> str:
 
 
 class Commands:
-    """What lines that begin with / do. Every command writes to the console it was given."""
+    """What lines that begin with / do. Every command writes to the console it was given.
 
-    def __init__(self, conversation: Talk, console: Console) -> None:
+    Args:
+        conversation: the conversation.
+        console: where to write.
+        file: what it was loaded from; it may be saved there without a question.
+    """
+
+    def __init__(self, conversation: Talk, console: Console, file: Path | None) -> None:
         self.conversation, self.console = conversation, console
+        self._own = file and file.resolve()
+        self._refused: Path | None = None  # where it was not saved, for another conversation is there
         self.table: dict[str, tuple[Callable[[str], None], str, str]] = {
             "/memory": (self.memory, "", "what the memory holds"),
             "/save": (self.save, "FILE", "save the memory"),
@@ -115,11 +121,18 @@ class Commands:
         )
 
     def save(self, path: str) -> None:
-        self.conversation.save(_file(path, "/save"))
+        file = _file(path, "/save")
+        if _is_saved(file) and file.resolve() not in (self._own, self._refused):
+            self._refused = file.resolve()
+            raise InputError(f"{path} holds another conversation, and was left as it is; say it again to replace it.")
+        self.conversation.save(file)
+        self._own = file.resolve()
         self.console.print(f"Saved to {path}.")
 
     def load(self, path: str) -> None:
-        self.conversation.load(_file(path, "/load"))
+        file = _file(path, "/load")
+        self.conversation.load(file)
+        self._own = file.resolve()
         self.memory("")
 
     def undo(self, count: str) -> None:
@@ -130,6 +143,7 @@ class Commands:
 
     def reset(self, _: str) -> None:
         self.conversation.reset()
+        self._own = None
         self.console.print("A new conversation.")
 
     def compare(self, question: str) -> None:
@@ -137,8 +151,19 @@ class Commands:
             raise InputError("/compare needs a question, such as: /compare What is my name?")
         table = Table("context", "reply", box=None, pad_edge=False)
         for name, reply in self.conversation.compare(question).items():
-            table.add_row(name, "(not all of its text is at hand, or it is too long)" if reply is None else reply)
+            table.add_row(name, self._no_reply(question) if reply is None else reply)
         self.console.print(table)
+
+    def _no_reply(self, question: str) -> str:
+        """Why there is no reply from full context."""
+        talk = self.conversation
+        tokens = talk.past.tokens + len(talk.turns.prompt(question, first=False))
+        if tokens + talk.sampling.max_new_tokens < talk.model.max_positions:
+            return "(none: a saved memory has no text, and what was said before it was loaded is gone)"
+        return (
+            f"(none: {tokens} tokens of text and a reply of {talk.sampling.max_new_tokens} do not fit into the model's "
+            f"{talk.model.max_positions} positions)"
+        )
 
     def help(self, _: str) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
@@ -159,12 +184,19 @@ def _file(path: str, command: str) -> Path:
         raise InputError(f"{path} names no folder: {error}") from error
 
 
-def _terminal(conversation: Talk) -> int:
+def _is_saved(file: Path) -> bool:
+    """Whether there is a saved conversation; what else a file may hold is never replaced."""
+    try:
+        return file.is_file() and any(kind.startswith("ccm_") for kind in read_metadata(file))
+    except (OSError, SafetensorError):
+        return False
+
+
+def _terminal(conversation: Talk, load: Path | None) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     console = plain_console()
-    console.soft_wrap = False  # lines break between words; replies, which come in pieces, where the terminal ends
-    commands = Commands(conversation, console)
+    commands = Commands(conversation, console, load)
     what = f" {ccm.__version__}  {base_name(conversation.model.base.name_or_path)}, {kept_as(conversation)}  "
     console.print(Text.assemble(("ccm", "bold"), what, ("/help, Ctrl-D to leave", "dim")))
     while True:
@@ -182,7 +214,7 @@ def _terminal(conversation: Talk) -> int:
             elif line:
                 _reply(conversation, console, line)
         except CCMError as error:
-            console.print(str(error), style="red")
+            console.print(with_flags(str(error)), style="red")
         except KeyboardInterrupt:
             console.print("\ninterrupted; the memory is as it was", style="dim")
         except EOFError:
@@ -192,7 +224,7 @@ def _terminal(conversation: Talk) -> int:
 def _reply(conversation: Talk, console: Console, line: str) -> None:
     console.print(Text("ccm  ", "bold cyan"), end="")
     with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
-        for piece in pieces:
+        for piece in by_words(pieces, console.width, 5):
             console.print(piece, end="", soft_wrap=True)
     assert conversation.last is not None
     console.print()
@@ -200,14 +232,14 @@ def _reply(conversation: Talk, console: Console, line: str) -> None:
     console.print(Padding(numbers, (0, 0, 0, 5), expand=False), style="dim")
 
 
-def _pipe(conversation: Talk, *, as_json: bool) -> int:
+def _pipe(conversation: Talk, load: Path | None, *, as_json: bool) -> int:
     """One user turn a line in, one line out: its reply or, with ``as_json``, its report or error as an object.
 
     The rest goes to standard error. Returns 1 if any line failed.
     """
-    commands = Commands(conversation, plain_console(stderr=True))
+    commands = Commands(conversation, plain_console(stderr=True), load)
     failed = 0
-    for raw in sys.stdin:
+    for raw in _lines():
         line = raw.strip()
         try:
             if line.startswith("/"):
@@ -215,7 +247,7 @@ def _pipe(conversation: Talk, *, as_json: bool) -> int:
                 continue
             conversation.answer(line)
         except CCMError as error:
-            print(f"ccm: {error}", file=sys.stderr, flush=True)
+            tell(f"ccm: {with_flags(str(error))}")
             if as_json and not line.startswith("/"):
                 print(json.dumps({"error": str(error)}, ensure_ascii=False), flush=True)
             failed = 1
@@ -230,5 +262,23 @@ def _pipe(conversation: Talk, *, as_json: bool) -> int:
             print(json.dumps(report.to_dict(), ensure_ascii=False), flush=True)
         else:
             print(" ".join(report.reply.split()), flush=True)
-            print(statistics(conversation, report), file=sys.stderr)
+            tell(statistics(conversation, report))
     return failed
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input; where they are no UTF-8, as two stray bytes first or a NUL tell, none any more.
+
+    Raises:
+        InputError: then, and when standard input cannot be read.
+    """
+    try:
+        for number, line in enumerate(sys.stdin, start=1):
+            if "\0" in line or (number == 1 and line.startswith("\ufffd\ufffd")):  # U+FFFD: a byte that is no UTF-8
+                raise InputError(
+                    f"Line {number} of standard input is no UTF-8 text. It looks like UTF-16, as Windows PowerShell "
+                    "writes it, or like no text at all; convert it, such as with: iconv -f UTF-16 -t UTF-8"
+                )
+            yield line
+    except OSError as error:
+        raise InputError(f"Standard input cannot be read: {error.strerror}.") from error

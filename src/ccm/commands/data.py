@@ -20,7 +20,8 @@ def run_list(*, verbose: bool, as_json: bool) -> None:
         print("\n".join(json.dumps(_facts(name, row)) for name, row in SOURCES.items()))
     elif verbose:
         for name, row in SOURCES.items():
-            console.print(_paragraph(name, row))
+            for line in _paragraph(name, row).split("\n"):
+                console.print(line, soft_wrap="://" in line or None)  # an address stays whole
     else:
         console.print(_table())
         console.print("\nPrepare one: ccm data prepare NAME. More on each: ccm data list --verbose.")

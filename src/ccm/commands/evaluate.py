@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ from rich.table import Table
 
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
-from ccm.console import counting, plain_console, progress, quiet, size
+from ccm.commands.notes import is_running_text, warn_of_builtin
+from ccm.console import counting, plain_console, progress, quiet, size, tell
 from ccm.evaluation.report import UNSTATED, WHY_UNSTATED, brief, merged, write_page, write_report
 from ccm.evaluation.results import read_run
 from ccm.evaluation.run import Evaluation, evaluate, processes
@@ -57,13 +57,17 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         AdapterError, DataError: when files are absent or damaged.
     """
     quiet()
+    first = evaluations[0]
+    of_chats = first.task.name == "custom" and not is_running_text("custom", first.task.path)
+    if processes().is_main_process and not of_chats:
+        warn_of_builtin(first.model, first.adapters)
     try:
         with counting("questions") as advance:
             results = evaluate(*evaluations, output=output, progress=advance)
     except KeyboardInterrupt:
         if processes().is_main_process:
             kept = f"Methods and steps that were done are in {output}; the same command goes on from there."
-            print(kept if output else "Nothing is kept without --output.", file=sys.stderr)
+            tell(kept if output else "Nothing is kept without --output.")
         raise
     if not processes().is_main_process:
         return
@@ -81,6 +85,11 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         plain_console().print(shown)
         if any(UNSTATED in row for row in rows):
             plain_console().print(f"{UNSTATED} {WHY_UNSTATED}.", soft_wrap=False)
+        kinds = [*dict.fromkeys(kind for result in results for kind in result.line.by_task)]
+        if first.most and len(kinds) > 1:
+            plain_console().print(
+                f"--most {first.most}: so many questions at most of each of {len(kinds)} kinds, at every step."
+            )
         if output is not None:
             plain_console().print(f"The report is {output / 'report.md'}.")
 

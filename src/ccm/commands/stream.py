@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
-from ccm.console import LINE_SECONDS, plain_console, quiet, size
+from ccm.commands.notes import warn_of_builtin
+from ccm.console import LINE_SECONDS, plain_console, quiet, size, tell
 from ccm.evaluation.stream_results import StreamResult, totals
 from ccm.evaluation.streams import StreamRun, run_streams
 
@@ -29,6 +30,7 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
     quiet()
+    warn_of_builtin(asked.model, asked.adapters)
     if seed is not None:
         torch.manual_seed(seed)
     try:
@@ -36,7 +38,7 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
             results = run_streams(asked, output, _both(show, _print_point) if as_json else show)
     except KeyboardInterrupt:
         kept = f"What was read is in {output}; the same command goes on from there."
-        print(kept if output else "Nothing is kept without --output.", file=sys.stderr)
+        tell(kept if output else "Nothing is kept without --output.")
         raise
     if as_json:
         lines = [result.line() for result in results] + [asdict(total) for total in totals(results)]
@@ -69,7 +71,7 @@ def _print_point(result: StreamResult) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Told]:
-    """A bar for each method and text on a terminal, lines elsewhere; on standard error."""
+    """A line for each method and text on a terminal, which follows it, many elsewhere; on standard error."""
     if not sys.stderr.isatty():
         told = 0.0
 
@@ -86,8 +88,9 @@ def _progress() -> Iterator[Told]:
         yield line
         return
     tasks: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[live]}"), console=plain_console(stderr=True)) as bar:
+    live = TextColumn("{task.fields[live]}", table_column=Column(no_wrap=False))  # on a narrow terminal, two lines
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(), live)
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
 
         def advance(result: StreamResult) -> None:
             name = _name(result)

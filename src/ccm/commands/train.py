@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ccm.checkpoint import read_adapter
+from ccm.commands.notes import is_running_text
 from ccm.commands.progress import progress
-from ccm.console import plain_console, quiet, size
+from ccm.console import plain_console, quiet, size, tell
 from ccm.data import open_data
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
 from ccm.training.loop import check, is_main, trackers, train
@@ -31,19 +31,24 @@ def run(
             folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
     except KeyboardInterrupt as stop:
         if is_main():
-            print(*stop.args, file=sys.stderr)
+            tell(" ".join(map(str, stop.args)))
         raise
     if is_main():
-        print(f"Done. {_next(recipe, str(folder))}", file=sys.stderr)
+        tell(f"Done. {_next(recipe, str(folder))}")
 
 
 def _next(recipe: Recipe, folder: str) -> str:
     if recipe.stage == "compress":
         if read_adapter(Path(folder)).for_encoder:
             return f"Measure it: ccm evaluate custom --data FILE --adapter {folder}"
+        if is_running_text(recipe.data.name, recipe.data.path):
+            return f"Read a text with it: ccm stream FILE --adapter {folder}"
         return f"Talk to it: ccm chat --adapter {folder}"
-    key = "model" if recipe.merge else "base_adapter"
-    return f"Now train an adapter on it, with --stage compress --set {key}={folder}"
+    key, talk = ("model", f"--model {folder} --rule full") if recipe.merge else ("base_adapter", f"--adapter {folder}")
+    return (
+        f"Now train an adapter on it, with --stage compress --set {key}={folder}; or talk to it, in full context: "
+        f"ccm chat {talk}"
+    )
 
 
 def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:

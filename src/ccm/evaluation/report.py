@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -39,8 +40,8 @@ WIDEST = 10  # tasks that a table of them has columns for
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
 UNSTATED = "*"  # on a terminal, in place of a gain
 WHY_UNSTATED = (
-    "not stated where full does not beat none by two standard errors, or both were not measured on the same base and "
-    "questions"
+    "not stated where full does not beat none by two standard errors, both were not measured on the same base and "
+    "questions, or the perplexity of full is above the size of the vocabulary: worse than a guess"
 )
 Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
 
@@ -64,7 +65,7 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
     """The recovered gain of a result among others, at its depth.
 
     None where full and no context are not both there, were measured on another base or other targets, or do not differ
-    by two standard errors.
+    by two standard errors, and where even with full context the model is worse than a guess among all of its tokens.
     """
     by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
@@ -72,7 +73,8 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
         return None
     whole = [f - n for f, n in zip(full.values, none.values, strict=True)]
     difference, error = mean_over_tasks(whole, result)
-    if not difference > 2 * error:
+    worse_than_a_guess = full.line.figures.get("perplexity", 0) > (full.line.vocab_size or math.inf)
+    if not difference > 2 * error or worse_than_a_guess:
         return None
     name = result.line.main
     share = recovered(*(r.line.figures[name] for r in (result, none, full)), logarithmic=name == "perplexity")

@@ -50,6 +50,7 @@ class Measured:
         peak_bytes: of these.
         write_seconds: for all memories.
         read_seconds: for all queries, answers and replies.
+        vocab_size: tokens that the model chooses from; None in results of earlier versions.
     """
 
     task: dict[str, Any]
@@ -75,6 +76,7 @@ class Measured:
     peak_bytes: float
     write_seconds: float
     read_seconds: float
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ def read_run(folder: Path) -> list[Result]:
     """
     path = folder / "results.jsonl"
     try:
-        order = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        order = [Measured(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); name the --output of an evaluation that ended.") from None
     found = [read_kept(file, _result) for file in sorted((folder / "scores").glob("*.json"))]
-    asked = [result for line in order for result in found if asdict(result.line) == line]
+    asked = [result for line in order for result in found if result.line == line]
     if len(asked) < len(order):
         raise DataError(f"{folder / 'scores'} lacks what {path} tells of; say the same evaluation again.")
     return asked

@@ -136,7 +136,8 @@ def evaluate(
     Args:
         evaluations: what to measure.
         output: folder that keeps it; what it holds of the same task, base and adapter is not measured again.
-        progress: called with what is measured, how many of the questions are done, and how many there are.
+        progress: called with what is measured, how many of the questions of all methods and steps are done, and how
+            many there are; those of methods that were not begun are guessed.
 
     Raises:
         ConfigError: when something cannot be measured as asked.
@@ -145,13 +146,46 @@ def evaluate(
     """
     kept = Kept(output)
     results: list[Result] = []
-    for evaluation in evaluations:
+    methods = [evaluation.methods() for evaluation in evaluations]
+    work = _Work(sum(map(len, methods)), progress)
+    for evaluation, compared in zip(evaluations, methods, strict=True):
         opened: dict[object, Asked] = {}
-        for method in evaluation.methods():
-            results += _measure(evaluation, method, opened, kept, progress)
+        for method in compared:
+            results += _measure(evaluation, method, opened, kept, work)
     if processes().is_main_process:
         kept.write_lines(asdict(result.line) for result in results)
     return results
+
+
+class _Work:
+    """How many questions are done, and how many there are of all methods and steps; what is kept already is no work.
+
+    Args:
+        methods: how many. One that was not begun is thought to ask as many questions as the latest that was.
+        progress: as of :func:`evaluate`.
+    """
+
+    def __init__(self, methods: int, progress: Callable[[str, int, int], None]) -> None:
+        self._later, self._progress = methods, progress
+        self._done = self._begun = self._latest = 0
+
+    def begin(self, questions: int) -> None:
+        """A method asks so many."""
+        self._later -= 1
+        self._begun += questions
+        self._latest = questions
+
+    def tell(self, part: str, done: int, _total: int) -> None:
+        """So many questions of a step are done."""
+        self._progress(part, self._done + done, self._begun + self._later * self._latest)
+
+    def end(self, questions: int) -> None:
+        """All so many of a step are done."""
+        self._done += questions
+
+    def skip(self, questions: int) -> None:
+        """A step of so many was measured before."""
+        self._begun -= questions
 
 
 def processes() -> PartialState:
@@ -164,7 +198,7 @@ def _measure(
     method: Compared,
     opened: dict[object, Asked],
     kept: Kept,
-    progress: Callable[[str, int, int], None],
+    work: _Work,
 ) -> Iterator[Result]:
     """One method at every depth; ``opened`` holds the task, once for each base and form of turns."""
     model, tokenizer = _load(evaluation, method)
@@ -187,6 +221,7 @@ def _measure(
         room = evaluation.room
         return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in found)
 
+    work.begin(sum(count.total for count in asked.counts.values()))
     for depth, count in asked.counts.items():
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         origin = repr(model.origin) if _compresses(method) else model.base_id  # whatever adapter named the base
@@ -202,11 +237,14 @@ def _measure(
         result = kept.read(place)
         if result is None:
             scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns, fold=baseline.fold)
-            advance = partial(progress, f"{method.name}, step {depth}")
+            advance = partial(work.tell, f"{method.name}, step {depth}")
             scored, seconds = _scored(scorer, questions(depth), count.total, advance)
+            work.end(count.total)
             result = _result(evaluation, method, model, asked, depth, scored, seconds)
             if processes().is_main_process:
                 kept.write(place, result, [one.reply for one in scored if one.reply])
+        else:
+            work.skip(count.total)
         yield result
 
 
@@ -237,7 +275,7 @@ def _open(evaluation: Evaluation, turns: Turns) -> Asked:
     """
     task = open_task(evaluation.task, turns)
     if task.replies is None and evaluation.generate:
-        raise ConfigError("This task has no replies that could be judged; leave --generate out.")
+        raise ConfigError("This task has no replies that could be judged; leave generate out.")
     if task.replies is not None and evaluation.generate is not None:
         task.replies = replace(task.replies, most=evaluation.generate)
     return Asked(task, evaluation.depths, evaluation.most)
@@ -275,7 +313,7 @@ def _result(
     if not scored:
         raise InputError(
             f"No likelihood under {method.name} at step {depth} is a finite number. The model overflows, or its "
-            "weights are damaged; try --dtype float32."
+            "weights are damaged; try dtype='float32'."
         )
     options = {k: v for k, v in evaluation.task.options.items() if v is not None}
     if task.replies and task.replies.most:
@@ -305,6 +343,7 @@ def _result(
         peak_bytes=fmean(one.peak_bytes for one in scored),
         write_seconds=seconds.write,
         read_seconds=seconds.read,
+        vocab_size=model.vocab_size,
     )
     rows = values(task, scored, evaluation.task.name)
     return Result(line, *map(list, zip(*rows, strict=True)))

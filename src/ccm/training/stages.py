@@ -181,9 +181,9 @@ class BaseStage(Stage):
         if self._merge:
             self.model.merge_and_unload().save_pretrained(folder)
             self.turns.tokenizer.save_pretrained(folder)
-            save_json(folder / TURNS, asdict(self.turns.form))
         else:
             self.model.save_pretrained(folder)
+        save_json(folder / TURNS, asdict(self.turns.form))
 
 
 class FullContext(nn.Module):

@@ -1,0 +1,36 @@
+"""Standard input, output and error of every command: UTF-8 whatever the platform says, and an end when they fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+
+
+def open_streams() -> None:
+    """Read and write UTF-8; the mark that some programs put before it is taken off, and no character is an error.
+
+    A stream that was closed is opened: there is nothing to read, messages go nowhere, and results fail when they are
+    written. Otherwise the next file that a library opens would be in its place.
+    """
+    sys.stdin = sys.stdin or open(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream, encoding, errors in (
+        (sys.stdin, "utf-8-sig", "replace"),
+        (sys.stdout, "utf-8", "backslashreplace"),
+        (sys.stderr, "utf-8", "backslashreplace"),
+    ):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors=errors)
+
+
+def abandon_streams() -> None:
+    """Let what a failed stream still holds go nowhere: else the interpreter tries once more, and complains."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):  # a stream without a descriptor
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,38 @@
+"""What several verbs know of models and data, to say what fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ccm.builtin import NAME
+from ccm.checkpoint import base_of, find_adapter, read_config
+from ccm.commands.chat import base_name
+from ccm.console import tell
+from ccm.data.custom import TEXTS
+
+
+def warn_of_builtin(model: str | None, adapters: Sequence[str]) -> None:
+    """Say what figures of the built-in model are worth on texts that are not its own, where it is the base.
+
+    Raises:
+        AdapterError: when an adapter cannot be read.
+    """
+    if model is None and adapters:
+        folder = find_adapter(adapters[0])
+        model = base_of(folder, read_config(folder))
+    if base_name(model or NAME) == NAME:
+        tell(
+            "Note: the built-in model knows only the small talk that it was trained on. Its perplexity on other texts "
+            "is that of noise, and says nothing about a memory. To measure one, name a model that knows such texts, "
+            "and an adapter that was trained on it: --model MODEL --adapter DIR (docs/train.md)."
+        )
+
+
+def is_running_text(data_set: str, path: str | None) -> bool:
+    """Whether the data of that name and path are running text; of your own, whether any file is."""
+    if data_set != "custom" or path is None:
+        return data_set in ("pg19", "redpajama")
+    place = Path(path)
+    files = [place] if place.is_file() else place.rglob("*")
+    return any(file.name.endswith(TEXTS) for file in files)

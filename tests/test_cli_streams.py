@@ -1,0 +1,111 @@
+"""Standard input, output and error of the command line: encodings, and streams that fail, in real processes."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import call
+
+from ccm.commands import chat
+from ccm.errors import InputError
+
+CCM = f"{shlex.quote(sys.executable)} -m ccm.cli"
+ECHO = (
+    "import sys; from ccm.cli.streams import open_streams; open_streams(); "
+    "print(sys.stdin.read(), end=''); print('\\u2603 \\udce9', file=sys.stderr)"
+)
+C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+def shell(command: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of the shell."""
+    given = {**os.environ, **environment}
+    return subprocess.run(["sh", "-c", command], input=stdin, capture_output=True, timeout=120, check=False, env=given)
+
+
+@pytest.mark.parametrize("environment", [C, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "cp1252:strict"}])
+def test_streams_are_utf_8_whatever_the_platform_says(environment: dict[str, str]) -> None:
+    text = "Zo\u00eb \u2603 \U0001f600\n".encode()
+    done = shell(f'{shlex.quote(sys.executable)} -c "{ECHO}"', codecs.BOM_UTF8 + text, **environment)
+    assert done.stdout == text
+    assert done.stderr == "\u2603 \\udce9\n".encode()  # half a character is shown, and no error
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "told"),
+    [
+        pytest.param("data list --json >/dev/full", 1, "No space left on device", marks=FULL),
+        pytest.param("--version >/dev/full", 1, "No space left on device", marks=FULL),
+        pytest.param("--help >/dev/full", 1, "No space left on device", marks=FULL),
+        pytest.param("nonsense 2>/dev/full", 1, "", marks=FULL),
+        ("data list --json >&-", 1, "Bad file descriptor"),
+        ("--version >&- 2>&-", 1, ""),
+        ("data list --json 2>&-", 0, ""),
+        ("data list <&-", 0, ""),
+    ],
+)
+def test_a_stream_that_fails_ends_the_command_without_a_traceback(redirected: str, status: int, told: str) -> None:
+    for unbuffered in ("", "1"):
+        done = shell(f"{CCM} {redirected}", PYTHONUNBUFFERED=unbuffered)
+        assert done.returncode == status
+        assert done.stderr.decode() == (f"ccm: The output cannot be written: {told}.\n" if told else "")
+
+
+def test_a_reader_that_leaves_ends_the_command_silently() -> None:
+    done = shell(f"({CCM} data list --verbose; echo status $? >&2) | head -c 9")
+    assert (done.stdout, done.stderr) == (b"dailydial", b"status 1\n")
+
+
+def test_a_conversation_on_failing_streams_ends_as_it_should() -> None:
+    commands = [f"{CCM} chat <&- 2>&-; echo $?"]
+    commands += [f"echo Hello | {CCM} chat >/dev/full; echo $?"] if Path("/dev/full").exists() else []
+    for command, status in zip(commands, ("0", "1"), strict=False):
+        done = shell(command)
+        assert done.stdout.decode().split() == [status]
+        assert b"Traceback" not in done.stderr
+
+
+def test_the_mark_of_utf_8_is_no_text(monkeypatch, capsys) -> None:
+    given = codecs.BOM_UTF8 + b"/memory\r\nMy name is Anna.\r\n"
+    assert call(monkeypatch, "chat", "--json", stdin=given) == 0
+    (turn,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "Anna" in turn["reply"]
+
+
+def test_utf_16_is_refused_and_said_to_be(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", "--json", stdin="My name is Anna.\r\n".encode("utf-16")) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "Line 1 of standard input is no UTF-8 text. It looks like UTF-16" in err
+
+
+@given(st.text(min_size=1), st.sampled_from([("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE)]))
+def test_nothing_of_a_file_in_utf_16_is_taken_for_text(text: str, encoding: tuple[str, bytes]) -> None:
+    name, mark = encoding
+    with pytest.MonkeyPatch.context() as patch:
+        raw = io.BytesIO(mark + f"{text}\r\n".encode(name))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace"))
+        with pytest.raises(InputError, match="Line 1 of standard input"):
+            next(chat._lines())
+
+
+def test_a_script_of_a_few_lines_hears_nothing_of_other_packages() -> None:
+    code = "import ccm; model, tokenizer = ccm.load('builtin'); print(ccm.Conversation(model, tokenizer).answer('Hi!'))"
+    silent = {key: value for key, value in os.environ.items() if key != "TRANSFORMERS_VERBOSITY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=silent)
+    assert done.returncode == 0
+    assert done.stdout
+    lines = [line for line in done.stderr.decode().splitlines() if "Loading weights" not in line]  # a bar
+    assert not lines
