@@ -157,6 +157,22 @@ def test_the_next_save_deletes_what_a_killed_one_left_but_not_what_a_living_one_
     assert (path.read_text(), beside.read_text()) == ("newer", "not ours")
 
 
+def test_a_temporary_that_was_taken_for_a_left_one_before_it_was_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = files._lock, []
+
+    def late(handle: int, how: int) -> bool:
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        return real(handle, how)
+
+    monkeypatch.setattr(files, "_lock", late)
+    put(tmp_path / "a")
+    assert ((tmp_path / "a").read_text(), len(taken)) == ("new", 1)
+
+
 def test_a_folder_that_a_killed_process_left_is_deleted_by_the_next(tmp_path: Path) -> None:
     left = tmp_path / ".a.0123abcd.part"
     left.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -167,6 +168,24 @@ def test_the_settings_of_an_adapter_are_written_last(tmp_path: Path, monkeypatch
         write_adapter(other, tmp_path / "old")
     with pytest.raises(AdapterError, match="not saved together"):
         read_adapter(tmp_path / "old")
+
+
+def write_often(folder: Path, number: int) -> None:
+    adapter = SavedAdapter(CCMConfig(n_tok=number), {"comp_embeddings.weight": torch.full((number, 8), 1.0)}, LORA)
+    for _ in range(20):
+        write_adapter(adapter, folder)
+
+
+def test_savers_and_readers_of_an_adapter_neither_crash_nor_mix(tmp_path: Path) -> None:
+    write_often(tmp_path, 1)
+    fork = multiprocessing.get_context("fork")
+    savers = [fork.Process(target=write_often, args=(tmp_path, number), daemon=True) for number in (2, 3)]
+    for saver in savers:
+        saver.start()
+    while any(saver.is_alive() for saver in savers):
+        found = read_adapter(tmp_path)
+        assert len(found.tensors["comp_embeddings.weight"]) == found.config.n_tok
+    assert [saver.exitcode for saver in savers] == [0, 0]
 
 
 def test_an_adapter_keeps_the_signs_of_its_base(tmp_path: Path) -> None:

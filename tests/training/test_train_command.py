@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.progress import Progress
 from tiny_t5 import write_t5
 from tiny_training import Tiny
 
 from ccm import cli
-from ccm.commands.progress import Shown
-from ccm.recipe import load_recipe
+from ccm.commands.progress import Shown, progress
+from ccm.recipe import Recipe, load_recipe
 from ccm.training import loop
 from ccm.training.loop import Report
 
@@ -43,7 +44,7 @@ def settings(tiny: Tiny, **values: object) -> list[str]:
 def test_help_names_what_it_takes(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "train", "--help") == 0
     out = capsys.readouterr().out
-    assert all(option in out for option in ("--set", "--stage", "--dry-run", "--resume", "--wandb"))
+    assert all(option in out for option in ("--set", "--stage", "--dry-run", "--resume", "--from", "--wandb"))
 
 
 def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
@@ -136,6 +137,31 @@ def test_on_a_terminal_a_bar_shows_how_it_goes(tiny: Tiny, tmp_path: Path, monke
     err = capsys.readouterr().err
     assert "3/3" in err
     assert re.search(r"loss \d+\.\d{4}  [\d,]+ tokens/s", err)
+
+
+def test_the_bar_moves_with_every_step(monkeypatch) -> None:
+    """A report comes every ``log_every`` steps only."""
+    drawn: list[int] = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(Progress, "update", lambda bar, task, completed=None, **_: drawn.append(completed))
+    with progress(Recipe(max_steps=3)) as shown:
+        for step in (1, 2, 3):
+            shown.advance(step)
+    assert drawn == [1, 2, 3]
+
+
+def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    changes = settings(tiny, output_dir=tmp_path / "out", save_every=2)
+    assert call(monkeypatch, "train", "custom", *changes) == 0
+    start = str(tmp_path / "out" / "checkpoints" / "step-000002.safetensors")
+    changes = settings(tiny, output_dir=tmp_path / "there")
+    assert call(monkeypatch, "train", "custom", "--from", start, "--dry-run", *changes) == 0
+    assert not (tmp_path / "there").exists()
+    capsys.readouterr()
+    assert call(monkeypatch, "train", "custom", "--from", start, *changes) == 0
+    assert re.findall(r"step (\d)/3", capsys.readouterr().err) == ["3"]
+    name = "ccm_adapter.safetensors"
+    assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
