@@ -134,7 +134,7 @@ def test_several_texts_and_their_totals(book: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (b"a\0b", "null characters")],
+    [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe\x00", "is UTF-16 text"), (b"a\0b", "null characters")],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "file.txt"
