@@ -181,12 +181,12 @@ def test_a_file_is_read_alone_and_within_a_folder_whatever_its_layout(
 
 
 def test_a_fault_of_a_list_or_a_table_is_named_by_its_item_or_row(tmp_path: Path, turns: Turns) -> None:
-    rows = [chat(0, 2), SHORT]
+    rows = [chat(0, 2), {"messages": messages("Hi.", "Hello.", "Bye.")["messages"]}]
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
     said = refusal(tmp_path, turns)
-    assert "  a.json, item 2: 1 turn" in said
-    assert "  b.parquet, row 2: 1 turn" in said
+    assert "  a.json, item 2: the last message is the user's" in said
+    assert "  b.parquet, row 2: the last message is the user's" in said
 
 
 def test_parquet_wants_pyarrow(tmp_path: Path, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +216,17 @@ def test_keys_that_are_not_used_are_told_once_a_file(
     for _ in range(2):
         assert len(read_examples(path, DataSettings(), turns)) == 3
     assert caplog.messages == [f"{path}: not used are id, source."]
+
+
+def test_conversations_of_one_turn_are_left_out_with_their_number_if_there_are_others(
+    tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = messages("Hi.", "Hello.")
+    path = write(tmp_path / "mine.jsonl", short, chat(0, 2), short, chat(1, 2))
+    assert len(opened(path, turns).examples) == 2
+    assert f"{path}: 2 of 4 conversations are left out: one turn has nothing to remember." in caplog.messages
+    said = refusal(write(tmp_path / "all.jsonl", short, short), turns)
+    assert said.count("1 turn (a user's message and its reply); at least two are needed") == 1
 
 
 def test_steps_before_the_latest_are_told(tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,7 +284,6 @@ def test_an_unknown_data_set_is_refused_with_the_likeliest(turns: Turns) -> None
 
 # Faults --------------------------------------------------------------------------------------------------------------
 
-SHORT = {"messages": messages("Hi.", "Hello.")["messages"]}
 FAULTS: list[tuple[Any, str, str]] = [
     ("{oops", "", "not JSON: Expecting property name enclosed in double quotes at column 2"),
     ('{"a": [1', "", "not JSON: Expecting ',' delimiter at line 4, column 1"),
@@ -285,7 +295,6 @@ FAULTS: list[tuple[Any, str, str]] = [
         "",
         "has the keys ['broken']; give 'messages', or 'conversations', or 'prompt' with 'completion', or",
     ),
-    (SHORT, "", "1 turn (a user's message and its reply); at least two are needed"),
     (messages("Hi.", "Hello.", "Bye.", ""), ", message 4", "the content is ''; it must be some text"),
     (
         messages("Hi.", "Hello.", "word " * 600, "Yes."),
@@ -339,10 +348,10 @@ def test_all_faults_are_reported_at_once(tmp_path: Path, turns: Turns) -> None:
 
 def test_the_same_fault_is_reported_once_a_file_however_many_lines_have_it(tmp_path: Path, turns: Turns) -> None:
     for name in ("a.jsonl", "b.jsonl"):
-        write(tmp_path / name, chat(0, 2), *[SHORT] * 1500, "{")
+        write(tmp_path / name, chat(0, 2), *[messages("Hi.", "Hello.", "Bye.")] * 1500, "{")
     said = refusal(tmp_path, turns)
     for name in ("a.jsonl", "b.jsonl"):
-        assert f"  {name}, line 2 (and 1,499 more): 1 turn" in said
+        assert f"  {name}, line 2 (and 1,499 more): the last message is the user's" in said
         assert f"  {name}, line 1502: not JSON" in said
     assert len(said.splitlines()) == 5
 

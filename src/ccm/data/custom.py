@@ -18,12 +18,12 @@ from pathlib import Path
 from ccm.config import build_settings, check_types
 from ccm.data import tasks
 from ccm.data.examples import Examples, hold_out, tell_held_out
-from ccm.data.formats import ExampleError, read_example
+from ccm.data.formats import ExampleError, TooShortError, read_example
 from ccm.data.kinds import Example, Task, Text, check_chunks
 from ccm.data.questions import Question
 from ccm.data.reading import ROWS, ends, find_files, read_text, read_values, warn_once
 from ccm.data.tasks import Replies, TaskSettings
-from ccm.errors import ConfigError, DataError
+from ccm.errors import ConfigError, DataError, InputError
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns, encode_text
 
@@ -189,10 +189,15 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
 
 
 def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | ExampleError]]:
-    """The examples of every line, item or row of a file, or what is wrong with it."""
+    """The examples of every line, item or row of a file, or what is wrong with it.
+
+    Conversations of one turn are left out, if there are others.
+    """
     told: set[str] = set()
-    cut = 0
+    short: list[ExampleError] = []
+    read = cut = 0
     for where, value in read_values(file):
+        read += 1
         try:
             if isinstance(value, DataError):
                 raise ExampleError(str(value))
@@ -200,11 +205,18 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
             parts: list[Example] = [*whole.parts(settings.max_steps)]
             for part in parts:
                 _check_length(part, settings, turns)
-        except (ExampleError, ConfigError) as fault:  # the model's chat template may refuse a conversation
+        except TooShortError as fault:
+            short.append(fault)
+            continue
+        except (ExampleError, ConfigError, InputError) as fault:  # the model's chat template may refuse a conversation
             yield where, fault if isinstance(fault, ExampleError) else ExampleError(str(fault))
             continue
         cut += isinstance(whole, Task) and whole.length > settings.max_steps
         yield where, parts
+    if short and len(short) == read:
+        yield "", short[0]
+    elif short:
+        warn_once(f"{file}: {len(short):,} of {read:,} conversations are left out: one turn has nothing to remember.")
     if told:
         warn_once(f"{file}: not used are {', '.join(sorted(told))}.")
     if cut:

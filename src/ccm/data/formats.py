@@ -45,6 +45,10 @@ class ExampleError(Exception):
         self.why, self.at = why, at
 
 
+class TooShortError(ExampleError):
+    """A conversation of one turn: there is nothing to remember in it."""
+
+
 def _refused(why: str, *keys: str) -> dict[str, str]:
     return dict.fromkeys(keys, why)
 
@@ -321,9 +325,10 @@ def _chat(said: Sequence[_Message], system: Any, told: set[str]) -> Chat:
         raise ExampleError("the last message is the user's; end with the assistant's reply")
     count = len(talk) // 2
     if count < 2:
-        raise ExampleError(
+        kind = TooShortError if count else ExampleError
+        raise kind(
             f"{count} turn{'s' * (count != 1)} (a user's message and its reply); at least two are needed, one to "
-            "remember and one to ask: leave it out"
+            "remember and one to ask"
         )
     silent = frozenset(i for i, reply in enumerate(talk[1::2]) if not reply.learned)
     if silent >= {*range(1, count)}:
