@@ -259,7 +259,7 @@ def test_nll_is_that_of_the_logits_and_leaves_the_first_token_out() -> None:
     nll = torch.cat([stream.nll(ids[:, :30]), stream.nll(ids[:, 30:31]), stream.nll(ids[:, 31:])], dim=1)
     expected = -other.feed(ids).float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]
     assert nll.shape == (2, TOKENS - 1)
-    assert_close(nll, expected)
+    assert_close(nll, expected.float())
 
 
 @pytest.mark.parametrize("evict", EVICTIONS)

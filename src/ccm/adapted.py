@@ -70,7 +70,7 @@ class AdaptedModel(nn.Module):
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
         super().__init__()
-        attentions = attention_modules(base)
+        attentions: list[Any] = attention_modules(base)
         if base.config.is_encoder_decoder != self.encoder_decoder:
             kind = "an encoder-decoder" if base.config.is_encoder_decoder else "a decoder alone"
             raise UnsupportedModelError(f"{type(base).__name__} is {kind}; ccm.load finds the class for it.")
