@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_cli import call
 
@@ -90,6 +90,7 @@ def test_utf_16_is_refused_and_said_to_be(monkeypatch, capsys) -> None:
     assert "Line 1 of standard input is no UTF-8 text. It looks like UTF-16" in err
 
 
+@example("\u4f60\u597d", ("utf-16-le", codecs.BOM_UTF16_LE))  # no NUL before the line's end
 @given(st.text(min_size=1), st.sampled_from([("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE)]))
 def test_nothing_of_a_file_in_utf_16_is_taken_for_text(text: str, encoding: tuple[str, bytes]) -> None:
     name, mark = encoding

@@ -154,12 +154,14 @@ def find_adapter(source: str | Path, **hub: Any) -> Path:
         return folder
     held = [p.name for p in folder.iterdir()]
     hint = (
-        f" It is a plain LoRA, or one of the authors' adapters: `ccm adapters show {source}` says which, and "
+        f" It is a plain LoRA of PEFT, or one of the authors' adapters: `ccm adapters show {source}` says which, and "
         "`ccm adapters import` makes an adapter of it."
         if PEFT_CONFIG in held
         else ""
     )
-    raise AdapterError(f"{folder} holds no adapter: {CONFIG} is missing (found: {listed(held)}).{hint}")
+    raise AdapterError(
+        f"{folder} holds no adapter: {CONFIG} is missing (found: {listed(held) if held else 'nothing'}).{hint}"
+    )
 
 
 def is_plain_lora(source: str | Path) -> bool:
