@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -309,3 +310,15 @@ def test_where_there_are_no_locks_files_are_written_all_the_same(
     with locking(tmp_path), holding(tmp_path / ".lock"):
         assert not is_held(tmp_path / ".lock")
     assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "a"]
+
+
+def test_what_locks_a_folder_may_fill_one_that_is_being_made(tmp_path: Path) -> None:
+    def fill(part: Path) -> None:
+        for shared in (False, True):
+            with locking(part, shared=shared):
+                (part / "file").write_text("whole", encoding="utf-8")
+
+    worker = threading.Thread(target=make_atomically, args=(tmp_path / "folder", fill), daemon=True)
+    worker.start()
+    worker.join(timeout=30)
+    assert (tmp_path / "folder" / "file").read_text(encoding="utf-8") == "whole"

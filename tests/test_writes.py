@@ -36,7 +36,7 @@ def test_gated_weights_are_those_by_which_the_memory_was_folded(monkeypatch: pyt
             memory = model.compress(memory, torch.tensor([step.ids]))
         assert len(written) == 3
         for layer, weight in written.items():
-            now = weight.expand(1, 2, 2, 1).reshape(2, 2)  # heads, slots
+            now = weight.expand(1, 2, 2, 1).reshape(2, 2).to(weights.dtype)  # heads, slots
             assert_close(weights[t, layer, :, :, t], now, depth=1)
             if t:  # the share of the memory that stays is what all earlier steps have in it
                 earlier = (1 - now[..., None]) * weights[t - 1, layer, :, :, :t]

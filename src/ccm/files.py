@@ -20,6 +20,7 @@ from torch import Tensor
 
 _DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
+_making: set[tuple[int, int]] = set()  # temporaries of this process, which it has locked
 _EXCLUSIVE, _AT_ONCE = fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
@@ -98,14 +99,18 @@ def check_regular(path: Path) -> os.stat_result:
 
 @contextmanager
 def locking(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Meanwhile no other process writes into a folder or, unless ``shared``, reads from it: all of them call this."""
+    """Meanwhile no other process writes into a folder or, unless ``shared``, reads from it: all of them call this.
+
+    A folder that this process is making, in :func:`make_atomically`, is its own already.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # whoever reads or writes there finds out why
         yield
         return
     try:
-        _lock(handle, fcntl.LOCK_SH if shared else _EXCLUSIVE)
+        if _inode(handle) not in _making:  # a second lock would wait for the first one for ever
+            _lock(handle, fcntl.LOCK_SH if shared else _EXCLUSIVE)
         yield
     finally:
         _release(handle)
@@ -173,6 +178,11 @@ def _release(handle: int) -> None:
     os.close(handle)
 
 
+def _inode(handle: int) -> tuple[int, int]:
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino
+
+
 def _is_at(path: Path, handle: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
@@ -194,9 +204,11 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
         if _is_at(part, handle):
             break
         _release(handle)  # another process took it for one that was left
+    _making.add(made := _inode(handle))
     try:
         yield part
     finally:
+        _making.remove(made)
         _delete(part)
         _release(handle)
 

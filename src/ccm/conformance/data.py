@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,8 +31,12 @@ class _Numbers:
     """A stand-in of a tokenizer: a text is its token ids, written out."""
 
     bos_token_id, eos_token_id = 1, 2
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def __call__(self, texts: Sequence[str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[self.encode(text) for text in texts])
+
+    def encode(self, text: str, **_: Any) -> list[int]:
         return [int(number) for number in text.replace("a", "0 ").replace("|", "13 14 15").split()]
 
 
