@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import tiny_base, tiny_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_made import CHATML, LLAMA3, fallback_tokenizer, tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +33,7 @@ def typed(made: Turns, text: str, most: int = 1000, ends: tuple[int, ...] = ()) 
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_pieces_that_are_shown_are_the_reply(name: str, data: st.DataObject) -> None:
     made = turns(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers_made import (
     BARE,
@@ -194,6 +194,7 @@ WITH_TOOL = CHATML + f"{{# {TOOL} #}}"
 
 
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, WITH_TOOL])
+@settings(max_examples=30)
 @given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
 @example(parts=[TOOL], first=True)
 @example(parts=[" ", TOOL, "</s>", TOOL, "<|im_end|>"], first=False)
@@ -224,6 +225,7 @@ def test_an_ordinary_turn_has_the_ids_that_the_template_gives(template: str) -> 
     assert made.prompt(" Hi <b>all</b>. ", first=True) == whole
 
 
+@settings(max_examples=30)
 @given(said=st.sampled_from([None, CHATML, LLAMA3]), parts=st.lists(PARTS, max_size=4))
 def test_no_end_is_learned_within_a_reply(said: str | None, parts: list[str]) -> None:
     made = turns(said)

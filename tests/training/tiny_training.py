@@ -64,7 +64,7 @@ def write_tiny(folder: Path) -> Tiny:
         for parameter in base.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(0.5)
-    base.save_pretrained(folder / "base")
+    base.float().save_pretrained(folder / "base")  # not to be cast as it is loaded: in a fork, torch's threads cannot
     load_tokenizer(WEIGHTS / "base").save_pretrained(folder / "base")
     rng = random.Random(0)
     lines = []
