@@ -43,7 +43,6 @@ def test_the_pieces_that_are_shown_are_the_reply(name: str, data: st.DataObject)
         piece = reply.add(token)
         shown += piece
         assert reply.text == shown
-        assert not piece.endswith("\ufffd") or reply.ended
     assert reply.text == reply.text.strip()
     if reply.ended and made.decode(reply.ids).startswith(shown):
         assert shown == made.decode(reply.ids)
