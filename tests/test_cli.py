@@ -275,7 +275,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--rule", "nonsense"], "the rules are"),
-        (["--rule", "gist"], "it runs as concat, full, gate, none, pos_control"),
+        (["--rule", "gist"], "it runs as concat, ema, full, gate, merge, none, pos_control"),
         (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
         (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),
         (["--rule", "ema", "--rule-option", "weight=null"], "weight of the rule 'ema' is None"),

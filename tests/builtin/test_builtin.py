@@ -33,7 +33,7 @@ def test_full_context_recalls_and_no_context_does_not(rule: str, least: float, m
     assert report.invented <= 0.2 or rule == "none"
 
 
-@pytest.mark.parametrize(("rule", "least", "entries"), [("concat", 0.85, 24), ("gate", 0.8, 4)])
+@pytest.mark.parametrize(("rule", "least", "entries"), [("concat", 0.85, 24), ("gate", 0.8, 4), ("merge", 0.4, 4)])
 def test_memory_recalls_and_is_at_least_five_times_smaller(rule: str, least: float, entries: int) -> None:
     report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=24, batch=24, seed=5)
     assert report.recall >= least
@@ -43,7 +43,8 @@ def test_memory_recalls_and_is_at_least_five_times_smaller(rule: str, least: flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "least", "most"), [("full", 0.98, 1.0), ("concat", 0.95, 1.0), ("gate", 0.91, 1.0), ("none", 0.0, 0.05)]
+    ("rule", "least", "most"),
+    [("full", 0.98, 1.0), ("concat", 0.95, 1.0), ("gate", 0.91, 1.0), ("merge", 0.55, 0.7), ("none", 0.0, 0.05)],
 )
 def test_recall_of_500_fresh_dialogues(rule: str, least: float, most: float) -> None:
     report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=500)

@@ -40,7 +40,11 @@ from ccm.training.stages import Stage
 from ccm.turns import Turns
 
 VOCABULARY = 3072
-ADAPTERS = {"concat": (), "gate": ("adapter.rule=gate", "adapter.n_tok=4", "seed=2")}  # what differs from the recipe
+ADAPTERS: dict[str, tuple[str, ...]] = {  # what differs from the recipe
+    "concat": (),
+    "gate": ("adapter.rule=gate", "adapter.n_tok=4", "seed=2"),
+    "merge": ("adapter.rule=merge", "adapter.n_tok=4", "seed=2", "max_steps=4000"),
+}
 
 
 def build_tokenizer(folder: Path) -> None:

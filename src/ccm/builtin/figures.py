@@ -16,7 +16,7 @@ from ccm.builtin.evaluate import RecallReport, evaluate_recall
 from ccm.console import plain_console, progress, quiet
 from ccm.files import save_json, write_atomically
 
-RULES = ("full", "concat", "gate", "none")
+RULES = ("full", "concat", "gate", "merge", "none")
 DEPTHS = (12, 16, 24, 32, 48)
 
 
