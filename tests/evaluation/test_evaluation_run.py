@@ -251,7 +251,7 @@ def test_classes_that_are_numbers_have_distances(tmp_path: Path, capsys: pytest.
     [
         (["--steps", "3"], "There is no time step 3; the steps are 1, 2, 4, 8, 12"),
         (["--steps", "a"], "write whole numbers with commas"),
-        (["--rule", "merge"], "no adapter for the rule 'merge'"),
+        (["--rule", "gist"], "no adapter for the rule 'gist'"),
         (["--rule", "full", "--rule", "full"], "full is asked for twice"),
         (["--rule", "none", "--rule", "Gate"], "There is no rule 'Gate'"),
         (["--steps", "1,12"], "No question of the task is left at step 12"),
