@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 GOLDENS ?= tests/goldens
 
-# Kernels, and with them the order of sums, are chosen by the processor: each setting stands for other ones.
+# Kernels, and with them the order of sums, are chosen by the processor: each setting stands for other ones. Threads
+# that wait let others run: there are two processes of tests.
 PROCESSORS ?= nothing ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
 	ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 # Every floor that the README names, what is developed on, and what is new today.
@@ -40,7 +41,7 @@ test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 test-processors: install
-	$(call each,$(PROCESSORS),env HF_HUB_OFFLINE=1 $${name#nothing} $(BIN)/python -m pytest -n 2)
+	$(call each,$(PROCESSORS),env HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $${name#nothing} $(BIN)/python -m pytest -n 2)
 
 test-versions:
 	$(call each,$(VERSIONS),$(MAKE) --no-print-directory test-on-$$name)
