@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers everywhere; say CUDA_VISIBLE_DEVICES=0 for -m gpu
@@ -23,6 +24,15 @@ settings.register_profile(
 )
 settings.load_profile("ccm")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests that fork: a pool of threads that the process had before is waited for there without end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

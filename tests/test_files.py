@@ -30,6 +30,7 @@ from ccm.files import (
     write_atomically,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")
 
 

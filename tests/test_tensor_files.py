@@ -45,6 +45,8 @@ LORA = PlainLoRA(
 )
 ADAPTER = SavedAdapter(CCMConfig(base_fingerprint="ab"), {"comp_embeddings.weight": torch.randn(2, 8)}, LORA)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def read(path: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return read_file(path, "ccm_memory", MemoryFileError, **options)

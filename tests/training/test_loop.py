@@ -43,6 +43,7 @@ from ccm.training import loop, run
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")  # a real process, without the seconds that the imports take
 STOPPED = 42
 OLD = Path(__file__).parents[1] / "version1"
