@@ -193,15 +193,16 @@ PARTS = st.sampled_from([*SPECIAL, TOOL, "tea", " ", "\n", "<", "|im_start|>", "
 WITH_TOOL = CHATML + f"{{# {TOOL} #}}"
 
 
+@pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, WITH_TOOL])
 @settings(max_examples=30)
 @given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
 @example(parts=[TOOL], first=True)
 @example(parts=[" ", TOOL, "</s>", TOOL, "<|im_end|>"], first=False)
 def test_what_a_user_writes_never_becomes_a_token_that_steers_the_model(
-    template: str | None, parts: list[str], first: bool
+    template: str | None, merges: bool, parts: list[str], first: bool
 ) -> None:
-    made, text = turns(template, preamble="Say </s> kindly."), "x" + "".join(parts) + "y"
+    made, text = turns(template, preamble="Say </s> kindly.", merges=merges), "x" + "".join(parts) + "y"
     added = made.tokenizer.added_tokens_decoder
     steering = {token for token in added if added[token].content in made._controls}
 

@@ -35,11 +35,18 @@ BARE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 
 
 def tokenizer(
-    template: str | None = None, *, bos: str | None = "<s>", eos: str = "</s>", adds_bos: bool = False
+    template: str | None = None,
+    *,
+    bos: str | None = "<s>",
+    eos: str = "</s>",
+    adds_bos: bool = False,
+    merges: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: one token a byte, and the special ones."""
+    """A byte-level tokenizer: one token a byte, and the special ones; with ``merges``, an "a" and what follows are one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    pairs = [("a", letter) for letter in alphabet if letter != "a"] if merges else []
+    names = [*alphabet, *map("".join, pairs)]
+    raw = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE, Step
 
 T = TypeVar("T", str, list[int])
+_BEFORE = ("a", ".", "\n", "0", "Z", "\u00e9")  # texts that another may stand after
 _HALF = re.compile("[\ud800-\udfff]")
 _SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
@@ -216,7 +217,7 @@ class Turns(ABC):
         pieces = [text[a:b] for a, b in pairwise((0, *sorted(cuts), len(text)))]
         ids = [] if inside else encode_text(self.tokenizer, pieces.pop(0))
         for piece in pieces:
-            ids += encode_text(self.tokenizer, "a" + piece)[len(encode_text(self.tokenizer, "a")) :]
+            ids += _after_other(lambda text: encode_text(self.tokenizer, text), piece)
         return ids
 
     @abstractmethod
@@ -237,7 +238,7 @@ class Turns(ABC):
 
     def _inside(self, text: str) -> list[int]:
         """As :meth:`_format`, of what stands after other text: at the start of a string, some would lose a space."""
-        return self._format("a" + text)[len(self._format("a")) :]
+        return _after_other(self._format, text)
 
 
 class SeparatorTurns(Turns):
@@ -428,6 +429,21 @@ class TemplateTurns(Turns):
         if not found:
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return rest
+
+
+def _after_other(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """Token ids of a text as it stands after another one: of one with which it does not fuse into a token.
+
+    Raises:
+        InputError: when it fuses with all that are tried.
+    """
+    for before in _BEFORE:
+        lead, whole = encode(before), encode(before + text)
+        if whole[: len(lead)] == lead:
+            return whole[len(lead) :]
+    raise InputError(
+        f"The text {text!r} cannot be told from what stands before it by this tokenizer; write it otherwise."
+    )
 
 
 def _reply(text: str) -> list[dict[str, str]]:
