@@ -159,3 +159,13 @@ def test_the_source_of_chance_is_the_seeds_and_the_numbers() -> None:
     own = drawn(None, 0)
     torch.manual_seed(0)
     assert drawn(None, 5) == own
+
+
+def test_bytes_that_are_no_character_take_nothing_of_what_follows() -> None:
+    made = turns("fallback")
+    ids = made.tokenizer.convert_tokens_to_ids(["\u2581", "h", "<0xC3>", "<0xA9>", "<0xFF>", "\u2581", "o", "k"])
+    reply = Reply(made, (), 1000)
+    pieces = [reply.add(token) for token in [*ids, made.eos_id]]
+    assert "".join(pieces) == reply.text
+    assert reply.text.startswith("h\u00e9")
+    assert reply.text.endswith(" ok")

@@ -42,7 +42,7 @@ def tokenizer(
     adds_bos: bool = False,
     merges: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: one token a byte, and the special ones; with ``merges``, an "a" and what follows are one."""
+    """A byte-level tokenizer: a token a byte, and special ones; with ``merges``, an "a" and what follows are one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [("a", letter) for letter in alphabet if letter != "a"] if merges else []
     names = [*alphabet, *map("".join, pairs)]

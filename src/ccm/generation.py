@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ccm.errors import ConfigError
 from ccm.sampling import Sampling
-from ccm.turns import Turns
+from ccm.turns import Turns, in_common
 
 Read = Callable[[Tensor], Tensor]  # ids (B, T), which follow what was read -> logits (B, V) of the token after them
 _BROKEN = "\ufffd"  # what decoders write for a character whose bytes are not all there
@@ -86,7 +86,7 @@ class Reply:
         self._turns, self._ends, self._most = turns, {*ends, turns.eos_id}, most
         self.said: list[int] = []
         self.ids: list[int] = []
-        self.text = ""
+        self.text = self._decoded = ""
         self.ended = False
 
     def add(self, token: int) -> str:
@@ -104,7 +104,11 @@ class Reply:
         text = self._turns.decode(self.ids)
         if not self.ended:  # a character may want more bytes, and a next turn may begin
             text = self._turns.decode(self.ids, but=self._turns.pending(self.ids)).rstrip(_BROKEN).rstrip()
-        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        if not text.startswith(self._decoded):  # bytes, that are no character yet, or that will be none
+            text = text.rstrip(_BROKEN).rstrip()
+        if self._decoded.startswith(text):
+            return ""
+        piece, self._decoded = text[len(in_common(text, self._decoded)) :], text
         self.text += piece
         return piece
 

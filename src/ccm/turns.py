@@ -179,12 +179,12 @@ class Turns(ABC):
     @cached_property
     def _opening(self) -> list[int]:
         """Token ids with which every later turn begins."""
-        return _in_common(*map(self._later, _SAMPLES))
+        return in_common(*map(self._later, _SAMPLES))
 
     @cached_property
     def _lead(self) -> list[int]:
         """Token ids with which every first turn begins: what stands before its text, such as a system message."""
-        return _in_common(*map(self._first, _SAMPLES))
+        return in_common(*map(self._first, _SAMPLES))
 
     @property
     def marks(self) -> Sequence[str]:
@@ -329,7 +329,7 @@ class TemplateTurns(Turns):
 
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         ids, *samples = (self._turn(one, first=first, reply_follows=False) for one in (text, *_SAMPLES))
-        return ids, len(_in_common(*samples)), len(_in_common(*(one[::-1] for one in samples)))
+        return ids, len(in_common(*samples)), len(in_common(*(one[::-1] for one in samples)))
 
     def _turn(self, text: str, *, first: bool, reply_follows: bool, past: bool = False) -> list[int]:
         quoted: dict[str, str] = {}
@@ -344,7 +344,7 @@ class TemplateTurns(Turns):
             before = _reply(marker)
             closing = self._after(marker, self._render(before, reply_follows=False))
             following = self._after(marker, self._render([*before, user], reply_follows=reply_follows))
-            rendered = following[len(_in_common(closing, following)) :]
+            rendered = following[len(in_common(closing, following)) :]
         if past and self._asks and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
         return self._ids(rendered, quoted)
@@ -389,7 +389,7 @@ class TemplateTurns(Turns):
         hello, _ = _reply("")
         asked = self._render([hello], reply_follows=True)
         shown = self._around_reply[0]
-        common = len(_in_common(asked, shown))
+        common = len(in_common(asked, shown))
         return asked[common:], shown[common:]
 
     @cached_property
@@ -451,7 +451,7 @@ def _reply(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": text}]
 
 
-def _in_common(one: T, other: T) -> T:
+def in_common(one: T, other: T) -> T:
     """What two texts, or lists of ids, begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]
