@@ -459,3 +459,13 @@ def test_saving_replaces_the_file_in_one_move(saved: tuple[CCMModel, Path]) -> N
     memory.save(path)
     assert_same(model.load_memory(path), memory)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_name_that_is_too_long_is_refused(saved: tuple[CCMModel, Path]) -> None:
+    model, path = saved
+    memory = model.load_memory(path)
+    for length in (250, 300):
+        with pytest.raises(MemoryFileError, match="cannot be saved"):
+            memory.save(path.parent / ("x" * length))
+    with pytest.raises(MemoryFileError, match="cannot be read"):
+        model.load_memory(path.parent / ("x" * 300))

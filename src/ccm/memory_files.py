@@ -45,11 +45,11 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
         MemoryFileError: when there is anything else at the path, or it cannot be written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
-    if not target.parent.is_dir():
-        raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
     try:
+        if target.is_dir():
+            raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
+        if not target.parent.is_dir():
+            raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
         if target.exists() and check_regular(target).st_size and not _holds(target, kind):
             raise MemoryFileError(f"{path} exists and is not a saved memory; name another file, or delete it first.")
         write_file(target, kind, tensors, manifest)
