@@ -292,7 +292,7 @@ def test_what_is_no_text_is_refused_and_nothing_is_lost(loaded, text: object) ->
         past = chat.past
         for call in (chat.answer, chat.compare):
             with pytest.raises(InputError, match=r"must be a string|surrogate"):
-                call(text)  # type: ignore[arg-type]
+                call(text)
         assert chat.past == past
 
 
@@ -302,7 +302,7 @@ def test_a_count_that_is_no_whole_number_is_refused_and_nothing_is_lost(loaded, 
         chat.answer(LINES[0])
         past = chat.past
         with pytest.raises(InputError, match=f"count is {count!r}; it must be a whole number"):
-            chat.undo(count)  # type: ignore[arg-type]
+            chat.undo(count)
         assert chat.past == past
         chat.undo(1)
 

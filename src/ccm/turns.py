@@ -27,7 +27,7 @@ from ccm.layout import IGNORE, Step
 
 T = TypeVar("T", str, list[int])
 _BEFORE = ("a", ".", "\n", "0", "Z", "\u00e9")  # texts that another may stand after
-_HALF = re.compile("[\ud800-\udfff]")
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
 
@@ -48,7 +48,7 @@ def check_text(text: object, what: str = "The text") -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"{what} is {text!r}, of type {type(text).__name__}; it must be a string.")
-    if half := _HALF.search(text):
+    if half := HALF.search(text):
         raise InputError(
             f"{what} holds {half[0]!a} at character {half.start()}: half of a surrogate pair, which is no character. "
             "Was it cut within an emoji? Leave it out."

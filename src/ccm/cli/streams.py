@@ -14,9 +14,9 @@ def open_streams() -> None:
     A stream that was closed is opened: there is nothing to read, messages go nowhere, and results fail when they are
     written. Otherwise the next file that a library opens would be in its place.
     """
-    sys.stdin = sys.stdin or open(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")  # noqa: PTH123, SIM115
-    sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    sys.stderr = sys.stderr or open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     for stream, encoding, errors in (
         (sys.stdin, "utf-8-sig", "replace"),
         (sys.stdout, "utf-8", "backslashreplace"),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ccm.data.kinds import Chat, Task
+from ccm.turns import HALF
 
 Object = Mapping[str, Any]
 ROLES = {
@@ -27,7 +28,6 @@ ROLES = {
     "system": "system", "developer": "system",
 }  # fmt: skip
 _SPEAKERS = ("user", "assistant")  # in turn
-_HALF = re.compile("[\ud800-\udfff]")
 _DETAILS = re.compile(r'<details[^>]* type="(\w+)"')  # where Open WebUI puts thoughts and calls of tools into a reply
 _TREE = ("id", "parentId", "childrenIds")  # of a message of Open WebUI
 
@@ -300,7 +300,7 @@ def _texts(texts: Any, key: str) -> list[str]:
 def _text(text: Any, what: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ExampleError(f"{what} is {'null' if text is None else f'{text!r:.60}'}; it must be some text")
-    if _HALF.search(text):
+    if HALF.search(text):
         raise ExampleError(
             f"{what} holds half of a surrogate pair, which is no character; was a text cut within an emoji?"
         )
