@@ -30,6 +30,7 @@ from ccm.data.reading import find_files, read_text
 from ccm.evaluation.streams import ENDINGS
 from ccm.evictions import StreamSettings
 from ccm.files import save_json
+from ccm.plain_text import PlainText
 from ccm.streaming import StreamingMemory
 from reproductions.parts import processes, train_model, train_part
 
@@ -97,7 +98,7 @@ def _ids(file: Path, tokenizer: Any, tokens: int) -> Tensor:
     """(T,) the first tokens of a book, BOS before them."""
     text = read_text(file)
     begin = text[: 12 * tokens] if tokens else text  # no need to tokenize what is not read: a token has 4 characters
-    ids = tokenizer.encode(begin, add_special_tokens=False, verbose=False)
+    ids = PlainText(tokenizer).encode(begin)
     return torch.tensor([tokenizer.bos_token_id, *(ids[:tokens] if tokens else ids)])
 
 

@@ -360,8 +360,10 @@ def test_a_cache_of_another_conversation_or_adapter_is_refused() -> None:
     memory, query = compress_all(model, ROWS[0]), torch.tensor([ROWS[0].query.ids])
     again = compress_all(model, ROWS[0])
     for cache in (again.cache(), compress_all(other, ROWS[0]).cache()):
-        with pytest.raises(InputError, match="cache is not of this memory"):
+        with pytest.raises(InputError, match="cache is of another memory"):
             model.generate(memory, query, cache=cache, max_new_tokens=2)
+        with pytest.raises(InputError, match="cache is of another memory"):
+            model.read(memory, query, cache=cache)
 
 
 @pytest.mark.parametrize("rule", RULE_NAMES)

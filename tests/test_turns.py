@@ -190,21 +190,29 @@ def test_a_reply_decodes_to_its_text() -> None:
 
 
 PARTS = st.sampled_from([*SPECIAL, TOOL, "tea", " ", "\n", "<", "|im_start|>", "ccm-quoted-0", TemplateTurns._MARKER])
-WITH_TOOL = CHATML + f"{{# {TOOL} #}}"
+COMPOSED = CHATML.replace("<|im_start|>{{ m.role }}", "{{ '<|' + 'im_start' + '|>' + m.role }}")
+REPEATED = (  # the system message in every turn of the user
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}{% for m in messages %}"
+    "{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' %}{{ system }}\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TWICE = CHATML.replace("{{ m.content }}", "{{ m.content }}{% if m.role == 'user' %} ({{ m.content }}){% endif %}")
+TEMPLATES = [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, COMPOSED, REPEATED, TWICE]
 
 
 @pytest.mark.parametrize("merges", [False, True])
-@pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, WITH_TOOL])
+@pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=30)
 @given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
 @example(parts=[TOOL], first=True)
+@example(parts=["ccm-quoted-0", TOOL, "ccm-quoted-1"], first=False)
 @example(parts=[" ", TOOL, "</s>", TOOL, "<|im_end|>"], first=False)
 def test_what_a_user_writes_never_becomes_a_token_that_steers_the_model(
     template: str | None, merges: bool, parts: list[str], first: bool
 ) -> None:
     made, text = turns(template, preamble="Say </s> kindly.", merges=merges), "x" + "".join(parts) + "y"
-    added = made.tokenizer.added_tokens_decoder
-    steering = {token for token in added if added[token].content in made._controls}
+    steering = {*made.tokenizer.added_tokens_decoder}
 
     def steered(ids: list[int]) -> list[int]:
         return [token for token in ids if token in steering]

@@ -17,8 +17,9 @@ from ccm.errors import InputError
 from ccm.generation import Read, Reply, end_ids, reply_to
 from ccm.memory import Memory
 from ccm.model import CCMModel, check_decoder
+from ccm.plain_text import check_text
 from ccm.sampling import Sampling
-from ccm.turns import check_text, make_turns
+from ccm.turns import make_turns
 
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
 

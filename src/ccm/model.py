@@ -198,11 +198,11 @@ class CCMModel(AdaptedModel):
             last: only those of the last token, (B, 1, V).
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, or the model
-                keeps no cache.
+            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, the cache is
+                of another, or the model keeps no cache.
         """
         ids, mask = self._text(memory, ids, mask)
-        cache = self.close(memory).cache() if cache is None else cache
+        cache = self._cache_of(memory, cache)
         whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
         read = whole[:, cache.memory.width :]
         self._check_end(memory, read.sum(1))
@@ -261,14 +261,9 @@ class CCMModel(AdaptedModel):
                     "leave it out."
                 )
         options |= _NEEDED  # whatever the model's generation_config.json says
-        if cache is None:
-            cache = self.close(memory).cache()
-        elif (
-            cache.memory.origin != memory.origin
-            or cache.memory.steps is not memory.steps
-            or cache.get_seq_length() != cache.memory.width
-        ):
-            raise InputError("This cache is not of this memory, or has read text already; take a fresh one.")
+        cache = self._cache_of(memory, cache)
+        if cache.get_seq_length() != cache.memory.width:
+            raise InputError("This cache has read text already; take a fresh one.")
         most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
         self._check_end(memory, mask.sum(1) + max(most, 0))
         memory = cache.memory
@@ -286,6 +281,14 @@ class CCMModel(AdaptedModel):
             **options,
         )
         return output[:, ids.shape[1] :]
+
+    def _cache_of(self, memory: Memory, cache: MemoryCache | None) -> MemoryCache:
+        """That cache, where it is of the memory; a fresh one where None."""
+        if cache is None:
+            return self.close(memory).cache()
+        if cache.memory.origin != memory.origin or cache.memory.steps is not memory.steps:
+            raise InputError("This cache is of another memory; take a fresh one.")
+        return cache
 
     def _copies(self, options: Mapping[str, Any]) -> int:
         """Rows that ``generate`` makes of each one it is given: beams or, without them, sequences to return."""

@@ -29,10 +29,10 @@ from ccm.errors import ConfigError, InputError
 from ccm.evictions import EVICTIONS, Ends, StreamSettings
 from ccm.generation import tokens
 from ccm.model import CCMModel, check_caching
+from ccm.plain_text import PlainText, check_text
 from ccm.rope import Rope
 from ccm.sampling import Sampling
 from ccm.stream_files import StreamState, read_stream, write_stream
-from ccm.turns import check_text, encode_text
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class StreamingMemory:
             raise InputError("The text is empty; give some.")
         bos = self.tokenizer.bos_token_id
         first = [] if self.tokens or bos is None else [bos]
-        return torch.tensor([[*first, *encode_text(self.tokenizer, text)]])
+        return torch.tensor([[*first, *PlainText(self.tokenizer).encode(text)]])
 
     def passes(self, text: Tensor | str) -> Iterator[Reading]:
         """Read (B, T) token ids, or the text of a single stream, of any length; yields what each pass has read.

@@ -3,17 +3,16 @@
 first turn    [BOS] preamble text M | reply          M = reply separator, S = separator
 later turns           S    text M | reply            the reply's closing EOS is a target, never part of the step
 
-A statement is a turn without M and reply. Text is text: what people write, or a file quotes, never becomes one of the
-tokens that steer a model; it is spelled out in ordinary ones. Separators and chat templates alone have such tokens.
+A statement is a turn without M and reply. What people write is plain text (:mod:`ccm.plain_text`): separators and chat
+templates alone have tokens that steer the model.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -24,10 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from ccm.config import TurnFormat
 from ccm.errors import ConfigError, InputError
 from ccm.layout import IGNORE, Step
+from ccm.plain_text import PlainText, after_other, check_text
 
 T = TypeVar("T", str, list[int])
-_BEFORE = ("a", ".", "\n", "0", "Z", "\u00e9")  # texts that another may stand after
-HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
 
@@ -40,44 +38,18 @@ def make_turns(tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> Turns:
     return {"separators": SeparatorTurns, "chat": TemplateTurns}[form.template](tokenizer, form)
 
 
-def check_text(text: object, what: str = "The text") -> str:
-    """The text, where it is one that a tokenizer can read.
-
-    Raises:
-        InputError: when it is no string, or holds half of a surrogate pair.
-    """
-    if not isinstance(text, str):
-        raise InputError(f"{what} is {text!r}, of type {type(text).__name__}; it must be a string.")
-    if half := HALF.search(text):
-        raise InputError(
-            f"{what} holds {half[0]!a} at character {half.start()}: half of a surrogate pair, which is no character. "
-            "Was it cut within an emoji? Leave it out."
-        )
-    return text
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that people wrote, without BOS: special tokens that they spell are ordinary text.
-
-    Raises:
-        InputError: when one is no string, or holds half of a surrogate pair.
-    """
-    checked = [check_text(text) for text in texts]
-    return tokenizer(checked, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """As :func:`encode_texts`, of one text."""
-    return encode_texts(tokenizer, [text])[0]
-
-
 class Turns(ABC):
-    """What the two formats share. Subclasses say how a user's turn reads."""
+    """What the two formats share. Subclasses say how a user's turn reads.
+
+    Attributes:
+        plain: encodes what people write.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: TurnFormat) -> None:
         if tokenizer.eos_token_id is None:
             raise ConfigError("The tokenizer has no EOS token, so no reply would ever end; set tokenizer.eos_token.")
-        self.tokenizer, self.form = tokenizer, form
+        self.tokenizer, self.form, self.plain = tokenizer, form, PlainText(tokenizer)
+        self._last: tuple[list[int], str] = ([], "")  # decoded
 
     @cached_property
     def eos_id(self) -> int:
@@ -114,7 +86,7 @@ class Turns(ABC):
 
     def encode_reply(self, reply: str) -> list[int]:
         """Token ids of a reply as the model would write it after a prompt."""
-        return encode_text(self.tokenizer, check_text(reply, "The reply"))
+        return self.plain.encode(check_text(reply, "The reply"))
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
@@ -145,7 +117,7 @@ class Turns(ABC):
 
     def decode(self, ids: Sequence[int], *, but: int = 0) -> str:
         """The text of a reply: without special tokens, its last ``but`` characters, and white space around it."""
-        text = self._text(ids, skip_special_tokens=True)
+        text = self._text([token for token in ids if token not in self._special])
         return text[: len(text) - but].strip()
 
     def cut(self, ids: Sequence[int]) -> list[int] | None:
@@ -163,9 +135,17 @@ class Turns(ABC):
         lengths = (n for mark in self.marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
         return max(lengths, default=0)
 
-    def _text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        ids = [*ids]
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    def _text(self, ids: Sequence[int]) -> str:
+        """All that the ids say; a reply under way is asked for again and again."""
+        asked = [*ids]
+        if asked != self._last[0]:
+            self._last = asked, self.tokenizer.decode(asked, clean_up_tokenization_spaces=False)
+        return self._last[1]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Tokens that no text shows."""
+        return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
 
     def _checked(self, text: str) -> str:
         if not check_text(text, "The turn").strip():
@@ -191,35 +171,6 @@ class Turns(ABC):
         """Texts with which a turn begins, so that a reply ends there; white space alone is none."""
         return ()
 
-    @property
-    @abstractmethod
-    def _steering(self) -> str:
-        """All that the format itself writes."""
-
-    @cached_property
-    def _tags(self) -> list[str]:
-        """Tokens of the format, such as of thoughts and tools, that the tokenizer does not hold for special."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        return [t.content for t in added if not t.special and t.content.strip() and t.content in self._steering]
-
-    @cached_property
-    def _controls(self) -> list[str]:
-        """Tokens that steer the model."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        return [*self._tags, *(token.content for token in added if token.special)]
-
-    def _spelled(self, text: str, *, inside: bool = False) -> list[int]:
-        """Token ids of a text that a user wrote; ``inside``: it stands after other text.
-
-        Tokens that steer the model are spelled out: special ones by the tokenizer, others by being cut apart.
-        """
-        cuts = {found.start() + 1 for tag in self._tags for found in re.finditer(re.escape(tag), text)}
-        pieces = [text[a:b] for a, b in pairwise((0, *sorted(cuts), len(text)))]
-        ids = [] if inside else encode_text(self.tokenizer, pieces.pop(0))
-        for piece in pieces:
-            ids += _after_other(lambda text: encode_text(self.tokenizer, text), piece)
-        return ids
-
     @abstractmethod
     def _first(self, text: str) -> list[int]:
         """Token ids of the first turn of a conversation, up to where the reply begins."""
@@ -238,15 +189,11 @@ class Turns(ABC):
 
     def _inside(self, text: str) -> list[int]:
         """As :meth:`_format`, of what stands after other text: at the start of a string, some would lose a space."""
-        return _after_other(self._format, text)
+        return after_other(self._format, text)
 
 
 class SeparatorTurns(Turns):
     """The authors' format: fixed strings between the turns."""
-
-    @property
-    def _steering(self) -> str:
-        return self.form.separator + self.form.reply_separator
 
     def _first(self, text: str) -> list[int]:
         return [*self._said(text, first=True), *self._reply_separator]
@@ -256,13 +203,13 @@ class SeparatorTurns(Turns):
 
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         ids = self._said(text, first=first)
-        return ids, len(ids) - len(self._spelled(text)), 0
+        return ids, len(ids) - len(self.plain.encode(text)), 0
 
     def _said(self, text: str, *, first: bool) -> list[int]:
         if not first:
-            return [*self._separator, *self._spelled(text)]
+            return [*self._separator, *self.plain.encode(text)]
         bos = self.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *self._spelled(self.form.preamble + text)]
+        return [*([] if bos is None else [bos]), *self.plain.encode(self.form.preamble + text)]
 
     @property
     def marks(self) -> Sequence[str]:
@@ -314,10 +261,6 @@ class TemplateTurns(Turns):
             return super().remembered(text, prompt, reply, first=first)
         return [*self._past(text, first=first), *self.encode_reply(said)]
 
-    @property
-    def _steering(self) -> str:
-        return str(self.tokenizer.chat_template)
-
     def _first(self, text: str) -> list[int]:
         return self._turn(text, first=True, reply_follows=True)
 
@@ -333,29 +276,43 @@ class TemplateTurns(Turns):
 
     def _turn(self, text: str, *, first: bool, reply_follows: bool, past: bool = False) -> list[int]:
         quoted: dict[str, str] = {}
-        preamble = self._held(self.form.preamble, quoted) if first else self.form.preamble
-        user = {"role": "user", "content": self._held(text, quoted)}
+        preamble = self._held(self.form.preamble, quoted, beside=text)
+        user = {"role": "user", "content": self._held(text, quoted, beside=self.form.preamble)}
         if first:
             rendered = self._render([user], reply_follows=reply_follows, preamble=preamble)
         else:
             marker = self._MARKER
-            while marker in text:
+            while marker in text or marker in preamble:
                 marker += "-"
             before = _reply(marker)
-            closing = self._after(marker, self._render(before, reply_follows=False))
-            following = self._after(marker, self._render([*before, user], reply_follows=reply_follows))
+            closing = self._after(marker, self._render(before, reply_follows=False, preamble=preamble))
+            following = self._after(
+                marker, self._render([*before, user], reply_follows=reply_follows, preamble=preamble)
+            )
             rendered = following[len(in_common(closing, following)) :]
         if past and self._asks and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
+        for mark, held in quoted.items():
+            if mark not in rendered and (first or mark in user["content"]):
+                raise InputError(
+                    f"The text {held!r} spells a token that steers the model, and the chat template does not show it "
+                    "as it is; write it otherwise."
+                )
         return self._ids(rendered, quoted)
 
-    def _held(self, text: str, quoted: dict[str, str]) -> str:
-        """The text as the template is to see it: a mark in its place where it spells a token that steers the model."""
+    def _held(self, text: str, quoted: dict[str, str], *, beside: str) -> str:
+        """The text as the template is to see it: a mark in its place where it spells a token that steers the model.
+
+        Args:
+            text: as it was written.
+            quoted: the held texts by their marks, which grows.
+            beside: another text of the same rendering.
+        """
         core = text.strip()
-        if not any(token in core for token in self._controls):
+        if not self.plain.steers(core):
             return text
         mark = f"ccm-quoted-{len(quoted)}"
-        while mark in self.form.preamble or mark in text:
+        while mark in text or mark in beside:
             mark += "-"
         quoted[mark] = core
         return text.replace(core, mark)
@@ -363,16 +320,12 @@ class TemplateTurns(Turns):
     def _ids(self, rendered: str, quoted: Mapping[str, str]) -> list[int]:
         """Token ids of a rendering, in which marks stand for the quoted texts."""
         ids: list[int] = []
-        for mark, text in quoted.items():
-            before, found, rendered = rendered.partition(mark)
-            if not found:
-                raise InputError(
-                    f"The text {text!r} spells a token of the chat template, which does not show it as it is; write it "
-                    "otherwise."
-                )
-            ids += self._inside(before) if ids else self._format(before)
-            ids += self._spelled(text, inside=True)
-        return [*ids, *(self._inside(rendered) if ids else self._format(rendered))]
+        for part in re.split(f"({'|'.join(map(re.escape, quoted))})", rendered) if quoted else [rendered]:
+            if part in quoted:
+                ids += self.plain.after(quoted[part]) if ids else self.plain.encode(quoted[part])
+            else:
+                ids += self._inside(part) if ids else self._format(part)
+        return ids
 
     @cached_property
     def _asks(self) -> str:
@@ -429,21 +382,6 @@ class TemplateTurns(Turns):
         if not found:
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return rest
-
-
-def _after_other(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Token ids of a text as it stands after another one: of one with which it does not fuse into a token.
-
-    Raises:
-        InputError: when it fuses with all that are tried.
-    """
-    for before in _BEFORE:
-        lead, whole = encode(before), encode(before + text)
-        if whole[: len(lead)] == lead:
-            return whole[len(lead) :]
-    raise InputError(
-        f"The text {text!r} cannot be told from what stands before it by this tokenizer; write it otherwise."
-    )
 
 
 def _reply(text: str) -> list[dict[str, str]]:

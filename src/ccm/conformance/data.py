@@ -30,7 +30,7 @@ EXAMPLE = 20  # tokens of an example at the most, in the recorded corpus
 class _Numbers:
     """A stand-in of a tokenizer: a text is its token ids, written out."""
 
-    bos_token_id, eos_token_id = 1, 2
+    bos_token_id, eos_token_id, unk_token_id = 1, 2, None
     added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __call__(self, texts: Sequence[str], **_: Any) -> SimpleNamespace:

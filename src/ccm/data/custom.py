@@ -25,7 +25,7 @@ from ccm.data.reading import ROWS, ends, find_files, read_text, read_values, war
 from ccm.data.tasks import Replies, TaskSettings
 from ccm.errors import ConfigError, DataError, InputError
 from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, encode_text
+from ccm.turns import Turns
 
 FAULTS = 10  # reported at once
 TEXTS = (".txt", ".txt.gz")
@@ -239,7 +239,7 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | ExampleError]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` and a query; a file's last chunk is shorter."""
     check_chunks(settings)
-    ids, size = encode_text(turns.tokenizer, read_text(file)), settings.chunk_tokens
+    ids, size = turns.plain.encode(read_text(file)), settings.chunk_tokens
     text = Text.of(ids, size, settings.query_chunks)
     if text is None:
         least, called = settings.query_chunks + 1, settings.called("chunk_tokens")

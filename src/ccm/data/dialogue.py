@@ -22,7 +22,7 @@ from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
 from ccm.recipe import Recipe
-from ccm.turns import Turns, encode_texts
+from ccm.turns import Turns
 
 LEAST_TURNS, LONGEST_TURN = 3, 128  # shorter dialogues and longer turns are left out
 _LEAKED, _UNFIT = "they are evaluated on, too", "too few turns, or too few or many tokens"
@@ -60,7 +60,7 @@ class Corpus:
     def keep(self, dialogues: Iterable[Dialogue], turns: Turns, longest: int) -> Iterator[Dialogue]:
         """Those that are long enough in turns, and not too long in tokens."""
         for dialogue in dialogues:
-            ids = encode_texts(turns.tokenizer, dialogue.turns)
+            ids = turns.plain.encode_all(dialogue.turns)
             if self.fits([len(turn) for turn in ids], longest):
                 yield dialogue
 

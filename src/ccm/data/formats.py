@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ccm.data.kinds import Chat, Task
-from ccm.turns import HALF
+from ccm.plain_text import HALF
 
 Object = Mapping[str, Any]
 ROLES = {

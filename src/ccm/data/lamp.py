@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from ccm.data.questions import Question
 from ccm.data.reading import Place, read_item, read_items, readable
 from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
 from ccm.errors import ConfigError, DataError
-from ccm.turns import Turns, encode_text, encode_texts
+from ccm.turns import Turns
 
 SHORTEST, LONGEST = 1, 99  # tokens of an entry
 KEPT, LEAST_REVIEWS = 0.9, 32  # what must be kept of a profile: a share of its entries, but so many of LaMP-3
@@ -245,7 +245,7 @@ class Reader:
                 f"{self._path}: the profile of the example that begins {example.text[:40]!r} has no {error}, as "
                 f"LaMP-{self.number} has; is it of another task?"
             ) from None
-        ids = encode_texts(self.turns.tokenizer, texts) if texts else []
+        ids = self.turns.plain.encode_all(texts)
         kept = kept_entries([*map(len, ids)], self.number)
         if kept is None:
             return "too few entries of the profile are short enough, or it is empty"
@@ -264,7 +264,7 @@ class Reader:
         Returns:
             the question; None where the query alone has no room.
         """
-        ids, encode = [self._encode_answer(answer) for answer in answers], partial(encode_text, self.turns.tokenizer)
+        ids, encode = [self._encode_answer(answer) for answer in answers], self.turns.plain.encode
         bos = self.turns.tokenizer.bos_token_id
         begin = [] if bos is None else [bos]
         room = self.max_length - max(map(len, ids)) - 1 - len(begin)

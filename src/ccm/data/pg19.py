@@ -21,7 +21,7 @@ from ccm.data.tasks import Task, TaskSettings
 from ccm.data.text import Source, Stretches, open_stretches, split
 from ccm.errors import ConfigError
 from ccm.recipe import Recipe
-from ccm.turns import Turns, encode_text
+from ccm.turns import Turns
 
 Ids = Sequence[int]
 TITLE, ENDINGS = "PG19", (".txt", ".txt.gz")
@@ -111,7 +111,7 @@ class PG19Task(Task):
 
     def _chunks(self, file: Path) -> list[Ids]:
         """The whole chunks of a book."""
-        ids, size = encode_text(self.turns.tokenizer, read_text(file)), self.options.chunk_tokens
+        ids, size = self.turns.plain.encode(read_text(file)), self.options.chunk_tokens
         return [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ccm.config import TurnFormat, check_types
 from ccm.data.questions import Question
 from ccm.errors import ConfigError, did_you_mean
-from ccm.turns import Turns, encode_texts
+from ccm.turns import Turns
 
 TASKS = {  # module with a function open_task
     "custom": "ccm.data.custom",
@@ -130,12 +130,12 @@ def open_task(settings: TaskSettings, turns: Turns) -> Task:
 
 def encode_words(turns: Turns) -> Callable[[Sequence[str]], list[list[int]]]:
     """What gives texts' token ids as they stand after a space, whether or not the tokenizer adds one by itself."""
-    both = [token for ids in encode_texts(turns.tokenizer, "ab") for token in ids]
+    both = [token for ids in turns.plain.encode_all("ab") for token in ids]
     space = "" if turns.tokenizer.decode(both) == "a b" else " "
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         stripped = (text.strip() for text in texts)
-        return encode_texts(turns.tokenizer, [text and space + text for text in stripped])
+        return turns.plain.encode_all([text and space + text for text in stripped])
 
     return encode
 

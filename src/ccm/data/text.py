@@ -22,7 +22,7 @@ from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
 from ccm.model import CCMModel
 from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, encode_text
+from ccm.turns import Turns
 
 SPLITS = ("train", "validation", "test")  # folders that divide a data set
 _LOG = logging.getLogger(__name__)
@@ -132,9 +132,9 @@ class Stretches:
         place = rng.randrange(len(text) + 1)
         word = _WORD.search(text, place) if place else None
         begin, read = word.end() if word else place, self._tokens * _CHARACTERS
-        ids = encode_text(self.turns.tokenizer, text[begin : begin + read])[: self._tokens]
+        ids = self.turns.plain.encode(text[begin : begin + read])[: self._tokens]
         if len(ids) < self._tokens:
-            ids = encode_text(self.turns.tokenizer, text[-read:])[-self._tokens :]
+            ids = self.turns.plain.encode(text[-read:])[-self._tokens :]
         return Text.of(ids, self.settings.chunk_tokens, self.settings.query_chunks)
 
     @property

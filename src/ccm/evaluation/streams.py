@@ -21,10 +21,10 @@ from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stre
 from ccm.evictions import StreamSettings
 from ccm.generation import end_ids
 from ccm.model import CCMModel
+from ccm.plain_text import PlainText
 from ccm.quantization import Quantization
 from ccm.sampling import Sampling
 from ccm.streaming import StreamingMemory
-from ccm.turns import encode_text
 
 ENDINGS = (".txt", ".txt.gz")
 BUILTIN_RULES = ("concat",)  # of the built-in model, where none is named
@@ -158,7 +158,7 @@ def read_texts(files: Sequence[Path]) -> dict[str, str]:
 
 def _cut(run: StreamRun, name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(1, T) the tokens of a text that are read, BOS before them."""
-    ids = encode_text(tokenizer, text)
+    ids = PlainText(tokenizer).encode(text)
     if run.offset >= len(ids):
         raise DataError(f"{name} has {len(ids)} tokens; an offset of {run.offset} leaves none of them.")
     read = ids[run.offset : run.offset + run.tokens if run.tokens else None]
