@@ -6,7 +6,6 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
 from ccm.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.base import decoder, entry_sizes
+from ccm.carrying import attach_view, check_caching
 from ccm.config import CCMConfig, check_count
 from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
@@ -44,7 +44,7 @@ class CCMModel(AdaptedModel):
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
         super().__init__(base, config, stage1=stage1)
         for module in (self.base, decoder(self.base)):
-            module.register_forward_pre_hook(_attach_view, with_kwargs=True)
+            module.register_forward_pre_hook(attach_view, with_kwargs=True)
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
         self.flex: bool | None = None
 
@@ -413,39 +413,6 @@ class CCMModel(AdaptedModel):
             )
 
 
-def _attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Wherever a memory's cache goes, within ``generate`` too, its view of the entries goes along; mask and positions
-    are those of text after the memory where the caller gives none."""
-    if "ccm" in kwargs:
-        return None
-    if args:
-        kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
-    cache = kwargs.get("past_key_values")
-    if not isinstance(cache, MemoryCache):
-        return None
-    check_caching(module)
-    text = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        mask = cache.mask_before(*text.shape[:2]).long()
-    elif mask.ndim == 2 and mask.shape[1] != cache.get_seq_length() + text.shape[1]:
-        raise InputError(
-            f"The attention mask has {mask.shape[1]} columns; after a memory it has one for each of its "
-            f"{cache.memory.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
-            "out where nothing is padded; to generate, call generate of the CCMModel."
-        )
-    positions = kwargs.get("position_ids")
-    if positions is None:
-        positions = cache.positions_of(mask, text.shape[1])
-    elif cache.get_seq_length() == cache.memory.width and not cache.follows(positions):
-        raise InputError(
-            f"The text is to begin at position {int(positions.min())}, but the memory ends at "
-            f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."
-        )
-    view = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
-    return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
-
-
 def check_decoder(model: AdaptedModel, what: str) -> None:
     """Refuse a model for something that only decoders alone can do.
 
@@ -454,16 +421,3 @@ def check_decoder(model: AdaptedModel, what: str) -> None:
     """
     if model.encoder_decoder:
         raise UnsupportedModelError(f"{type(model.base).__name__} is an encoder-decoder; {what} needs a decoder alone.")
-
-
-def check_caching(module: PreTrainedModel) -> None:
-    """Refuse a base model that would keep no cache.
-
-    Raises:
-        InputError: under gradient checkpointing in training.
-    """
-    if module.training and module.is_gradient_checkpointing:
-        raise InputError(
-            "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
-            "first, or train with the parallel pass."
-        )

@@ -23,12 +23,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.base import entry_sizes
 from ccm.boundaries import Boundaries
+from ccm.carrying import check_caching
 from ccm.config import check_count
 from ccm.entries import Entries, Held
 from ccm.errors import ConfigError, InputError
 from ccm.evictions import EVICTIONS, Ends, StreamSettings
 from ccm.generation import tokens
-from ccm.model import CCMModel, check_caching
+from ccm.model import CCMModel
 from ccm.plain_text import PlainText, check_text
 from ccm.rope import Rope
 from ccm.sampling import Sampling
