@@ -22,7 +22,7 @@ OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make te
     "transformers": "5.3.0",
     "peft": "0.18.0",
     "tokenizers": "0.22.1",
-    "safetensors": "0.4.3",
+    "safetensors": "0.4.5",
     "accelerate": "1.1.0",
     "huggingface_hub": "1.3.0",
 }
