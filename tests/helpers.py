@@ -46,6 +46,7 @@ from ccm.model import CCMModel
 from ccm.tensor_files import write_file
 
 LAYERS = 3  # of the tiny models: the fewest through which a step can see the text of the step before
+NO_PATHS = (None, 7, b"bytes", "null\0character", Path("a\0"), "half of a pair \ud83d")
 PRODUCTS = 10 * LAYERS  # of matrices, one after another: the depth where a model is float32 itself
 
 

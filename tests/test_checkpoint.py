@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import (
     FAMILIES,
+    NO_PATHS,
     PAD,
     assert_close,
     ccm_config,
@@ -402,6 +403,13 @@ def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
         tiny_model().save_pretrained(tmp_path / "file")
     with pytest.raises(AdapterError, match="file/sub cannot be made a folder"):
         tiny_model().save_pretrained(tmp_path / "file" / "sub")
+
+
+@pytest.mark.parametrize("name", NO_PATHS)
+def test_what_is_no_path_is_refused(name: Any) -> None:
+    for use in (tiny_model().save_pretrained, find_adapter):
+        with pytest.raises(AdapterError, match=r"not a path|no file can be called by"):
+            use(name)
 
 
 def test_the_parameters_of_a_rule_are_for_that_rule_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import NO_PATHS
 
 from ccm import files
+from ccm.errors import MemoryFileError
 from ccm.files import (
     SafetensorError,
+    as_path,
     holding,
     is_held,
     load_tensors,
@@ -181,6 +185,42 @@ def test_a_folder_that_a_killed_process_left_is_deleted_by_the_next(tmp_path: Pa
     (left / "b").write_text("half")
     make_atomically(tmp_path / "a", lambda part: (part / "b").write_text("new"))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u4f60" * 85, "a" + "\u00e9" * 127, "[*?]" * 63, ".part" * 51])
+@pytest.mark.parametrize("folder", [False, True])
+def test_every_name_that_a_file_can_have_can_be_saved(tmp_path: Path, name: str, folder: bool) -> None:
+    path = tmp_path / name
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("no file may be called so here")
+    path.unlink()
+
+    parts: list[Path] = []
+
+    def fill(part: Path) -> None:
+        parts.append(part)
+        (part / "b" if folder else part).write_text("new")
+
+    make_atomically(path, fill) if folder else write_atomically(path, fill)
+    assert (path / "b" if folder else path).read_text() == "new"
+    shutil.rmtree(path) if folder else path.unlink()
+    parts[0].write_text("left by a process that was killed")
+    make_atomically(path, fill) if folder else write_atomically(path, fill)
+    assert [left.name for left in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", NO_PATHS)
+def test_what_is_no_path_is_an_error_of_the_callers_kind(name: object) -> None:
+    with pytest.raises(MemoryFileError, match=r"not a path|no file can be called by"):
+        as_path(name, MemoryFileError)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_name_of_bytes_that_are_no_text_is_a_path(tmp_path: Path, kind: Callable[[Path], str | Path]) -> None:
+    path = tmp_path / "\udce9"
+    assert as_path(kind(path), MemoryFileError) == path
 
 
 def save_often(path: Path, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import RULE_NAMES, compress_all, compress_batch, make_sample, rewrite, tiny_base, tiny_model
+from helpers import NO_PATHS, RULE_NAMES, compress_all, compress_batch, make_sample, rewrite, tiny_base, tiny_model
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -464,8 +464,19 @@ def test_saving_replaces_the_file_in_one_move(saved: tuple[CCMModel, Path]) -> N
 def test_a_name_that_is_too_long_is_refused(saved: tuple[CCMModel, Path]) -> None:
     model, path = saved
     memory = model.load_memory(path)
-    for length in (250, 300):
+    for length in (256, 300):
         with pytest.raises(MemoryFileError, match="cannot be saved"):
             memory.save(path.parent / ("x" * length))
     with pytest.raises(MemoryFileError, match="cannot be read"):
         model.load_memory(path.parent / ("x" * 300))
+    longest = path.parent / ("x" * 255)
+    memory.save(longest)
+    assert_same(model.load_memory(longest), memory)
+
+
+@pytest.mark.parametrize("name", NO_PATHS)
+def test_what_is_no_path_is_refused(saved: tuple[CCMModel, Path], name: Any) -> None:
+    model, path = saved
+    for use in (model.load_memory(path).save, model.load_memory):
+        with pytest.raises(MemoryFileError, match=r"not a path|no file can be called by"):
+            use(name)

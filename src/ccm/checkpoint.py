@@ -26,7 +26,7 @@ from ccm.adapter import PlainLoRA
 from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError, listed
-from ccm.files import SafetensorError, load_tensors, locking, read_json, save_json, save_tensors
+from ccm.files import SafetensorError, as_path, load_tensors, locking, read_json, save_json, save_tensors
 from ccm.hub import why
 from ccm.rules import RULES, rule_class
 from ccm.tensor_files import FORMAT_VERSION, check_version, digest, read_file, write_file
@@ -67,9 +67,9 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
     """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
 
     Raises:
-        AdapterError: when the path is a file, or no folder can be made or written there.
+        AdapterError: when the path is none, or a file, or no folder can be made or written there.
     """
-    target = Path(folder)
+    target = as_path(folder, AdapterError)
     if target.is_file():
         raise AdapterError(f"{folder} is a file; name a folder for the adapter.")
     try:
@@ -142,7 +142,7 @@ def find_adapter(source: str | Path, **hub: Any) -> Path:
     Raises:
         AdapterError: when there is none, or it holds no adapter of ours.
     """
-    folder = Path(source)
+    folder = as_path(source, AdapterError)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(str(source), **hub))

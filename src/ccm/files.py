@@ -18,6 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ccm.errors import CCMError
+
+_BEGINNING = (
+    100  # bytes of a file's name that the name of its temporary begins with: most file systems take 255 at most
+)
 _DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
 _making: set[tuple[int, int]] = set()  # temporaries of this process, which it has locked
@@ -32,6 +37,26 @@ class Stated(NamedTuple):
 
 
 Check = Callable[[dict[str, str], dict[str, Stated]], None]
+
+
+def as_path(path: object, error: type[CCMError]) -> Path:
+    """A path that a caller named.
+
+    Raises:
+        error: when it is none, or no file can be called so.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise error(
+            f"{path!r} is of type {type(path).__name__}, not a path; name a file or folder by a string or a Path."
+        )
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(os.fsdecode(path))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    raise error(
+        f"{os.fspath(path)!a} holds what no file can be called by, such as a null character; take another name."
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -198,7 +223,7 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
     """
     _clear(target)
     while True:
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        part = target.with_name(f".{_beginning(target)}.{secrets.token_hex(4)}.part")
         handle = make(part)
         _lock(handle, _EXCLUSIVE)
         if _is_at(part, handle):
@@ -213,9 +238,14 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
         _release(handle)
 
 
+def _beginning(target: Path) -> str:
+    """What temporaries of a target are called by: its name, or whole characters of that. Targets may share it."""
+    return os.fsencode(target.name)[:_BEGINNING].decode(errors="ignore")
+
+
 def _clear(target: Path) -> None:
     """Delete the temporaries of a target that no living process has."""
-    for left in target.parent.glob(f".{escape(target.name)}.????????.part"):
+    for left in target.parent.glob(f".{escape(_beginning(target))}.????????.part"):
         with suppress(OSError):  # another process is faster, or it is not ours to delete
             handle = os.open(left, os.O_NOFOLLOW | (os.O_RDONLY if left.is_dir() else os.O_RDWR))
             try:
@@ -346,6 +376,7 @@ def _items(value: Any) -> Any:
 __all__ = [
     "SafetensorError",
     "Stated",
+    "as_path",
     "check_regular",
     "holding",
     "is_held",

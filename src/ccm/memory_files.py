@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ccm.config import CCMConfig
 from ccm.errors import CCMError, MemoryFileError
-from ccm.files import SafetensorError, Stated, check_regular, read_metadata
+from ccm.files import SafetensorError, Stated, as_path, check_regular, read_metadata
 from ccm.tensor_files import Check, read_file, write_file
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
@@ -42,9 +42,9 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
     """Write one file, atomically; a file that is there is overwritten where it is of that ``kind``.
 
     Raises:
-        MemoryFileError: when there is anything else at the path, or it cannot be written.
+        MemoryFileError: when there is anything else at the path, it is none, or it cannot be written.
     """
-    target = Path(path)
+    target = as_path(path, MemoryFileError)
     try:
         if target.is_dir():
             raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
@@ -74,7 +74,7 @@ def read_memory(
         check_parts(path, stated, parts)
         check(manifest, stated)
 
-    tensors, manifest = read_file(Path(path), kind, MemoryFileError, fits)
+    tensors, manifest = read_file(as_path(path, MemoryFileError), kind, MemoryFileError, fits)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")

@@ -760,3 +760,5 @@ def test_positions_of_comp_tokens_count_where_they_are_text(tiny: Tiny, tmp_path
 def test_no_output_directory_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"--set output_dir=DIR"):
         train(tiny.recipe())
+    with pytest.raises(ConfigError, match="no file can be called by"):
+        train(tiny.recipe(output_dir="a\0b"))

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ccm.data import DataSet, open_data
 from ccm.errors import AdapterError, ConfigError, TrainingError, listed
-from ccm.files import SafetensorError
+from ccm.files import SafetensorError, as_path
 from ccm.layout import Sample, length
 from ccm.recipe import Recipe
 from ccm.training import heap
@@ -99,7 +99,7 @@ def train(
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
-    run = Run(Path(recipe.output_dir), recipe)
+    run = Run(as_path(recipe.output_dir, ConfigError), recipe)
     if is_main():  # the others would see what the first has written by then
         run.check(resume=resume, start=None if start is None else Path(start))
     turns = open_turns(recipe)
