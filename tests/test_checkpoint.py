@@ -425,6 +425,21 @@ def test_missing_weights_are_named(folder: Path) -> None:
         CCMModel.from_pretrained(folder, tiny_base())
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_model.bin"])
+def test_weights_that_memory_does_not_hold_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object, **options: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1, "target_modules": []}')
+    (tmp_path / name).write_bytes(b"large")
+    monkeypatch.setattr(checkpoint, "load_tensors", fail)
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(AdapterError, match=f"{name} is larger than the memory of this machine"):
+        read_plain_lora(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{damaged", "", "null", "3", "[]", '["n_tok"]', '"text"'])
 def test_damaged_settings_are_refused(folder: Path, text: str) -> None:
     (folder / CONFIG).write_text(text)

@@ -293,6 +293,30 @@ def test_a_header_that_claims_another_size_is_refused(tmp_path: Path, size: int)
         load_tensors(path)
 
 
+def test_a_header_that_is_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    path, size = tmp_path / "a", 100_000_001
+    path.write_bytes(size.to_bytes(8, "little"))
+    os.truncate(path, 2 * size)  # a hole
+    for read in (load_tensors, files.read_metadata):
+        with pytest.raises(SafetensorError, match=f"of {size} bytes, and can be of 100000000 at most"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["parse_json", "Stated", "_items"])
+def test_a_header_that_memory_does_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    path = tmp_path / "a"
+    save_tensors(path, {"a": torch.ones(1)})
+    monkeypatch.setattr(files, name, fail)
+    for read in (load_tensors, files.read_metadata):
+        with pytest.raises(SafetensorError, match=r"not memory enough|too large"):
+            read(path)
+
+
 # Locks ---------------------------------------------------------------------------------------------------------------
 
 

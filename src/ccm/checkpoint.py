@@ -310,6 +310,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return load_tensors(path)[0]
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a whole safetensors file ({error}).") from error
+    except MemoryError as error:
+        raise AdapterError(f"{path} is larger than the memory of this machine.") from error
 
 
 def read_plain_lora(folder: Path) -> PlainLoRA:
@@ -386,8 +388,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise AdapterError(f"{path} is larger than the memory of this machine.") from error
     except (
         Exception
     ) as error:  # the unpickler follows damaged bytes wherever they lead: KeyError, TypeError, struct.error

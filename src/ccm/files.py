@@ -23,6 +23,7 @@ from ccm.errors import CCMError
 _BEGINNING = (
     100  # bytes of a file's name that the name of its temporary begins with: most file systems take 255 at most
 )
+_LARGEST = 100_000_000  # bytes of a header that safetensors reads, too
 _DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
 _making: set[tuple[int, int]] = set()  # temporaries of this process, which it has locked
@@ -321,14 +322,16 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Stated]]:
     size = int.from_bytes(file.read(8), "little")
-    if size > os.fstat(file.fileno()).st_size - 8:
-        raise SafetensorError(f"its header should be of {size} bytes")
+    if size > (most := min(os.fstat(file.fileno()).st_size - 8, _LARGEST)):
+        raise SafetensorError(f"its header should be of {size} bytes, and can be of {most} at most")
     try:
         header = parse_json(file.read(size))
         metadata = header.pop("__metadata__", {})
         stated = {name: Stated(_DTYPES.get(x["dtype"], x["dtype"]), tuple(x["shape"])) for name, x in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SafetensorError(f"its header is damaged, {error}") from error
+    except MemoryError:
+        raise SafetensorError(f"there is not memory enough for its header of {size} bytes") from None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SafetensorError("its metadata are no texts")
     return metadata, stated
@@ -359,13 +362,13 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text)
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [item for held in level for item in _items(held)]
+            if not level:
+                return value
     except (RecursionError, MemoryError):
         raise ValueError("it is nested too deep, or too large") from None
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [item for held in level for item in _items(held)]
-        if not level:
-            return value
     raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
 
 

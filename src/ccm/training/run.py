@@ -278,6 +278,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return checkpoint
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"The checkpoint {path} is damaged: {error}.") from error
+    except MemoryError as error:
+        raise TrainingError(f"The checkpoint {path} is larger than the memory of this machine.") from error
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
