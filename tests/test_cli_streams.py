@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_cli import call
 
+from ccm import cli
 from ccm.commands import chat
 from ccm.errors import InputError
 
@@ -65,6 +68,26 @@ def test_a_stream_that_fails_ends_the_command_without_a_traceback(redirected: st
 def test_a_reader_that_leaves_ends_the_command_silently() -> None:
     done = shell(f"({CCM} data list --verbose; echo status $? >&2) | true")  # it has left long before the first line
     assert (done.stdout, done.stderr) == (b"", b"status 1\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Consistency check failed"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOSPC, "No space left on device", "a.memory"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    ],
+    ids=str,
+)
+def test_an_error_that_is_no_streams_is_told_as_what_it_is(monkeypatch, capsys, error: OSError) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(OSError, match=re.escape(str(error))):
+        cli.main()
+    assert not capsys.readouterr().err
 
 
 def test_a_conversation_on_failing_streams_ends_as_it_should() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -209,6 +210,16 @@ def test_every_name_that_a_file_can_have_can_be_saved(tmp_path: Path, name: str,
     parts[0].write_text("left by a process that was killed")
     make_atomically(path, fill) if folder else write_atomically(path, fill)
     assert [left.name for left in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("make", [write_atomically, make_atomically])
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path: Path, make: Callable) -> None:
+    def fill(part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a'$"):
+        make(tmp_path / "a", fill)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("name", NO_PATHS)

@@ -233,6 +233,10 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
     _making.add(made := _inode(handle))
     try:
         yield part
+    except OSError as error:
+        if error.errno and error.filename is None:  # writing does not tell where the disk is full
+            error.filename = str(target)
+        raise
     finally:
         _making.remove(made)
         _delete(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -12,6 +13,8 @@ from ccm.cli import adapters, chat, data, evaluate, stream, train
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.console import tell, with_flags
 from ccm.errors import CCMError
+
+_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to a stream fails
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verb in (chat.chat, chat.demo, chat.writes, train.train, stream.stream, evaluate.report):
@@ -44,7 +47,7 @@ def main() -> None:
         tell(told if sys.argv[1:2] == ["train"] else with_flags(told))  # the settings of a training are its own
         raise SystemExit(2) from None
     except OSError as error:
-        if error.filename is not None:  # no stream, but a file whose trouble nobody foresaw
+        if error.filename is not None or error.errno not in _OUTPUT:  # no stream, but what nobody foresaw
             raise
         with suppress(OSError):
             print(f"ccm: The output cannot be written: {error.strerror}.", file=sys.stderr)
