@@ -230,8 +230,10 @@ def test_an_interrupted_reply_does_not_end_the_chat(monkeypatch, capsys) -> None
 
 
 def test_bytes_that_are_no_text_do_not_end_the_conversation(monkeypatch, capsys) -> None:
-    assert call(monkeypatch, "chat", stdin=b"My name is \xff.\nThank you!\n") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert call(monkeypatch, "chat", stdin=b"My name is \xff.\nThank you!\n") == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "The turn holds '\\udcff' at character 11: the byte 0xff, which is not UTF-8" in err
 
 
 def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> None:

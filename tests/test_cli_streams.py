@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from test_cli import call
 
 from ccm import cli
+from ccm.cli.streams import open_streams
 from ccm.commands import chat
 from ccm.errors import InputError
+from ccm.plain_text import check_text
 
 CCM = f"{shlex.quote(sys.executable)} -m ccm.cli"
 ECHO = (
@@ -119,9 +121,42 @@ def test_nothing_of_a_file_in_utf_16_is_taken_for_text(text: str, encoding: tupl
     name, mark = encoding
     with pytest.MonkeyPatch.context() as patch:
         raw = io.BytesIO(mark + f"{text}\r\n".encode(name))
-        patch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace"))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="utf-8"))
+        open_streams()
         with pytest.raises(InputError, match="Line 1 of standard input"):
             next(chat._lines())
+
+
+@pytest.mark.parametrize("line", ["My name is Zo\u00eb.", "\u00e9\u00e9", "\u00ff", "/compare \u00e9?"])
+def test_a_line_that_is_not_utf_8_is_refused_and_the_chat_goes_on(monkeypatch, capsys, line: str) -> None:
+    given = b"\n".join([b"My name is Anna.", line.encode("latin-1"), b"What is my name?\n"])
+    for order in (given, b"\n".join(given.splitlines()[1:])):  # as any line, and as the first
+        assert call(monkeypatch, "chat", "--json", stdin=order) == 1
+        out, err = capsys.readouterr()
+        told = [json.loads(line) for line in out.splitlines()]
+        refused = [turn["error"] for turn in told if "error" in turn]
+        assert len(refused) == (not line.startswith("/"))
+        assert len(told) - len(refused) == len(order.splitlines()) - 1
+        assert re.search(r"holds '.udc..' at character \d+: the byte 0x.., which is not UTF-8", err)
+        assert all(error in err for error in refused)
+        assert "reply" in told[-1]
+
+
+@given(st.binary(max_size=8))
+def test_bytes_are_the_text_that_they_are_or_refused(raw: bytes) -> None:
+    try:
+        expected = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        expected = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="latin-1", newline=""))
+        open_streams()
+        text = sys.stdin.read()
+    if expected is None:
+        with pytest.raises(InputError, match="not UTF-8"):
+            check_text(text)
+    else:
+        assert check_text(text) == expected
 
 
 def test_a_script_of_a_few_lines_hears_nothing_of_other_packages() -> None:

@@ -115,6 +115,13 @@ def test_a_readme_of_ones_own_goes_along_instead(folder: Path, hub: Hub) -> None
     assert hub.files["README.md"] == b"Mine."
 
 
+def test_a_readme_that_is_not_utf_8_is_refused_by_name(folder: Path, hub: Hub) -> None:
+    (folder / "README.md").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(AdapterError, match="README.md cannot be read: .*; save it as UTF-8"):
+        sharing.push(folder, "mine")
+    assert not hub.files
+
+
 @pytest.mark.parametrize("base", ["", "../base", "absolute"])
 def test_a_base_that_nobody_else_finds_is_refused_unless_its_hub_id_is_given(
     base: str, hub: Hub, tmp_path: Path

@@ -23,14 +23,17 @@ def check_text(text: object, what: str = "The text") -> str:
     """The text, where it is one that a tokenizer can read.
 
     Raises:
-        InputError: when it is no string, or holds half of a surrogate pair.
+        InputError: when it is no string, or holds half of a surrogate pair, as which bytes are read that are not UTF-8.
     """
     if not isinstance(text, str):
         raise InputError(f"{what} is {text!r}, of type {type(text).__name__}; it must be a string.")
     if half := HALF.search(text):
+        held = f"{what} holds {half[0]!a} at character {half.start()}"
+        if "\udc80" <= half[0] <= "\udcff":  # surrogateescape
+            byte = f"the byte {ord(half[0]) - 0xDC00:#x}, which is not UTF-8, or half of a surrogate pair"
+            raise InputError(f"{held}: {byte}. Convert the text to UTF-8, or leave it out.")
         raise InputError(
-            f"{what} holds {half[0]!a} at character {half.start()}: half of a surrogate pair, which is no character. "
-            "Was it cut within an emoji? Leave it out."
+            f"{held}: half of a surrogate pair, which is no character. Was it cut within an emoji? Leave it out."
         )
     return text
 

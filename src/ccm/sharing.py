@@ -98,7 +98,7 @@ def stage(
     """Put into ``place`` what others get: the adapter, its base by Hub id, and its own README.md or else a card.
 
     Raises:
-        AdapterError: when the folder holds no whole adapter.
+        AdapterError: when the folder holds no whole adapter, or a README.md that cannot be read.
         ConfigError: when the base is a folder of this machine, and no Hub id is given.
     """
     saved = read_adapter(folder)
@@ -110,7 +110,10 @@ def stage(
     shared = replace(saved, config=replace(saved.config, base_model=named))
     write_adapter(shared, place)
     own = folder / CARD
-    text = own.read_text(encoding="utf-8") if own.is_file() else make_card(shared, name, results)
+    try:
+        text = own.read_text(encoding="utf-8") if own.is_file() else make_card(shared, name, results)
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{own} cannot be read: {error}; save it as UTF-8.") from error
     write_atomically(place / CARD, lambda path: path.write_text(text, encoding="utf-8"))
     return shared
 

@@ -251,7 +251,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path, turns: Turns, mark: str) -> 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, turns: Turns, name: str) -> None:
     (tmp_path / name).write_bytes("Größe".encode("latin-1"))
-    assert f"{name} is not UTF-8 text (byte 2); save it as UTF-8" in refusal(tmp_path / name, turns)
+    assert f"{name} is not UTF-8 text (line 1, byte 3); save it as UTF-8" in refusal(tmp_path / name, turns)
 
 
 @pytest.mark.parametrize("lines", [[], ["", "  "]])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,21 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a.txt.gz cannot be read: .*; it may not be whole"):
         read_text(packed)
     (tmp_path / "b.txt").write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(DataError, match=r"b.txt is not UTF-8 text \(byte 2\)"):
+    with pytest.raises(DataError, match=r"b.txt is not UTF-8 text \(line 1, byte 3\)"):
         read_text(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("read", [read_values, lambda path: read_rows(path, ["a"]), read_items])
+def test_the_place_of_a_byte_that_is_not_utf_8_is_that_in_the_file(
+    tmp_path: Path, name: str, read: Callable[[Path], Iterable[object]]
+) -> None:
+    """However little of it is decoded at a time."""
+    filler = "[" + '{"a": "\u00e9"},\n' * 200_000 if read is read_items else '{"a": "\u00e9"}\n' * 20_000
+    raw = filler.encode() + b'{"a": "\xe9"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    with pytest.raises(DataError, match=rf"not UTF-8 text \(line {filler.count(chr(10)) + 1}, byte 8\)"):
+        deque(read(tmp_path / name), maxlen=0)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

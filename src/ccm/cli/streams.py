@@ -9,7 +9,10 @@ from io import TextIOWrapper
 
 
 def open_streams() -> None:
-    """Read and write UTF-8; the mark that some programs put before it is taken off, and no character is an error.
+    """Read and write UTF-8; the mark that some programs put before it is taken off.
+
+    No byte and no character ends a command: a byte that is not UTF-8 is read as half of a surrogate pair, which is
+    refused where it is text, and names the file that it should where it is a path. Results show such halves as escapes.
 
     A stream that was closed is opened: there is nothing to read, messages go nowhere, and results fail when they are
     written. Otherwise the next file that a library opens would be in its place.
@@ -18,7 +21,7 @@ def open_streams() -> None:
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     for stream, encoding, errors in (
-        (sys.stdin, "utf-8-sig", "replace"),
+        (sys.stdin, "utf-8-sig", "surrogateescape"),
         (sys.stdout, "utf-8", "backslashreplace"),
         (sys.stderr, "utf-8", "backslashreplace"),
     ):

@@ -24,6 +24,8 @@ from ccm.files import SafetensorError, read_metadata
 from ccm.sampling import Sampling
 from ccm.window import WindowConversation
 
+_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its mark, read as UTF-8 with surrogateescape
+
 
 def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, window: int | None, *, as_json: bool) -> int:
     """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
@@ -267,14 +269,14 @@ def _pipe(conversation: Talk, load: Path | None, *, as_json: bool) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input; where they are no UTF-8, as two stray bytes first or a NUL tell, none any more.
+    """The lines of standard input; where they are UTF-16, as its mark or a NUL tells, none any more.
 
     Raises:
         InputError: then, and when standard input cannot be read.
     """
     try:
         for number, line in enumerate(sys.stdin, start=1):
-            if "\0" in line or (number == 1 and line.startswith("\ufffd\ufffd")):  # U+FFFD: a byte that is no UTF-8
+            if "\0" in line or (number == 1 and line.startswith(_UTF16)):
                 raise InputError(
                     f"Line {number} of standard input is no UTF-8 text. It looks like UTF-16, as Windows PowerShell "
                     "writes it, or like no text at all; convert it, such as with: iconv -f UTF-16 -t UTF-8"

@@ -240,7 +240,18 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; put the data set's files into that folder.") from None
     except UnicodeDecodeError as error:
-        what = "UTF-16 text" if error.object.startswith(_UTF16) else f"not UTF-8 text (byte {error.start})"
+        what = "UTF-16 text" if error.object.startswith(_UTF16) else f"not UTF-8 text ({_stray(path)})"
         raise DataError(f"{path} is {what}; save it as UTF-8.") from error
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
+
+
+def _stray(path: Path) -> str:
+    """Where the first byte is that is not UTF-8; the error knows its place only in what was decoded at a time."""
+    with gzip.open(path) if ends(path, (".gz",)) else path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}, byte {error.start + 1}"
+    return "where it was before"  # it has changed since its items were found
