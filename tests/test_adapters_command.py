@@ -53,6 +53,29 @@ def test_the_adapters_in_a_folder_are_listed(monkeypatch, capsys, tmp_path: Path
     assert call(monkeypatch, "adapters", "list", str(tmp_path / "nowhere")) == 2
 
 
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        (None, ("stage 1", "full", "")),
+        ("", ("stage 1", "full", "")),
+        ("org/base", ("stage 1", "full", "org/base")),
+        (7, ("to import", "unknown", "")),
+        ("null\0character", ("to import", "unknown", "")),
+    ],
+)
+def test_the_base_of_a_lora_is_what_the_lora_names(
+    monkeypatch, capsys, tmp_path: Path, named: object, shown: tuple[str, ...]
+) -> None:
+    theirs(tmp_path / "lora", 0, base_model_name_or_path=named)
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "adapters", "list", ".", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["kind"], row["rule"], row["base"]) == shown
+    if shown[0] == "to import":
+        assert call(monkeypatch, "chat", "--adapter", "lora") == 2
+        assert "adapter_config.json is damaged: it names the base model" in capsys.readouterr().err
+
+
 def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys, tmp_path: Path) -> None:
     theirs(tmp_path / "theirs", 4)
     given = [

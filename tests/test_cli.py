@@ -243,6 +243,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
     monkeypatch.chdir(folder)
     assert base_name(".") == "llama-3-8b"
     assert base_name(str(WEIGHTS / "concat" / ".." / "base")) == "builtin"
+    assert base_name("") == ""
     assert base_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
 
 

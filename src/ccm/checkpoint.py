@@ -357,6 +357,9 @@ def _read_plain_settings(path: Path) -> dict[str, Any]:
     ]
     if missing:
         raise AdapterError(f"{path} is not the configuration of a LoRA: it lacks {missing}.")
+    base = settings.get("base_model_name_or_path") or ""
+    if not isinstance(base, str) or "\0" in base:
+        raise AdapterError(f"{path} is damaged: it names the base model {base!r}, which is no folder and no Hub id.")
     return settings
 
 

@@ -43,7 +43,12 @@ def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, window: i
 
 
 def base_name(source: str) -> str:
-    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id."""
+    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id.
+
+    It is empty where nothing names the base.
+    """
+    if not source:
+        return source
     folder = Path(source).resolve()
     if folder == (WEIGHTS / "base").resolve():
         return NAME
