@@ -10,6 +10,7 @@ from ccm.checkpoint import base_of, find_adapter, read_config
 from ccm.commands.chat import base_name
 from ccm.console import tell
 from ccm.data.custom import TEXTS
+from ccm.data.reading import ends
 
 
 def warn_of_builtin(model: str | None, adapters: Sequence[str]) -> None:
@@ -35,4 +36,4 @@ def is_running_text(data_set: str, path: str | None) -> bool:
         return data_set in ("pg19", "redpajama")
     place = Path(path)
     files = [place] if place.is_file() else place.rglob("*")
-    return any(file.name.endswith(TEXTS) for file in files)
+    return any(ends(file, TEXTS) for file in files)
