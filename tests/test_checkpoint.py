@@ -266,8 +266,9 @@ def test_a_half_precision_base_on_a_cpu_becomes_float32_unless_asked(folder: Pat
 
 def test_a_dtype_may_be_one_of_torch_and_the_old_name_of_the_option_is_refused() -> None:
     """transformers would leave the old name aside where there is the new one."""
-    assert loading.load("builtin", dtype=torch.bfloat16)[0].base.dtype == torch.bfloat16
-    with pytest.raises(ConfigError, match="no dtype torch.int8; allowed: auto, float32"):
+    for dtype in (torch.bfloat16, torch.float64, "float64"):
+        assert f"torch.{dtype}".endswith(str(loading.load("builtin", dtype=dtype)[0].base.dtype))
+    with pytest.raises(ConfigError, match="no dtype torch.int8; allowed: auto, float64, float32"):
         loading.load("builtin", dtype=torch.int8)
     with pytest.raises(ConfigError, match="torch_dtype is called dtype"):
         loading.load("builtin", torch_dtype=torch.bfloat16)

@@ -288,7 +288,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--n-tok", "3"], "n_tok 2"),
         (["--device", "nonsense"], "There is no device 'nonsense'"),
         (["--device", "cuda:77"], "There is no device 'cuda:77'"),
-        (["--dtype", "int8"], "allowed: auto, float32"),
+        (["--dtype", "int8"], "allowed: auto, float64, float32"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--repetition-penalty", "0"], "repetition_penalty is 0"),

@@ -26,7 +26,7 @@ from ccm.rules import RULES, make_rule, rule_class
 from ccm.seq2seq import CCMEncoderDecoder
 
 TURNS = "ccm_turns.json"  # beside a base or a plain LoRA that was trained here: how its conversations are written
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -56,7 +56,7 @@ def load(
         n_tok: another N of those that the adapter was trained with, or its own to insist on.
         recurrent: another value of the flag.
         device: such as "cpu" or "cuda:0"; a CUDA device if there is one where None.
-        dtype: one of "auto", "float32", "bfloat16", "float16", or torch's own, such as ``torch.bfloat16``.
+        dtype: "auto", "float64", "float32", "bfloat16", "float16", or torch's own of that name, ``torch.bfloat16``.
         quantize: how to store the base's weights in fewer bits: "int8" (torchao), "8bit" or "4bit" (bitsandbytes).
         base_revision: of the base on the Hub.
         options: such as ``device_map``, ``attn_implementation`` and ``quantization_config``, passed on to

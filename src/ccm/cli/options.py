@@ -40,7 +40,7 @@ Recurrent = Annotated[
 Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
 Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
 Quantize = Annotated[
     Literal["int8", "8bit", "4bit"] | None,
     typer.Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
