@@ -171,6 +171,19 @@ def test_another_conversation_is_replaced_only_when_it_is_said_twice(monkeypatch
     assert "concat, N = 2: 2 steps" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_conversation_of_another_kind_is_never_replaced(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    for own, other in (((), ("--window", "36")), (("--window", "36"), ())):
+        assert call(monkeypatch, "chat", *own, stdin=f"My name is Anna.\n/save {file}\n") == 0
+        before = file.read_bytes()
+        capsys.readouterr()
+        assert call(monkeypatch, "chat", *other, stdin=f"I live in Oslo.\n/save {file}\n/save {file}\n") == 1
+        err = capsys.readouterr().err
+        assert (err.count("holds a "), err.count("and what is saved is a"), err.count("say it again")) == (2, 2, 0)
+        assert file.read_bytes() == before
+        file.unlink()
+
+
 def test_flags_are_named_where_the_library_names_settings(monkeypatch, capsys, tmp_path: Path) -> None:
     file = tmp_path / "a.memory"
     assert call(monkeypatch, "chat", stdin=f"My name is Anna.\n/save {file}\n") == 0

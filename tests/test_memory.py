@@ -18,6 +18,7 @@ from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
 from ccm.layout import Sample
 from ccm.memory import Memory, Origin
 from ccm.model import CCMModel
+from ccm.tensor_files import KINDS, write_file
 
 SAMPLE = make_sample([3, 5, 2], 4)
 QUERY = torch.tensor([SAMPLE.query.ids])
@@ -450,6 +451,21 @@ def test_a_file_that_is_no_memory_is_not_overwritten(saved: tuple[CCMModel, Path
     before = other.read_bytes()
     with pytest.raises(MemoryFileError, match="is not a saved memory"):
         saved[0].empty_memory().save(other)
+    assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_kind_is_not_overwritten_and_both_are_named(
+    saved: tuple[CCMModel, Path], kind: str, tmp_path: Path
+) -> None:
+    memory, other = saved[0].load_memory(saved[1]), tmp_path / "other"
+    write_file(other, kind, {"a": torch.zeros(2)}, {})
+    before = other.read_bytes()
+    if kind == "ccm_memory":
+        memory.save(other)
+        return
+    with pytest.raises(MemoryFileError, match=f"other exists and holds {KINDS[kind]}, and what is saved is a memory"):
+        memory.save(other)
     assert other.read_bytes() == before
 
 

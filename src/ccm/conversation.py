@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ccm.config import check_count
 from ccm.errors import InputError
 from ccm.generation import Read, Reply, end_ids, reply_to
-from ccm.memory import Memory
+from ccm.memory import KIND, Memory
 from ccm.model import CCMModel, check_decoder
 from ccm.plain_text import check_text
 from ccm.sampling import Sampling
@@ -83,8 +83,11 @@ class Talk(ABC):
         sampling: how replies are chosen; greedy where None.
 
     Attributes:
+        kind: of the files that it is saved in (:data:`ccm.tensor_files.KINDS`).
         last: the last exchange; None at the beginning, and after one was taken back.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
         check_decoder(model, "a conversation")
@@ -216,6 +219,8 @@ class Conversation(Talk):
     Raises:
         InputError: when the memory holds several conversations.
     """
+
+    kind = KIND
 
     def __init__(
         self,

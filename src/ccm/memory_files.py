@@ -12,7 +12,7 @@ from torch import Tensor
 from ccm.config import CCMConfig
 from ccm.errors import CCMError, MemoryFileError
 from ccm.files import SafetensorError, Stated, as_path, check_regular, read_metadata
-from ccm.tensor_files import Check, read_file, write_file
+from ccm.tensor_files import KINDS, Check, read_file, write_file
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
 LIMIT = 1 << 63  # counts and ids in a manifest are below: they go into int64, and into messages
@@ -38,6 +38,19 @@ class Origin:
         return {"base": self.base, "adapter": self.adapter, "config": self.config.to_dict(), "head": None}
 
 
+def kind_of(path: Path) -> str | None:
+    """The one of :data:`ccm.tensor_files.KINDS` that a file is of, whatever model made it; None where it is of none.
+
+    Raises:
+        OSError: when there is no such file.
+    """
+    try:
+        metadata = read_metadata(path)
+    except SafetensorError:
+        return None
+    return next((kind for kind in KINDS if kind in metadata), None)
+
+
 def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write one file, atomically; a file that is there is overwritten where it is of that ``kind``.
 
@@ -50,8 +63,9 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
             raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
         if not target.parent.is_dir():
             raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
-        if target.exists() and check_regular(target).st_size and not _holds(target, kind):
-            raise MemoryFileError(f"{path} exists and is not a saved memory; name another file, or delete it first.")
+        if target.exists() and check_regular(target).st_size and (held := kind_of(target)) != kind:
+            what = f"holds {KINDS[held]}, and what is saved is {KINDS[kind]}" if held else "is not a saved memory"
+            raise MemoryFileError(f"{path} exists and {what}; name another file, or delete it first.")
         write_file(target, kind, tensors, manifest)
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
@@ -109,14 +123,6 @@ def check_parts(path: str | Path, stated: Mapping[str, Stated], parts: Parts) ->
                 raise MemoryFileError(
                     f"{path} is damaged: its sizes disagree, {name} has {size} where {known} is {letter}."
                 )
-
-
-def _holds(path: Path, kind: str) -> bool:
-    """Whether a file is of that kind, of whatever model: only such a one is overwritten."""
-    try:
-        return kind in read_metadata(path)
-    except SafetensorError:
-        return False
 
 
 def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:

@@ -25,6 +25,7 @@ from ccm.evictions import StreamSettings
 from ccm.generation import Read
 from ccm.model import CCMModel
 from ccm.sampling import Sampling
+from ccm.stream_files import KIND
 from ccm.streaming import StreamingMemory
 
 UNDO = 8  # exchanges that can be taken back: each keeps a whole window
@@ -75,6 +76,8 @@ class WindowConversation(Talk):
         ConfigError: when the size does not fit the model, or the rule does not compress step by step.
         UnsupportedModelError: when the keys of the model cannot be moved (see :class:`ccm.rope.Rope`).
     """
+
+    kind = KIND
 
     def __init__(
         self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, size: int, sampling: Sampling | None = None

@@ -20,7 +20,7 @@ from ccm.builtin import NAME, WEIGHTS
 from ccm.console import by_words, plain_console, quiet, size, tell, with_flags
 from ccm.conversation import Conversation, Talk, TurnReport
 from ccm.errors import CCMError, InputError
-from ccm.files import SafetensorError, read_metadata
+from ccm.memory_files import kind_of
 from ccm.sampling import Sampling
 from ccm.window import WindowConversation
 
@@ -129,7 +129,7 @@ class Commands:
 
     def save(self, path: str) -> None:
         file = _file(path, "/save")
-        if _is_saved(file) and file.resolve() not in (self._own, self._refused):
+        if _is_saved(file, self.conversation.kind) and file.resolve() not in (self._own, self._refused):
             self._refused = file.resolve()
             raise InputError(f"{path} holds another conversation, and was left as it is; say it again to replace it.")
         self.conversation.save(file)
@@ -191,11 +191,11 @@ def _file(path: str, command: str) -> Path:
         raise InputError(f"{path} names no folder: {error}") from error
 
 
-def _is_saved(file: Path) -> bool:
-    """Whether there is a saved conversation; what else a file may hold is never replaced."""
+def _is_saved(file: Path, kind: str) -> bool:
+    """Whether there is a saved conversation of that kind; what else a file may hold is never replaced."""
     try:
-        return file.is_file() and any(kind.startswith("ccm_") for kind in read_metadata(file))
-    except (OSError, SafetensorError):
+        return file.is_file() and kind_of(file) == kind
+    except OSError:
         return False
 
 
