@@ -274,6 +274,28 @@ def test_a_dtype_may_be_one_of_torch_and_the_old_name_of_the_option_is_refused()
         loading.load("builtin", torch_dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{oops",
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b'{"max_new_tokens": "x"}',
+        b'{"cache_implementation": 7}',
+    ],
+)
+def test_settings_of_generation_that_are_damaged_are_refused_by_the_file(tmp_path: Path, text: bytes) -> None:
+    tiny_base().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"generation_config.json is damaged .*Copy it again, or delete it"):
+        load_base(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    load_base(tmp_path)
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"The base model .* cannot be loaded: there is no config.json"):
         loading.load(tmp_path, rule="full")

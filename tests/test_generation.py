@@ -87,8 +87,10 @@ def test_a_reply_ends_at_every_token_that_is_named_and_at_its_length() -> None:
     assert (reply.text, reply.ended, len(reply.ids)) == ("So it", True, 5)
 
 
-def base_with(value: object) -> SimpleNamespace:
-    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=value))
+def base_with(value: object, size: int = 400) -> SimpleNamespace:
+    """A model of so many tokens, whose settings name an end."""
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=size))
+    return SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=value))
 
 
 def test_the_ends_are_the_tokenizers_and_all_that_the_model_names() -> None:
@@ -96,13 +98,21 @@ def test_the_ends_are_the_tokenizers_and_all_that_the_model_names() -> None:
     own = made.eos_token_id
     for value, expected in ((None, {own}), (7, {7, own}), ([7, 9], {7, 9, own}), ([], {own})):
         assert end_ids(base_with(value), made) == expected
-    assert end_ids(SimpleNamespace(generation_config=None), made) == {own}
+    bare = base_with(None)
+    bare.generation_config = None
+    assert end_ids(bare, made) == {own}
 
 
-@pytest.mark.parametrize("value", ["</s>", [7, "x"], 1.5, True, -1, [[7]]])
+@pytest.mark.parametrize("value", ["</s>", [7, "x"], 1.5, True, -1, [[7]], 400, [7, 400], [None]])
 def test_ends_that_are_no_tokens_are_refused_by_their_value(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"eos_token_id.*list"):
+    with pytest.raises(ConfigError, match=r"generation_config.json names .*eos_token_id.* 0 to 399, .*list"):
         end_ids(base_with(value), tokenizer())
+
+
+def test_an_end_of_the_tokenizer_that_the_model_does_not_have_is_refused() -> None:
+    made = tokenizer()
+    with pytest.raises(ConfigError, match=f"The tokenizer names {made.eos_token_id} as the end"):
+        end_ids(base_with(None, size=made.eos_token_id), made)
 
 
 def test_tokens_are_those_of_stock_generate_and_are_read_when_the_next_is_asked_for() -> None:

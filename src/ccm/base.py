@@ -11,11 +11,18 @@ import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as being there
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ccm.builtin import NAME, WEIGHTS
 from ccm.errors import ConfigError, UnsupportedModelError
-from ccm.files import SafetensorError
+from ccm.files import SafetensorError, read_json
 from ccm.hub import why
 from ccm.published import paper_model
 from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
@@ -154,14 +161,16 @@ def load_base(
         options["device_map"] = {"": place}
         if dtype == "auto" and place.type == "cpu":
             dtype = torch.float32
+    hub = {name: options[name] for name in HUB if name in options}
     try:
-        settings, _ = PretrainedConfig.get_config_dict(source, **{k: options[k] for k in HUB if k in options})
+        settings, _ = PretrainedConfig.get_config_dict(source, **hub)
         if not isinstance(settings, dict):
             raise ConfigError(f"The config.json of {source} is damaged: it holds no object.")
         family: Any = settings.get("model_type")
         check_family(_TEXT_PART.get(family, family), str(source))
         if quantize is not None and settings.get("quantization_config"):
             raise ConfigError(f"{source} is quantized on disk already; leave quantize={quantize} out.")
+        _check_generation(source, hub)
         kind = AutoModelForSeq2SeqLM if settings.get("is_encoder_decoder") else AutoModelForCausalLM
         base = kind.from_pretrained(source, dtype=dtype, **options)
     except OSError as error:
@@ -196,6 +205,23 @@ def _check_place(source: str | Path) -> None:
     except HFValidationError as error:
         raise ConfigError(
             f"The base model {source} cannot be loaded: there is no such folder, nor such a name on the Hub."
+        ) from error
+
+
+def _check_generation(source: str | Path, hub: Mapping[str, Any]) -> None:
+    """Refuse a generation_config.json that is damaged: transformers leaves it out, and with it the ends of replies."""
+    try:
+        path = cached_file(source, GENERATION_CONFIG_NAME, **hub)
+    except OSError:  # there is none
+        return
+    try:
+        held = read_json(Path(path))
+        if not isinstance(held, dict):
+            raise ValueError("it holds no object")
+        GenerationConfig.from_dict(held)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}), and may name the tokens that end a reply. Copy it again, or delete it."
         ) from error
 
 

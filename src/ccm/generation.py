@@ -54,17 +54,20 @@ def end_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozen
     they are computed, is said by :class:`Sampling` and by the memory.
 
     Raises:
-        ConfigError: when what they name are no token ids.
+        ConfigError: when what they name are no token ids of the model's vocabulary.
     """
-    named = base.generation_config.eos_token_id if base.generation_config else None
-    ids = [*(named if isinstance(named, list | tuple) else [named]), tokenizer.eos_token_id]
-    found = [token for token in ids if token is not None]
-    if wrong := [token for token in found if isinstance(token, bool) or not isinstance(token, int) or token < 0]:
-        raise ConfigError(
-            f"The model's generation_config.json names {wrong[0]!r} as the end of a reply (eos_token_id); it must be a "
-            "token id, or a list of them."
-        )
-    return frozenset(found)
+    named, size = getattr(base.generation_config, "eos_token_id", None), base.config.get_text_config().vocab_size
+    told = {"model's generation_config.json": named, "tokenizer": tokenizer.eos_token_id}
+    ends: set[int] = set()
+    for where, held in told.items():
+        for token in held if isinstance(held, list | tuple) else [] if held is None else [held]:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+                raise ConfigError(
+                    f"The {where} names {token!r} as the end of a reply (eos_token_id); it must be a token id from 0 "
+                    f"to {size - 1}, which are the model's, or a list of them."
+                )
+            ends.add(token)
+    return frozenset(ends)
 
 
 class Reply:
