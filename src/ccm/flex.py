@@ -9,7 +9,6 @@ Shapes: B batch, T queries, S keys, H heads, K kv heads, D head dim.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ccm.call import Attended, Call
+from ccm.processes import get_logger
 
 LEAST = 1024  # tokens of a row from which on it may win: below, a row is a few blocks, and kernels are quick either way
 MOST = 0.5  # of all blocks: where more are seen, a plain mask costs about the same, and nothing has to be compiled
@@ -26,7 +26,7 @@ OTHERS = ("dropout", "softcap", "s_aux")  # options of attention functions that 
 
 Seen = Callable[[Tensor, Tensor, Tensor], Tensor]  # numbers of a row, a query and a column: whether it may attend
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _attention = torch.compile(flex_attention)
 
 

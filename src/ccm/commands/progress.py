@@ -10,8 +10,9 @@ from typing import NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ccm.console import plain_console
+from ccm.processes import is_main
 from ccm.recipe import Recipe
-from ccm.training.loop import Report, is_main
+from ccm.training.loop import Report
 
 
 class Shown(NamedTuple):

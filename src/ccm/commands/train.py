@@ -10,8 +10,9 @@ from ccm.commands.notes import is_running_text
 from ccm.commands.progress import progress
 from ccm.console import plain_console, quiet, size, tell
 from ccm.data import open_data
+from ccm.processes import is_main
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
-from ccm.training.loop import check, is_main, trackers, train
+from ccm.training.loop import check, trackers, train
 from ccm.training.preview import estimate, picture
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,10 +15,11 @@ from typing import Protocol, TypeVar
 from ccm.errors import ConfigError
 from ccm.layout import Sample, length
 from ccm.model import CCMModel
+from ccm.processes import get_logger
 from ccm.recipe import DataSettings
 from ccm.turns import Turns
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Epochs(ABC):

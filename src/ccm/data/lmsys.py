@@ -6,7 +6,6 @@ al., LMSYS-Chat-1M, ICLR 2024; lmsys/lmsys-chat-1m on the Hub, under a licence o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
@@ -19,10 +18,11 @@ from ccm.data.kinds import Chat
 from ccm.data.reading import ROWS, find_files, read_rows
 from ccm.data.spool import Spool
 from ccm.errors import ConfigError, DataError
+from ccm.processes import get_logger
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)

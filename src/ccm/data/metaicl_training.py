@@ -7,7 +7,6 @@ of the vocabulary are below 65,536, else four: of a million examples of 60 token
 
 from __future__ import annotations
 
-import logging
 import random
 from array import array
 from bisect import bisect
@@ -24,12 +23,13 @@ from ccm.data.metaicl import LONGEST, Example, Prompt, evaluated_file, listed, p
 from ccm.data.tasks import encode_words
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
+from ccm.processes import get_logger
 from ccm.recipe import Recipe
 from ccm.turns import Turns
 
 CHUNK = 1024  # examples that are tokenized at once
 NOTHING = "no file, so not trained on"
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-import logging
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from ccm.errors import ConfigError, DataError, listed
+from ccm.processes import get_logger
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
 RECORD = ".ccm-data.json"  # what was prepared into a folder: no data
 Place = tuple[int, int]  # of an item in its file: the first byte, and how many they are
 CHUNK = 1 << 20  # characters that are read of a list at a time, or more where an item is longer
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 _BLANK = "\ufeff \t\r\n"
 _SPACE, _LINE = re.compile(r"\s*"), re.compile(r"[^\n]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins with one of them, too

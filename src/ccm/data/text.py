@@ -7,7 +7,6 @@ A stretch may begin at any word. Files are drawn by their size, the texts of a f
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +20,12 @@ from ccm.data.reading import find_files
 from ccm.errors import ConfigError, DataError
 from ccm.layout import Sample
 from ccm.model import CCMModel
+from ccm.processes import get_logger
 from ccm.recipe import DataSettings, Recipe
 from ccm.turns import Turns
 
 SPLITS = ("train", "validation", "test")  # folders that divide a data set
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 _WORD = re.compile(r"\s+")
 _CHARACTERS = 8  # of a text that are read for a token, about twice as many as one has
 

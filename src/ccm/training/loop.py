@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 import signal
@@ -27,6 +26,7 @@ from ccm.data import DataSet, open_data
 from ccm.errors import AdapterError, ConfigError, TrainingError, listed
 from ccm.files import SafetensorError, as_path
 from ccm.layout import Sample, length
+from ccm.processes import get_logger, is_main
 from ccm.recipe import Recipe
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
@@ -37,7 +37,7 @@ from ccm.turns import Turns
 LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
 MANY_STEPS = 10_000  # whose batches are not drawn again without a word
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,6 @@ def train(
     return Training(recipe, run, data, lambda placed: make(placed, turns), report, advance).go()
 
 
-def is_main() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def trackers(recipe: Recipe) -> list[str]:
     """What a training logs to, beside its own log.
 
@@ -152,7 +147,7 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
             f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
             f"was made for {stage.max_positions}. Lower data.max_steps, data.max_step_tokens or max_offset."
         )
-    if is_main() and processes > 1 and 0 < (held := len(data.held_out())) < processes:
+    if processes > 1 and 0 < (held := len(data.held_out())) < processes:
         _log.warning(
             "Held out are %d samples, of which each of %d processes needs one: their loss is not evaluated. Raise "
             "data.eval_samples, or give more data.",
@@ -247,7 +242,7 @@ class Training:
                 f"The checkpoint of step {checkpoint.step} in {self.run.folder} is not of what is trained: {other} are "
                 "missing, unknown, or of another size."
             )
-        if self.main and checkpoint.step >= MANY_STEPS:
+        if checkpoint.step >= MANY_STEPS:
             _log.warning("The batches of %d steps are drawn again, to see that the data are the same.", checkpoint.step)
         for batch in islice(self.batches.since(0), checkpoint.step):
             self.drawn = _digest(batch.samples, self.drawn)
