@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ccm.errors import CCMError
 
-_BEGINNING = (
-    100  # bytes of a file's name that the name of its temporary begins with: most file systems take 255 at most
-)
+_BEGINNING = 100  # bytes of a file's name that its temporary is called by: file systems take 255 at most
 _LARGEST = 100_000_000  # bytes of a header that safetensors reads, too
 _DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
