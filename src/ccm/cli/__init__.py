@@ -35,7 +35,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """The entry point; an error of ours is one line on standard error and exit status 2, a failed stream status 1."""
+    """The entry point; an error of ours is one line on standard error and exit status 2, one of the system status 1."""
     open_streams()
     try:
         try:
@@ -47,9 +47,9 @@ def main() -> None:
         tell(told if sys.argv[1:2] == ["train"] else with_flags(told))  # the settings of a training are its own
         raise SystemExit(2) from None
     except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT:  # no stream, but what nobody foresaw
-            raise
+        of_stream = error.filename is None and error.errno in _OUTPUT
+        told = f"The output cannot be written: {error.strerror}" if of_stream else str(error) or type(error).__name__
         with suppress(OSError):
-            print(f"ccm: The output cannot be written: {error.strerror}.", file=sys.stderr)
+            print(f"ccm: {told}.", file=sys.stderr)
         abandon_streams()
         raise SystemExit(1) from None
