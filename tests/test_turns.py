@@ -26,10 +26,10 @@ from ccm.layout import IGNORE
 from ccm.turns import TemplateTurns, Turns, make_turns
 
 
-def turns(template: str | None = None, *, preamble: str = "", **kwargs: object) -> Turns:
+def turns(template: str | None = None, *, preamble: str = "", system: str = "", **kwargs: object) -> Turns:
     """Turns of the byte tokenizer: by separators without a template, by it with one."""
     form = TurnFormat(template="chat" if template else "separators", preamble=preamble)
-    return make_turns(tokenizer(template, **kwargs), form)
+    return make_turns(tokenizer(template, **kwargs), form, system)
 
 
 def read(made: Turns, ids: list[int]) -> str:
@@ -108,7 +108,9 @@ def test_an_empty_text_is_refused(template: str | None, text: str) -> None:
 def test_chatml_turns() -> None:
     made = turns(CHATML, eos="<|im_end|>")
     assert read(made, made.prompt("hi", first=True)) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert read(made, made.prompt("so", first=False)) == "<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
+    later = "<|im_end|>\n<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"  # begins with what closes the reply
+    assert read(made, made.prompt("so", first=False)) == later
+    assert made.head == []
     start = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert made.prompt("hi", first=True)[0] == start
     assert made.prompt("hi", first=True).count(start) == 2
@@ -119,9 +121,9 @@ def test_llama_3_turns_have_one_bos_and_it_comes_first(adds_bos: bool) -> None:
     made = turns(LLAMA3, adds_bos=adds_bos, eos="<|eot|>")
     header = "<|head|>{}<|/head|>\n\n"
     turn = header.format("user") + "hi<|eot|>" + header.format("assistant")
-    assert read(made, made.prompt(" hi ", first=True)) == "<s>" + turn
-    assert read(made, made.prompt(" hi ", first=False)) == turn
-    assert made.prompt("hi", first=True).count(made.tokenizer.bos_token_id) == 1
+    assert read(made, made.head) == "<s>"
+    assert read(made, made.prompt(" hi ", first=True)) == turn
+    assert read(made, made.prompt(" hi ", first=False)) == "<|eot|>" + turn
 
 
 def test_the_system_message_is_in_the_first_turn_only() -> None:
@@ -132,7 +134,8 @@ def test_the_system_message_is_in_the_first_turn_only() -> None:
 
 def test_a_template_that_shows_earlier_replies_otherwise_still_gives_the_turn_alone() -> None:
     made = turns(THINKING, eos="<|im_end|>")
-    assert read(made, made.prompt("so", first=False)) == "<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
+    turn = "<|im_end|>\n<|im_start|>user\nso<|im_end|>\n<|im_start|>assistant\n"
+    assert read(made, made.prompt("so", first=False)) == turn
     assert "think" not in read(made, made.prompt("so", first=False))
 
 
@@ -140,26 +143,14 @@ def test_a_user_may_write_the_marker_of_the_alignment() -> None:
     made = turns(THINKING, eos="<|im_end|>")
     for text in (TemplateTurns._MARKER, f"a {TemplateTurns._MARKER}- b"):
         expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        assert read(made, made.prompt(text, first=False)) == expected
+        assert read(made, made.prompt(text, first=True)) == expected
+        assert read(made, made.prompt(text, first=False)) == "<|im_end|>\n" + expected
 
 
 def test_a_template_without_any_marks_between_turns() -> None:
     made = turns(BARE)
     assert read(made, made.prompt("hi", first=True)) == "hi\n"
-    assert read(made, made.prompt("so", first=False)) == "so\n"
-
-
-@pytest.mark.parametrize("template", [CHATML, LLAMA3])
-def test_the_steps_of_a_conversation_are_its_rendering_without_the_closing_of_replies(template: str) -> None:
-    made = turns(template)
-    talk = [("hi", "hello."), ("how are you?", "fine."), ("so long", "bye.")]
-    steps = [made.exchange(text, reply, first=not i) for i, (text, reply) in enumerate(talk)]
-    messages = [{"role": r, "content": c} for pair in talk for r, c in zip(("user", "assistant"), pair, strict=True)]
-    whole = made.tokenizer.apply_chat_template(messages, tokenize=False)
-    closing = "<|im_end|>\n" if template == CHATML else "<|eot|>"
-    for _, reply in talk:
-        whole = whole.replace(reply + closing, reply)
-    assert "".join(read(made, list(step.ids)) for step in steps) == whole
+    assert read(made, made.prompt("so", first=False)) == "\nso\n"
 
 
 def test_a_template_that_knows_no_system_role_works_without_one_and_refuses_one_clearly() -> None:
@@ -226,14 +217,6 @@ def test_what_a_user_writes_never_becomes_a_token_that_steers_the_model(
     assert statements[0] == statements[1]
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, THINKING])
-def test_an_ordinary_turn_has_the_ids_that_the_template_gives(template: str) -> None:
-    made = turns(template, preamble="Be kind.")
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Hi <b>all</b>. "}]
-    whole = made.tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
-    assert made.prompt(" Hi <b>all</b>. ", first=True) == whole
-
-
 @settings(max_examples=30)
 @given(said=st.sampled_from([None, CHATML, LLAMA3]), parts=st.lists(PARTS, max_size=4))
 def test_no_end_is_learned_within_a_reply(said: str | None, parts: list[str]) -> None:
@@ -243,15 +226,16 @@ def test_no_end_is_learned_within_a_reply(said: str | None, parts: list[str]) ->
 
 
 def test_a_text_that_the_template_hides_is_refused_by_its_name() -> None:
-    made = turns(CHATML.replace("{{ m.content }}", "{{ m.content.split('ccm')[0] }}"))
+    made = turns(CHATML.replace("{{ m.content }}", "{{ m.content.split('ccm-quoted')[0] }}"))
     with pytest.raises(InputError, match="'<think>'"):
         made.prompt("<think>", first=True)
 
 
 def test_a_thought_that_the_template_opens_for_a_reply_is_neither_learned_nor_remembered() -> None:
     made = turns(OPEN_THOUGHT, eos="<|im_end|>")
-    asked, past = (f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{thought}" for thought in ("<think>\n", ""))
-    for first in (True, False):
+    user = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    for first, past in ((True, user), (False, "<|im_end|>\n" + user)):
+        asked = past + "<think>\n"
         prompt = made.prompt("hi", first=first)
         assert read(made, prompt) == asked
         for reply in ("Fine.", "I see.</think>\n\nFine."):
@@ -327,15 +311,23 @@ def test_a_system_message_is_no_turn_of_its_own(template: str | None) -> None:
     ("template", "first", "later"),
     [
         (None, "<s>Be kind. Hi all.", "\nUser:Hi all."),
-        (CHATML, "<|im_start|>system\nBe kind. <|im_end|>\n<|im_start|>user\nHi all.<|im_end|>\n", None),
-        (LLAMA3, "<s><|head|>system<|/head|>\n\nBe kind.<|eot|><|head|>user<|/head|>\n\nHi all.<|eot|>", None),
+        (
+            CHATML,
+            "<|im_start|>system\nBe kind. <|im_end|>\n<|im_start|>user\nHi all.",
+            "<|im_end|>\n<|im_start|>user\nHi all.",
+        ),
+        (
+            LLAMA3,
+            "<s><|head|>system<|/head|>\n\nBe kind.<|eot|><|head|>user<|/head|>\n\nHi all.",
+            "<|eot|><|head|>user<|/head|>\n\nHi all.",
+        ),
     ],
 )
 def test_a_statement_is_a_turn_without_a_reply_and_its_text_is_learned(
-    template: str | None, first: str, later: str | None
+    template: str | None, first: str, later: str
 ) -> None:
     made = turns(template, preamble="Be kind. ")
-    for opens, expected in ((True, first), (False, later or first[first.rindex("<|", 0, first.index("user")) :])):
+    for opens, expected in ((True, first), (False, later)):
         step = made.statement("Hi all.", first=opens)
         assert read(made, [*step.ids]) == expected
         learned = [(i, target) for i, target in enumerate(step.targets) if target != IGNORE]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -41,6 +43,7 @@ def tokenizer(
     eos: str = "</s>",
     adds_bos: bool = False,
     merges: bool = False,
+    special: Sequence[str] = SPECIAL,
 ) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer: a token a byte, and special ones; with ``merges``, an "a" and what follows are one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -49,7 +52,7 @@ def tokenizer(
     raw = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
     raw.add_tokens([AddedToken(TOOL)])
     if adds_bos:
         raw.post_processor = processors.TemplateProcessing(
@@ -67,7 +70,7 @@ def spaced_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def fallback_tokenizer() -> PreTrainedTokenizerFast:
+def fallback_tokenizer(template: str | None = None, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer as of Llama 2: spaces are letters, one at the start is dropped, unknown characters are bytes."""
     names = [
         "<unk>",
@@ -84,7 +87,10 @@ def fallback_tokenizer() -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    raw.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>", *special)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
 
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:

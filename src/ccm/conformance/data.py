@@ -22,7 +22,7 @@ from ccm.data.soda import CORPUS as SODA
 from ccm.data.soda import tidy as tidy_soda
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.rules import make_rule
-from ccm.turns import SeparatorTurns
+from ccm.turns import make_turns
 
 EXAMPLE = 20  # tokens of an example at the most, in the recorded corpus
 
@@ -40,7 +40,7 @@ class _Numbers:
         return [int(number) for number in text.replace("a", "0 ").replace("|", "13 14 15").split()]
 
 
-_TURNS = SeparatorTurns(
+_TURNS = make_turns(
     cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|")
 )  # of dialogues
 
