@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,23 +259,26 @@ def randomize_adapter(model: CCMModel, seed: int) -> None:
             tensor.copy_(0.25 * torch.randn(tensor.shape, generator=generator))
 
 
-def make_sample(lengths: Sequence[int], query: int, seed: int = 0) -> Sample:
-    """Steps of those lengths and a query, of random ids among which pad, BOS and EOS ids occur."""
+def make_sample(lengths: Sequence[int], query: int, seed: int = 0, head: int = 0) -> Sample:
+    """Steps of those lengths and a query, of random ids among which pad, BOS and EOS ids occur; and a head."""
     rng = random.Random(seed)
 
     def ids(count: int) -> list[int]:
         return [rng.choice((PAD, BOS, EOS)) if rng.random() < 0.1 else rng.randrange(VOCAB) for _ in range(count)]
 
-    return Sample([Step(ids(length)) for length in lengths], Step(ids(query)))
+    return Sample([Step(ids(length)) for length in lengths], Step(ids(query)), ids(head))
 
 
-def samples(max_rows: int = 2, min_steps: int = 1, max_steps: int = 4) -> st.SearchStrategy[list[Sample]]:
-    """Batches of rows with different numbers and lengths of steps."""
+def samples(
+    max_rows: int = 2, min_steps: int = 1, max_steps: int = 4, longest_head: int = 0
+) -> st.SearchStrategy[list[Sample]]:
+    """Batches of rows with different numbers and lengths of steps, and heads."""
     row = st.builds(
         make_sample,
         st.lists(st.integers(1, 7), min_size=min_steps, max_size=max_steps),
         st.integers(1, 5),
         st.integers(0, 1 << 16),
+        st.integers(0, longest_head),
     )
     return st.lists(row, min_size=1, max_size=max_rows)
 
@@ -292,10 +295,17 @@ def parallel_logits(model: CCMModel, rows: Sequence[Sample]) -> list[Tensor]:
     return [logits[i, -len(row.query.ids) :] for i, row in enumerate(rows)]
 
 
+def empty_memory(model: Any, rows: Sequence[Sample]) -> Any:
+    """The memory of rows before their first steps."""
+    if not any(row.head for row in rows):
+        return model.empty_memory(len(rows))
+    return model.empty_memory(len(rows), [model.head(row.head) for row in rows])
+
+
 @torch.no_grad()
 def compress_all(model: CCMModel, sample: Sample, memory: Memory | None = None) -> Memory:
     """The memory of a row, step by step."""
-    memory = model.empty_memory() if memory is None else memory
+    memory = empty_memory(model, [sample]) if memory is None else memory
     for step in sample.steps:
         memory = model.compress(memory, torch.tensor([step.ids]))
     return memory
@@ -318,7 +328,7 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def compress_batch(model: CCMModel, rows: Sequence[Sample], memory: Memory | None = None) -> Memory:
     """The memory of a batch whose rows have equally many steps, read together with left padding."""
-    memory = model.empty_memory(len(rows)) if memory is None else memory
+    memory = empty_memory(model, rows) if memory is None else memory
     for steps in zip(*(row.steps for row in rows), strict=True):
         memory = model.compress(memory, *pad_left([step.ids for step in steps]))
     return memory
@@ -335,7 +345,7 @@ def greedy_by_parallel(model: CCMModel, sample: Sample, count: int) -> list[int]
     """The same continuation of one row, by a whole parallel pass for every token."""
     ids = list(sample.query.ids)
     for _ in range(count):
-        ids.append(int(parallel_logits(model, [Sample(sample.steps, Step(ids))])[0][-1].argmax()))
+        ids.append(int(parallel_logits(model, [replace(sample, query=Step(ids))])[0][-1].argmax()))
     return ids[len(sample.query.ids) :]
 
 

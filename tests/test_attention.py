@@ -36,8 +36,8 @@ REACHES = (None, Reach(3), Reach(4, chunked=True))
 def parallel_pass(rows: list[Sample], rule: str, *, sink: bool = False, recurrent: bool = True) -> ParallelPass:
     """The pass of a batch under a rule, without a model."""
     made = make_rule(rule)
-    layout = build_layout(rows, ccm_config(rule, n_tok=N_TOK, recurrent=recurrent), made, pad_id=0)
-    return ParallelPass(layout, made, sink=sink)
+    layout = build_layout(rows, ccm_config(rule, n_tok=N_TOK, recurrent=recurrent, sink=sink), made, pad_id=0)
+    return ParallelPass(layout, made)
 
 
 def slow_visible(
@@ -48,7 +48,9 @@ def slow_visible(
     A token is (block, is COMP, position); the context's blocks are numbered from 1, the query's is the last.
     """
     steps = [] if rule == "none" else sample.steps
-    tokens, at = [], 0
+    head = len(sample.head)
+    raw = (0 if rule in ("full", "pos_control", "none") else head) if head else int(sink)
+    tokens, at = [(1, False, i) for i in range(head)], head
     for number, step in enumerate(steps, start=1):
         one_block = rule in ("gist", "full", "pos_control")
         block = 1 if one_block else number
@@ -56,7 +58,7 @@ def slow_visible(
         at += len(step.ids)
         if rule in ("concat", "merge", "ema") or (rule in ("gist", "pos_control") and number == len(steps)):
             tokens += [(block, True, at + k) for k in range(N_TOK)]
-    last = max((block for block, _, _ in tokens), default=0)
+    last = max((block for block, _, _ in tokens if steps), default=0)
     query = 1 if rule in ("full", "pos_control", "none") else last + 1
     tokens += [(query, False, at + i) for i in range(len(sample.query.ids))]
     sees, slots = [], []
@@ -67,7 +69,7 @@ def slow_visible(
             own = block == other and near
             reads = recurrent or block == query
             memory = rule in ("concat", "gist") and comp and other < block and reads
-            row.append(j <= i and (own or memory or (sink and j == 0)))
+            row.append(j <= i and (own or memory or j < raw <= i))
         sees.append(row)
         mixes = rule in ("merge", "ema") and (recurrent or block == query)
         slots.append([mixes and written == block - 1 for written in range(1, len(steps) + 1) for _ in range(N_TOK)])
@@ -84,7 +86,7 @@ def slow_covers(reach: Reach, query: int, key: int) -> bool:
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", PUBLISHED)
 def test_masks_equal_the_slow_loops(rule: str, sink: bool, recurrent: bool, reach: Reach | None) -> None:
-    @given(samples(max_rows=3))
+    @given(samples(max_rows=3, longest_head=5))
     def check(rows: list[Sample]) -> None:
         current = parallel_pass(rows, rule, sink=sink, recurrent=recurrent)
         mask, layout = current.mask(reach)[:, 0], current.layout
@@ -111,7 +113,7 @@ def test_the_table_of_the_semantics_by_hand() -> None:
     def visible(rule: str, **settings: bool) -> list[str]:
         made = make_rule(rule)
         layout = build_layout(rows, ccm_config(rule, n_tok=1, **settings), made, pad_id=0)
-        mask = ParallelPass(layout, made, sink=False).mask()[0, 0]
+        mask = ParallelPass(layout, made).mask()[0, 0]
         return ["".join("x" if cell else "." for cell in row) for row in mask]
 
     assert visible("concat", recurrent=True) == ["x....", "xx...", ".xx..", ".xxx.", ".x.xx"]
@@ -180,8 +182,8 @@ def test_what_a_limited_layer_sees_after_a_memory_equals_the_slow_loop(reach: Re
     mask = torch.tensor([[True, False, True, True, True, True], [True, True, True, True, False, True]])
     columns = torch.tensor([[-1, 0, 3, 4, 5, 6], [0, 1, 2, -1, 3, 3]])  # three of a memory, one read, two of the pass
     positions = columns[:, -2:]
-    first = torch.tensor([0, 0]) if sink else None
-    seen = CachedPass(mask, columns, positions, first).mask(reach)
+    raw = torch.tensor([int(sink)] * 2)
+    seen = CachedPass(mask, columns, positions, raw).mask(reach)
     assert seen.shape == (2, 1, 2, 6)
     for b in range(2):
         for q in range(2):

@@ -68,7 +68,7 @@ def test_every_family_gives_the_same_in_chunks(
 ) -> None:
     model = tiny_model(rule, family=family, attn=attn, sink=True)
     layout = layout_of(model, [make_sample([7, 5, 6] * 3, 4), make_sample([3, 7] * 3, 5)])
-    mask = ParallelPass(layout, model.rule, sink=True).mask()
+    mask = ParallelPass(layout, model.rule).mask()
     assert Chunks.of(mask) is None  # too short for chunks of the usual size
     with torch.no_grad():
         whole = model(layout).logits

@@ -70,9 +70,9 @@ def at_comp_tokens(seen: Tensor, current: ParallelPass) -> Tensor:
 def test_the_blocks_hold_the_mask_of_every_rule(rule: str, sink: bool, recurrent: bool, reach: Reach | None) -> None:
     model = tiny_model(rule, sink=sink, recurrent=recurrent)
 
-    @given(samples(max_rows=3))
+    @given(samples(max_rows=3, longest_head=5))
     def check(rows: list[Sample]) -> None:
-        current = ParallelPass(layout_of(model, rows), model.rule, sink=sink)
+        current = ParallelPass(layout_of(model, rows), model.rule)
         mask = current.mask(reach)[:, 0]
         batch, length, columns = len(mask), mask.shape[1], mask.shape[1] + current.layout.comp_columns.shape[1]
         query = torch.zeros(batch, 1, length, 16, device="cpu")
@@ -117,7 +117,7 @@ def test_it_is_taken_by_itself_where_rows_are_long_and_see_few_blocks(on_cpu: li
     def way(model: CCMModel, row: Sample) -> object:
         layout = layout_of(model, [row])
         query = torch.zeros(1, 4, layout.ids.shape[1], 16)
-        return ParallelPass(layout, model.rule, sink=False, flex=None)._way(call_of(query))
+        return ParallelPass(layout, model.rule, flex=None)._way(call_of(query))
 
     assert isinstance(way(concat, make_sample([60] * 20, 40)), Flex)
     assert 70 < on_cpu[0].blocks.sparsity() < 75  # of ten rows of blocks each sees itself, the one before, the memory
@@ -160,7 +160,7 @@ def test_seen_and_the_whole_mask_are_one_when_nothing_is_said() -> None:
     model = tiny_model("concat")
     layout = layout_of(model, ROWS)
     query = torch.zeros(2, 4, layout.ids.shape[1], 16)
-    assert isinstance(ParallelPass(layout, model.rule, sink=False)._way(call_of(query)), Whole)
+    assert isinstance(ParallelPass(layout, model.rule)._way(call_of(query)), Whole)
 
 
 @pytest.mark.slow
@@ -214,4 +214,4 @@ def test_on_cuda_it_is_taken_by_itself() -> None:
     model = tiny_model("concat", base=tiny_base("llama_gqa", **LONG, head_dim=16).to("cuda")).to("cuda")
     layout = layout_of(model, [make_sample([60] * 20, 40)]).to("cuda")
     query = torch.zeros(1, 4, layout.ids.shape[1], 16, device="cuda")
-    assert isinstance(ParallelPass(layout, model.rule, sink=False, flex=None)._way(call_of(query)), Flex)
+    assert isinstance(ParallelPass(layout, model.rule, flex=None)._way(call_of(query)), Flex)

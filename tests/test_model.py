@@ -49,7 +49,7 @@ ROWS = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2), make_sam
 def test_parallel_equals_online(rule: str, recurrent: bool, n_tok: int, sink: bool, positions: str) -> None:
     model = tiny_model(rule, recurrent=recurrent, n_tok=n_tok, sink=sink, positions=positions)
 
-    @given(samples())
+    @given(samples(longest_head=5))
     def check(rows: list[Sample]) -> None:
         for row, logits in zip(rows, parallel_logits(model, rows), strict=True):
             assert_close(online_logits(model, row), logits)
@@ -70,7 +70,7 @@ def test_parallel_equals_online_in_the_ablations(rule: str, changes: dict) -> No
 def test_parallel_equals_online_with_fewer_comp_tokens_than_embeddings(rule: str, n_tok: int) -> None:
     model = tiny_model(rule, n_tok=n_tok, max_n_tok=3, sink=True)
 
-    @given(samples())
+    @given(samples(longest_head=5))
     def check(rows: list[Sample]) -> None:
         for row, logits in zip(rows, parallel_logits(model, rows), strict=True):
             assert_close(online_logits(model, row), logits)

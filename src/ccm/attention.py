@@ -43,12 +43,12 @@ class Pass(Protocol):
 class ParallelPass:
     """A whole unrolled recursion in one pass: the mask of :class:`Layout`, and mixed memory columns if the rule mixes.
 
-    keys   | bos a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
-    q sees   sink        .   own     .   x
+    keys   | head a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
+    q sees   head         .   own     .   x
     """
 
-    def __init__(self, layout: Layout, rule: Rule, *, sink: bool, flex: bool | None = False) -> None:
-        self.layout, self.rule, self.sink, self.flex = layout, rule, sink, flex
+    def __init__(self, layout: Layout, rule: Rule, *, flex: bool | None = False) -> None:
+        self.layout, self.rule, self.flex = layout, rule, flex
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
@@ -92,7 +92,7 @@ class ParallelPass:
         return (mix.to(exact) @ held.to(exact)).to(x.dtype)
 
     def mask(self, reach: Reach | None = None) -> Tensor:
-        """(B, 1, T, S or S + M) bool; memory and sink stay visible beyond a layer's ``reach``."""
+        """(B, 1, T, S or S + M) bool; memory and head stay visible beyond a layer's ``reach``."""
         batch, length = self.layout.ids.shape
         columns = length + (self.layout.comp_columns.shape[1] if self.mixes else 0)
         b, q, k = (torch.arange(size, device=self.layout.ids.device) for size in (batch, length, columns))
@@ -104,16 +104,17 @@ class ParallelPass:
         ``apart`` is whether the memory is read in columns of its own behind the text, as mixed ones are, or where the
         COMP tokens stand.
         """
-        lay, rule, sink, length, n_tok = self.layout, self.rule, self.sink, self.layout.ids.shape[1], self.layout.n_tok
+        lay, rule, length, n_tok = self.layout, self.rule, self.layout.ids.shape[1], self.layout.n_tok
         blocks, positions, reads, comp = lay.blocks, lay.positions, lay.reads, lay.slots >= 0
         first = (blocks >= 0).long().argmax(1)
+        last = first + lay.raw
 
         def own(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
             """The block so far; padding is a block of its own (-1), so that no query sees nothing."""
             found = (blocks[b, q] == blocks[b, k]) & (k <= q)
             if reach is not None:
                 found = found & (comp[b, k] | reach.covers(positions[b, q], positions[b, k]))
-            return found | ((k == first[b]) & (blocks[b, q] >= 0)) if sink else found
+            return found | ((first[b] <= k) & (k < last[b]) & (last[b] <= q) & (blocks[b, q] >= 0))
 
         def with_comp(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return own(b, q, k) | (comp[b, k] & rule.holds(blocks[b, k] + 1, blocks[b, q]) & reads[b, q])
@@ -159,19 +160,19 @@ class CachedPass:
     """Text, and COMP tokens if any, after a memory that stands in the first columns of the cache.
 
     The stock causal mask is right but for one thing: where a layer does not see all text, compressed entries and the
-    sink must stay visible, and raw text is measured in positions.
+    head must stay visible, and raw text is measured in positions.
 
     Args:
         mask: (B, S) False at padding, of all columns: those of the cache, then the T of this pass.
         columns: (B, S) their text positions, negative where they are compressed, or COMP tokens.
         positions: (B, T) of the queries.
-        sink: (B,) column of the first token; None without a sink.
+        raw: (B,) how many of the first tokens stay visible.
     """
 
-    def __init__(self, mask: Tensor, columns: Tensor, positions: Tensor, sink: Tensor | None) -> None:
+    def __init__(self, mask: Tensor, columns: Tensor, positions: Tensor, raw: Tensor) -> None:
         self.rows: Tensor | None = None
         self.hidden: Tensor | None = None
-        self._mask, self._columns, self._positions, self._sink = mask, columns, positions, sink
+        self._mask, self._columns, self._positions, self._raw = mask, columns, positions, raw
         self._added: dict[Reach, Tensor] = {}
 
     def attend(self, call: Call) -> Attended:
@@ -186,8 +187,7 @@ class CachedPass:
         """(B, 1, T, S) bool: what each query sees in a layer of that reach."""
         keys, (length, width) = self._columns[:, None], (self._positions.shape[1], self._mask.shape[1])
         seen = (keys < 0) | reach.covers(self._positions[:, :, None], keys)
-        if self._sink is not None:
-            seen |= (torch.arange(width, device=keys.device) == self._sink[:, None])[:, None]
+        seen |= (self._mask.cumsum(1) <= self._raw[:, None])[:, None]
         past = torch.ones(length, width, dtype=torch.bool, device=keys.device).tril(width - length)
         return (seen & past & self._mask[:, None])[:, None]
 
@@ -207,14 +207,14 @@ class CompressingPass(CachedPass):
         mask: Tensor,
         columns: Tensor,
         positions: Tensor,
-        sink: Tensor | None,
+        raw: Tensor,
         *,
         rule: Rule,
         n_tok: int,
         step: Tensor,
         layers: int,
     ) -> None:
-        super().__init__(mask, columns, positions, sink)
+        super().__init__(mask, columns, positions, raw)
         batch, length = positions.shape
         comp = torch.arange(length - n_tok, length, device=positions.device)
         self.rows = (torch.arange(batch, device=positions.device)[:, None] * length + comp).flatten()
@@ -222,7 +222,9 @@ class CompressingPass(CachedPass):
         self._rule, self._n_tok, self._step, self._last = rule, n_tok, step, layers - 1
 
     def attend(self, call: Call) -> Attended:
-        content = self.hidden[:, -self._n_tok :] if self._rule.needs_content and self.hidden is not None else None
+        content = None
+        if self._rule.needs_content and self.hidden is not None:
+            content = self.hidden[:, self.hidden.shape[1] - self._n_tok :]
         self.weights[call.layer] = self._rule.write(call.layer, self._step, content)
         if call.layer == self._last:
             raise AllWritten

@@ -35,13 +35,13 @@ def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) ->
     elif mask.ndim == 2 and mask.shape[1] != cache.get_seq_length() + text.shape[1]:
         raise InputError(
             f"The attention mask has {mask.shape[1]} columns; after a memory it has one for each of its "
-            f"{cache.memory.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
+            f"{cache.columns.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
             "out where nothing is padded; to generate, call generate of the CCMModel."
         )
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = cache.positions_of(mask, text.shape[1])
-    elif cache.get_seq_length() == cache.memory.width and not cache.follows(positions):
+    elif cache.get_seq_length() == cache.columns.width and not cache.follows(positions):
         raise InputError(
             f"The text is to begin at position {int(positions.min())}, but the memory ends at "
             f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."

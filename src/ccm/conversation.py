@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,6 +81,8 @@ class Talk(ABC):
         model: the model.
         tokenizer: of its base model.
         sampling: how replies are chosen; greedy where None.
+        system: the system message, which stays in view as it is.
+        tools: definitions of tools, which stay in view beside it.
 
     Attributes:
         kind: of the files that it is saved in (:data:`ccm.tensor_files.KINDS`).
@@ -89,10 +91,17 @@ class Talk(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None) -> None:
+    def __init__(
+        self,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling | None,
+        system: str,
+        tools: Sequence[Mapping[str, Any]],
+    ) -> None:
         check_decoder(model, "a conversation")
         self.model, self.tokenizer = model, tokenizer
-        self.turns = make_turns(tokenizer, model.config.turns)
+        self.turns = make_turns(tokenizer, model.config.turns, system, tools)
         self.sampling = sampling or Sampling()
         self.last: TurnReport | None = None
         self._end_ids = end_ids(model.base, tokenizer)
@@ -215,9 +224,14 @@ class Conversation(Talk):
         tokenizer: of its base model.
         memory: where to go on from, of one conversation; a new one where None.
         sampling: how replies are chosen.
+        system: the system message: it stands before all exchanges, raw, and is never compressed. A memory goes on under
+            the one it was written under where none is given, and under another by an approximation where one is
+            (:meth:`CCMModel.put_under`).
+        tools: definitions of tools, as ``apply_chat_template`` takes them; they stand beside it.
 
     Raises:
         InputError: when the memory holds several conversations.
+        ConfigError: when the turn format cannot say a system message, or tools.
     """
 
     kind = KIND
@@ -228,9 +242,12 @@ class Conversation(Talk):
         tokenizer: PreTrainedTokenizerBase,
         memory: Memory | None = None,
         sampling: Sampling | None = None,
+        *,
+        system: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        super().__init__(model, tokenizer, sampling)
-        self.memory = _single(memory or model.empty_memory())
+        super().__init__(model, tokenizer, sampling, system, tools)
+        self.memory = self._empty() if memory is None else self._placed(memory)
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
 
@@ -287,7 +304,7 @@ class Conversation(Talk):
             del self._text[-count:]
 
     def reset(self) -> None:
-        self._begin(self.model.empty_memory(), [])
+        self._begin(self._empty(), [])
 
     def save(self, path: str | Path) -> None:
         """Save the memory (see :meth:`Memory.save`)."""
@@ -295,14 +312,26 @@ class Conversation(Talk):
 
     def load(self, path: str | Path) -> None:
         """Go on from a saved memory; the present one stays where the file cannot be used."""
-        self._begin(_single(self.model.load_memory(path)), None)
+        self._begin(self._placed(self.model.load_memory(path)), None)
+
+    def _empty(self) -> Memory:
+        return self.model.empty_memory(1, [self.model.head(self.turns.head)])
+
+    def _placed(self, memory: Memory) -> Memory:
+        """The memory of one conversation, under the head that was asked for, if any was."""
+        if memory.batch != 1:
+            raise InputError(
+                f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row]."
+            )
+        asked = self.turns.system or self.turns.tools
+        return self.model.put_under(memory, [self.model.head(self.turns.head)]) if asked else memory
 
     def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
         self.memory, self._text, self.last = memory, text, None
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
-        alone, empty = self._prompt(text, first=True), self.model.empty_memory()
+        alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
         replies: dict[str, str | None] = {
             "memory": self._answer(self.memory, self._prompt(text, first=self._first)),
             "full": None,
@@ -315,7 +344,7 @@ class Conversation(Talk):
     @property
     def _first(self) -> bool:
         """Whether the next turn is the first that the model sees."""
-        return int(self.memory.offset[0]) == 0
+        return not self.memory.begun[0]
 
     def _answer(self, memory: Memory, prompt: list[int]) -> str:
         read = self.model.reader(memory, self.model.close(memory).cache())
@@ -335,9 +364,3 @@ class Conversation(Talk):
                 f"{self.model.max_positions} that the model was made for. Begin anew, take exchanges back, or be brief."
             )
         return min(self.sampling.max_new_tokens, room)
-
-
-def _single(memory: Memory) -> Memory:
-    if memory.batch != 1:
-        raise InputError(f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row].")
-    return memory

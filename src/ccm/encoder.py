@@ -94,11 +94,13 @@ def build_encoder_layout(
         held: of each row, the steps that a memory holds already and the positions they took; none where None.
 
     Raises:
-        InputError: when the batch, a row of it, or a step is empty, or a step has targets.
+        InputError: when the batch, a row of it, or a step is empty, a step has targets, or a row has a head.
     """
     for i, sample in enumerate(samples):
         if not all(step.ids for step in sample.steps):
             raise InputError(f"A step of row {i} has no tokens; leave it out, or give it at least one.")
+        if sample.head:
+            raise InputError(f"Row {i} has a head; an encoder keeps none: write it into the first step.")
         if any(target != IGNORE for step in sample.steps for target in step.targets):
             raise InputError(
                 f"A step of row {i} has targets; a decoder says one text, after the query: use the objective 'last'."

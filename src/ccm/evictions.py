@@ -104,7 +104,9 @@ class Eviction(ABC):
         """What the next ``count`` tokens attend to: all that is held, and one another."""
         positions = self._positions(held, len(held.entries), count)
         columns = torch.cat([self._columns(held, len(held.entries)), positions], dim=1)
-        return CachedPass(torch.ones_like(columns, dtype=torch.bool), columns, positions, None)
+        return CachedPass(
+            torch.ones_like(columns, dtype=torch.bool), columns, positions, torch.zeros_like(columns[:, 0])
+        )
 
     def settle(self, held: Held) -> Held:
         """Make room where a pass has left more than there is for."""
@@ -191,7 +193,7 @@ class Compress(Eviction):
             read,
             columns,
             positions,
-            None,
+            torch.zeros_like(columns[:, 0]),
             rule=self.model.rule,
             n_tok=n,
             step=torch.full_like(positions[:, 0], held.evictions + 1),

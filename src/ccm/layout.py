@@ -1,6 +1,6 @@
 """From steps of token ids to the tensors of one parallel pass.
 
-tokens     bos a a C C | b b b C C | q q y y          C = COMP, | begins the next step's text
+tokens     bos a a C C | b b b C C | q q y y          C = COMP, | begins the next step's text; a head stands before a a
 blocks       0 0 0 0 0 1 1 1 1 1 1 2 2 2 2 2          block b has b finished steps before it
 slots        . . . 0 1 . . . . 0 1 . . . . .
 positions    0 1 2 3 4 3 4 5 6 7 8 7 8 9 .. ..        COMP tokens take no text positions ("skip")
@@ -42,15 +42,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Sample:
-    """The context steps of one row, in order, and the text that reads the memory of them (may be empty)."""
+    """The context steps of one row, in order, and the text that reads the memory of them (may be empty).
+
+    Attributes:
+        steps: the context.
+        query: the text after it.
+        head: token ids that stand before all steps, raw, in view of all.
+    """
 
     steps: Sequence[Step]
     query: Step
+    head: Sequence[int] = ()
 
 
 def length(sample: Sample) -> int:
     """Text tokens of a sample."""
-    return sum(len(step.ids) for step in (*sample.steps, sample.query))
+    return len(sample.head) + sum(len(step.ids) for step in (*sample.steps, sample.query))
 
 
 class Shown(NamedTuple):
@@ -84,6 +91,7 @@ class Layout:
         reads: (B, T) whether the token sees the memory.
         targets: (B, T) id that should follow, or IGNORE.
         comp_columns: (B, S * N) columns of the COMP tokens by step and slot, S the most steps of a row; 0 where absent.
+        raw: (B,) how many of a row's first tokens stay in view of all text: those of the head, or the sink.
         n_tok: N.
     """
 
@@ -94,6 +102,7 @@ class Layout:
     reads: Tensor
     targets: Tensor
     comp_columns: Tensor
+    raw: Tensor
     n_tok: int
 
     @property
@@ -156,11 +165,13 @@ def build_layout(samples: Sequence[Sample], config: CCMConfig, rule: Rule, pad_i
     columns = [(slot >= 0).nonzero().flatten().tolist() for slot in slots]
     most = max(map(len, columns))
     comp_columns = torch.tensor([c + [0] * (most - len(c)) for c in columns], dtype=torch.long).reshape(len(rows), most)
-    return Layout(ids, slots, blocks, positions, reads.bool(), targets, comp_columns, config.n_tok)
+    raw = torch.tensor([rule.raw(len(sample.head), sink=config.sink) for sample in samples])
+    return Layout(ids, slots, blocks, positions, reads.bool(), targets, comp_columns, raw, config.n_tok)
 
 
 def _build_row(sample: Sample, config: CCMConfig, rule: Rule, pad_id: int) -> _Row:
     row = _Row(config, rule, pad_id)
+    row.text(Step(sample.head), reads=False)
     steps = [] if rule.forgets else sample.steps
     for number, step in enumerate(steps, start=1):
         row.text(step, config.recurrent)

@@ -1,8 +1,9 @@
 """Memory: what is kept of a conversation, as plain tensors. Immutable by convention: an update returns a new one.
 
-    columns   [ sink | padding | entries of step 1, 2, ... ]      sink only if the config has one
+    columns   [ sink | padding | entries of step 1, 2, ... ]      a sink only where the config has one, without a head
+    read as   [ padding, head | the columns ]                     the head is shared by all memories under it
 
-Shapes: B conversations, L layers, K kv heads, M columns, D head dim.
+Shapes: B conversations, L layers, K kv heads, M columns, H tokens of a head, D head dim.
 """
 
 from __future__ import annotations
@@ -34,6 +35,59 @@ _PARTS: Parts = {
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Text that stands raw before all steps, such as a system message: read once, and shared by every memory under it.
+
+    See :meth:`ccm.CCMModel.head`.
+
+    Attributes:
+        ids: H token ids.
+        keys: per layer (1, K, H, D), after the rotary embedding, at positions from 0 on; none where H is 0.
+        values: per layer (1, K, H, D).
+    """
+
+    ids: tuple[int, ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(x.nbytes for x in (*self.keys, *self.values))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Head:
+        """The same head on a device or in a dtype."""
+        keys, values = (tuple(x.to(device=device, dtype=dtype) for x in side) for side in (self.keys, self.values))
+        return Head(self.ids, keys, values)
+
+
+class Columns(NamedTuple):
+    """What text after a memory attends to: the head, padded on the left, then the memory's own columns; S together.
+
+    Attributes:
+        keys: per layer (B, K, S, D).
+        values: per layer (B, K, S, D).
+        mask: (B, S) bool, False at padding.
+        positions: (B, S), as of a memory.
+        raw: (B,) how many of the first tokens stay in view of all text, whatever a layer's reach.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    positions: Tensor
+    raw: Tensor
+
+    @property
+    def width(self) -> int:
+        """S, padding included."""
+        return self.mask.shape[1]
+
+
 class StepRecord(NamedTuple):
     """What one step did to the memory: text tokens read, entries added (None: mixed in), positions advanced."""
 
@@ -55,6 +109,7 @@ class Memory:
         steps: per conversation, what every step did.
         origin: what made it.
         closed: whether its context is complete, under a rule that compresses once a context.
+        heads: per conversation, what stands before its steps; its keys and values are not among the columns.
     """
 
     keys: tuple[Tensor, ...]
@@ -64,7 +119,8 @@ class Memory:
     offset: Tensor
     steps: tuple[tuple[StepRecord, ...], ...]
     origin: Origin
-    closed: bool = False
+    closed: bool
+    heads: tuple[Head, ...]
 
     @property
     def batch(self) -> int:
@@ -88,8 +144,18 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
+        """Bytes of all keys and values, without those of the heads."""
         return sum(x.nbytes for x in (*self.keys, *self.values))
+
+    @property
+    def begun(self) -> tuple[bool, ...]:
+        """Per conversation, whether text stands between its head and what comes next."""
+        return tuple(at > len(head) for at, head in zip(self.offset.tolist(), self.heads, strict=True))
+
+    @property
+    def sinks(self) -> int:
+        """Columns of sinks, 0 or 1: the first token of a conversation without a head, under a config that has one."""
+        return int(self.origin.config.sink and not all(map(len, self.heads)))
 
     @property
     def entry_nbytes(self) -> int:
@@ -115,6 +181,29 @@ class Memory:
             )
         return MemoryCache(self)
 
+    def columns(self) -> Columns:
+        """Head and columns, as text after the memory reads them; nothing is copied where there is no head."""
+        config, device = self.origin.config, self.mask.device
+        rule = RULES[config.rule]
+        raw = torch.tensor([rule.raw(len(head), sink=config.sink) for head in self.heads], device=device)
+        own = Columns(self.keys, self.values, self.mask, self.positions, raw)
+        if not (width := max(map(len, self.heads))):
+            return own
+        missing = torch.tensor([[width - len(head)] for head in self.heads], device=device)
+        places = torch.arange(width, device=device) - missing
+
+        def before(layer: int, x: Tensor, side: str) -> Tensor:
+            heads = [getattr(head, side)[layer] if len(head) else x[:1, :, :0] for head in self.heads]
+            return torch.cat([torch.cat([pad(h, (0, 0, width - h.shape[2], 0)) for h in heads]), x], dim=2)
+
+        return Columns(
+            tuple(before(i, x, "keys") for i, x in enumerate(own.keys)),
+            tuple(before(i, x, "values") for i, x in enumerate(own.values)),
+            torch.cat([places >= 0, own.mask], dim=1),
+            torch.cat([places.clamp(min=0), own.positions], dim=1),
+            raw,
+        )
+
     def positions_of(self, mask: Tensor) -> Tensor:
         """(B, T) positions of text that follows the memory, padded where ``mask`` (B, T) is False."""
         return self.offset[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -122,7 +211,7 @@ class Memory:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """The same memory on a device or in a dtype."""
         moved = self._each(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
-        return replace(moved, offset=self.offset.to(device))
+        return replace(moved, offset=self.offset.to(device), heads=tuple(head.to(device, dtype) for head in self.heads))
 
     def fork(self) -> Memory:
         """A copy that shares no tensor with this memory."""
@@ -130,11 +219,15 @@ class Memory:
 
     def sink_only(self) -> Memory:
         """This memory without the entries of its steps: what a step sees that is read in isolation."""
-        return self.first(int(self.origin.config.sink))
+        return self.first(self.sinks)
 
     def first(self, width: int) -> Memory:
         """The first ``width`` columns, or all where there are fewer."""
         return self._each(lambda x: x[:, :, :width])
+
+    def without_first(self, width: int) -> Memory:
+        """All but the first ``width`` columns."""
+        return self._each(lambda x: x[:, :, width:])
 
     def after(self, records: Sequence[StepRecord]) -> Memory:
         """This memory with one more step on the record of every conversation, and its offset moved on."""
@@ -180,7 +273,7 @@ class Memory:
             raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
         keep = self.mask[row].nonzero().flatten()
         one = self._each(lambda x: x[row : row + 1].index_select(2, keep))
-        return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],))
+        return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],), heads=(self.heads[row],))
 
     @staticmethod
     def stack(memories: Sequence[Memory]) -> Memory:
@@ -194,7 +287,8 @@ class Memory:
         first = memories[0]
         if any((m.origin, m.closed) != (first.origin, first.closed) for m in memories):
             raise InputError("Only memories of the same model, adapter and settings, all open or all closed, stack.")
-        width = max(m.width for m in memories)
+        leads = [min(m.sinks, m.width) for m in memories]
+        width = max(leads) + max(m.width - lead for m, lead in zip(memories, leads, strict=True))
         padded = [m._padded(width) for m in memories]
         return replace(
             first,
@@ -204,11 +298,12 @@ class Memory:
             positions=torch.cat([m.positions for m in padded]),
             offset=torch.cat([m.offset for m in memories]),
             steps=tuple(row for m in memories for row in m.steps),
+            heads=tuple(head for m in memories for head in m.heads),
         )
 
     def _padded(self, width: int) -> Memory:
         """Widened with padding between the sink and the steps' entries."""
-        lead = 1 if self.origin.config.sink and self.width else 0
+        lead = min(self.sinks, self.width)
         missing = width - self.width
         return self._each(lambda x: torch.cat([x[:, :, :lead], pad(x[:, :, lead:], (0, 0, missing, 0))], dim=2))
 
@@ -229,6 +324,7 @@ class Memory:
             MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
         """
         manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
+        manifest["heads"] = [head.ids for head in self.heads]
         tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
             f"values.{i}": x for i, x in enumerate(self.values)
         }
@@ -236,18 +332,37 @@ class Memory:
         write_memory(path, KIND, tensors, manifest)
 
     @staticmethod
-    def load(path: str | Path, origin: Origin) -> Memory:
+    def load(path: str | Path, origin: Origin, head: Callable[[tuple[int, ...]], Head] | None = None) -> Memory:
         """Read a memory that ``origin`` made.
+
+        Args:
+            path: of the file.
+            origin: what made it.
+            head: reads the token ids of a head, as :meth:`CCMModel.head` does; only for memories that have one.
 
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
         tensors, manifest = read_memory(path, KIND, origin, _PARTS)
-        return _from_tensors(path, tensors, manifest, origin)
+        return _from_tensors(path, tensors, manifest, origin, head or _unread)
 
 
-def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[str, Any], origin: Origin) -> Memory:
+def _unread(ids: tuple[int, ...]) -> Head:
+    raise MemoryFileError("The memory stands under a head, which its model must read: take model.load_memory(path).")
+
+
+def _from_tensors(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    manifest: dict[str, Any],
+    origin: Origin,
+    read: Callable[[tuple[int, ...]], Head],
+) -> Memory:
     layers = sum(name.startswith("keys.") for name in tensors)
+    steps = manifest.get("steps")
+    heads = manifest.get("heads", [[]] * len(steps) if isinstance(steps, list) else None)  # files before had none
+    if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
+        raise MemoryFileError(f"{path} has a damaged manifest: its heads {heads!r} are no lists of token ids.")
     try:
         memory = Memory(
             keys=tuple(tensors[f"keys.{i}"] for i in range(layers)),
@@ -258,11 +373,15 @@ def _from_tensors(path: str | Path, tensors: dict[str, Tensor], manifest: dict[s
             steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
             origin=origin,
             closed=manifest["closed"],
+            heads=tuple(read(tuple(ids)) if ids else Head() for ids in heads),
         )
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
-    if len(memory.steps) != memory.batch:
-        raise MemoryFileError(f"{path} is damaged: {memory.batch} conversations, steps of {len(memory.steps)}.")
+    if not len(memory.steps) == len(memory.heads) == memory.batch:
+        raise MemoryFileError(
+            f"{path} is damaged: {memory.batch} conversations, steps of {len(memory.steps)}, heads of "
+            f"{len(memory.heads)}."
+        )
     _check_records(path, memory)
     return memory
 
@@ -271,12 +390,13 @@ def _check_records(path: str | Path, memory: Memory) -> None:
     """The steps' records must be counts; those of an open memory must add up to its entries and offset."""
     if not isinstance(memory.closed, bool):
         raise MemoryFileError(f"{path} has a damaged manifest: closed is {memory.closed!r}, not true or false.")
-    for row, held, offset in zip(memory.steps, memory.entries, memory.offset.tolist(), strict=True):
+    ends = memory.offset.tolist()
+    for row, held, offset, head in zip(memory.steps, memory.entries, ends, memory.heads, strict=True):
         mixed = [step.entries is None for step in row]
         counts = [n for step in row for n in step if n is not None]
         if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and 0 <= n < LIMIT for n in counts):
             raise MemoryFileError(f"{path} has a damaged manifest: the steps {row} are not three counts each.")
-        entries, positions = sum(step.entries or 0 for step in row), sum(step.positions for step in row)
+        entries, positions = sum(step.entries or 0 for step in row), len(head) + sum(step.positions for step in row)
         if not memory.closed and ((not any(mixed) and entries != held) or positions != offset):
             raise MemoryFileError(
                 f"{path} is damaged: its steps add up to {entries} entries and {positions} positions, "
@@ -284,9 +404,8 @@ def _check_records(path: str | Path, memory: Memory) -> None:
             )
 
 
-def sink_column(mask: Tensor) -> Tensor:
-    """(B,) column of the first token of each row of a mask (B, S) over memory and text."""
-    return mask.long().argmax(1)
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < LIMIT
 
 
 class MemoryCache(DynamicCache):
@@ -294,14 +413,15 @@ class MemoryCache(DynamicCache):
 
     Attributes:
         memory: the memory.
+        columns: head and columns of it, with which the cache begins.
         read: (B, R) bool, False at padding, of text that :meth:`CCMModel.read` read since; what others read has none.
     """
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
-        self.memory = memory
+        self.memory, self.columns = memory, memory.columns()
         self.read = memory.mask[:, :0]
-        for layer, (key, value) in enumerate(zip(memory.keys, memory.values, strict=True)):
+        for layer, (key, value) in enumerate(zip(self.columns.keys, self.columns.values, strict=True)):
             self.update(key[:, :, :0], value[:, :, :0], layer)
             self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
 
@@ -318,12 +438,12 @@ class MemoryCache(DynamicCache):
 
         With beams, ``rows`` is a multiple of the memory's.
         """
-        known = torch.cat([self.memory.mask, self.read], dim=1).repeat_interleave(rows // self.memory.batch, 0)
+        known = torch.cat([self.columns.mask, self.read], dim=1).repeat_interleave(rows // self.memory.batch, 0)
         return torch.cat([known, known.new_ones(rows, self.get_seq_length() - known.shape[1] + length)], dim=1)
 
     def positions_of(self, mask: Tensor, length: int) -> Tensor:
         """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""
-        return self.memory.positions_of(mask[:, self.memory.width :])[:, -length:]
+        return self.memory.positions_of(mask[:, self.columns.width :])[:, -length:]
 
     def follows(self, positions: Tensor) -> bool:
         """Whether text at these positions (rows, T) comes after the memory; ``rows`` as in :meth:`mask_before`."""
@@ -335,9 +455,8 @@ class MemoryCache(DynamicCache):
 
         ``mask`` (B, S) is that of the memory and all text so far.
         """
-        memory, length = self.memory, positions.shape[1]
+        memory, columns, length = self.memory, self.columns, positions.shape[1]
         beams = positions.shape[0] // memory.batch
-        entries, offset = (x.repeat_interleave(beams, 0) for x in (memory.positions, memory.offset))
-        read = replace(memory, offset=offset).positions_of(mask[:, memory.width :])[:, :-length]
-        sink = sink_column(mask) if memory.origin.config.sink else None
-        return CachedPass(mask.bool(), torch.cat([entries, read, positions], dim=1), positions, sink)
+        entries, offset, raw = (x.repeat_interleave(beams, 0) for x in (columns.positions, memory.offset, columns.raw))
+        read = replace(memory, offset=offset).positions_of(mask[:, columns.width :])[:, :-length]
+        return CachedPass(mask.bool(), torch.cat([entries, read, positions], dim=1), positions, raw)

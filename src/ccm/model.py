@@ -6,7 +6,7 @@ online     memory + step -> K/V at its COMP tokens -> rule -> memory     one ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,10 @@ from ccm.config import CCMConfig, check_count
 from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
-from ccm.memory import COMPRESSED, Memory, MemoryCache, StepRecord, sink_column
+from ccm.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
+from ccm.rope import Rope
 
+_HEADS = 16  # that a model keeps
 _NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # of generate
 
 
@@ -47,6 +49,7 @@ class CCMModel(AdaptedModel):
             module.register_forward_pre_hook(attach_view, with_kwargs=True)
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
         self.flex: bool | None = None
+        self._heads: dict[tuple[Any, ...], Head] = {}
 
     def load_memory(self, path: str | Path) -> Memory:
         """A saved memory that this model and adapter made.
@@ -54,7 +57,7 @@ class CCMModel(AdaptedModel):
         Raises:
             MemoryFileError: see :meth:`Memory.load`; also when its sizes are not the model's.
         """
-        memory = Memory.load(path, self.origin)
+        memory = Memory.load(path, self.origin, self.head)
         if memory.sizes != entry_sizes(self.base):
             raise MemoryFileError(f"{path} holds entries of other sizes than the model's; the file was altered.")
         return memory.to(self.device, self.base.dtype)
@@ -73,7 +76,7 @@ class CCMModel(AdaptedModel):
                 "Leave steps out, or shorten them."
             )
         flex = self.flex if self.base.config._attn_implementation == SDPA else False
-        current = ParallelPass(layout, self.rule, sink=self.config.sink, flex=flex)
+        current = ParallelPass(layout, self.rule, flex=flex)
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
         with head_reads(trained) if len(trained) else nullcontext():
@@ -90,19 +93,87 @@ class CCMModel(AdaptedModel):
 
     # Online ----------------------------------------------------------------------------------------------------------
 
-    def empty_memory(self, batch: int = 1) -> Memory:
-        """The memory of ``batch`` conversations that have not begun.
+    def head(self, ids: Sequence[int]) -> Head:
+        """A head of those token ids, which memories share; the last ones are kept, so that none is read twice.
 
         Raises:
-            InputError: when it is no whole number above 0.
+            InputError: when it leaves no position for text, or the ids are not the model's.
+        """
+        key = (*ids, str(self.device), self.base.dtype)
+        if key not in self._heads:
+            if len(self._heads) == _HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = self._read_head(tuple(ids))
+        return self._heads[key]
+
+    @torch.no_grad()
+    def _read_head(self, ids: tuple[int, ...]) -> Head:
+        if not ids:
+            return Head()
+        blank = self.empty_memory()
+        cache, (text, mask) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
+        cache.columns = cache.columns._replace(raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
+        self._run(blank, cache, text, mask, n_tok=0)
+        return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers))
+
+    def empty_memory(self, batch: int = 1, heads: Sequence[Head] | None = None) -> Memory:
+        """The memory of ``batch`` conversations that have not begun.
+
+        Args:
+            batch: B.
+            heads: what stands before each of them, raw, in view of all their text; nothing where None.
+
+        Raises:
+            InputError: when it is no whole number above 0, or there are more or fewer heads.
         """
         if check_count(batch, "batch") < 1:
             raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
+        heads = [Head()] * batch if heads is None else heads
+        if len(heads) != batch:
+            raise InputError(f"There are {len(heads)} heads for {batch} conversations; give one for each.")
         table = {"device": self.device, "dtype": self.base.dtype}
         nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
-        offset = torch.zeros(batch, dtype=torch.long, device=self.device)
-        return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin)
+        offset = torch.tensor([*map(len, heads)], device=self.device)
+        return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin, False, tuple(heads))
+
+    def put_under(self, memory: Memory, heads: Sequence[Head]) -> Memory:
+        """The memory under other heads: its keys are turned by the difference in length.
+
+        An approximation: what was compressed saw the head that it was written under.
+
+        Args:
+            memory: of B conversations.
+            heads: of each.
+
+        Raises:
+            InputError: when there are more or fewer heads, or one is empty where the memory needs a sink.
+            UnsupportedModelError: when keys of the model cannot be turned, and a length differs.
+        """
+        if len(heads) != memory.batch:
+            raise InputError(f"There are {len(heads)} heads for {memory.batch} conversations; give one for each.")
+        if [head.ids for head in heads] == [head.ids for head in memory.heads]:
+            return memory
+        return Memory.stack([self._put_under(memory[row], head) for row, head in enumerate(heads)])
+
+    def _put_under(self, memory: Memory, head: Head) -> Memory:
+        if not len(head) and self.config.sink and memory.begun[0]:
+            raise InputError(
+                "This memory was written under a head, and its model needs a first token in view; give it another head."
+            )
+        by = len(head) - len(memory.heads[0])
+        keys, lead = memory.keys, memory.sinks
+        if by:
+            turn = Rope(self.base).by(torch.full((memory.width,), by, device=self.device))
+            keys = tuple(turn(layer, x) for layer, x in enumerate(keys))
+        moved = replace(
+            memory,
+            keys=keys,
+            positions=torch.where(memory.positions < 0, memory.positions, memory.positions + by),
+            offset=memory.offset + by,
+            heads=(head,),
+        )
+        return moved.without_first(lead - moved.sinks)
 
     def compress(
         self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
@@ -126,7 +197,7 @@ class CCMModel(AdaptedModel):
         lengths = mask.sum(1).tolist()
         if cache is not None and not (
             cache.memory is memory
-            and cache.get_seq_length() <= memory.width + ids.shape[1]
+            and cache.get_seq_length() <= cache.columns.width + ids.shape[1]
             and cache.layers[0].keys.shape[0] == memory.batch
         ):
             cache = None  # of a closed memory, of more text than this, or of beams: read the step afresh
@@ -204,7 +275,7 @@ class CCMModel(AdaptedModel):
         ids, mask = self._text(memory, ids, mask)
         cache = self._cache_of(memory, cache)
         whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
-        read = whole[:, cache.memory.width :]
+        read = whole[:, cache.columns.width :]
         self._check_end(memory, read.sum(1))
         logits = self.base(
             input_ids=ids,
@@ -262,20 +333,20 @@ class CCMModel(AdaptedModel):
                 )
         options |= _NEEDED  # whatever the model's generation_config.json says
         cache = self._cache_of(memory, cache)
-        if cache.get_seq_length() != cache.memory.width:
+        if cache.get_seq_length() != cache.columns.width:
             raise InputError("This cache has read text already; take a fresh one.")
         most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
         self._check_end(memory, mask.sum(1) + max(most, 0))
-        memory = cache.memory
+        memory, before = cache.memory, cache.columns.mask
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
             comp = range(self.vocab_size, self.vocab_size + self.config.n_tok_range[1])
             options["suppress_tokens"] = [*(self._option(options, "suppress_tokens") or ()), *comp]
-        positions = torch.cat([torch.zeros_like(memory.mask, dtype=torch.long), memory.positions_of(mask)], dim=1)
+        positions = torch.cat([torch.zeros_like(before, dtype=torch.long), memory.positions_of(mask)], dim=1)
         output = self.base.generate(
             ids,
-            attention_mask=torch.cat([memory.mask, mask], dim=1).long(),
+            attention_mask=torch.cat([before, mask], dim=1).long(),
             position_ids=positions,
             past_key_values=cache,
             **options,
@@ -305,22 +376,22 @@ class CCMModel(AdaptedModel):
         self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
     ) -> dict[int, Tensor | None]:
         """Feed what the cache has not read of a step, then COMP tokens; returns the rule's write weights by layer."""
-        done = cache.get_seq_length() - source.width
+        before = cache.columns
+        done = cache.get_seq_length() - before.width
         slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
         start = source.offset + mask.sum(1)
         text = source.positions_of(mask)
         positions = torch.cat([text[:, done:], start[:, None] + slot], dim=1)
-        columns = torch.cat([source.positions, text, torch.full_like(slot, COMPRESSED)], dim=1)
+        columns = torch.cat([before.positions, text, torch.full_like(slot, COMPRESSED)], dim=1)
         fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
         step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
-        read = torch.cat([source.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
-        sink = sink_column(read) if self.config.sink else None
+        read = torch.cat([before.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
         current = CompressingPass(
             read,
             columns,
             positions,
-            sink,
+            before.raw,
             rule=self.rule,
             n_tok=n_tok,
             step=step,
@@ -355,10 +426,11 @@ class CCMModel(AdaptedModel):
 
     def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:
         """The memory with all that the cache has read since, raw."""
+        head = cache.columns.width - memory.width
         return replace(
             memory,
-            keys=tuple(layer.keys for layer in cache.layers),
-            values=tuple(layer.values for layer in cache.layers),
+            keys=tuple(layer.keys[:, :, head:] for layer in cache.layers),
+            values=tuple(layer.values[:, :, head:] for layer in cache.layers),
             mask=torch.cat([memory.mask, mask], dim=1),
             positions=torch.cat([memory.positions, positions], dim=1),
         )
@@ -367,16 +439,17 @@ class CCMModel(AdaptedModel):
         self, memory: Memory, source: Memory, cache: MemoryCache, mask: Tensor, weights: dict[int, Tensor | None]
     ) -> Memory:
         """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
-        n, sink = self.config.n_tok, int(self.config.sink)
-        read = torch.cat([source.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
-        first, rows = sink_column(read), torch.arange(memory.batch, device=read.device)
+        n, sink = self.config.n_tok, memory.sinks
+        read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
+        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
 
         def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
             head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
             return torch.cat([head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
 
         layers = range(len(cache.layers))
-        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0]
+        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()
+        valid[:, :sink] &= torch.tensor([[not len(head)] for head in memory.heads], device=valid.device)
         return replace(
             memory,
             keys=tuple(fold(memory.keys[i], cache.layers[i].keys, weights[i]) for i in layers),

@@ -73,6 +73,15 @@ class Rule(nn.Module):
             return n_tok
         return 0 if self.forgets else tokens
 
+    @classmethod
+    def raw(cls, head: int, *, sink: bool) -> int:
+        """How many of the first tokens stay in view beyond a layer's reach: those of the head, or the sink.
+
+        Where nothing is hidden, a layer sees of a head what the stock model would.
+        """
+        stock = cls.keeps_text or cls.compresses == "never"
+        return (0 if stock else head) if head else int(sink)
+
     def holds(self, written: Tensor, now: Tensor) -> Tensor:
         """Whether Mem(``now``) contains the memory columns of step ``written``; both count steps from 1."""
         return written <= now

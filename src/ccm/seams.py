@@ -91,7 +91,7 @@ def _decoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[s
             given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         return base.model(inputs_embeds=text, position_ids=positions, use_cache=False, **given).last_hidden_state
 
-    return base, layout, ParallelPass(layout, rule, sink=False), run, {}
+    return base, layout, ParallelPass(layout, rule), run, {}
 
 
 def _encoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[str, Any]]:

@@ -10,8 +10,9 @@ stay below the model's, however long the conversation is.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +32,10 @@ from ccm.streaming import StreamingMemory
 UNDO = 8  # exchanges that can be taken back: each keeps a whole window
 
 
-def window_settings(size: int, model: CCMModel) -> StreamSettings:
+def window_settings(size: int, model: CCMModel, head: int = 0) -> StreamSettings:
     """The stream of a window of ``size`` entries: half of it for the memory at most, and steps of any length that fits.
+
+    A head of so many tokens stays in view, as a sink does.
 
     Raises:
         ConfigError: when it is too small for the model's N, or larger than the model's positions, or the rule does not
@@ -43,12 +46,12 @@ def window_settings(size: int, model: CCMModel) -> StreamSettings:
             f"The rule {model.config.rule!r} does not compress step by step, so that nothing of what leaves a window "
             "would be kept; take a rule that does, such as concat, or talk without a window."
         )
-    n, sink = model.config.n_tok, int(model.config.sink)
+    n, sink = model.config.n_tok, max(head, int(model.config.sink))
     least, most = 2 * (sink + n + 2), model.max_positions - 1
     if not least <= check_count(size, "window") <= most:
         raise ConfigError(
-            f"The window is {size} entries; with N = {n} and a model made for {most + 1} positions it must be from "
-            f"{least} to {most}."
+            f"The window is {size} entries; with N = {n}, {sink} tokens that stay in view and a model made for "
+            f"{most + 1} positions it must be from {least} to {most}."
         )
     memory = size // 2
     shortest, longest = n + 1, size - sink - memory - 1
@@ -65,8 +68,10 @@ class WindowConversation(Talk):
     Args:
         model: the model, under a rule that compresses step by step.
         tokenizer: of its base model.
-        size: entries of the window: memory, recent text, and the sink of adapters that have one.
+        size: entries of the window: head, memory, recent text, and the sink of adapters that have one.
         sampling: how replies are chosen.
+        system: the system message, which stays in view as it is.
+        tools: definitions of tools, which stay in view beside it.
 
     Attributes:
         settings: sizes of the stream that a new conversation is.
@@ -80,10 +85,17 @@ class WindowConversation(Talk):
     kind = KIND
 
     def __init__(
-        self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, size: int, sampling: Sampling | None = None
+        self,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        size: int,
+        sampling: Sampling | None = None,
+        *,
+        system: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        super().__init__(model, tokenizer, sampling)
-        self.settings = window_settings(size, model)
+        super().__init__(model, tokenizer, sampling, system, tools)
+        self.settings = window_settings(size, model, len(self.turns.head))
         self._earlier: deque[tuple[StreamingMemory, tuple[int, ...] | None]] = deque(maxlen=UNDO)
         self.stream = self._new()
         self._text: tuple[int, ...] | None = ()  # all that was read, where it is known and not too long to go on from
@@ -94,11 +106,12 @@ class WindowConversation(Talk):
         recent = max(stream.entries - stream.settings.sink - held.memory, 0)
         entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
         window = stream.settings.cache_size
-        return Past(held.evictions, stream.tokens, stream.entries, recent, stream.nbytes, entry, window)
+        tokens = stream.tokens - len(self.turns.head)
+        return Past(held.evictions, tokens, stream.entries, recent, stream.nbytes, entry, window)
 
     def say(self, text: str) -> Generator[str, None, None]:
         """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long."""
-        begun, first = self.stream, not self.stream.tokens
+        begun, first = self.stream, self._first
         prompt, stream = self._prompt(text, first=first), begun.fork()
         reply, pieces = self._reply(_reader(stream), prompt, begun.tokens, self.sampling.max_new_tokens)
         yield from pieces
@@ -118,7 +131,7 @@ class WindowConversation(Talk):
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone = self._prompt(text, first=True)
-        prompt = self._prompt(text, first=False) if self.stream.tokens else alone
+        prompt = alone if self._first else self._prompt(text, first=False)
         return {
             "memory": self._answer(self.stream.fork(), prompt),
             "full": self._answer_in_full(prompt),
@@ -149,6 +162,9 @@ class WindowConversation(Talk):
             raise InputError(
                 f"{path} holds a stream that drops its oldest text; a conversation goes on where it is kept."
             )
+        sink = stream.held.entries.ids[0, : stream.settings.sink].tolist()
+        if (self.turns.system or self.turns.tools) and sink != self.turns.head:
+            raise InputError(f"{path} was saved under another system message; load it without one, or begin anew.")
         self._begin(stream, None)
 
     def _begin(self, stream: StreamingMemory, text: tuple[int, ...] | None) -> None:
@@ -156,7 +172,15 @@ class WindowConversation(Talk):
         self._earlier.clear()
 
     def _new(self) -> StreamingMemory:
-        return StreamingMemory(self.model, self.settings, self.tokenizer, ends=self._ends)
+        stream = StreamingMemory(self.model, self.settings, self.tokenizer, ends=self._ends)
+        if self.turns.head:
+            stream.feed(torch.tensor([self.turns.head]))
+        return stream
+
+    @property
+    def _first(self) -> bool:
+        """Whether the next turn is the first that the model sees."""
+        return self.stream.tokens <= self.stream.settings.sink
 
     def _ends(self, ids: Tensor) -> Tensor:
         """(B, T) where exchanges of the recent text (B, T) end; the oldest first."""
@@ -168,10 +192,11 @@ class WindowConversation(Talk):
     def _answer_in_full(self, prompt: list[int]) -> str | None:
         """The reply with all text before it in view; None where that is not known, or leaves no room for a reply."""
         room = self.model.max_positions - 1
-        if self._text is None or len(self._text) + len(prompt) + self.sampling.max_new_tokens > room:
+        text = [*self.turns.head, *(self._text or ()), *prompt]
+        if self._text is None or len(text) + self.sampling.max_new_tokens > room:
             return None
         whole = StreamSettings(room, span=1, memory_size=0, sink=0, evict="window")
-        return self._answer(StreamingMemory(self.model, whole), [*self._text, *prompt])
+        return self._answer(StreamingMemory(self.model, whole), text)
 
 
 def _reader(stream: StreamingMemory) -> Read:

@@ -114,20 +114,15 @@ def test_text_becomes_chunks_in_which_every_token_has_the_next_as_target(tmp_pat
         assert [*step.targets] == [*step.ids[1:], IGNORE]
 
 
-def test_a_system_message_precedes_the_first_turn(tmp_path: Path, turns: Turns) -> None:
+def test_a_system_message_is_the_head_of_its_conversation(tmp_path: Path, turns: Turns) -> None:
     path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "Bye.", "See you.", system="Be kind. "))
     sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
-    assert texts(turns, sample)[0] == "<s>Be kind. Hi.\nAssistant:Hello."
-    assert "Be kind" not in texts(turns, sample)[1]
+    assert turns.tokenizer.decode(sample.head) == "<s>Be kind. "
+    assert texts(turns, sample) == ["\nUser:Hi.\nAssistant:Hello.", "\nUser:Bye.\nAssistant:See you."]
     chat_turns = _chat_turns()
     templated = opened(path, chat_turns, random_steps=False).pool(0, 1)[0]
-    assert texts(chat_turns, templated)[0].startswith("<system>Be kind. <end><user>Hi.")
-
-
-def test_a_system_message_is_parted_from_the_first_turn(tmp_path: Path, turns: Turns) -> None:
-    path = write(tmp_path / "a.jsonl", messages("Hi.", "Hello.", "Bye.", "See you.", system="Be kind."))
-    first = texts(turns, opened(path, turns).pool(0, 1)[0])[0]
-    assert "Be kind.Hi." not in first
+    assert chat_turns.tokenizer.decode(templated.head) == "<system>Be kind. <end>"
+    assert texts(chat_turns, templated)[0].startswith("<user>Hi.")
 
 
 def _chat_turns() -> Turns:
@@ -140,7 +135,7 @@ def test_under_a_chat_template_a_step_without_a_reply_is_a_message(tmp_path: Pat
     turns = _chat_turns()
     path = write(tmp_path / "a.jsonl", {"steps": ["One.", "Two."], "query": "Sum?", "answer": "Three."})
     sample = opened(path, turns, random_steps=False).pool(0, 1)[0]
-    assert texts(turns, sample) == ["<user>One.<end>", "<user>Two.<end>", "<user>Sum?<end>Three."]
+    assert texts(turns, sample) == ["<user>One.", "<end><user>Two.", "<end><user>Sum?<end><assistant>Three."]
     assert not any(step.targets for step in sample.steps)
 
 
@@ -584,4 +579,5 @@ def test_without_context_a_chat_keeps_its_system_message(tmp_path: Path, turns: 
     ]
     rows = {"messages": [{"role": role, "content": content} for role, content in talk]}
     (question,) = task_of(write(tmp_path / "mine.jsonl", rows), turns).questions(1)
-    assert turns.tokenizer.decode([*question.alone().query]) == "<s>Be brief.\n\nWho?\nAssistant:"
+    alone = question.alone()
+    assert turns.tokenizer.decode([*alone.head, *alone.query]) == "<s>Be brief.\nUser:Who?\nAssistant:"

@@ -269,7 +269,7 @@ def test_adapters_with_a_chat_template_read_dialogues(folder: Path) -> None:
     turns = make_turns(tokenizer, TurnFormat(template="chat"))
     question, _ = open_task(TaskSettings("dialog", str(folder)), turns).questions(1)
     said = [tokenizer.decode([*ids]) for ids in (*question.steps, question.query, *question.answers)]
-    assert said == ["<user>Say, Jim, how about a tea?<end>", "<user>Sure!<end><assistant>", "It's 3. 5 dollars."]
+    assert said == ["<user>Say, Jim, how about a tea?", "<end><user>Sure!<end><assistant>", "It's 3. 5 dollars."]
     sample = opened(folder, turns, **{"data.random_steps": "false"}).pool(0, 1)[0]
     learned = [[target for target in step.targets if target != IGNORE] for step in sample.steps]
     assert [tokenizer.decode(ids) for ids in learned][:1] in (["Say, Jim, how about a tea?"], ["Hello."])

@@ -189,8 +189,8 @@ def test_an_adapter_with_a_chat_template_reads_every_turn_as_a_message(tmp_path:
     turns = make_turns(tokenizer, TurnFormat(template="chat"))
     (question,) = opened(write(tmp_path, asked(4, evidence=("D10:1",))), turns).questions(2)
     assert texts(question, turns) == [
-        "<user>[3 May]\nA: three 3<end>",
-        "<user>[10 May]\nA: look [shows a red boat]<end>",
-        "<user>Answer in a few words.\nQuestion: Which?<end><assistant>",
+        "<user>[3 May]\nA: three 3",
+        "<end><user>[10 May]\nA: look [shows a red boat]",
+        "<end><user>Answer in a few words.\nQuestion: Which?<end><assistant>",
     ]
     assert turns.decode([*question.answers[0]]) == "red"

@@ -126,7 +126,7 @@ def evaluate_recall(
 
 
 def _hold(model: CCMModel, turns: Turns, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]) -> Memory:
-    memory = model.empty_memory(len(group))
+    memory = model.empty_memory(len(group), [model.head(turns.head)] * len(group))
     steps = [*zip(*(dialogue.turns for dialogue in group), strict=True)]
     for number, step in enumerate(steps, start=1):
         replies, memory = _exchange(model, turns, memory, step)
@@ -143,8 +143,8 @@ def _exchange(
     model: CCMModel, turns: Turns, memory: Memory, step: tuple[Turn, ...] | list[Turn]
 ) -> tuple[list[str], Memory]:
     """One line of every conversation: the replies, and the memory with the exchange in it."""
-    starts = memory.offset.tolist()
-    prompts = [turns.prompt(turn.user, first=at == 0) for turn, at in zip(step, starts, strict=True)]
+    pairs = zip(step, memory.begun, strict=True)
+    prompts = [turns.prompt(turn.user, first=not begun) for turn, begun in pairs]
     ends = end_ids(model.base, turns.tokenizer)
     replies = [Reply(turns, ends, MAX_REPLY) for _ in prompts]
     cache = model.close(memory).cache()

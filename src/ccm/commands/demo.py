@@ -39,16 +39,15 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example
     steps = [Step(turns.exchange(*split_turn(line), first=i == 0).ids) for i, line in enumerate(context)]
-    memory = model.empty_memory()
+    empty = memory = model.empty_memory(1, [model.head(turns.head)])
     with torch.no_grad():
         for step in steps:
             memory = model.compress(memory, torch.tensor([step.ids], device=model.device))
-        begun = int(memory.offset[0]) > 0
-        later, alone = turns.prompt(question, first=not begun), turns.prompt(question, first=True)
+        later, alone = turns.prompt(question, first=not memory.begun[0]), turns.prompt(question, first=True)
         answer = [*turns.encode_reply(expected), turns.eos_id]
         parallel = _parallel(model, turns, steps, later, answer)
         online = _online(model, turns, memory, later, answer)
-        nothing = _online(model, turns, model.empty_memory(), alone, answer)
+        nothing = _online(model, turns, empty, alone, answer)
     memory = model.close(memory)
     _show(
         context,
@@ -95,7 +94,7 @@ def _parallel(
     """Greedy reply and loss, every token from a pass over the whole unrolled context."""
 
     def whole(ids: list[int], targets: list[int]) -> Any:
-        layout = build_layout([Sample(steps, Step(ids, targets))], model.config, model.rule, pad_id=0)
+        layout = build_layout([Sample(steps, Step(ids, targets), turns.head)], model.config, model.rule, pad_id=0)
         return model(layout.to(model.device))
 
     said: list[int] = []

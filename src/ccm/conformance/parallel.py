@@ -99,7 +99,7 @@ def _layout_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, e
 
 def _mask_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, model: CCMModel) -> float:
     """Differing cells of the mask; the authors' SUM columns are our appended memory columns."""
-    current = ParallelPass(layout, model.rule, sink=model.config.sink)
+    current = ParallelPass(layout, model.rule)
     different = 0
     for row in range(len(kept)):
         visible = gold["visible"][row, 0].bool()[kept[row]]

@@ -136,7 +136,7 @@ class BuiltinData:
         for i, turn in enumerate(dialogue.turns):
             step = self.turns.exchange(turn.user, turn.reply, first=i == 0)
             steps.append(step if turn.asked or not self.options.questions_only else Step(step.ids))
-        return Sample(steps[:-1], steps[-1])
+        return Sample(steps[:-1], steps[-1], self.turns.head)
 
 
 def open_data(recipe: Recipe, turns: Turns) -> BuiltinData:

@@ -87,7 +87,7 @@ class Dialogue:
     def sample(self, turns: Turns, steps: int) -> Sample:
         *context, query, answer = self.turns[: steps + 2]
         read = [turns.statement(text, first=i == 0) for i, text in enumerate(context)]
-        return Sample(read, turns.exchange(query, answer, first=not context))
+        return Sample(read, turns.exchange(query, answer, first=not context), turns.head)
 
 
 @dataclass(frozen=True)

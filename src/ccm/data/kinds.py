@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from ccm.errors import ConfigError
 from ccm.layout import IGNORE, Sample, Step
 from ccm.recipe import DataSettings
-from ccm.turns import Turns, make_turns
+from ccm.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -18,27 +19,26 @@ class Chat:
 
     Attributes:
         turns: what the user says and the reply to it.
-        system: what stands before them.
+        system: the message that stands before them.
+        tools: definitions of tools, which stand there too.
         silent: numbers of turns, counted from 0, whose replies are read but are no targets; not of all after the first.
     """
 
     turns: tuple[tuple[str, str], ...]
     system: str = ""
     silent: frozenset[int] = frozenset()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def length(self) -> int:
         return len(self.turns) - 1
 
     def sample(self, turns: Turns, steps: int) -> Sample:
-        if self.system:
-            plain = turns.form.template == "separators" and not self.system[-1].isspace()
-            preamble = self.system + "\n\n" if plain else self.system
-            turns = make_turns(turns.tokenizer, replace(turns.form, preamble=preamble))
+        turns = turns.under(self.system, self.tools) if self.system or self.tools else turns
         query = self._asked(steps)
         read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: query + 1])]
         read = [Step(step.ids) if i in self.silent else step for i, step in enumerate(read)]
-        return Sample(read[:-1], read[-1])
+        return Sample(read[:-1], read[-1], turns.head)
 
     def _asked(self, steps: int) -> int:
         """The turn whose reply is asked for: that of the number, or the nearest whose reply is a target."""
@@ -63,7 +63,7 @@ class Chat:
 
     def _cut(self, begin: int, end: int) -> Chat:
         silent = frozenset(i - begin for i in self.silent if begin <= i < end)
-        return Chat(self.turns[begin:end], self.system, silent)
+        return Chat(self.turns[begin:end], self.system, silent, self.tools)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Task:
     def sample(self, turns: Turns, steps: int) -> Sample:
         kept = self.steps[-steps:] if steps else ()
         read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
-        return Sample(read, turns.exchange(self.query, self.answer, first=not kept))
+        return Sample(read, turns.exchange(self.query, self.answer, first=not kept), turns.head)
 
     def parts(self, most: int) -> Iterator[Task]:
         """The task with its latest ``most`` steps."""

@@ -144,14 +144,14 @@ class LongTask(Task):
         room = most - len(self.turns.exchange(asked.query, asked.answer, first=False).ids)
         kept = latest[len(latest) - self._fitting(latest, room) :]
         steps = [Step(self._ids(turn, i == 0)) for i, turn in enumerate(kept)]
-        sample = Sample(steps, self.turns.exchange(asked.query, asked.answer, first=not steps))
+        sample = Sample(steps, self.turns.exchange(asked.query, asked.answer, first=not steps), self.turns.head)
         if length(sample) > most:
             self.skipped["the query alone has no room"] += 1
             return
         self._note(asked, depth, latest, len(kept), end)
         if not self.averaging.counts(asked.category):
             self.noted[f"{asked.category}, not in the perplexity"] += 1
-        alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True))
+        alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True), self.turns.head)
         question = Question.of(sample, self.turns.eos_id, asked.category, alone=alone)
         yield replace(question, references=asked.references or (asked.answer,), judged=asked.judged)
 

@@ -26,6 +26,7 @@ class Question:
         before: what stands before an answer where its own likelihood is taken; None where that is not asked for.
         references: the accepted answers as text, for a reply that is generated; where there are none, the right answer.
         judged: how such a reply is compared with them.
+        head: what stands before all steps, raw, whatever is kept of them.
 
     Raises:
         InputError: where a text is empty, or no answer is right.
@@ -40,6 +41,7 @@ class Question:
     bare: Sequence[int] | None = None
     references: Sequence[str] = ()
     judged: Judged = "words"
+    head: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not (self.query and all(self.answers) and all(self.steps) and [] not in (self.before, self.bare)):
@@ -63,13 +65,13 @@ class Question:
             answer.pop()
         bare = alone.query.ids[: len(alone.query.ids) - len(answer)] if alone else None
         steps, query = [step.ids for step in sample.steps], sample.query.ids[: begin + 1]
-        return Question(steps, query, [answer], task=task, bare=bare)
+        return Question(steps, query, [answer], task=task, bare=bare, head=sample.head)
 
     def sample(self, eos: int) -> Sample:
         """To train on: the right answer, and the token that ends it, are the targets."""
         answer = self.answers[self.right]
         targets = [*[IGNORE] * (len(self.query) - 1), *answer, eos]
-        return Sample([Step(step) for step in self.steps], Step([*self.query, *answer], targets))
+        return Sample([Step(step) for step in self.steps], Step([*self.query, *answer], targets), self.head)
 
     def alone(self) -> Question:
         """The same question without its context."""

@@ -65,7 +65,7 @@ class DecoderAnswering(Answering):
         ids, mask = (x.to(self.model.device) for x in padded([question.query for question in questions]))
         cache = memory.cache()
         first = self.model.read(memory, ids, mask, cache, last=True)
-        read = torch.cat([memory.mask, mask], dim=1)
+        read = torch.cat([cache.columns.mask, mask], dim=1)
         replies = self._replies(first[:, -1], self.model.reader(memory, cache.fork()))
         return self._likelihoods(cache, first, read, [question.answers for question in questions]), replies
 
@@ -101,7 +101,7 @@ class DecoderAnswering(Answering):
             if choices > 1:
                 cache.batch_repeat_interleave(choices)
             fed, fed_mask = (x.to(self.model.device) for x in padded([answer[:-1] for answer in flat], after=True))
-            end = (cache.memory.offset + read[:, cache.memory.width :].sum(1)).repeat_interleave(choices)
+            end = (cache.memory.offset + read[:, cache.columns.width :].sum(1)).repeat_interleave(choices)
             later = self.model.base(
                 input_ids=fed,
                 attention_mask=torch.cat([read.repeat_interleave(choices, 0), fed_mask], dim=1).long(),

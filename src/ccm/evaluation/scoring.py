@@ -21,7 +21,7 @@ from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.texts import JudgedReply, judge
 from ccm.generation import Reply
-from ccm.memory import Memory
+from ccm.memory import Head, Memory
 from ccm.model import CCMModel, check_decoder
 from ccm.seq2seq import CCMEncoderDecoder
 from ccm.turns import Turns
@@ -128,7 +128,7 @@ class Scorer:
     def _score(self, questions: list[Question]) -> list[Scored]:
         """Questions with as many steps and answers each."""
         begun = self._now()
-        memory, peaks = self._write([question.steps for question in questions])
+        memory, peaks = self._write(questions)
         written = self._now()
         self._check_end(memory, questions)
         sums, replies = self.answering.read(memory, questions)
@@ -153,12 +153,14 @@ class Scorer:
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
 
-    def _write(self, contexts: list[Sequence[Sequence[int]]]) -> tuple[Any, list[int]]:
+    def _write(self, questions: list[Question]) -> tuple[Any, list[int]]:
         """The closed memory of contexts with as many steps each, and the most entries that writing it had in view."""
+        contexts = [question.steps for question in questions]
         if self.model.rule.compresses != "step" and self.fold is None:  # then steps make no difference
             contexts = [[[token for step in steps for token in step]] if steps else [] for steps in contexts]
         model: Any = self.model
-        memory, config = model.empty_memory(len(contexts)), model.config
+        heads = self._heads(questions)
+        memory, config = model.empty_memory(len(contexts), *([heads] if heads else [])), model.config
         comp = 0 if self.model.rule.compresses == "never" else config.n_tok
         peaks = [0] * len(contexts)
         for step in zip(*contexts, strict=True):
@@ -169,6 +171,14 @@ class Scorer:
             if self.fold is not None:
                 memory = self.fold(before, memory, config.n_tok)
         return model.close(memory), peaks
+
+    def _heads(self, questions: list[Question]) -> list[Head] | None:
+        """What stands before each context; None where nothing does."""
+        if not any(question.head for question in questions):
+            return None
+        model: Any = self.model
+        check_decoder(model, "a head before the steps")
+        return [model.head(question.head) for question in questions]
 
     def _judged(self, question: Question, reply: Reply | None) -> JudgedReply | None:
         if self.turns is None or reply is None:

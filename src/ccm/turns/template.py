@@ -50,9 +50,8 @@ class TemplateTurns(Turns):
 
     def encode_reply(self, reply: str) -> list[int]:
         shown = self._shown(check_text(reply, "The reply"))
-        text, before = (shown, self._shows) if self._asks else (self._shows + shown, "")
-        lead = self._format(self._tail + before)
-        whole = self._format(self._tail + before + text)
+        before, text = self._tail + self._shows, self._space + shown
+        lead, whole = self._format(before), self._format(before + text)
         if whole[: len(lead)] == lead and not self.plain.steers(text):
             return whole[len(lead) :]
         return self.plain.after(text)
@@ -91,7 +90,7 @@ class TemplateTurns(Turns):
             marker = self._marker(text, system)
             messages = [*_reply(marker), user]
             rendered = self._after(marker, self._render(messages, reply_follows=reply_follows, system=system))
-        if past and self._asks and rendered.endswith(self._asks):
+        if past and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
         self._check_shown(rendered, quoted if first else shown)
         return self._without_head(rendered, system, quoted) if first else self._ids(rendered, quoted, inside=True)
@@ -125,7 +124,7 @@ class TemplateTurns(Turns):
         return first.removesuffix(later[self._begin(later, len(in_common(closing, later))) :])
 
     def _begin(self, text: str, at: int) -> int:
-        """Where the token of the format begins that a place of a text lies in; the place itself where it lies in none."""
+        """Where the token of the format begins that a place of a text lies in; the place itself where there is none."""
         names = "|".join(re.escape(token.content) for token in self.tokenizer.added_tokens_decoder.values())
         around = (found for found in re.finditer(names, text) if found.start() < at < found.end())
         return next((found.start() for found in around), at)
@@ -190,14 +189,19 @@ class TemplateTurns(Turns):
     @property
     def _shows(self) -> str:
         """What it shows there instead before a reply of the past."""
-        return self._leads[2]
+        return "" if self._space else self._leads[2]
+
+    @cached_property
+    def _space(self) -> str:
+        """White space that it shows there, which is the model's to write, and so of the reply."""
+        _, asks, shows = self._leads
+        return shows if not asks and shows.isspace() else ""
 
     @cached_property
     def _leads(self) -> tuple[str, str, str]:
         """What stands before every reply, and what more before one that is asked for, or one of the past."""
         hello, _ = _reply("")
-        asked = self._render([hello], reply_follows=True)
-        shown = self._around_reply[0]
+        asked, shown = self._render([hello], reply_follows=True), self._around_reply[0]
         common = len(in_common(asked, shown))
         return asked[:common], asked[common:], shown[common:]
 
