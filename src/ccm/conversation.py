@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -21,6 +22,7 @@ from ccm.plain_text import check_text
 from ccm.sampling import Sampling
 from ccm.turns import make_turns
 
+logger = logging.getLogger(__name__)
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
 
 
@@ -323,8 +325,13 @@ class Conversation(Talk):
             raise InputError(
                 f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row]."
             )
-        asked = self.turns.system or self.turns.tools
-        return self.model.put_under(memory, [self.model.head(self.turns.head)]) if asked else memory
+        head = self.model.head(self.turns.head)
+        if not (self.turns.system or self.turns.tools) or head.ids == memory.heads[0].ids:
+            return memory
+        logger.warning(
+            "The memory was written under another system message: it is read under this one by an approximation."
+        )
+        return self.model.put_under(memory, [head])
 
     def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
         self.memory, self._text, self.last = memory, text, None

@@ -324,7 +324,7 @@ class Memory:
             MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
         """
         manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
-        manifest["heads"] = [head.ids for head in self.heads]
+        manifest["head"] = [head.ids for head in self.heads] if any(map(len, self.heads)) else None
         tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
             f"values.{i}": x for i, x in enumerate(self.values)
         }
@@ -343,7 +343,7 @@ class Memory:
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
-        tensors, manifest = read_memory(path, KIND, origin, _PARTS)
+        tensors, manifest = read_memory(path, KIND, origin, _PARTS, heads=True)
         return _from_tensors(path, tensors, manifest, origin, head or _unread)
 
 
@@ -359,10 +359,11 @@ def _from_tensors(
     read: Callable[[tuple[int, ...]], Head],
 ) -> Memory:
     layers = sum(name.startswith("keys.") for name in tensors)
-    steps = manifest.get("steps")
-    heads = manifest.get("heads", [[]] * len(steps) if isinstance(steps, list) else None)  # files before had none
+    heads = manifest.get("head") or [[] for _ in tensors["offset"]]
     if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
-        raise MemoryFileError(f"{path} has a damaged manifest: its heads {heads!r} are no lists of token ids.")
+        raise MemoryFileError(
+            f"{path} has a damaged manifest: its head {heads!r} is no list of token ids a conversation."
+        )
     try:
         memory = Memory(
             keys=tuple(tensors[f"keys.{i}"] for i in range(layers)),

@@ -34,7 +34,7 @@ class Origin:
     adapter: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As a manifest has it. There is no head yet, raw tokens before all steps; its digest and length go there."""
+        """As a manifest has it, of what has no head."""
         return {"base": self.base, "adapter": self.adapter, "config": self.config.to_dict(), "head": None}
 
 
@@ -72,12 +72,18 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
 
 
 def read_memory(
-    path: str | Path, kind: str, origin: Origin, parts: Parts, check: Check = lambda manifest, stated: None
+    path: str | Path,
+    kind: str,
+    origin: Origin,
+    parts: Parts,
+    check: Check = lambda manifest, stated: None,
+    *,
+    heads: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and manifest of a file of that kind, which ``origin`` made.
 
     The tensors are ``parts``, whose sizes go together and whose values are finite. ``check`` is called before they are
-    read.
+    read; ``heads`` is whether memories of that kind may stand under one.
 
     Raises:
         MemoryFileError: when the file is absent, damaged, of another kind, version, model, adapter or rule.
@@ -85,6 +91,8 @@ def read_memory(
 
     def fits(manifest: dict[str, Any], stated: dict[str, Stated]) -> None:
         _check_manifest(path, manifest, origin)
+        if not heads and (head := manifest.get("head")) is not None:
+            raise MemoryFileError(f"{path} says that it was written under a head ({head}); its kind has none.")
         check_parts(path, stated, parts)
         check(manifest, stated)
 
@@ -147,5 +155,3 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
             f"{path} was made with another adapter ({manifest.get('adapter')}) than the one loaded ({origin.adapter}); "
             "load that adapter to read it."
         )
-    if (head := manifest.get("head")) is not None:
-        raise MemoryFileError(f"{path} was written under a head ({head}); this ccm knows none. Update it.")

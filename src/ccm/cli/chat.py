@@ -24,6 +24,9 @@ def chat(
             help="Talk without end in so many entries: memory, at most half of them, and recent text as it is."
         ),
     ] = None,
+    system: Annotated[
+        str, typer.Option(help="A message that stands before all turns as it is, never compressed.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object a turn on standard output.")] = False,
 ) -> None:
     """Talk to a model whose past is a compressed memory. /help lists what else you can say.
@@ -34,7 +37,7 @@ def chat(
     from ccm.sampling import Sampling
 
     choosing = Sampling(**asdict(sampling), repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens)
-    raise typer.Exit(run(model.chosen(), choosing, load, window, as_json=json))
+    raise typer.Exit(run(model.chosen(), choosing, load, window, system, as_json=json))
 
 
 @unfold

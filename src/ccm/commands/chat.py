@@ -27,14 +27,22 @@ from ccm.window import WindowConversation
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its mark, read as UTF-8 with surrogateescape
 
 
-def run(choice: dict[str, Any], sampling: Sampling, load: Path | None, window: int | None, *, as_json: bool) -> int:
+def run(
+    choice: dict[str, Any],
+    sampling: Sampling,
+    load: Path | None = None,
+    window: int | None = None,
+    system: str = "",
+    *,
+    as_json: bool,
+) -> int:
     """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
     quiet()
     model, tokenizer = ccm.load(**choice)
     conversation: Talk = (
-        Conversation(model, tokenizer, sampling=sampling)
+        Conversation(model, tokenizer, sampling=sampling, system=system)
         if window is None
-        else WindowConversation(model, tokenizer, window, sampling)
+        else WindowConversation(model, tokenizer, window, sampling, system=system)
     )
     if load is not None:
         conversation.load(load)
