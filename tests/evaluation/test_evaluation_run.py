@@ -360,13 +360,13 @@ def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: 
     told: list[tuple[str, int, int]] = []
     asked = Evaluation(TaskSettings("dialog", str(folder)), rules=("full", "none"), depths=(1, 2), batch=2)
     run.evaluate(asked, output=tmp_path / "out", progress=lambda *one: told.append(one))
-    assert {total for _, _, total in told} == {20}  # five questions at each of two steps, by two methods
+    assert {total for _, _, total in told} == {40, 30}  # five questions, two steps, twice each; then none, once each
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert told[-1] == ("none, step 2", 20, 20)
+    assert told[-1] == ("none, step 2", 30, 30)
     told.clear()
     more = replace(asked, rules=("full", "none", "concat"))
     run.evaluate(more, output=tmp_path / "out", progress=lambda *one: told.append(one))
-    assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 10)}  # the rest was measured before
+    assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 20)}  # the rest was measured before
 
 
 def test_what_the_built_in_model_is_not_for_is_said_once_and_first(

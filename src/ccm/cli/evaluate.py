@@ -41,6 +41,11 @@ Generate = Annotated[
     int | None, typer.Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")
 ]
 
+Control = Annotated[
+    bool,
+    typer.Option(help="Read each query with the memory of another conversation, too: how much of a gain is content."),
+]
+
 
 def report(
     folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.")],
@@ -88,6 +93,7 @@ class MethodOptions:
     most: Most = 0
     batch: QuestionBatch = 16
     generate: Generate = None
+    control: Control = True
     output: Output = None
     json: Lines = False
 
@@ -113,6 +119,7 @@ def _measure(
             most=methods.most,
             batch=methods.batch,
             generate=methods.generate,
+            control=methods.control,
             **asdict(base),
         )
         for seed in drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -82,6 +82,24 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
     return Gain(share, mean_over_tasks(rest, result)[1] / difference)
 
 
+def content(result: Result, results: Sequence[Result]) -> Gain | None:
+    """The share of a result's gain over no context that is lost with the memory of another conversation, in nats.
+
+    None where no context is not there, was measured otherwise, or is not worse by two standard errors.
+    """
+    none = next((r for r in results if r.line.rule == "none" and _same(r, result)), None)
+    if none is None or len(none.nats) != len(result.others):
+        return None
+    nats = zip(result.nats, result.others, none.nats, strict=True)
+    rows = [(own - other, own - alone) for own, other, alone in nats if other is not None]
+    lost, gained = sum(a for a, _ in rows), sum(b for _, b in rows)
+    ones = [1.0] * len(rows)
+    if not gained > 2 * len(rows) * standard_error([b for _, b in rows], ones):
+        return None
+    share = lost / gained
+    return Gain(share, standard_error([a - share * b for a, b in rows], ones) * len(rows) / gained)
+
+
 def _same(one: Result, other: Result) -> bool:
     """Whether two results have base, task, depth and targets in common."""
     a, b = ((r.line.base, r.line.task, r.line.depth, r.line.asked, r.weights, r.tasks) for r in (one, other))
@@ -117,14 +135,17 @@ def overview(results: Sequence[Result]) -> str:
 def tables(results: Sequence[Result]) -> str:
     """Two Markdown tables, depth by depth: all figures, and the memory and time that they took."""
     names = [name for name in TITLES if any(name in r.line.figures for r in results)]
-    found = [["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "questions (skipped)"]]
+    found = [
+        ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "content", "questions (skipped)"]
+    ]
     took = [["step", "method", "memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
         first = lines[0]
         figures = [_spread(name, [line.figures.get(name) for line in lines]) for name in names]
         asked = f"{first.questions} ({sum(first.skipped.values())})"
-        found.append([str(depth), method, str(first.n_tok or ""), *figures, _gains(group, results), asked])
+        shares = [_gains(group, results), _gains(group, results, content)]
+        found.append([str(depth), method, str(first.n_tok or ""), *figures, *shares, asked])
         memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
         peak = [f"{fmean(line.peak_entries for line in lines):.1f}", size(fmean(line.peak_bytes for line in lines))]
         seconds = [f"{fmean(getattr(line, key) for line in lines):.1f}" for key in ("write_seconds", "read_seconds")]
@@ -154,14 +175,15 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def brief(results: Sequence[Result]) -> list[list[str]]:
     """For a terminal: a head and rows of what matters most; :data:`UNSTATED` for a gain, see :data:`WHY_UNSTATED`."""
     name = results[0].line.main
-    rows = [["step", "method", TITLES[name], "recovered", "questions", "entries", "K/V"]]
+    rows = [["step", "method", TITLES[name], "recovered", "content", "questions", "entries", "K/V"]]
     for depth, method, group in rows_of(results):
         lines = [result.line for result in group]
         bound = lines[0].rule in ("full", "none")
         gained = "" if bound else _gains(group, results, digits=0) or UNSTATED
         asked = f"{lines[0].questions:,}"
         asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
-        figures = [_spread(name, [line.figures[name] for line in lines]), gained, asked]
+        told = _gains(group, results, content, digits=0)
+        figures = [_spread(name, [line.figures[name] for line in lines]), gained, told, asked]
         memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
         rows.append([str(depth), method, *figures, *memory])
     return rows
@@ -175,9 +197,14 @@ def _spread(name: str, values: Sequence[float | None]) -> str:
     return f"{_figure(name, fmean(there))} ± {_figure(name, stdev(there))}"
 
 
-def _gains(group: Sequence[Result], results: Sequence[Result], digits: int = 1) -> str:
-    """The recovered gain with its standard error; of several draws the mean and the standard deviation."""
-    found = [one for result in group if (one := gain(result, results)) is not None]
+def _gains(
+    group: Sequence[Result],
+    results: Sequence[Result],
+    share: Callable[[Result, Sequence[Result]], Gain | None] = gain,
+    digits: int = 1,
+) -> str:
+    """The recovered gain, or content, with its standard error; of several draws the mean and the standard deviation."""
+    found = [one for result in group if (one := share(result, results)) is not None]
     if len(found) < len(group):
         return ""
     shares = [one.share for one in found]
@@ -284,7 +311,9 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
         f"![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
         f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; {WHY_UNSTATED}. "
-        "After ± stands its standard error over the questions; of several draws, the standard deviation over them.\n\n"
+        "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
+        "with the memory of another conversation of as many steps: (other's - own) / (none - own). "
+        "After ± stands the standard error over the questions; of several draws, the standard deviation over them.\n\n"
         f"{_by_steps(said)}"
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,17 @@ class Result:
             of the reply.
         weights: tokens of the right answer, or 1.
         tasks: what it is counted under, where the figure is a mean over tasks.
+        nats: log-likelihood of the right answer, of the questions that count in figures of likelihoods.
+        others: likewise, with the memory of another conversation (:mod:`ccm.evaluation.control`); None where there was
+            none. Empty, as nats, in results of earlier versions.
     """
 
     line: Measured
     values: list[float]
     weights: list[int]
     tasks: list[str]
+    nats: list[float] = field(default_factory=list)
+    others: list[float | None] = field(default_factory=list)
 
 
 class Kept(Folder):

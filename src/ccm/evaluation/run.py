@@ -22,6 +22,7 @@ from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
 from ccm.errors import ConfigError, InputError
 from ccm.evaluation.asked import Asked
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
+from ccm.evaluation.control import Control
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
 from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
@@ -65,6 +66,7 @@ class Evaluation:
         most: questions of each task within it, at every depth, at most; 0 for all.
         batch: answers at a time.
         generate: most new tokens of replies, which are judged as texts; 0 for none, None for what the task has.
+        control: whether each query is read with the memory of another conversation, too.
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
         dtype: of the base.
@@ -82,6 +84,7 @@ class Evaluation:
     most: int = 0
     batch: int = 16
     generate: int | None = None
+    control: bool = True
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
@@ -221,7 +224,8 @@ def _measure(
         room = evaluation.room
         return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in found)
 
-    work.begin(sum(count.total for count in asked.counts.values()))
+    control = evaluation.control and not model.rule.forgets
+    work.begin((1 + control) * sum(count.total for count in asked.counts.values()))
     for depth, count in asked.counts.items():
         known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
         origin = repr(model.origin) if _compresses(method) else model.base_id  # whatever adapter named the base
@@ -229,6 +233,8 @@ def _measure(
         identity["asked"] = count.digest
         if generate:
             identity["generate"] = generate
+        if control:
+            identity["control"] = True
         if evaluation.quantize:
             identity["quantize"] = evaluation.quantize
         if method.baseline is not None:
@@ -240,11 +246,15 @@ def _measure(
             advance = partial(work.tell, f"{method.name}, step {depth}")
             scored, seconds = _scored(scorer, questions(depth), count.total, advance)
             work.end(count.total)
+            if control:
+                advance = partial(work.tell, f"{method.name}, step {depth}, other memories")
+                scored = _with_others(scorer, questions(depth), scored, advance)
+                work.end(count.total)
             result = _result(evaluation, method, model, asked, depth, scored, seconds)
             if processes().is_main_process:
                 kept.write(place, result, [one.reply for one in scored if one.reply])
         else:
-            work.skip(count.total)
+            work.skip((1 + control) * count.total)
         yield result
 
 
@@ -299,6 +309,18 @@ def _scored(
     return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
 
 
+def _with_others(
+    scorer: Scorer, questions: Iterable[Question], scored: Sequence[Scored], progress: Callable[[int, int], None]
+) -> list[Scored]:
+    """Scored questions, with what the memory of another conversation makes of each."""
+    control = Control(questions)
+    plain = Scorer(scorer.model, batch=scorer.batch, fold=scorer.fold)
+    read, _ = _scored(plain, control, len(scored), progress)
+    others = iter(read)
+    found = [next(others).answers[0].total if there else None for there in control.found]
+    return [replace(one, other=other) for one, other in zip(scored, found, strict=True)]
+
+
 def _result(
     evaluation: Evaluation,
     method: Compared,
@@ -346,4 +368,7 @@ def _result(
         vocab_size=model.vocab_size,
     )
     rows = values(task, scored, evaluation.task.name)
-    return Result(line, *map(list, zip(*rows, strict=True)))
+    counted = counting(task, scored)
+    nats = [one.answers[one.right].total for one in counted]
+    value, weight, part = map(list, zip(*rows, strict=True))
+    return Result(line, value, weight, part, nats, [one.other for one in counted])

@@ -42,6 +42,7 @@ class Scored:
         kv_bytes: of the memory.
         peak_bytes: of the peak.
         reply: what was generated, judged; None where nothing was.
+        other: log-likelihood of the right answer with another conversation's memory; None where none was read.
     """
 
     task: str
@@ -52,11 +53,12 @@ class Scored:
     kv_bytes: int
     peak_bytes: int
     reply: JudgedReply | None = None
+    other: float | None = None
 
     @property
     def finite(self) -> bool:
         """Whether all likelihoods are finite numbers; in half precision a model may overflow."""
-        found = [number for answer in self.answers for number in (answer.total, answer.own or 0.0)]
+        found = [number for answer in self.answers for number in (answer.total, answer.own or 0.0, self.other or 0.0)]
         return all(map(math.isfinite, found))
 
 
