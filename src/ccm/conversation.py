@@ -267,20 +267,20 @@ class Conversation(Talk):
         """
         if self.memory.closed:
             raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
-        begun, first = self.memory, self._first
-        prompt = self._prompt(text, first=first)
-        cache = self.model.close(begun).cache()
+        before = self.memory
+        begun, prompt = self._placed_prompt(text)
+        first, cache = not begun.begun[0], self.model.close(begun).cache()
         read = self.model.reader(begun, cache)
         reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
         yield from pieces
-        self._check_same(self.memory, begun)
+        self._check_same(self.memory, before)
         step = self.turns.remembered(text, prompt, reply.ids, first=first)
         seen = [*prompt, *reply.said[:-1]]
         ids = torch.tensor([step], device=self.model.device)
         with torch.no_grad():
             memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
         if not self.model.rule.reversible:
-            self._earlier.append(begun)
+            self._earlier.append(before)
         if self._text is not None:
             self._text.append(step)
         self.memory = memory
@@ -340,18 +340,29 @@ class Conversation(Talk):
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
         replies: dict[str, str | None] = {
-            "memory": self._answer(self.memory, self._prompt(text, first=self._first)),
+            "memory": self._answer(*self._placed_prompt(text)),
             "full": None,
         }
         if self._text is not None:
             whole = [token for step in self._text for token in step]
-            replies["full"] = self._answer(empty, [*whole, *self._prompt(text, first=False)] if whole else alone)
+            asked = [*whole, *self._prompt(text, first=False)] if whole else alone
+            if len(asked) < self._room(empty):
+                replies["full"] = self._answer(empty, asked)
         return {**replies, "none": self._answer(empty, alone)}
 
-    @property
-    def _first(self) -> bool:
-        """Whether the next turn is the first that the model sees."""
-        return not self.memory.begun[0]
+    def _placed_prompt(self, text: str) -> tuple[Memory, list[int]]:
+        """The memory with room for what a user says and for a reply, and the token ids of what is said."""
+        memory, prompt = self.memory, self._prompt(text, first=not self.memory.begun[0])
+        room = self._room(self.model.empty_memory(1, memory.heads)) - len(prompt)
+        if room > 0:
+            memory = self.model.make_room(memory, len(prompt) + min(self.sampling.max_new_tokens, room))
+        if memory.begun != self.memory.begun:
+            prompt = self._prompt(text, first=True)
+        return memory, prompt
+
+    def _room(self, memory: Memory) -> int:
+        """Tokens of text for which there are positions after a memory."""
+        return self.model.max_positions - self.model.config.n_tok - int(memory.offset[0])
 
     def _answer(self, memory: Memory, prompt: list[int]) -> str:
         read = self.model.reader(memory, self.model.close(memory).cache())
@@ -363,11 +374,10 @@ class Conversation(Talk):
         Raises:
             InputError: when the model's positions leave no room for a token of a reply and the COMP tokens after it.
         """
-        end = int(memory.offset[0]) + len(prompt)
-        room = self.model.max_positions - end - self.model.config.n_tok
+        room = self._room(memory) - len(prompt)
         if room < 1:
             raise InputError(
-                f"This text ends at position {end}, which leaves no room for a reply within the "
-                f"{self.model.max_positions} that the model was made for. Begin anew, take exchanges back, or be brief."
+                f"This text of {len(prompt)} tokens leaves no room for a reply within the {self.model.max_positions} "
+                "positions that the model was made for. Be brief, or begin anew."
             )
         return min(self.sampling.max_new_tokens, room)

@@ -225,9 +225,9 @@ class Memory:
         """The first ``width`` columns, or all where there are fewer."""
         return self._each(lambda x: x[:, :, :width])
 
-    def without_first(self, width: int) -> Memory:
-        """All but the first ``width`` columns."""
-        return self._each(lambda x: x[:, :, width:])
+    def without(self, begin: int, end: int) -> Memory:
+        """All columns but those from number ``begin`` to before ``end``."""
+        return self._each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
 
     def after(self, records: Sequence[StepRecord]) -> Memory:
         """This memory with one more step on the record of every conversation, and its offset moved on."""

@@ -27,6 +27,7 @@ from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.head import head_reads, pick
 from ccm.layout import IGNORE, Layout, build_layout
 from ccm.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
+from ccm.room import drop_oldest
 from ccm.rope import Rope
 
 _HEADS = 16  # that a model keeps
@@ -173,7 +174,32 @@ class CCMModel(AdaptedModel):
             offset=memory.offset + by,
             heads=(head,),
         )
-        return moved.without_first(lead - moved.sinks)
+        return moved.without(0, lead - moved.sinks)
+
+    def make_room(self, memory: Memory, tokens: int) -> Memory:
+        """The memory with room for so many more tokens of text: where positions end, the oldest steps make way.
+
+        An eighth of all positions is made free at least, so that keys are seldom turned. See :mod:`ccm.room`.
+
+        Raises:
+            InputError: when the text is too long by itself, or the rule compresses once a context.
+            UnsupportedModelError: when keys of the model cannot be turned.
+        """
+        limit = self.max_positions - self._comp_room
+        missing = [end + tokens - limit for end in memory.offset.tolist()]
+        if max(missing) <= 0:
+            return memory
+        if self.rule.compresses == "context" or max(map(len, memory.heads)) + tokens > limit:
+            self._check_end(memory, torch.full_like(memory.offset, tokens))
+        rope, least = Rope(self.base), self.max_positions // 8
+        rows = (memory[row] for row in range(memory.batch))
+        pairs = zip(rows, missing, strict=True)
+        return Memory.stack([drop_oldest(row, max(n, least), rope) if n > 0 else row for row, n in pairs])
+
+    @property
+    def _comp_room(self) -> int:
+        """Positions that the COMP tokens after a text need."""
+        return 0 if self.rule.compresses == "never" else self.config.n_tok
 
     def compress(
         self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
@@ -477,8 +503,7 @@ class CCMModel(AdaptedModel):
         return ids, mask
 
     def _check_end(self, memory: Memory, lengths: Tensor) -> None:
-        comp = 0 if self.rule.compresses == "never" else self.config.n_tok
-        end = int((memory.offset + lengths).max()) + comp
+        end = int((memory.offset + lengths).max()) + self._comp_room
         if end > self.max_positions:
             raise InputError(
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
