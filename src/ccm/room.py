@@ -5,8 +5,8 @@ steps     1    2    3    4  ->            before: no position is left for the ne
 
 Under rules that keep steps apart the entries of the oldest steps go; under those that mix, none can. Keys are turned
 back by the positions that those steps took (:mod:`ccm.rope`), so that all distances stay but those to a head or sink,
-which stays where it is. What later steps wrote has seen the earlier ones; where steps are read in isolation, and nothing
-stands before them, it has not: then the memory is that of a conversation which began later.
+which stays where it is. What later steps wrote has seen the earlier ones; where steps are read in isolation without a
+head, it has not: then the memory is that of a conversation which began later.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ccm.builtin import words
-from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, untold_question
+from ccm.builtin.generator import HELD_OUT, Dialogue, Turn, Verdict, judge, recall_dialogue, small_talk, untold_question
 from ccm.errors import InputError
 from ccm.generation import Reply, end_ids, replies_to
 from ccm.memory import Memory
@@ -46,6 +46,7 @@ class RecallReport:
     facts: int
     dialogues: int
     seed: int
+    before: int
     recall: float
     recall_held_out: float | None
     recall_seen: float | None
@@ -70,6 +71,7 @@ def evaluate_recall(
     dialogues: int = 500,
     seed: int = 0,
     batch: int = 50,
+    before: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> RecallReport:
     """Hold fresh conversations in batches and judge the replies to the questions.
@@ -82,12 +84,13 @@ def evaluate_recall(
         dialogues: how many.
         seed: of the dialogues.
         batch: conversations held at a time.
+        before: lines of small talk before a dialogue, beyond the model's positions where they are many.
         progress: called with the number of finished dialogues.
 
     Raises:
         InputError: when so many steps cannot tell so many facts, or there is nothing to hold.
     """
-    if not (4 <= facts <= 10 and 2 * (steps - QUESTIONS) >= facts and dialogues >= 1 and batch >= 1):
+    if not (4 <= facts <= 10 and 2 * (steps - QUESTIONS) >= facts and dialogues >= 1 and batch >= 1 and before >= 0):
         raise InputError(
             f"steps is {steps}, facts {facts}, dialogues {dialogues}, batch {batch}; a dialogue tells 4 to 10 facts, "
             f"at most two a step, in all steps but the last {QUESTIONS}; the others are at least 1."
@@ -99,7 +102,11 @@ def evaluate_recall(
         rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
         group = [recall_dialogue(rng, steps, facts, QUESTIONS) for rng in rngs]
         untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
-        memory = _hold(model, turns, group, verdicts)
+        memory = model.empty_memory(len(group), [model.head(turns.head)] * len(group))
+        small = [small_talk(random.Random(f"before {seed} {begin + i}"), before) for i in range(len(group))]
+        for lines in zip(*small, strict=True):
+            memory = _read(model, turns, memory, lines)
+        memory = _hold(model, turns, memory, group, verdicts)
         replies, _ = _exchange(model, turns, memory, untold)
         verdicts.update(("untold", judge(r, t.asked or "", None)) for r, t in zip(replies, untold, strict=True))
         entries += sum(memory.entries)
@@ -113,6 +120,7 @@ def evaluate_recall(
         facts=facts,
         dialogues=dialogues,
         seed=seed,
+        before=before,
         recall=_share(verdicts, "told", Verdict.RIGHT) or 0.0,
         recall_held_out=_share(verdicts, "held out", Verdict.RIGHT),
         recall_seen=_share(verdicts, "seen", Verdict.RIGHT),
@@ -125,8 +133,17 @@ def evaluate_recall(
     )
 
 
-def _hold(model: CCMModel, turns: Turns, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]) -> Memory:
-    memory = model.empty_memory(len(group), [model.head(turns.head)] * len(group))
+def _read(model: CCMModel, turns: Turns, memory: Memory, lines: Sequence[Turn]) -> Memory:
+    """The memory with an exchange of the past."""
+    pairs = zip(lines, memory.begun, strict=True)
+    rows = [[*turns.exchange(line.user, line.reply, first=not begun).ids] for line, begun in pairs]
+    with torch.no_grad():
+        return model.compress(model.make_room(memory, max(map(len, rows))), *_padded(rows))
+
+
+def _hold(
+    model: CCMModel, turns: Turns, memory: Memory, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]
+) -> Memory:
     steps = [*zip(*(dialogue.turns for dialogue in group), strict=True)]
     for number, step in enumerate(steps, start=1):
         replies, memory = _exchange(model, turns, memory, step)
@@ -145,6 +162,7 @@ def _exchange(
     """One line of every conversation: the replies, and the memory with the exchange in it."""
     pairs = zip(step, memory.begun, strict=True)
     prompts = [turns.prompt(turn.user, first=not begun) for turn, begun in pairs]
+    memory = model.make_room(memory, max(map(len, prompts)) + MAX_REPLY)
     ends = end_ids(model.base, turns.tokenizer)
     replies = [Reply(turns, ends, MAX_REPLY) for _ in prompts]
     cache = model.close(memory).cache()

@@ -294,6 +294,14 @@ def recall_dialogue(
     return writer.dialogue()
 
 
+def small_talk(rng: random.Random, lines: int) -> tuple[Turn, ...]:
+    """So many lines that tell nothing."""
+    writer = _Writer(rng, "eval")
+    for _ in range(lines):
+        writer.chat()
+    return tuple(writer.turns)
+
+
 def _recall_plan(rng: random.Random, lines: int, facts: int) -> list[str]:
     """What each of the telling turns does, in order."""
     wanted = max(lines - facts, rng.choice((1, 2)))  # turns that tell no new fact

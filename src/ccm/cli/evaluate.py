@@ -72,12 +72,14 @@ def builtin(
     dialogues: Annotated[int, typer.Option(help="Fresh dialogues.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
     batch: Annotated[int, typer.Option(help="Conversations held at a time.")] = 50,
+    before: Annotated[int, typer.Option(help="Lines of small talk that come first, without end.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.commands.evaluate import run_builtin
 
-    run_builtin(model.chosen(), steps=steps, facts=facts, dialogues=dialogues, seed=seed, batch=batch, as_json=json)
+    asked = {"steps": steps, "facts": facts, "dialogues": dialogues, "seed": seed, "batch": batch, "before": before}
+    run_builtin(model.chosen(), **asked, as_json=json)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ccm.evaluation.run import Evaluation, evaluate, processes
 
 
 def run_builtin(
-    choice: dict[str, Any], *, steps: int, facts: int, dialogues: int, seed: int, batch: int, as_json: bool
+    choice: dict[str, Any], *, steps: int, facts: int, dialogues: int, seed: int, batch: int, before: int, as_json: bool
 ) -> None:
     """Recall of told facts: a table, or one JSON object.
 
@@ -38,6 +38,7 @@ def run_builtin(
             dialogues=dialogues,
             seed=seed,
             batch=batch,
+            before=before,
             progress=advance,
         )
     if as_json:
