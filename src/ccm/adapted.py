@@ -15,6 +15,7 @@ from ccm.adapter import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, m
 from ccm.attention import EAGER, SDPA
 from ccm.base import HUB, attention_modules, entry_sizes, load_base, max_positions
 from ccm.checkpoint import (
+    BaseFacts,
     SavedAdapter,
     base_of,
     check_base,
@@ -28,7 +29,7 @@ from ccm.checkpoint import (
 )
 from ccm.config import CCMConfig
 from ccm.errors import InputError, UnsupportedModelError
-from ccm.fingerprint import fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
+from ccm.fingerprint import effective_settings, fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
 from ccm.memory_files import Origin
 from ccm.quantization import Quantization
 from ccm.rules import make_rule
@@ -79,6 +80,7 @@ class AdaptedModel(nn.Module):
         signs = sample_signs(base)
         self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "", signs)
         self.base_signs = pack_signs(signs)
+        self.base_settings = effective_settings(base.config.get_text_config())
         if stage1:
             base = merge_stage1(base, stage1)
         self.rule = make_rule(config.rule, dict(config.rule_options))
@@ -124,6 +126,7 @@ class AdaptedModel(nn.Module):
         quantize: Quantization | None = None,
         revision: str | None = None,
         base_revision: str | None = None,
+        strict: bool = False,
         **options: Any,
     ) -> Self:
         """A base model with an adapter of ours.
@@ -140,6 +143,7 @@ class AdaptedModel(nn.Module):
             quantize: how to store that base's weights in fewer bits (:mod:`ccm.quantization`).
             revision: of the adapter on the Hub.
             base_revision: of the base on the Hub.
+            strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
             options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
 
         Raises:
@@ -154,7 +158,7 @@ class AdaptedModel(nn.Module):
         config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
         check_fit(saved.tensors, stock, str(adapter))
         model = cls(stock, config, stage1=saved.stage1)
-        model._check_base(config, str(adapter))
+        check_base(saved, model.base_facts, str(adapter), strict=strict)
         model.load_adapter(saved.tensors_for(config.rule), str(folder))
         return model.eval()
 
@@ -165,7 +169,8 @@ class AdaptedModel(nn.Module):
             AdapterError: when the path is a file, or cannot be written.
         """
         config = replace(self.config, base_fingerprint=self.base_id, base_vocab_size=self.vocab_size)
-        write_adapter(SavedAdapter(config, self.adapter_tensors(), self.stage1, self.base_signs), folder)
+        tensors = self.adapter_tensors()
+        write_adapter(SavedAdapter(config, tensors, self.stage1, self.base_signs, self.base_settings), folder)
 
     def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
         """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
@@ -185,7 +190,7 @@ class AdaptedModel(nn.Module):
             AdapterError: when it is absent, damaged, or of another base model.
         """
         saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
-        self._check_base(saved.config, str(adapter))
+        check_base(saved, self.base_facts, str(adapter))
         check_fit(saved.tensors, self.base, str(adapter))
         begun = {name: tensor.detach().clone() for name, tensor in own.items()}
         for name in begun.keys() & saved.tensors.keys():
@@ -193,8 +198,11 @@ class AdaptedModel(nn.Module):
             begun[name][both] = saved.tensors[name][both].to(begun[name])
         self.load_adapter(begun, str(adapter))
 
-    def _check_base(self, config: CCMConfig, where: str) -> None:
-        check_base(config, self.base_id, self.vocab_size, self.base.name_or_path or type(self.base).__name__, where)
+    @property
+    def base_facts(self) -> BaseFacts:
+        """What tells the base from others."""
+        name = self.base.name_or_path or type(self.base).__name__
+        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings)
 
     # What the model is -----------------------------------------------------------------------------------------------
 

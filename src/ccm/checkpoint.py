@@ -27,11 +27,14 @@ from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
 from ccm.errors import AdapterError, ConfigError, listed
 from ccm.files import SafetensorError, as_path, load_tensors, locking, read_json, save_json, save_tensors
+from ccm.fingerprint import RELATED, flipped
 from ccm.hub import why
+from ccm.processes import get_logger
 from ccm.rules import RULES, rule_class
 from ccm.tensor_files import FORMAT_VERSION, check_version, digest, read_file, write_file
 
-KIND, VERSION, SIGNS = "ccm_adapter", "format_version", "base_signs"
+logger = get_logger(__name__)
+KIND, VERSION, SIGNS, SETTINGS = "ccm_adapter", "format_version", "base_signs", "base_settings"
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
 PEFT_CONFIG = "adapter_config.json"
 
@@ -45,12 +48,14 @@ class SavedAdapter:
         tensors: all that was trained, by name, on the CPU.
         stage1: the plain LoRA to merge into the base first; None where there is none.
         base_signs: (up to 8,192,) uint8, see :func:`ccm.fingerprint.pack_signs`; None where there are none.
+        base_settings: see :func:`ccm.fingerprint.effective_settings`; None where there are none.
     """
 
     config: CCMConfig
     tensors: dict[str, Tensor]
     stage1: PlainLoRA | None
     base_signs: Tensor | None = None
+    base_settings: Mapping[str, Any] | None = None
 
     @property
     def for_encoder(self) -> bool:
@@ -93,7 +98,8 @@ def _write(adapter: SavedAdapter, target: Path) -> None:
         shutil.rmtree(target / STAGE1)
     signs = {} if adapter.base_signs is None else {SIGNS: adapter.base_signs}
     settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict()}
-    write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, _pair(settings, adapter.stage1))
+    manifest: dict[str, Any] = {**_pair(settings, adapter.stage1), SETTINGS: adapter.base_settings}
+    write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, manifest)
     save_json(target / CONFIG, settings)
 
 
@@ -127,7 +133,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"{folder / CONFIG} and {WEIGHTS} were not saved together: one is of another adapter, or was changed. Take "
             "both from one copy; of the settings, only base_model may be changed by hand."
         )
-    return SavedAdapter(config, tensors, stage1, tensors.pop(SIGNS, None))
+    return SavedAdapter(config, tensors, stage1, tensors.pop(SIGNS, None), told.get(SETTINGS))
 
 
 def _pair(settings: Mapping[str, Any], stage1: PlainLoRA | None) -> dict[str, str]:
@@ -273,22 +279,65 @@ def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) 
             )
 
 
-def check_base(config: CCMConfig, base_id: str, vocab_size: int, name: str, where: str) -> None:
-    """Refuse an adapter that was trained on another base, where it knows its own; ``name`` is the base's.
+@dataclass(frozen=True)
+class BaseFacts:
+    """What tells a base from others.
+
+    Attributes:
+        name: what it is called in messages.
+        fingerprint: see :func:`ccm.fingerprint.fingerprint_base`.
+        vocab_size: rows of its table of embeddings.
+        signs: (up to 8,192,) uint8, see :func:`ccm.fingerprint.pack_signs`.
+        settings: see :func:`ccm.fingerprint.effective_settings`.
+    """
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    signs: Tensor
+    settings: Mapping[str, Any]
+
+
+def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bool = False) -> None:
+    """Refuse an adapter that was trained on another base, where it knows its own.
+
+    A relative of its base, quantized or fine-tuned, is one of the same settings of which up to
+    :data:`ccm.fingerprint.RELATED` of the sampled signs differ: it is taken, and a warning says so.
+
+    Args:
+        adapter: as it was saved.
+        base: what it is to run on.
+        where: the adapter is, for messages.
+        strict: refuse relatives, too.
 
     Raises:
-        AdapterError: with the vocabulary sizes or the fingerprints of both.
+        AdapterError: with what both have.
     """
-    compared = {
-        "vocabulary size": (config.base_vocab_size, vocab_size),
-        "fingerprint": (config.base_fingerprint or None, base_id),
-    }
-    for what, (ours, theirs) in compared.items():
-        if ours not in (None, theirs):
-            raise AdapterError(
-                f"The adapter {where} belongs to another base model ({config.base_model!r}, {what} {ours}), but {name} "
-                f"has {theirs}; load it on the model it was trained on."
-            )
+    config, signs, settings = adapter.config, adapter.base_signs, adapter.base_settings
+    if config.base_vocab_size not in (None, base.vocab_size):
+        raise _another_base(config, base, where, f"vocabulary size {config.base_vocab_size}", str(base.vocab_size))
+    if not config.base_fingerprint or config.base_fingerprint == base.fingerprint:
+        return
+    for name in sorted({*(settings or base.settings), *base.settings}):
+        ours, theirs = (settings or base.settings).get(name), base.settings.get(name)
+        if ours != theirs:
+            raise _another_base(config, base, where, f"{name} {ours}", str(theirs))
+    share = 1.0 if signs is None or settings is None else flipped(signs, base.signs)
+    if share > RELATED or (share and strict):
+        told = "" if share == 1 else f" ({share:.1%} of the signs differ)"
+        raise _another_base(config, base, where, f"fingerprint {config.base_fingerprint}", base.fingerprint + told)
+    if share:
+        logger.warning(
+            f"{base.name} is a quantized or fine-tuned relative of the base that {where} was trained on: {share:.1%} "
+            "of signs differ."
+        )
+
+
+def _another_base(config: CCMConfig, base: BaseFacts, where: str, ours: str, theirs: str) -> AdapterError:
+    return AdapterError(
+        f"The adapter {where} belongs to another base model ({config.base_model!r}, {ours}), but {base.name} has "
+        f"{theirs}; load it on the model it was trained on."
+    )
 
 
 def base_of(folder: Path, config: CCMConfig) -> str:

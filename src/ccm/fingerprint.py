@@ -10,10 +10,11 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ccm.quantization import matrices
 
+RELATED = 0.05  # of the signs that a relative of a base, quantized or fine-tuned, may have otherwise
 SAMPLE = 1024  # values looked at in each tensor of the sample
 TENSORS = 64  # tensors in the sample
 _SETTINGS = (
@@ -63,6 +64,42 @@ def sample_signs(base: PreTrainedModel) -> dict[str, Tensor]:
 def pack_signs(signs: Mapping[str, Tensor]) -> Tensor:
     """The signs of a sample as bits, (up to 8,192,) uint8: kin of a base have most of them in common."""
     return torch.from_numpy(numpy.packbits(torch.cat([*signs.values()]).numpy()))
+
+
+def flipped(one: Tensor, other: Tensor) -> float:
+    """The share of packed signs that differ; 1 where there are not as many."""
+    if one.shape != other.shape:
+        return 1.0
+    return float(numpy.unpackbits((one ^ other).numpy()).mean()) if one.numel() else 0.0
+
+
+def effective_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings of a base that a fingerprint is of, by their effect: what some files spell otherwise is the same.
+
+    Args:
+        config: of the text part.
+    """
+    found = {name: getattr(config, name, None) for name in _SETTINGS if name != "vocab_size"}
+    heads = found["num_attention_heads"]
+    found["num_key_value_heads"] = found["num_key_value_heads"] or heads
+    found["head_dim"] = found["head_dim"] or (found["hidden_size"] // heads if heads and found["hidden_size"] else None)
+    found["rope_parameters"] = {"rope_type": "default", **(found["rope_parameters"] or {})}
+    if not found["sliding_window"] or found["use_sliding_window"] is False:
+        found |= dict.fromkeys(("sliding_window", "use_sliding_window", "max_window_layers"))
+    if {*(found["layer_types"] or ())} <= {"full_attention"}:
+        found["layer_types"] = None
+    if {*(found["no_rope_layers"] or ())} <= {1}:
+        found["no_rope_layers"] = None
+    return {name: _rounded(value) for name, value in found.items() if value is not None}
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers as precisely as float32 holds them, in tables and lists, too."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(held) for name, held in value.items() if held is not None}
+    if isinstance(value, list | tuple):
+        return [*map(_rounded, value)]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def fingerprint_base(base: PreTrainedModel, stage1: str = "", signs: Mapping[str, Tensor] | None = None) -> str:

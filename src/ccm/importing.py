@@ -214,7 +214,7 @@ def _bound(adapter: SavedAdapter, base: PreTrainedModel, where: str) -> SavedAda
     model = CCMModel(base, adapter.config, stage1=adapter.stage1)
     model.load_adapter(adapter.tensors, where)
     config = replace(adapter.config, base_fingerprint=model.base_id, base_vocab_size=model.vocab_size)
-    return replace(adapter, config=config, base_signs=model.base_signs)
+    return replace(adapter, config=config, base_signs=model.base_signs, base_settings=model.base_settings)
 
 
 def _check_kind(lora: PlainLoRA, said: RunName | None, choices: Choices, folder: Path) -> None:

@@ -41,6 +41,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     quantize: Quantization | None = None,
     base_revision: str | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A model under a rule of memory, :class:`CCMModel` or (on T5) :class:`CCMEncoderDecoder`, and its tokenizer.
@@ -59,6 +60,7 @@ def load(
         dtype: "auto", "float64", "float32", "bfloat16", "float16", or torch's own of that name, ``torch.bfloat16``.
         quantize: how to store the base's weights in fewer bits: "int8" (torchao), "8bit" or "4bit" (bitsandbytes).
         base_revision: of the base on the Hub.
+        strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
         options: such as ``device_map``, ``attn_implementation`` and ``quantization_config``, passed on to
             ``AutoModelForCausalLM.from_pretrained``, and those of the Hub to the tokenizer's, too. With an adapter,
             ``revision`` is the adapter's; without one it is the base's.
@@ -85,7 +87,7 @@ def load(
         return _on_plain_lora(Path(adapter), base, rule or "full", given, place)
     if adapter is not None:
         folder, stock = find_parts(adapter, base, base_revision=base_revision, **place)
-        loaded = model_class(stock).from_pretrained(folder, stock, rule=rule, **changes)
+        loaded = model_class(stock).from_pretrained(folder, stock, rule=rule, strict=strict, **changes)
         return loaded, load_tokenizer(loaded.base.name_or_path, {**options, "revision": base_revision})
     assert base is not None
     if base_revision is not None:

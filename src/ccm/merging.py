@@ -7,10 +7,19 @@ from pathlib import Path
 
 from ccm.adapter import merge_stage1
 from ccm.base import load_base
-from ccm.checkpoint import SavedAdapter, base_of, check_base, check_fit, find_adapter, read_adapter, write_adapter
+from ccm.checkpoint import (
+    BaseFacts,
+    SavedAdapter,
+    base_of,
+    check_base,
+    check_fit,
+    find_adapter,
+    read_adapter,
+    write_adapter,
+)
 from ccm.errors import AdapterError
 from ccm.files import make_atomically
-from ccm.fingerprint import fingerprint_base, pack_signs, sample_signs
+from ccm.fingerprint import effective_settings, fingerprint_base, pack_signs, sample_signs
 from ccm.loading import load_tokenizer
 
 BASE = "base"  # the folder of the merged model, beside the adapter that names it
@@ -39,8 +48,10 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     stock = load_base(base or base_of(folder, saved.config), device_map="cpu")
     check_fit(saved.tensors, stock, str(adapter))
     vocab_size = stock.get_input_embeddings().weight.shape[0]
-    base_id = fingerprint_base(stock, saved.stage1.fingerprint)
-    check_base(saved.config, base_id, vocab_size, stock.name_or_path, str(adapter))
+    signs, settings = sample_signs(stock), effective_settings(stock.config.get_text_config())
+    base_id = fingerprint_base(stock, saved.stage1.fingerprint, signs)
+    facts = BaseFacts(stock.name_or_path, base_id, vocab_size, pack_signs(signs), settings)
+    check_base(saved, facts, str(adapter))
     tokenizer = load_tokenizer(stock.name_or_path)
     merged = merge_stage1(stock, saved.stage1)
     signs = sample_signs(merged)
@@ -50,7 +61,7 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     def write(into: Path) -> None:
         merged.save_pretrained(into / BASE)
         tokenizer.save_pretrained(into / BASE)
-        write_adapter(SavedAdapter(config, saved.tensors, None, pack_signs(signs)), into)
+        write_adapter(SavedAdapter(config, saved.tensors, None, pack_signs(signs), settings), into)
 
     make_atomically(output, write)
     return output

@@ -45,6 +45,9 @@ Quantize = Annotated[
     Literal["int8", "8bit", "4bit"] | None,
     typer.Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse a quantized or fine-tuned relative of the adapter's base.")
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class ModelOptions:
     device: Device = None
     dtype: Dtype = "auto"
     quantize: Quantize = None
+    strict: Strict = False
 
     def chosen(self) -> dict[str, Any]:
         """As ``ccm.load`` takes it."""
