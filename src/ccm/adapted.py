@@ -31,6 +31,7 @@ from ccm.config import CCMConfig
 from ccm.errors import InputError, UnsupportedModelError
 from ccm.fingerprint import effective_settings, fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
 from ccm.memory_files import Origin
+from ccm.models.cache import called
 from ccm.quantization import Quantization
 from ccm.rules import make_rule
 from ccm.seams import try_seams
@@ -230,7 +231,12 @@ class AdaptedModel(nn.Module):
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
             config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # wherever it lies
-            self._origin = versions, Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)))
+            self._origin = (
+                versions,
+                Origin(
+                    config, self.base_id, fingerprint_tensors(tensors, _said(config)), called(self.base.name_or_path)
+                ),
+            )
         return self._origin[1]
 
     def check_ids(self, ids: Tensor) -> None:

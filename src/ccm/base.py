@@ -24,6 +24,9 @@ from ccm.builtin import NAME, WEIGHTS
 from ccm.errors import ConfigError, UnsupportedModelError
 from ccm.files import SafetensorError, read_json
 from ccm.hub import why
+from ccm.models.cache import find_model
+from ccm.models.catalogue import MODELS
+from ccm.models.gguf import copy_of, gguf_file
 from ccm.published import paper_model
 from ccm.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
 
@@ -123,9 +126,20 @@ def max_positions(base: PreTrainedModel) -> int:
 
 
 def locate(source: str | Path) -> str | Path:
-    """Where a model is: "builtin" is the one that ships with the package; those of the paper have short names."""
+    """Where a model is: "builtin" is the one that ships with the package; others have short names, and of a GGUF file a
+    copy is made that transformers reads.
+
+    Raises:
+        ConfigError: when a model of a short name was not fetched, or a GGUF file cannot be read.
+    """
     if source == NAME:
         return WEIGHTS / "base"
+    if source in MODELS:
+        if (folder := find_model(source)) is None:
+            raise ConfigError(f"The model {source} is not here yet; fetch it by `ccm models get {source}`.")
+        return folder
+    if (file := gguf_file(source)) is not None:
+        return copy_of(file)
     known = paper_model(source)
     return known.hub if known else source
 

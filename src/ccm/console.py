@@ -13,7 +13,16 @@ from itertools import chain
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _SETTING = re.compile(
     r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder)="
@@ -139,6 +148,24 @@ def transfer(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total, visible=False)
         yield lambda done: bar.update(task, completed=done, visible=True)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """What is being done, one thing after the other, on standard error: with its seconds on a terminal, else a line."""
+    if not sys.stderr.isatty():
+        yield lambda what: tell(f"{what} ...")
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
+
+        def begin(what: str) -> None:
+            for task in bar.task_ids:
+                bar.update(task, total=1, completed=1)
+            bar.add_task(what, total=None)
+
+        yield begin
+        begin("Done")
 
 
 def quiet() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ class Origin:
         config: the settings.
         base: fingerprint of the base model, its stage-1 adapter included.
         adapter: fingerprint of the compression adapter.
+        model: what the base is called, for messages alone.
     """
 
     config: CCMConfig
     base: str
     adapter: str
+    model: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As a manifest has it, of what has no head."""
-        return {"base": self.base, "adapter": self.adapter, "config": self.config.to_dict(), "head": None}
+        named = {"base": self.base, "model": self.model, "adapter": self.adapter}
+        return {**named, "config": self.config.to_dict(), "head": None}
 
 
 def kind_of(path: Path) -> str | None:
@@ -135,9 +138,13 @@ def check_parts(path: str | Path, stated: Mapping[str, Stated], parts: Parts) ->
 
 def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) -> None:
     if manifest.get("base") != origin.base:
+        theirs, mine = (
+            f"{name}, fingerprint {base}" if name else base
+            for name, base in ((manifest.get("model"), manifest.get("base")), (origin.model, origin.base))
+        )
         raise MemoryFileError(
-            f"{path} was made with another base model ({manifest.get('base')}) than the one loaded ({origin.base}); "
-            "a memory can be read only by the model and adapter that wrote it."
+            f"{path} was made with another base model ({theirs}) than the one loaded ({mine}); a memory can be read only "
+            "by the model and adapter that wrote it."
         )
     try:
         config = CCMConfig.from_dict(manifest["config"])

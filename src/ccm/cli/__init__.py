@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli import adapters, chat, data, evaluate, stream, train
+from ccm.cli import adapters, chat, data, evaluate, models, stream, train
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.console import tell, with_flags
 from ccm.errors import CCMError
@@ -22,6 +22,7 @@ for verb in (chat.chat, chat.demo, chat.writes, train.train, stream.stream, eval
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(models.app, name="models")
 
 
 @app.callback(invoke_without_command=True)

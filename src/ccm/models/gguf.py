@@ -1,0 +1,120 @@
+"""GGUF: files of llama.cpp as base models. transformers reads them slowly; a dequantized copy is kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ccm.errors import ConfigError
+from ccm.files import make_atomically
+from ccm.hub import why
+from ccm.models.cache import cache_folder
+from ccm.processes import get_logger
+
+ENDING = ".gguf"
+_EDGE = 1 << 20  # bytes at the beginning and at the end of a file by which its copy is known
+_LARGE = 10**9  # parameters from which on a copy is in half precision: its file would be of several GB
+_log = get_logger(__name__)
+
+
+def gguf_file(source: str | Path) -> Path | str | None:
+    """The GGUF file that a place names: itself, the only one in a folder without a model of transformers, or one of a
+    Hub repository as ``OWNER/NAME/FILE.gguf``; None where it names none.
+
+    Raises:
+        ConfigError: when a folder holds several.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(path.glob(f"*{ENDING}"))
+        if not found or (path / "config.json").is_file():
+            return None
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ConfigError(f"{source} holds several GGUF files ({names}); name one of them.")
+        return found[0]
+    if not str(source).lower().endswith(ENDING):
+        return None
+    return path if path.exists() or str(source).count("/") < 2 or path.is_absolute() else str(source)
+
+
+def copy_of(source: Path | str) -> Path:
+    """The folder with the dequantized copy of a GGUF file (see :func:`gguf_file`), made where there is none.
+
+    Raises:
+        ConfigError: when there is no such file, it cannot be read, or the package that reads it is not installed.
+    """
+    file = source if isinstance(source, Path) else _from_hub(source)
+    if not file.is_file():
+        raise ConfigError(f"There is no file {file}; name a GGUF file, or a folder that holds one.")
+    folder = cache_folder() / "gguf" / f"{file.stem}-{_identity(file)}"
+    if not (folder / "config.json").is_file():
+        _log.warning(f"{file.name} is read once, in a minute or so; a copy is kept in {folder}.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_atomically(folder, lambda target: dequantize(file, target))
+    return folder
+
+
+def dequantize(file: Path, target: Path) -> None:
+    """Write a model of transformers that computes what a GGUF file holds, with its tokenizer, into a folder.
+
+    Raises:
+        ConfigError: when the file cannot be read, or the package that reads it is not installed.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            "A GGUF file is read by the package gguf, which is not installed; say pip install 'ccm[gguf]' or "
+            "pip install gguf."
+        )
+    try:
+        read: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        model = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**read)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{file} cannot be read as a GGUF model: {reason}") from error
+    plain = _plain(model)
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without a mark of where its weights came from: transformers would not save it."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    dtype = torch.bfloat16 if model.num_parameters() >= _LARGE else torch.float32
+    config.dtype = dtype
+    plain = type(model)(config).to(dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _identity(file: Path) -> str:
+    """12 hex digits of a file's size, beginning and end: weights of another model end otherwise."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        digest.update(opened.read(_EDGE))
+        opened.seek(max(size - _EDGE, 0))
+        digest.update(opened.read())
+    return digest.hexdigest()[:12]
+
+
+def _from_hub(source: str) -> Path:
+    *repository, name = source.split("/", 2)
+    try:
+        return Path(hf_hub_download("/".join(repository), name))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"There is no file {source}, and the Hub gives none: {why(error, '/'.join(repository))}"
+        ) from error
