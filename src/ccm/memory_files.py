@@ -143,8 +143,8 @@ def _check_manifest(path: str | Path, manifest: dict[str, Any], origin: Origin) 
             for name, base in ((manifest.get("model"), manifest.get("base")), (origin.model, origin.base))
         )
         raise MemoryFileError(
-            f"{path} was made with another base model ({theirs}) than the one loaded ({mine}); a memory can be read only "
-            "by the model and adapter that wrote it."
+            f"{path} was made with another base model ({theirs}) than the one loaded ({mine}); a memory can be read "
+            "only by the model and adapter that wrote it."
         )
     try:
         config = CCMConfig.from_dict(manifest["config"])

