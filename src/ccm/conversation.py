@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -19,10 +18,11 @@ from ccm.generation import Read, Reply, end_ids, reply_to
 from ccm.memory import KIND, Memory
 from ccm.model import CCMModel, check_decoder
 from ccm.plain_text import check_text
+from ccm.processes import get_logger
 from ccm.sampling import Sampling
 from ccm.turns import make_turns
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
 
 
