@@ -88,6 +88,10 @@ class Turns(ABC):
         """Token ids of a reply as the model would write it after a prompt."""
         return self.plain.encode(check_text(reply, "The reply"))
 
+    def shown(self, reply: str) -> str:
+        """A reply as the format shows it once it is of the past; a chat template may leave a thought out."""
+        return reply
+
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
         renders an exchange of the past as it rendered the prompt.
@@ -253,11 +257,11 @@ class TemplateTurns(Turns):
         return super().eos_id
 
     def encode_reply(self, reply: str) -> list[int]:
-        return super().encode_reply(self._shown(check_text(reply, "The reply")))
+        return super().encode_reply(self.shown(check_text(reply, "The reply")))
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         said = self._text(reply)
-        if not self._asks and self._shown(said).strip() == said.strip():
+        if not self._asks and self.shown(said).strip() == said.strip():
             return super().remembered(text, prompt, reply, first=first)
         return [*self._past(text, first=first), *self.encode_reply(said)]
 
@@ -353,8 +357,7 @@ class TemplateTurns(Turns):
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return before, after
 
-    def _shown(self, reply: str) -> str:
-        """A reply as the template shows it once it is of the past, such as without its thought."""
+    def shown(self, reply: str) -> str:
         before, after = self._around_reply
         rendered = self._exchanged(reply)
         whole = len(rendered) >= len(before) + len(after)

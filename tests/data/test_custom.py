@@ -14,6 +14,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_made import CHATML, OPEN_THOUGHT, THINKING, tokenizer
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
@@ -45,6 +48,11 @@ def messages(*texts: str, system: str = "") -> dict[str, Any]:
 def chat(number: int, count: int) -> dict[str, Any]:
     """A conversation of so many turns; every text of it occurs nowhere else."""
     return messages(*(text for i in range(count) for text in (f"Ask {number} {i}.", f"Say {number} {i}.")))
+
+
+def task(answer: str, *others: str) -> dict[str, Any]:
+    """A task; where there are other choices, with choices."""
+    return {"steps": ["One."], "query": "Sum?", "answer": answer, "choices": [answer, *others] if others else []}
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -234,6 +242,35 @@ def test_steps_before_the_latest_are_told(tmp_path: Path, turns: Turns, caplog: 
     path = write(tmp_path / "a.jsonl", *rows)
     read_examples(path, DataSettings(max_steps=2), turns)
     assert caplog.messages == [f"{path}: 2 tasks have more than 2 steps (data.max_steps); the latest are read."]
+
+
+@pytest.mark.parametrize(
+    "template", [None, CHATML, THINKING, OPEN_THOUGHT], ids=["separators", "plain", "past", "open"]
+)
+@given(thinks=st.lists(st.booleans(), min_size=2, max_size=5))
+def test_thoughts_that_the_template_does_not_show_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, template: str | None, thinks: list[bool]
+) -> None:
+    turns = make_turns(tokenizer(template), TurnFormat(template="chat" if template else "separators"))
+    said = [text for i, think in enumerate(thinks) for text in (f"Ask {i}.", f"{'Hm.</think>' * think} Say {i}.")]
+    path = write(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl", messages(*said), messages("a", "b", "c", "d"))
+    caplog.clear()
+    ((chat,), _) = read_examples(path, DataSettings(), turns)
+    left_out = sum(thinks) * (template in (THINKING, OPEN_THOUGHT))
+    why = "hold text that the chat template does not show, such as a thought; it is left out."
+    assert caplog.messages == ([f"{path}: {left_out} of {len(thinks) + 2} replies {why}"] if left_out else [])
+    sample = chat.sample(turns, chat.length)
+    learned = "".join(taught(turns, step) for step in (*sample.steps, sample.query))
+    assert learned.count("Hm.") == sum(thinks) - left_out
+
+
+@pytest.mark.parametrize(
+    "line", [messages("a", "b", "c", "Hm.</think>"), task("Hm.</think>"), task("b", "Hm.</think>")]
+)
+def test_a_reply_of_which_the_template_shows_nothing_is_a_fault_of_its_line(tmp_path: Path, line: Any) -> None:
+    turns = make_turns(tokenizer(THINKING), TurnFormat(template="chat"))
+    said = refusal(write(tmp_path / "a.jsonl", chat(0, 2), line), turns)
+    assert "a.jsonl, line 2, the reply that begins 'Hm.</think>': the chat template shows nothing of it" in said
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path, turns: Turns) -> None:

@@ -39,7 +39,7 @@ from ccm.data import open_data
 from ccm.errors import ConfigError, DataError, TrainingError
 from ccm.files import load_tensors, save_tensors
 from ccm.recipe import DataSettings, Recipe, load_recipe
-from ccm.training import loop, run
+from ccm.training import loop, run, stages
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
 
@@ -461,21 +461,56 @@ def test_float16_goes_on_as_if_it_had_not_been_interrupted(tiny: Tiny, tmp_path:
     assert records(resumed) == records(whole)
 
 
-def test_another_base_or_other_data_is_not_gone_on_with(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = tiny.recipe(tmp_path / "out", max_steps=2)
-    train(recipe)
-    with pytest.raises(ConfigError, match=r"was of another dtype float32 \(now bfloat16\)"):
-        begin(replace(recipe, dtype="bfloat16"))._resume()
-    moved = tmp_path / "base"
-    shutil.copytree(tiny.base, moved)
-    tensors = load_tensors(moved / "model.safetensors")[0]
-    save_tensors(moved / "model.safetensors", {name: -t for name, t in tensors.items()}, {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"was of another base \w+ \(now \w+\)\. Give it the former again"):
-        begin(replace(recipe, model=str(moved)))._resume()
+def holds(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["resume", "start"])
+def test_what_cannot_be_gone_on_with_is_refused_by_the_checkpoint_and_nothing_is_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Another base, its negative; other data, the same in another order; a dtype that "auto" chose otherwise.
+
+    The log is longer than the checkpoint, as that of a training that broke off.
+    """
+    recipe = tiny.recipe(tmp_path / "out", max_steps=4, save_every=3)
+    with pytest.raises(Killed):
+        train(recipe, report=at(4, stop))
+    start = tmp_path / "out" / "checkpoints" / "step-000003.safetensors"
+    negative = tmp_path / "negative"
+    shutil.copytree(tiny.base, negative)
+    tensors = load_tensors(negative / "model.safetensors")[0]
+    save_tensors(negative / "model.safetensors", {name: -t for name, t in tensors.items()}, {"format": "pt"})
     chats = tmp_path / "other.jsonl"
     chats.write_text("".join(reversed(tiny.chats.read_text().splitlines(keepends=True))))
-    with pytest.raises(ConfigError, match="was of another data"):
-        begin(replace(recipe, data=replace(recipe.data, path=str(chats))))._resume()
+    out = tmp_path / "there" if there else tmp_path / "out"
+    recipe = replace(recipe, output_dir=str(out))
+    others = {
+        r"base \w{16} \(now \w{16}\)": {"model": str(negative)},
+        r"data \w{16} \(now \w{16}\)": {"data": replace(recipe.data, path=str(chats))},
+        r"dtype float32 \(now bfloat16\)": {},
+    }
+    before, load = holds(tmp_path), stages.load_base
+    for other, changes in others.items():
+        if not changes:
+            monkeypatch.setattr(stages, "load_base", lambda *_, dtype, **also: load(*_, dtype=torch.bfloat16, **also))
+        with pytest.raises(ConfigError, match=f"^The checkpoint {start} was of another {other}. Give the training the"):
+            train(replace(recipe, **changes), resume=not there, start=start if there else None)
+        assert holds(tmp_path) == before
+        assert out.exists() != there
+
+
+def test_a_folder_is_no_checkpoint_and_the_newest_within_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny.recipe(tmp_path / "there")
+    out = train(tiny.recipe(tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    newest = f"the newest that it holds is {out / 'checkpoints' / 'step-000006.safetensors'}"
+    where = "a run has them in its folder checkpoints"
+    for folder, which in ((out, newest), (out / "checkpoints", newest), (tmp_path / "empty", where)):
+        with pytest.raises(TrainingError, match=f"^{folder} is a folder, not a checkpoint; name a checkpoint: {which}"):
+            train(recipe, start=folder)
+    assert not (tmp_path / "there").exists()
 
 
 def test_data_that_changed_anywhere_in_what_was_drawn_is_noticed(tiny: Tiny, tmp_path: Path) -> None:
@@ -500,7 +535,7 @@ def test_data_that_changed_anywhere_in_what_was_drawn_is_noticed(tiny: Tiny, tmp
     lines[changed] = lines[changed].replace("anna", "annb").replace("tea", "tee").replace("the", "thy")
     chats.write_text("".join(lines))
     with pytest.raises(ConfigError, match=r"was of another data \w{16} \(now \w{16}\)"):
-        begin(recipe)._resume()
+        train(recipe, resume=True)
 
 
 @pytest.mark.parametrize("stage", ["base", "compress"])
@@ -565,8 +600,10 @@ def test_a_checkpoint_of_other_tensors_than_are_trained_is_not_gone_on_with(
         state["updates"] |= dict.fromkeys(change(name, torch.ones(2)), 1)
 
     rewrite(path, spoil)
-    with pytest.raises(TrainingError, match=rf"step 1 in .* is not of what is trained: .*{name}"):
-        begin(recipe)._resume()
+    before = holds(tmp_path)
+    with pytest.raises(TrainingError, match=rf"The checkpoint {path} is not of what is trained: .*{name}"):
+        train(recipe, resume=True)
+    assert holds(tmp_path) == before
 
 
 def test_two_trainings_do_not_go_on_in_one_folder(tiny: Tiny, tmp_path: Path) -> None:
@@ -634,7 +671,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_a_checkpoint_holds_i
     assert not (tmp_path / "out" / "ccm_config.json").exists()
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3, 4, 5]
     resumed = begin(recipe)
-    resumed._resume()
+    resumed._go_on(resumed.run.previous())
     assert resumed.step == 4
     assert all(tensor.isfinite().all() for tensor in resumed.stage.trained.values())
 

@@ -156,8 +156,12 @@ def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Pa
     start = str(tmp_path / "out" / "checkpoints" / "step-000002.safetensors")
     changes = settings(tiny, output_dir=tmp_path / "there")
     assert call(monkeypatch, "train", "custom", "--from", start, "--dry-run", *changes) == 0
+    (tmp_path / "chats.jsonl").write_text("".join(reversed(tiny.chats.read_text().splitlines(keepends=True))))
+    others = settings(tiny, output_dir=tmp_path / "there", **{"data.path": tmp_path / "chats.jsonl"})
+    for look in (["--dry-run"], []):
+        assert call(monkeypatch, "train", "custom", "--from", start, *look, *others) == 2
+        assert f"The checkpoint {start} was of another data" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "there").exists()
-    capsys.readouterr()
     assert call(monkeypatch, "train", "custom", "--from", start, *changes) == 0
     assert re.findall(r"step (\d)/3", capsys.readouterr().err) == ["3"]
     name = "ccm_adapter.safetensors"

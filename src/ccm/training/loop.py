@@ -99,9 +99,9 @@ def train(
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
-    run = Run(as_path(recipe.output_dir, ConfigError), recipe)
+    run = Run(as_path(recipe.output_dir, ConfigError), recipe, None if start is None else Path(start))
     if is_main():  # the others would see what the first has written by then
-        run.check(resume=resume, start=None if start is None else Path(start))
+        run.check(resume=resume)
     turns = open_turns(recipe)
     data = open_data(recipe, turns)
     return Training(recipe, run, data, lambda placed: make(placed, turns), report, advance).go()
@@ -156,6 +156,53 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
         )
 
 
+def check_checkpoint(checkpoint: Checkpoint, stage: Stage, batches: Batches) -> str:
+    """See whether a training can go on from a checkpoint: with the same base and data, and the same that is trained.
+
+    Returns:
+        digest of the batches up to there.
+
+    Raises:
+        ConfigError: where base or data are others.
+        TrainingError: where it holds other tensors than are trained.
+    """
+    _compare(checkpoint, base_of(stage))
+    own, held = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (stage.trained, checkpoint.tensors))
+    if own != held:
+        other = listed(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
+        raise TrainingError(
+            f"The checkpoint {checkpoint.path} is not of what is trained: {other} are missing, unknown, or of another "
+            "size."
+        )
+    if checkpoint.step >= MANY_STEPS:
+        _log.warning("The batches of %d steps are drawn again, to see that the data are the same.", checkpoint.step)
+    drawn = ""
+    for batch in islice(batches.since(0), checkpoint.step):
+        drawn = digest(batch.samples, drawn)
+    _compare(checkpoint, {"data": drawn, FIRST_BATCH: digest(batches.data.pool(0, batches.size))[:16]})
+    return drawn
+
+
+def base_of(stage: Stage) -> dict[str, str]:
+    """What a training is on: fingerprint and dtype of its base."""
+    return {"base": stage.base_id, "dtype": str(stage.base.dtype).removeprefix("torch.")}
+
+
+def digest(samples: Sequence[Sample], before: str = "") -> str:
+    """64 hex digits of samples and of what was drawn before them."""
+    drawn = [step for sample in samples for step in (*sample.steps, sample.query)]
+    return hashlib.sha256((before + repr([(*step.ids, *step.targets) for step in drawn])).encode()).hexdigest()
+
+
+def _compare(checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
+    was = checkpoint.origin
+    if other := [f"{k} {was[k][:16]} (now {now[k][:16]})" for k in now.keys() & was.keys() if was[k] != now[k]]:
+        raise ConfigError(
+            f"The checkpoint {checkpoint.path} was of another {', another '.join(sorted(other))}. Give the training "
+            "the former again, or begin another one elsewhere."
+        )
+
+
 class Training:
     """One training under way."""
 
@@ -184,9 +231,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
-        least = 1 if recipe.random_n_tok else recipe.adapter.n_tok
-        n_tok = (least, recipe.adapter.n_tok)
-        self.batches = Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
+        self.batches = Batches.of(recipe, data)
         half = self.stage.base.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
         self.interrupted = Event()
@@ -197,13 +242,14 @@ class Training:
 
     def go(self) -> Path:
         """Train to the last step, and write the result."""
+        self._go_on(self.run.previous())
+        self.accelerator.wait_for_everyone()  # before the first process writes what the others read
         with self.run.open() if self.main else nullcontext():
             return self._go()
 
     def _go(self) -> Path:
-        self.accelerator.wait_for_everyone()  # the first process may have brought a checkpoint
-        self._resume()
-        self.accelerator.wait_for_everyone()  # before the first process replaces what the others read
+        if self.main:
+            self.run.forget_after(self.step)
         if self.recipe.tensorboard or self.recipe.wandb:
             try:
                 self.accelerator.init_trackers("ccm")
@@ -221,47 +267,18 @@ class Training:
             self._write()
         return self.run.folder
 
-    @property
-    def _origin(self) -> dict[str, str]:
-        """What the training is of, as far as the recipe does not say it."""
-        dtype = str(self.stage.base.dtype).removeprefix("torch.")
-        return {"base": self.stage.base_id, "dtype": dtype, "data": self.drawn}
-
-    def _resume(self) -> None:
-        checkpoint = self.run.last()
-        if self.main:
-            self.run.forget_after(checkpoint.step if checkpoint else 0)
+    def _go_on(self, checkpoint: Checkpoint | None) -> None:
+        """Take up the state of a checkpoint; without one, the training begins."""
         if checkpoint is None:
             return
-        self._check_origin(checkpoint, {name: value for name, value in self._origin.items() if name != "data"})
+        self.drawn = check_checkpoint(checkpoint, self.stage, self.batches)
         trained = self.stage.trained
-        own, held = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (trained, checkpoint.tensors))
-        if own != held:
-            other = listed(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
-            raise TrainingError(
-                f"The checkpoint of step {checkpoint.step} in {self.run.folder} is not of what is trained: {other} are "
-                "missing, unknown, or of another size."
-            )
-        if checkpoint.step >= MANY_STEPS:
-            _log.warning("The batches of %d steps are drawn again, to see that the data are the same.", checkpoint.step)
-        for batch in islice(self.batches.since(0), checkpoint.step):
-            self.drawn = _digest(batch.samples, self.drawn)
-        first = self.data.pool(0, self.recipe.batch_size)
-        self._check_origin(checkpoint, {"data": self.drawn, FIRST_BATCH: _digest(first)[:16]})
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(checkpoint.tensors[name])
         restore_state(self.optimizer, trained, checkpoint)
         self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
-
-    def _check_origin(self, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
-        was = checkpoint.origin
-        if other := [f"{k} {was[k][:16]} (now {now[k][:16]})" for k in now.keys() & was.keys() if was[k] != now[k]]:
-            raise ConfigError(
-                f"The run in {self.run.folder} was of another {', another '.join(sorted(other))}. Give it the former "
-                "again, or begin another run elsewhere."
-            )
 
     def _steps(self) -> None:
         recipe, begun = self.recipe, time.monotonic()
@@ -270,7 +287,7 @@ class Training:
             if self.step >= recipe.max_steps or self._ending():
                 return
             losses, grad_norm = self._step(batch)
-            self.drawn = _digest(batch.samples, self.drawn)
+            self.drawn = digest(batch.samples, self.drawn)
             if self.main:
                 self.advance(self.step)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -409,7 +426,8 @@ class Training:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             updates, moments = state_of(self.optimizer, self.stage.trained)
             scaler = self.scaler.state_dict()
-            self.run.save(Checkpoint(self.step, self._origin, trained, moments, scaler, updates, self.told, self.sums))
+            origin = {**base_of(self.stage), "data": self.drawn}
+            self.run.save(Checkpoint(self.step, origin, trained, moments, scaler, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:
@@ -418,12 +436,6 @@ class Training:
             raise TrainingError(
                 f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and say --resume."
             ) from error
-
-
-def _digest(samples: Sequence[Sample], before: str = "") -> str:
-    """64 hex digits of samples and of what was drawn before them."""
-    drawn = [step for sample in samples for step in (*sample.steps, sample.query)]
-    return hashlib.sha256((before + repr([(*step.ids, *step.targets) for step in drawn])).encode()).hexdigest()
 
 
 @contextmanager
