@@ -20,7 +20,7 @@ from tiny_training import Tiny
 from ccm import cli
 from ccm.commands.progress import Shown, progress
 from ccm.recipe import Recipe, load_recipe
-from ccm.training import loop
+from ccm.training import checks
 from ccm.training.loop import Report
 
 
@@ -81,7 +81,7 @@ def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, mon
     assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, output_dir=tmp_path)) == 2
     assert "holds other files (mine.txt" in " ".join(capsys.readouterr().err.split())
     refused = {"shard": "several processes", "mixed_precision": "keeps the base in float32", "wandb": "wandb is not"}
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     for key, said in refused.items():
         changes = settings(tiny, dtype="bfloat16", **{key: "true"})
         assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 2

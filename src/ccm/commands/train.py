@@ -13,7 +13,8 @@ from ccm.data import open_data
 from ccm.processes import is_main
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
 from ccm.training.batches import Batches
-from ccm.training.loop import check, check_checkpoint, trackers, train
+from ccm.training.checks import check, check_checkpoint, trackers
+from ccm.training.loop import train
 from ccm.training.preview import estimate, picture
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
