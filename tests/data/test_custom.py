@@ -308,7 +308,7 @@ def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: T
 
 
 def test_no_path_and_options_are_refused(tmp_path: Path, turns: Turns) -> None:
-    with pytest.raises(ConfigError, match=r"--set data\.path=FILE"):
+    with pytest.raises(ConfigError, match=r"say which with data\.path=FILE"):
         open_data(Recipe(), turns)
     with pytest.raises(ConfigError, match="has no options; data.options is {'long': 1}"):
         opened(write(tmp_path / "a.jsonl", chat(0, 2)), turns, options={"long": 1})
@@ -597,17 +597,17 @@ def test_a_text_is_measured_at_its_last_chunk(tmp_path: Path, turns: Turns) -> N
         assert all([*q.alone().query] == [turns.tokenizer.bos_token_id, *q.query] for q in questions)
 
 
-def test_errors_of_an_evaluation_name_the_options_of_its_command(tmp_path: Path, turns: Turns) -> None:
+def test_errors_of_an_evaluation_name_the_options_of_its_task(tmp_path: Path, turns: Turns) -> None:
     row = {"steps": ["one two three four five"], "query": "What?", "answer": "Five."}
     path = write(tmp_path / "mine.jsonl", row)
-    with pytest.raises(DataError, match="shorten it, or raise --max-step-tokens"):
+    with pytest.raises(DataError, match="shorten it, or raise task.options.max_step_tokens"):
         task_of(path, turns, max_step_tokens=2)
     (tmp_path / "text.txt").write_text("one")
-    with pytest.raises(DataError, match=r"are needed \(--chunk-tokens\)"):
+    with pytest.raises(DataError, match=r"are needed \(task.options.chunk_tokens\)"):
         task_of(tmp_path / "text.txt", turns, chunk_tokens=50)
-    with pytest.raises(ConfigError, match="--chunk-tokens is 9, --max-step-tokens 8; lower"):
+    with pytest.raises(ConfigError, match="task.options.chunk_tokens is 9, task.options.max_step_tokens 8; lower"):
         task_of(tmp_path / "text.txt", turns, chunk_tokens=9, max_step_tokens=8)
-    with pytest.raises(ConfigError, match="--max-steps is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="task.options.max_steps is 0; it must be at least 1"):
         task_of(path, turns, max_steps=0)
 
 

@@ -610,7 +610,7 @@ def test_a_full_disk_names_the_last_good_checkpoint_which_stays(
 
     monkeypatch.setattr(run, "write_file", filling)
     with pytest.raises(
-        TrainingError, match=r"step 6 cannot be saved: .*No space left.*Go on from step-000004 with --resume"
+        TrainingError, match=r"step 6 cannot be saved: .*No space left.*Go on from step-000004 with resume=True"
     ):
         train(hard(tiny, out))
     assert checkpoints(out) == ["step-000002", "step-000004"]
@@ -632,7 +632,7 @@ def test_a_full_disk_at_the_end_costs_the_result_alone(
 ) -> None:
     recipe = tiny.recipe(tmp_path / "out", max_steps=2)
     monkeypatch.setattr(ccm.checkpoint, "write_file", full_disk)
-    with pytest.raises(TrainingError, match="The result cannot be saved.*free some space and say --resume"):
+    with pytest.raises(TrainingError, match="The result cannot be saved.*free some space and go on with resume=True"):
         train(recipe)
     monkeypatch.undo()
     assert (train(recipe, resume=True) / "ccm_config.json").is_file()
@@ -657,7 +657,7 @@ def test_malformed_data_is_refused_before_anything_is_written(tiny: Tiny, tmp_pa
 
 
 def test_no_output_directory_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"--set output_dir=DIR"):
+    with pytest.raises(ConfigError, match="for the result with output_dir=DIR"):
         train(tiny.recipe())
     with pytest.raises(ConfigError, match="no file can be called by"):
         train(tiny.recipe(output_dir="a\0b"))

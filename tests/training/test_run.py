@@ -147,7 +147,10 @@ def test_the_log_forgets_what_is_made_anew_and_a_line_cut_off(tmp_path: Path) ->
 
 def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
     run_at(tmp_path).begin()
-    with pytest.raises(ConfigError, match=f"{tmp_path} holds another run. Go on with it by --resume, name another one"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{tmp_path} holds another run. Go on with it by resume=True, name another one with output_dir=DIR",
+    ):
         run_at(tmp_path).check(resume=False)
 
 
@@ -177,7 +180,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_there_must_be_a_run_to_resume(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave --resume out to begin one"):
+    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave resume=True out to begin one"):
         run_at(tmp_path / name).check(resume=True)
 
 

@@ -103,8 +103,8 @@ def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch,
         (["custom", "--set", "output_dir=out"], "say which with --set data.path=FILE"),
         (["custom", "--set", "max_stps=3"], "Did you mean max_steps?"),
         (["custom", "--set", "data.path=nowhere.jsonl", "--set", "output_dir=out"], "no file or folder nowhere.jsonl"),
-        (["custom", "--set", "data.path=nowhere.jsonl"], "output_dir is not set"),
-        (["custom", "--resume", "--set", "output_dir=nowhere"], "There is no run in nowhere to resume"),
+        (["custom", "--set", "data.path=nowhere.jsonl"], "for the result with --set output_dir=DIR"),
+        (["custom", "--resume", "--set", "output_dir=nowhere"], "no run in nowhere to resume; leave --resume out"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_status_2(

@@ -8,8 +8,9 @@ from pathlib import Path
 from ccm.checkpoint import read_adapter
 from ccm.commands.notes import is_running_text
 from ccm.commands.progress import progress
-from ccm.console import plain_console, quiet, size, tell
+from ccm.console import plain_console, quiet, size, tell, with_set
 from ccm.data import open_data
+from ccm.errors import CCMError
 from ccm.processes import is_main
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
 from ccm.training.batches import Batches
@@ -25,16 +26,19 @@ def run(
 ) -> None:
     """Train, or show what would be trained."""
     quiet()
-    recipe = load_recipe(source, changes, stage)
-    if dry_run:
-        _show(recipe, resume, start)
-        return
     try:
+        recipe = load_recipe(source, changes, stage)
+        if dry_run:
+            _show(recipe, resume, start)
+            return
         with progress(recipe) as shown:
             folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
     except KeyboardInterrupt as stop:
         if is_main():
-            tell(" ".join(map(str, stop.args)))
+            tell(with_set(" ".join(map(str, stop.args))))
+        raise
+    except CCMError as error:
+        error.args = (with_set(str(error)),)
         raise
     if is_main():
         tell(f"Done. {_next(recipe, str(folder))}")

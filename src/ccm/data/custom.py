@@ -42,7 +42,7 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.options:
         raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
-        raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
+        raise ConfigError("The data set 'custom' reads your own files; say which with data.path=FILE.")
     groups: Sequence[Sequence[Example]] = read_examples(settings.path, settings, turns)
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
@@ -72,10 +72,10 @@ class Options:
 
 
 class _Lengths(DataSettings):
-    """Those of :class:`Options`, as the command calls them."""
+    """Those of :class:`Options`, by their own names."""
 
     def called(self, name: str) -> str:
-        return f"--{name.replace('_', '-')}"
+        return f"task.options.{name}"
 
 
 @dataclass
@@ -133,7 +133,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
         DataError: when it is absent, empty or malformed.
     """
     if settings.path is None:
-        raise ConfigError("The task 'custom' reads your own file or folder; name it as --data.")
+        raise ConfigError("The task 'custom' reads your own file or folder; name it as task.path.")
     lengths = _Lengths(**vars(build_settings(Options, settings.options, "task.options")))
     return CustomTask([*chain.from_iterable(read_examples(settings.path, lengths, turns))], turns)
 

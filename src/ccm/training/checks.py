@@ -32,7 +32,7 @@ def trackers(recipe: Recipe) -> list[str]:
     """
     wanted = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
     if absent := [name for name in wanted if find_spec(name) is None]:
-        raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
+        raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or set {absent[0]}=false.")
     return wanted
 
 

@@ -92,7 +92,7 @@ def train(
         TrainingError: when the loss is not finite, or a checkpoint cannot be read or saved.
     """
     if recipe.output_dir is None:
-        raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
+        raise ConfigError("output_dir is not set; name a folder for the result with output_dir=DIR.")
     run = Run(as_path(recipe.output_dir, ConfigError), recipe, None if start is None else Path(start))
     if is_main():  # the others would see what the first has written by then
         run.check(resume=resume)
@@ -160,7 +160,7 @@ class Training:
             self.accelerator.end_training()
         if self._ending():
             self._save()
-            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with --resume.")
+            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with resume=True.")
         if self.main:
             self._write()
         return self.run.folder
@@ -332,7 +332,8 @@ class Training:
             self.stage.save(self.run.folder)
         except (OSError, SafetensorError, AdapterError) as error:
             raise TrainingError(
-                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and say --resume."
+                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and go on "
+                "with resume=True."
             ) from error
 
 

@@ -107,7 +107,7 @@ class Run:
         elif RECIPE in self._held:
             self._compare(_fixed(read_table(self.folder / RECIPE)), f"in {self.folder}")
         else:
-            raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
+            raise ConfigError(f"There is no run in {self.folder} to resume; leave resume=True out to begin one.")
         if self._brought is not None:
             if (settings := self._brought.settings) is None:
                 raise ConfigError(
@@ -128,10 +128,10 @@ class Run:
     def _check_empty(self) -> None:
         if not (held := self._held):
             return
-        other = "name another one with --set output_dir=DIR"
+        other = "name another one with output_dir=DIR"
         if RECIPE in held:
             raise ConfigError(
-                f"The output directory {self.folder} holds another run. Go on with it by --resume, {other}, or "
+                f"The output directory {self.folder} holds another run. Go on with it by resume=True, {other}, or "
                 "delete it."
             )
         raise ConfigError(f"The output directory {self.folder} holds other files ({', '.join(held[:4])}); {other}.")
@@ -154,7 +154,7 @@ class Run:
     def _in_use(self) -> ConfigError:
         return ConfigError(
             f"The output directory {self.folder} is in use by another training; wait for its end, or name another one "
-            "with --set output_dir=DIR."
+            "with output_dir=DIR."
         )
 
     @contextmanager
@@ -210,7 +210,7 @@ class Run:
         except OSError as error:
             raise TrainingError(
                 f"{self.folder / LOG} cannot be written: {error}. Mend that and go on from the last checkpoint with "
-                "--resume."
+                "resume=True."
             ) from error
 
     def forget_after(self, step: int) -> None:
@@ -226,7 +226,9 @@ class Run:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
         except OSError as error:
-            raise TrainingError(f"{path} cannot be written: {error}. Mend that and say --resume again.") from error
+            raise TrainingError(
+                f"{path} cannot be written: {error}. Mend that and go on again with resume=True."
+            ) from error
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
@@ -249,7 +251,7 @@ class Run:
             write_file(self.folder / CHECKPOINTS / f"{name}.safetensors", KIND, tensors, manifest)
         except (OSError, SafetensorError) as error:
             held = self.checkpoints()
-            good = f"Go on from {held[-1].stem} with --resume" if held else "There is none before it"
+            good = f"Go on from {held[-1].stem} with resume=True" if held else "There is none before it"
             raise TrainingError(
                 f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
             ) from error
