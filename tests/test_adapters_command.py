@@ -92,7 +92,7 @@ def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys
     assert "merge, N = 2" in out
     assert f"--adapter {tmp_path / 'ours'} --model BASE" in out.replace("\n", " ")
     assert call(monkeypatch, "chat", "--adapter", str(tmp_path / "ours")) == 2
-    assert "does not name its base model; say which (`--model`" in capsys.readouterr().err
+    assert "does not name its base model; say which with --model BASE" in capsys.readouterr().err
     assert err.count("assumed: ") == 3  # the base, the turns, and that there is no stage-1 adapter
     config = CCMModel.from_pretrained(tmp_path / "ours", tiny_base()).config
     assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, False, True)
@@ -159,7 +159,7 @@ def test_a_plain_lora_is_called_so_and_can_be_talked_to(monkeypatch, capsys, tmp
 def test_a_compression_adapter_of_the_authors_is_no_stage_1(monkeypatch, capsys, tmp_path: Path) -> None:
     theirs(tmp_path / "theirs")
     assert call(monkeypatch, "chat", "--adapter", str(tmp_path / "theirs")) == 2
-    assert f"ccm adapters import {tmp_path / 'theirs'} --output DIR" in capsys.readouterr().err
+    assert "with `ccm adapters import`" in capsys.readouterr().err
 
 
 def test_download_says_how_each_adapter_is_imported(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_p
     shown = "1 step, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry"
     assert f"concat, N = 2, window of 36: {shown}" in err
     assert call(monkeypatch, "chat", "--load", str(file)) == 2
-    assert "a stream, as of a chat with --window; wanted is a memory, as of" in capsys.readouterr().err
+    assert "a stream, as of a chat with a window; wanted is a memory, as of" in capsys.readouterr().err
 
 
 def test_on_a_terminal_the_window_is_told_and_lines_break_between_words(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_data_set_is_prepared_and_counted(monkeypatch, capsys, tmp_path: Path)
     assert call(monkeypatch, "data", "prepare", "dailydialog") == 0
     assert "is already in data/dailydialog" in capsys.readouterr().out
     assert call(monkeypatch, "data", "prepare", "lmsys") == 2
-    assert "ccm data prepare lmsys --source DIR" in capsys.readouterr().err
+    assert "prepare lmsys with --source DIR" in capsys.readouterr().err
 
 
 def test_stream_shows_a_line_a_method_and_goes_on_with_the_text(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from ccm import console
-from ccm.console import by_words, counting, progress, tell, with_flags
+from ccm.console import by_words, counting, progress, tell, with_flags, with_set
 
 LONG = "The built-in model has no adapter for the rule that was asked for; it runs as concat, full, gate and none."
 
@@ -38,11 +38,29 @@ def test_lines_break_between_words_on_a_terminal_and_nowhere_else(monkeypatch, c
         ("take rule='full' or 'none'.", "take --rule full or 'none'."),
         ("try dtype='float32'.", "try --dtype float32."),
         ("give adapter=DIR, rule=NAME or baseline=NAME.", "give --adapter DIR, --rule NAME or --baseline NAME."),
+        ("measure the others with depths=1,2.", "measure the others with --steps 1,2."),
+        ("bring them with given=DIR", "bring them with --source DIR"),
+        ("name it as task.path.", "name it as --data."),
+        ("raise task.options.max_step_tokens", "raise --max-step-tokens"),
+        ("a/task.path and my-task.options.json", "a/task.path and my-task.options.json"),
         ("set data.path=FILE; weight=0.3; 1 = 1", "set data.path=FILE; weight=0.3; 1 = 1"),
     ],
 )
 def test_settings_become_flags(message: str, shown: str) -> None:
     assert with_flags(message) == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("name one with output_dir=DIR.", "name one with --set output_dir=DIR."),
+        ("choose with data.options.tasks=[...].", "choose with --set data.options.tasks=[...]."),
+        ("go on with resume=True.", "go on with --resume."),
+        ("set dtype=float32; x/a=DIR", "set dtype=float32; x/a=DIR"),
+    ],
+)
+def test_settings_of_a_training_that_are_to_be_filled_in_go_after_set(message: str, shown: str) -> None:
+    assert with_set(message) == shown
 
 
 def test_the_time_left_is_that_of_all_parts(monkeypatch, capsys) -> None:

@@ -90,7 +90,9 @@ def test_a_folder_name_of_theirs_leaves_nothing_to_assume_but_the_base(tmp_path:
     assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, True, True)
     assert (config.base_model, config.turns.separator) == ("huggyllama/llama-7b", "\n")
     assert found.adapter.stage1 is not None
-    assert [*map(str, found.assumed)] == ["The base is huggyllama/llama-7b; it was not looked at: --base does."]
+    assert [*map(str, found.assumed)] == [
+        "The base is huggyllama/llama-7b; it was not looked at. Give it as base to compare."
+    ]
 
 
 def test_options_say_what_a_name_does_not(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_stage_1_adapter_is_the_merged_base_with_full_context(tmp_path: Path) 
 
 def test_the_stage_1_adapter_under_it_has_to_be_there(tmp_path: Path) -> None:
     folder = theirs(tmp_path / "unified/finetune/llama-7b-no-online-concat_recur-ntok2")
-    with pytest.raises(AdapterError, match=r"llama-7b-no, which is not in .*unified; give it as --base-adapter"):
+    with pytest.raises(AdapterError, match=r"llama-7b-no, which is not in .*unified; give it with base_adapter=DIR"):
         read_theirs(folder)
     assert read_theirs(folder, Choices(base_adapter="none")).adapter.stage1 is None
     given = theirs(tmp_path / "elsewhere", 0)
@@ -243,7 +245,7 @@ def test_other_projections_are_refused_with_both(tmp_path: Path) -> None:
             "llama-7b-online-concat_recur-ntok2",
             2,
             {"base": "mistral-7b"},
-            "huggyllama/llama-7b, but --base is mistralai",
+            "huggyllama/llama-7b, but the base given is mistralai",
         ),
         ("llama-7b-no", 2, {}, "name of a stage-1 adapter, but holds 2 rows"),
         ("llama-7b-online-gist", 0, {}, "name of a compression adapter, but holds no COMP"),

@@ -179,8 +179,8 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("adapter.lora.r=-1", "lora.r is -1"),
         ("adapter.lora.dropout=1", "lora.dropout is 1"),
         ("adapter.turns.template=chat", "adapter.turns; it is set as turns"),
-        ("max_steps", "--set max_steps: write key=value"),
-        ("=3", "--set =3: write key=value"),
+        ("max_steps", "The change 'max_steps': write key=value"),
+        ("=3", "The change '=3': write key=value"),
         ("betas=[0.9", "the value is not YAML"),
         ("warmup=3", "warmup is 3"),
         ("stage=base adapter.lora.r=0", "adapter.lora.r is 0"),
@@ -197,7 +197,7 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("stage=base flex=true", "flex=true is of the stage 'compress'"),
         ("flex=often", "flex is 'often'; it must be true or false or null"),
         ("quantize=int3", "quantize is 'int3'; allowed: int8, 8bit, 4bit or null"),
-        ("base.max_steps=3", "--set base...: leave the stage's name out"),
+        ("base.max_steps=3", "The change base...: leave the stage's name out"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_and_value(change: str, said: str) -> None:

@@ -129,7 +129,7 @@ def test_a_base_that_nobody_else_finds_is_refused_unless_its_hub_id_is_given(
     (tmp_path / "base").mkdir()
     place = str(tmp_path / "base") if base == "absolute" else base
     tiny_model(base_model=place).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ConfigError, match="give its Hub id as --base"):
+    with pytest.raises(ConfigError, match="give its Hub id with base=OWNER/NAME"):
         sharing.push(tmp_path / "adapter", "me/adapter")
     assert not hub.files
     sharing.push(tmp_path / "adapter", "me/adapter", base="org/base")

@@ -155,9 +155,9 @@ def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path
     before = chat.stream
     plain.save(tmp_path / "plain.memory")
     chat.save(tmp_path / "chat.stream")
-    with pytest.raises(MemoryFileError, match="a memory, as of a chat without --window; wanted is a stream"):
+    with pytest.raises(MemoryFileError, match="a memory, as of a chat without a window; wanted is a stream"):
         chat.load(tmp_path / "plain.memory")
-    with pytest.raises(MemoryFileError, match="a stream, as of a chat with --window; wanted is a memory"):
+    with pytest.raises(MemoryFileError, match="a stream, as of a chat with a window; wanted is a memory"):
         plain.load(tmp_path / "chat.stream")
     with pytest.raises(MemoryFileError, match="holds a memory, .* without --window, and what is saved is a stream"):
         chat.save(tmp_path / "plain.memory")

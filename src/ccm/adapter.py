@@ -94,7 +94,7 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     if is_quantized(base):
         raise ConfigError(
             "A stage-1 adapter cannot be merged into a quantized base. Merge it in full precision first, by "
-            "`ccm adapters merge ADAPTER --output DIR`, or by merge=true where it is trained, and quantize what that "
+            "`ccm adapters merge`, or by merge=true where it is trained, and quantize what that "
             "writes."
         )
     check_plain(lora.settings, "The stage-1 adapter")

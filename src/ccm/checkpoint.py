@@ -348,7 +348,7 @@ def base_of(folder: Path, config: CCMConfig) -> str:
     """
     if not config.base_model:
         raise AdapterError(
-            f"{folder} does not name its base model; say which (`--model` or `--base`, in Python `model`)."
+            f"{folder} does not name its base model; say which with model=BASE, or base=BASE to merge it."
         )
     near = folder / config.base_model
     return str(near) if near.is_dir() else config.base_model
@@ -422,7 +422,7 @@ def read_stage1(folder: Path) -> PlainLoRA:
     if lora.comp is not None:
         raise AdapterError(
             f"{folder} is a compression adapter of the authors, not a stage-1 adapter; it must not act on all tokens. "
-            f"Make it one of ours first: ccm adapters import {folder} --output DIR"
+            "Make it one of ours first, with `ccm adapters import`."
         )
     return lora
 

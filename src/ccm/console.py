@@ -25,9 +25,12 @@ from rich.progress import (
 )
 
 _SETTING = re.compile(
-    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder)="
-    r"(?P<quote>'?)(?P<value>[\w./-]*\w)(?P=quote)"
+    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder|depths|given)="
+    r"(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote)"
 )
+_OF_TASK = re.compile(r"(?<![\w./-])task\.(?:path\b|options\.(?P<name>\w+))")
+_FLAGS = {"depths": "steps", "given": "source"}  # of settings whose flags are called otherwise
+_TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 
 
@@ -79,10 +82,15 @@ def with_flags(message: str) -> str:
     """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
 
     def flag(found: re.Match[str]) -> str:
-        name, value = found["name"].replace("_", "-"), found["value"]
+        name, value = _FLAGS.get(found["name"], found["name"]).replace("_", "-"), found["value"]
         return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name} {value}")
 
-    return _SETTING.sub(flag, message)
+    return _OF_TASK.sub(lambda found: f"--{(found['name'] or 'data').replace('_', '-')}", _SETTING.sub(flag, message))
+
+
+def with_set(message: str) -> str:
+    """A message for ``ccm train``: settings to fill in, such as ``output_dir=DIR``, go after ``--set``."""
+    return _TO_FILL.sub(r"--set \g<0>", message).replace("resume=True", "--resume")
 
 
 @contextmanager

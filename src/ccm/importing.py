@@ -165,15 +165,19 @@ def _base_model(choices: Choices, said: RunName | None, assumed: Assumed) -> tup
     known = None if choices.base is None else paper_model(choices.base)
     named = MODELS[said.model] if said else None
     if known and named and known != named:
-        raise AdapterError(f"The folder's name says {named.hub}, but --base is {known.hub}; use the model of the name.")
+        raise AdapterError(
+            f"The folder's name says {named.hub}, but the base given is {known.hub}; use the model of the name."
+        )
     if choices.base is not None:
         place = str(choices.base) if not Path(choices.base).is_dir() else str(Path(choices.base).resolve())
         model = known or named
         return str(locate(place)), model is not None and model.chat
     if named:
-        assumed.notes.append(f"The base is {named.hub}; it was not looked at: --base does.")
+        assumed.notes.append(f"The base is {named.hub}; it was not looked at. Give it as base to compare.")
         return named.hub, named.chat
-    assumed.notes.append("The base is unknown, and has to be given whenever the adapter is loaded; --base names it.")
+    assumed.notes.append(
+        "The base is unknown, and has to be given whenever the adapter is loaded, unless it is given now, as base."
+    )
     return "", False
 
 
@@ -184,7 +188,9 @@ def _stage1(choices: Choices, said: RunName | None, folder: Path, assumed: Assum
     if choices.base_adapter is not None:
         return _as_float(read_stage1(Path(choices.base_adapter)))
     if said is None:
-        assumed.notes.append("It was trained on the base as it is; --base-adapter names a stage-1 adapter under it.")
+        assumed.notes.append(
+            "It was trained on the base as it is, unless a stage-1 adapter under it is given, as base_adapter."
+        )
     if said is None or said.stage1 is None:
         return None
     near = [place / said.stage1 for place in (folder.absolute().parent.parent, folder.absolute().parent)]
@@ -193,7 +199,7 @@ def _stage1(choices: Choices, said: RunName | None, folder: Path, assumed: Assum
             return _as_float(read_stage1(place))
     raise AdapterError(
         f"{folder} was trained on top of the stage-1 adapter {said.stage1}, which is not in {near[0].parent}; give it "
-        f"as --base-adapter DIR, or --base-adapter {NOTHING} if the base has it in its weights already."
+        f"with base_adapter=DIR, or say base_adapter={NOTHING} if the base has it in its weights already."
     )
 
 
@@ -229,8 +235,8 @@ def _check_kind(lora: PlainLoRA, said: RunName | None, choices: Choices, folder:
         named = "a stage-1 adapter" if said.rule == "full" else "a compression adapter"
         rows = "no" if lora.comp is None else f"{len(lora.comp)} rows of"
         raise AdapterError(
-            f"{folder} has the name of {named}, but holds {rows} COMP embeddings; those of --sepembed false are in "
-            "the base's own table, and cannot be imported."
+            f"{folder} has the name of {named}, but holds {rows} COMP embeddings; those that were trained "
+            "without sepembed are in the base's own table, and cannot be imported."
         )
 
 

@@ -256,7 +256,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
         _set(given, change)
     if named := sorted(given.keys() & sections.keys()):
         raise ConfigError(
-            f"--set {named[0]}...: leave the stage's name out; what is set holds for the stage that runs."
+            f"The change {named[0]}...: leave the stage's name out; what is set holds for the stage that runs."
         )
     chosen = str(stage or given.get("stage") or values.get("stage", "compress"))
     values = _over(_over(values, sections.get(chosen, {})), given)
@@ -309,16 +309,16 @@ def read_table(path: Path) -> dict[str, Any]:
 def _set(table: dict[str, Any], change: str) -> None:
     key, found, value = change.partition("=")
     if not found or not key:
-        raise ConfigError(f"--set {change}: write key=value, such as max_steps=200 or data.path=chats.jsonl.")
+        raise ConfigError(f"The change {change!r}: write key=value, such as max_steps=200 or data.path=chats.jsonl.")
     *parents, last = key.strip().split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {change}: {parent} was given a value before; it cannot hold {last}.")
+            raise ConfigError(f"The change {change!r}: {parent} was given a value before; it cannot hold {last}.")
     try:
         table[last] = _numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {change}: the value is not YAML: {error}") from error
+        raise ConfigError(f"The change {change!r}: the value is not YAML: {error}") from error
 
 
 def _numbers(value: Any) -> Any:

@@ -105,7 +105,8 @@ def stage(
     named = base or saved.config.base_model
     if not named or Path(named).is_absolute() or Path(named).is_dir() or (folder / named).is_dir():
         raise ConfigError(
-            f"The adapter's base is {named or 'not named'}, where nobody else finds it; give its Hub id as --base."
+            f"The adapter's base is {named or 'not named'}, where nobody else finds it; give its Hub id with "
+            "base=OWNER/NAME."
         )
     shared = replace(saved, config=replace(saved.config, base_model=named))
     write_adapter(shared, place)

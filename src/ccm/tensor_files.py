@@ -20,8 +20,8 @@ from ccm.files import SafetensorError, Stated, load_tensors, parse_json, save_te
 
 FORMAT_VERSION = 2  # 1 had no digest
 KINDS = {
-    "ccm_memory": "a memory, as of a chat without --window",
-    "ccm_stream": "a stream, as of a chat with --window",
+    "ccm_memory": "a memory, as of a chat without a window",
+    "ccm_stream": "a stream, as of a chat with a window",
     "ccm_encoder_memory": "a memory of an encoder-decoder",
     "ccm_adapter": "the tensors of an adapter",
     "ccm_checkpoint": "a checkpoint of a training",

@@ -14,6 +14,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_made import CHATML, OPEN_THOUGHT, THINKING, tokenizer
 
 from ccm.builtin import WEIGHTS
 from ccm.config import TurnFormat
@@ -45,6 +48,11 @@ def messages(*texts: str, system: str = "") -> dict[str, Any]:
 def chat(number: int, count: int) -> dict[str, Any]:
     """A conversation of so many turns; every text of it occurs nowhere else."""
     return messages(*(text for i in range(count) for text in (f"Ask {number} {i}.", f"Say {number} {i}.")))
+
+
+def task(answer: str, *others: str) -> dict[str, Any]:
+    """A task; where there are other choices, with choices."""
+    return {"steps": ["One."], "query": "Sum?", "answer": answer, "choices": [answer, *others] if others else []}
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -231,6 +239,35 @@ def test_steps_before_the_latest_are_told(tmp_path: Path, turns: Turns, caplog: 
     assert caplog.messages == [f"{path}: 2 tasks have more than 2 steps (data.max_steps); the latest are read."]
 
 
+@pytest.mark.parametrize(
+    "template", [None, CHATML, THINKING, OPEN_THOUGHT], ids=["separators", "plain", "past", "open"]
+)
+@given(thinks=st.lists(st.booleans(), min_size=2, max_size=5))
+def test_thoughts_that_the_template_does_not_show_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, template: str | None, thinks: list[bool]
+) -> None:
+    turns = make_turns(tokenizer(template), TurnFormat(template="chat" if template else "separators"))
+    said = [text for i, think in enumerate(thinks) for text in (f"Ask {i}.", f"{'Hm.</think>' * think} Say {i}.")]
+    path = write(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl", messages(*said), messages("a", "b", "c", "d"))
+    caplog.clear()
+    ((chat,), _) = read_examples(path, DataSettings(), turns)
+    left_out = sum(thinks) * (template in (THINKING, OPEN_THOUGHT))
+    why = "hold text that the chat template does not show, such as a thought; it is left out."
+    assert caplog.messages == ([f"{path}: {left_out} of {len(thinks) + 2} replies {why}"] if left_out else [])
+    sample = chat.sample(turns, chat.length)
+    learned = "".join(taught(turns, step) for step in (*sample.steps, sample.query))
+    assert learned.count("Hm.") == sum(thinks) - left_out
+
+
+@pytest.mark.parametrize(
+    "line", [messages("a", "b", "c", "Hm.</think>"), task("Hm.</think>"), task("b", "Hm.</think>")]
+)
+def test_a_reply_of_which_the_template_shows_nothing_is_a_fault_of_its_line(tmp_path: Path, line: Any) -> None:
+    turns = make_turns(tokenizer(THINKING), TurnFormat(template="chat"))
+    said = refusal(write(tmp_path / "a.jsonl", chat(0, 2), line), turns)
+    assert "a.jsonl, line 2, the reply that begins 'Hm.</think>': the chat template shows nothing of it" in said
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path: Path, turns: Turns) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(chat(0, 2)) + "\r\n\r\n" + json.dumps(chat(1, 2))).encode())
@@ -266,7 +303,7 @@ def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: T
 
 
 def test_no_path_and_options_are_refused(tmp_path: Path, turns: Turns) -> None:
-    with pytest.raises(ConfigError, match=r"--set data\.path=FILE"):
+    with pytest.raises(ConfigError, match=r"say which with data\.path=FILE"):
         open_data(Recipe(), turns)
     with pytest.raises(ConfigError, match="has no options; data.options is {'long': 1}"):
         opened(write(tmp_path / "a.jsonl", chat(0, 2)), turns, options={"long": 1})
@@ -555,17 +592,17 @@ def test_a_text_is_measured_at_its_last_chunk(tmp_path: Path, turns: Turns) -> N
         assert all([*q.alone().query] == [turns.tokenizer.bos_token_id, *q.query] for q in questions)
 
 
-def test_errors_of_an_evaluation_name_the_options_of_its_command(tmp_path: Path, turns: Turns) -> None:
+def test_errors_of_an_evaluation_name_the_options_of_its_task(tmp_path: Path, turns: Turns) -> None:
     row = {"steps": ["one two three four five"], "query": "What?", "answer": "Five."}
     path = write(tmp_path / "mine.jsonl", row)
-    with pytest.raises(DataError, match="shorten it, or raise --max-step-tokens"):
+    with pytest.raises(DataError, match="shorten it, or raise task.options.max_step_tokens"):
         task_of(path, turns, max_step_tokens=2)
     (tmp_path / "text.txt").write_text("one")
-    with pytest.raises(DataError, match=r"are needed \(--chunk-tokens\)"):
+    with pytest.raises(DataError, match=r"are needed \(task.options.chunk_tokens\)"):
         task_of(tmp_path / "text.txt", turns, chunk_tokens=50)
-    with pytest.raises(ConfigError, match="--chunk-tokens is 9, --max-step-tokens 8; lower"):
+    with pytest.raises(ConfigError, match="task.options.chunk_tokens is 9, task.options.max_step_tokens 8; lower"):
         task_of(tmp_path / "text.txt", turns, chunk_tokens=9, max_step_tokens=8)
-    with pytest.raises(ConfigError, match="--max-steps is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="task.options.max_steps is 0; it must be at least 1"):
         task_of(path, turns, max_steps=0)
 
 

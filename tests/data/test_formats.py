@@ -161,7 +161,8 @@ PLACES = {  # where a key may stand: from the key and its value to the whole
 ROWS = ("row", "sharegpt row", "task", "alpaca", "completion", "open webui", "open webui chat")
 EVERYWHERE = {
     *("tools", "functions", "tool_calls", "function_call", "images", "image", "audio", "videos", "files"),
-    *("thinking", "reasoning", "reasoning_content", "train", "documents", "context"),
+    *("thinking", "reasoning", "reasoning_content", "documents", "context"),
+    *("loss", "loss_weight", "loss_scale", "mask", "loss_mask", "completion_mask", "train", "trainable"),
 }
 MEANT = {
     **{place: EVERYWHERE | {"chosen", "rejected", "label", "system_prompt", "chat_template_kwargs"} for place in ROWS},
@@ -187,6 +188,25 @@ def test_a_key_that_changes_the_meaning_is_refused_by_its_name(place: str, key: 
     found, _ = outcome(PLACES[place]({key: [{"x": 1}]}))
     assert isinstance(found, str)
     assert repr(key) in found
+
+
+@pytest.mark.parametrize("value", [True, False, 0, 1, 0.5, [0, 1], "all"])
+@pytest.mark.parametrize("key", ["loss", "loss_weight", "mask", "loss_mask", "train"])
+@pytest.mark.parametrize("place", ["row", "task", "user", "assistant", "sharegpt message"])
+def test_what_says_elsewhere_what_is_learned_is_refused_with_how_it_is_said_here(
+    place: str, key: str, value: Any
+) -> None:
+    found, _ = outcome(PLACES[place]({key: value}))
+    assert str(found).startswith(
+        f"{key!r} cannot be used: what is learned is said by 'weight', 0 or 1, of an assistant"
+    )
+
+
+@pytest.mark.parametrize("key", ["prefix", "error"])
+@pytest.mark.parametrize("place", ["user", "assistant", "sharegpt message", "part"])
+def test_a_flag_that_is_false_says_nothing_and_one_that_is_true_is_refused(place: str, key: str) -> None:
+    assert outcome(PLACES[place]({key: False})) == outcome(PLACES[place]({}))
+    assert repr(key) in outcome(PLACES[place]({key: True}))[0]
 
 
 @given(

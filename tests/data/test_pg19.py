@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_refused(folder: Path, turns: Turns) -> None:
         next(opened(folder, turns).questions(5))
     with pytest.raises(ConfigError, match="task.options.targets is 0; it must be at least 1"):
         opened(folder, turns, targets=0)
-    with pytest.raises(ConfigError, match="'pg19' needs the folder of PG19's books; name it as --data"):
+    with pytest.raises(ConfigError, match="'pg19' needs the folder of PG19's books; name it as task.path"):
         open_task(TaskSettings("pg19"), turns)
     (folder / "test" / "A.txt").unlink()
     with pytest.raises(DataError, match=r"holds none of \*.txt, \*.txt.gz"):

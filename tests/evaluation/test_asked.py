@@ -62,9 +62,7 @@ def test_the_digest_tells_which_answer_is_right() -> None:
 
 
 def test_steps_without_questions_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"at step 3 \(left out: {'empty': 3}\). Measure the others with --steps 1,2."
-    ):
+    with pytest.raises(ConfigError, match=r"at step 3 \(left out: {'empty': 3}\). Measure the others with depths=1,2."):
         Asked(Words(), (1, 3, 2), 0)
     with pytest.raises(ConfigError, match=r"'empty': 3}\)\.$"):
         Asked(Words(), (3,), 0)

@@ -133,7 +133,7 @@ def test_retrieval_by_embeddings_keeps_the_nearest_step(
 
 
 def test_an_embedding_model_must_be_named_and_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--embedder"):
+    with pytest.raises(ConfigError, match="embedder=MODEL"):
         make_baseline("embedding")
     with pytest.raises(ConfigError, match="nowhere cannot be had"):
         Embeddings(str(tmp_path / "nowhere"))(["a"], "b")

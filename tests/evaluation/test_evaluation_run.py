@@ -569,7 +569,7 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert page.count("\n## dialog: protocol paper") == 2  # of other questions
     capsys.readouterr()
     assert ccm("report", tmp_path / "nothing", "--output", tmp_path / "page") == 2
-    assert "name the --output of an evaluation that ended" in capsys.readouterr().err
+    assert "name the output of an evaluation that ended" in capsys.readouterr().err
     next((one / "scores").iterdir()).unlink()
     assert ccm("report", one, "--output", tmp_path / "page") == 2
     assert "say the same evaluation again" in capsys.readouterr().err

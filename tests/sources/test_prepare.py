@@ -365,7 +365,7 @@ def test_a_download_that_breaks_off_is_gone_on_with(
     message = str(failure.value)
     assert message.startswith("SODA could not be downloaded: Check your connection.\n")
     assert "\n  valid.parquet from https://huggingface.co/datasets/allenai/soda/resolve/" in message
-    assert message.endswith("ccm data prepare soda --source DIR")
+    assert message.endswith("prepare soda with given=DIR")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(module, "download", succeeds)
     done = prepare("soda", tmp_path / "out")

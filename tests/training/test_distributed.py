@@ -80,8 +80,13 @@ def test_one_process_alone_cannot_shard(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint_that_goes_on_elsewhere(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     done = launch(tiny.base, tiny.chats, tmp_path, "interrupted", timeout=120)
     assert "KeyboardInterrupt" in done.stderr
     assert checkpoints(tmp_path / "run")[-1] in ("step-000003", "step-000004")
     assert "RuntimeError" not in done.stderr
+    assert launch(tiny.base, tiny.chats, tmp_path, "moved", timeout=120).returncode == 0
+    assert [record["step"] for record in records(tmp_path / "moved")][-1] == 8
+    assert_trained_alike(adapter(tmp_path / "moved"), adapter(train(tiny.recipe(tmp_path / "alone", max_steps=8))))

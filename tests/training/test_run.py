@@ -120,6 +120,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[dict, d
         run.last()
 
 
+def test_a_folder_is_no_checkpoint_and_the_newest_within_is_named(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "out")
+    for step in (9, 10):
+        run.save(checkpoint(step))
+    (tmp_path / "empty").mkdir()
+    newest = f"the newest that it holds is {tmp_path / 'out' / 'checkpoints' / 'step-000010.safetensors'}"
+    where = "a run has them in its folder checkpoints"
+    for name, which in (("out", newest), ("out/checkpoints", newest), ("empty", where)):
+        folder = tmp_path / name
+        with pytest.raises(TrainingError, match=f"^{folder} is a folder, not a checkpoint; name a checkpoint: {which}"):
+            Run(tmp_path / "there", Recipe(), folder).check(resume=False)
+
+
 def test_the_log_forgets_what_is_made_anew_and_a_line_cut_off(tmp_path: Path) -> None:
     run = run_at(tmp_path)
     for step in (1, 2, 3):
@@ -134,7 +147,10 @@ def test_the_log_forgets_what_is_made_anew_and_a_line_cut_off(tmp_path: Path) ->
 
 def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
     run_at(tmp_path).begin()
-    with pytest.raises(ConfigError, match=f"{tmp_path} holds another run. Go on with it by --resume, name another one"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{tmp_path} holds another run. Go on with it by resume=True, name another one with output_dir=DIR",
+    ):
         run_at(tmp_path).check(resume=False)
 
 
@@ -164,7 +180,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_there_must_be_a_run_to_resume(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave --resume out to begin one"):
+    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave resume=True out to begin one"):
         run_at(tmp_path / name).check(resume=True)
 
 

@@ -20,7 +20,7 @@ from tiny_training import Tiny
 from ccm import cli
 from ccm.commands.progress import Shown, progress
 from ccm.recipe import Recipe, load_recipe
-from ccm.training import loop
+from ccm.training import checks
 from ccm.training.loop import Report
 
 
@@ -81,7 +81,7 @@ def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, mon
     assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, output_dir=tmp_path)) == 2
     assert "holds other files (mine.txt" in " ".join(capsys.readouterr().err.split())
     refused = {"shard": "several processes", "mixed_precision": "keeps the base in float32", "wandb": "wandb is not"}
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     for key, said in refused.items():
         changes = settings(tiny, dtype="bfloat16", **{key: "true"})
         assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 2
@@ -103,8 +103,8 @@ def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch,
         (["custom", "--set", "output_dir=out"], "say which with --set data.path=FILE"),
         (["custom", "--set", "max_stps=3"], "Did you mean max_steps?"),
         (["custom", "--set", "data.path=nowhere.jsonl", "--set", "output_dir=out"], "no file or folder nowhere.jsonl"),
-        (["custom", "--set", "data.path=nowhere.jsonl"], "output_dir is not set"),
-        (["custom", "--resume", "--set", "output_dir=nowhere"], "There is no run in nowhere to resume"),
+        (["custom", "--set", "data.path=nowhere.jsonl"], "for the result with --set output_dir=DIR"),
+        (["custom", "--resume", "--set", "output_dir=nowhere"], "no run in nowhere to resume; leave --resume out"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_status_2(
@@ -156,8 +156,12 @@ def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Pa
     start = str(tmp_path / "out" / "checkpoints" / "step-000002.safetensors")
     changes = settings(tiny, output_dir=tmp_path / "there")
     assert call(monkeypatch, "train", "custom", "--from", start, "--dry-run", *changes) == 0
+    (tmp_path / "chats.jsonl").write_text("".join(reversed(tiny.chats.read_text().splitlines(keepends=True))))
+    others = settings(tiny, output_dir=tmp_path / "there", **{"data.path": tmp_path / "chats.jsonl"})
+    for look in (["--dry-run"], []):
+        assert call(monkeypatch, "train", "custom", "--from", start, *look, *others) == 2
+        assert f"The checkpoint {start} was of another data" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "there").exists()
-    capsys.readouterr()
     assert call(monkeypatch, "train", "custom", "--from", start, *changes) == 0
     assert re.findall(r"step (\d)/3", capsys.readouterr().err) == ["3"]
     name = "ccm_adapter.safetensors"

@@ -67,7 +67,11 @@ def main() -> None:
     tiny = Tiny(base, chats)
     if "interrupted" in sys.argv:
         loop.Training = Interrupted
-        train(tiny.recipe(out / "run", max_steps=100))
+        train(tiny.recipe(out / "run", max_steps=8))
+    if "moved" in sys.argv:
+        (start,) = (out / "run" / "checkpoints").glob("step-00000[34]*")
+        train(tiny.recipe(out / "moved", max_steps=8), start=start)
+        return
     for name, recipe in recipes(tiny).items():
         save_tensors(out / f"{name}.{rank}.safetensors", step(recipe))
     train(tiny.recipe(out / "run", shard=True, max_steps=2, eval_every=1, log_every=1))

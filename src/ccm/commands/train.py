@@ -8,11 +8,14 @@ from pathlib import Path
 from ccm.checkpoint import read_adapter
 from ccm.commands.notes import is_running_text
 from ccm.commands.progress import progress
-from ccm.console import plain_console, quiet, size, tell
+from ccm.console import plain_console, quiet, size, tell, with_set
 from ccm.data import open_data
+from ccm.errors import CCMError
 from ccm.processes import is_main
 from ccm.recipe import Recipe, Stage, load_recipe, write_recipe
-from ccm.training.loop import check, trackers, train
+from ccm.training.batches import Batches
+from ccm.training.checks import check, check_checkpoint, trackers
+from ccm.training.loop import train
 from ccm.training.preview import estimate, picture
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
@@ -23,16 +26,19 @@ def run(
 ) -> None:
     """Train, or show what would be trained."""
     quiet()
-    recipe = load_recipe(source, changes, stage)
-    if dry_run:
-        _show(recipe, resume, start)
-        return
     try:
+        recipe = load_recipe(source, changes, stage)
+        if dry_run:
+            _show(recipe, resume, start)
+            return
         with progress(recipe) as shown:
             folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
     except KeyboardInterrupt as stop:
         if is_main():
-            tell(" ".join(map(str, stop.args)))
+            tell(with_set(" ".join(map(str, stop.args))))
+        raise
+    except CCMError as error:
+        error.args = (with_set(str(error)),)
         raise
     if is_main():
         tell(f"Done. {_next(recipe, str(folder))}")
@@ -55,12 +61,15 @@ def _next(recipe: Recipe, folder: str) -> str:
 def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     """Print the resolved recipe, one sample with its blocks and COMP slots, parameters and memory."""
     console = plain_console()
-    if recipe.output_dir is not None:
-        Run(Path(recipe.output_dir), recipe).check(resume=resume, start=start)
+    run = None if recipe.output_dir is None else Run(Path(recipe.output_dir), recipe, start)
+    if run is not None:
+        run.check(resume=resume)
     trackers(recipe)
     turns = open_turns(recipe)
     data, stage = open_data(recipe, turns), make_stage(recipe, turns)
     check(recipe, data, stage)
+    if run is not None and (checkpoint := run.previous()):
+        check_checkpoint(checkpoint, stage, Batches.of(recipe, data))
     sample = data.pool(0, 1)[0]
     console.print(write_recipe(replace(recipe, turns=turns.form)))
     console.print("One sample; > is what is learned.\n")

@@ -19,7 +19,7 @@ from ccm.config import build_settings, check_types
 from ccm.data import tasks
 from ccm.data.examples import Examples, hold_out, tell_held_out
 from ccm.data.formats import ExampleError, TooShortError, read_example
-from ccm.data.kinds import Example, Task, Text, check_chunks
+from ccm.data.kinds import Chat, Example, Task, Text, check_chunks
 from ccm.data.questions import Question
 from ccm.data.reading import ROWS, ends, find_files, read_text, read_values, warn_once
 from ccm.data.tasks import Replies, TaskSettings
@@ -42,7 +42,7 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.options:
         raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
-        raise ConfigError("The data set 'custom' reads your own files; say which with --set data.path=FILE.")
+        raise ConfigError("The data set 'custom' reads your own files; say which with data.path=FILE.")
     groups: Sequence[Sequence[Example]] = read_examples(settings.path, settings, turns)
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
@@ -72,10 +72,10 @@ class Options:
 
 
 class _Lengths(DataSettings):
-    """Those of :class:`Options`, as the command calls them."""
+    """Those of :class:`Options`, by their own names."""
 
     def called(self, name: str) -> str:
-        return f"--{name.replace('_', '-')}"
+        return f"task.options.{name}"
 
 
 @dataclass
@@ -133,7 +133,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
         DataError: when it is absent, empty or malformed.
     """
     if settings.path is None:
-        raise ConfigError("The task 'custom' reads your own file or folder; name it as --data.")
+        raise ConfigError("The task 'custom' reads your own file or folder; name it as task.path.")
     lengths = _Lengths(**vars(build_settings(Options, settings.options, "task.options")))
     return CustomTask([*chain.from_iterable(read_examples(settings.path, lengths, turns))], turns)
 
@@ -195,7 +195,7 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
     """
     told: set[str] = set()
     short: list[ExampleError] = []
-    read = cut = 0
+    read = cut = replies = stripped = 0
     for where, value in read_values(file):
         read += 1
         try:
@@ -205,6 +205,7 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
             parts: list[Example] = [*whole.parts(settings.max_steps)]
             for part in parts:
                 _check_length(part, settings, turns)
+            changed = _stripped(whole, turns)
         except TooShortError as fault:
             short.append(fault)
             continue
@@ -212,6 +213,7 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
             yield where, fault if isinstance(fault, ExampleError) else ExampleError(str(fault))
             continue
         cut += isinstance(whole, Task) and whole.length > settings.max_steps
+        replies, stripped = replies + len(whole.replies), stripped + changed
         yield where, parts
     if short and len(short) == read:
         yield "", short[0]
@@ -222,6 +224,30 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
     if cut:
         called = settings.called("max_steps")
         warn_once(f"{file}: {cut:,} tasks have more than {settings.max_steps} steps ({called}); the latest are read.")
+    if stripped:
+        warn_once(
+            f"{file}: {stripped:,} of {replies:,} replies hold text that the chat template does not show, such as a "
+            "thought; it is left out."
+        )
+
+
+def _stripped(example: Chat | Task, turns: Turns) -> int:
+    """How many replies of an example hold text that the chat template does not show.
+
+    Raises:
+        ExampleError: where it shows nothing of one.
+    """
+    count = 0
+    for reply in example.replies:
+        shown = turns.shown(reply).split()
+        if not shown:
+            raise ExampleError(
+                "the chat template shows nothing of it, as of a thought alone; write what is said after the thought, "
+                "or leave the example out",
+                f"the reply that begins {reply.strip()[:40]!r}",
+            )
+        count += shown != reply.split()
+    return count
 
 
 def _check_length(example: Example, settings: DataSettings, turns: Turns) -> None:

@@ -217,5 +217,7 @@ def open_dialogues(corpus: Corpus, settings: TaskSettings, turns: Turns) -> Dial
     """
     options = build_settings(TaskOptions, settings.options, "task.options")
     if settings.path is None:
-        raise ConfigError(f"The task {settings.name!r} needs the folder that holds {corpus.files}; name it as --data.")
+        raise ConfigError(
+            f"The task {settings.name!r} needs the folder that holds {corpus.files}; name it as task.path."
+        )
     return DialogueTask(corpus, Path(settings.path), turns, options)

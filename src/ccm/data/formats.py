@@ -8,7 +8,7 @@
     {"steps": [...], "query": ..., "answer": ..., "choices": [...]}             ours, of tasks
 
 Every key of a value is used, or refused where it changes what is said or learned, or told. One that holds null, an
-empty text, list or object says nothing.
+empty text, list or object says nothing; nor does a flag such as "prefix" that holds false.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ ROLES = {
 }  # fmt: skip
 _SPEAKERS = ("user", "assistant")  # in turn
 _DETAILS = re.compile(r'<details[^>]* type="(\w+)"')  # where Open WebUI puts thoughts and calls of tools into a reply
+_FLAGS = ("prefix", "error")  # of a message: false is what they are without being said
 _TREE = ("id", "parentId", "childrenIds")  # of a message of Open WebUI
 
 
@@ -67,8 +68,10 @@ _BOTH = {
         *("thinking", "thinking_blocks", "reasoning", "reasoning_content", "reasoning_details"),
     ),
     **_refused(
-        "what is learned is said by 'weight', 0 or 1, of an assistant's message",
-        *("weight", "train", "training", "train_detail", "loss_mask"),
+        "what is learned is said by 'weight', 0 or 1, of an assistant's message; say it so, or leave it out",
+        *("weight", "loss", "loss_weight", "loss_scale", "sample_weight"),
+        *("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks"),
+        *("train", "training", "trainable", "train_detail", "train_on_inputs"),
     ),
     **_refused(
         "texts beside the messages are not read; write them into a message",
@@ -150,7 +153,7 @@ def _check_keys(
 ) -> None:
     """See that no key that changes the meaning goes unused; the others are told."""
     for key, held in value.items():
-        if key in used or held is None or held in ("", [], {}):
+        if key in used or held is None or held in ("", [], {}) or (held is False and key in _FLAGS):
             continue
         if key in refused:
             raise ExampleError(f"{key!r} cannot be used: {refused[key]}")

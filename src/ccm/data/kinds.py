@@ -33,6 +33,11 @@ class Chat:
     def length(self) -> int:
         return len(self.turns) - 1
 
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """What the assistant says."""
+        return tuple(reply for _, reply in self.turns)
+
     def sample(self, turns: Turns, steps: int) -> Sample:
         turns = turns.under(self.system, self.tools) if self.system or self.tools else turns
         query = self._asked(steps)
@@ -81,6 +86,11 @@ class Task:
     @property
     def length(self) -> int:
         return len(self.steps)
+
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """What the assistant may say: the choices, or the answer alone."""
+        return self.choices or (self.answer,)
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         kept = self.steps[-steps:] if steps else ()

@@ -354,5 +354,5 @@ def open_task(settings: TaskSettings, turns: Turns) -> LaMPTask:
         ConfigError: when no folder is named, or options that there are not.
     """
     if settings.path is None:
-        raise ConfigError("The task 'lamp' needs the folder of LaMP's files; name it as --data.")
+        raise ConfigError("The task 'lamp' needs the folder of LaMP's files; name it as task.path.")
     return LaMPTask(Path(settings.path), turns, build_settings(Options, settings.options, "task.options"))

@@ -89,7 +89,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> LongTask:
         DataError: when the folder does not hold it.
     """
     if settings.path is None:
-        raise ConfigError("The task 'locomo' needs locomo10.json, or the folder that holds it; name it as --data.")
+        raise ConfigError("The task 'locomo' needs locomo10.json, or the folder that holds it; name it as task.path.")
     path = Path(settings.path)
     if path.is_dir():
         found = next((path / name for name in _NAMES if (path / name).is_file()), None)

@@ -76,6 +76,6 @@ def open_task(settings: TaskSettings, turns: Turns) -> LongTask:
         ConfigError: when none is named, or options that there are not.
     """
     if settings.path is None:
-        raise ConfigError("The task 'longmemeval' needs one of LongMemEval's files; name it as --data.")
+        raise ConfigError("The task 'longmemeval' needs one of LongMemEval's files; name it as task.path.")
     options = build_settings(Options, settings.options, "task.options")
     return LongTask(partial(read, Path(settings.path)), TYPES, turns, options, Replies("answer_f1", 64))

@@ -287,5 +287,5 @@ def open_task(settings: TaskSettings, turns: Turns) -> MetaICLTask:
         DataError: when it holds no task.
     """
     if settings.path is None:
-        raise ConfigError("The task 'metaicl' needs the folder of MetaICL's tasks; name it as --data.")
+        raise ConfigError("The task 'metaicl' needs the folder of MetaICL's tasks; name it as task.path.")
     return MetaICLTask(Path(settings.path), turns, build_settings(Options, settings.options, "task.options"))

@@ -179,7 +179,7 @@ def _files(folder: Path, options: Options) -> Iterator[list[Path]]:
     if not tasks:
         raise DataError(
             f"{folder} holds no hr_to_lr.json, the list of MetaICL's training tasks; put it there, or name the tasks "
-            "with --set data.options.tasks=[...]."
+            "with data.options.tasks=[...]."
         )
     chosen = {task: _sources(folder, task) for task in tasks}
     otherwise: dict[str, list[str]] = {}

@@ -134,6 +134,6 @@ def open_task(settings: TaskSettings, turns: Turns) -> PG19Task:
         DataError: when there are no books.
     """
     if settings.path is None:
-        raise ConfigError("The task 'pg19' needs the folder of PG19's books; name it as --data.")
+        raise ConfigError("The task 'pg19' needs the folder of PG19's books; name it as task.path.")
     options = build_settings(Options, settings.options, "task.options")
     return PG19Task(find_files(split(Path(settings.path), options.split), ENDINGS), turns, options)

@@ -53,7 +53,7 @@ class Asked:
             raise ConfigError(
                 f"No question of the task is left at step {', '.join(map(str, empty))} "
                 f"(left out: {self.counts[empty[-1]].skipped})."
-                + (f" Measure the others with --steps {others}." if others else "")
+                + (f" Measure the others with depths={others}." if others else "")
             )
 
     def questions(self, depth: int) -> Iterator[Question]:

@@ -129,7 +129,7 @@ def pool(before: Memory, after: Memory, n_tok: int) -> Memory:
 
 def _embedding(model: str | None) -> Baseline:
     if model is None:
-        raise ConfigError("The baseline 'embedding' needs a model; name a folder or Hub id with --embedder.")
+        raise ConfigError("The baseline 'embedding' needs a model; name a folder or Hub id with embedder=MODEL.")
     return Baseline(select=partial(retrieve, scores=Embeddings(model)))
 
 

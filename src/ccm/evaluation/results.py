@@ -142,7 +142,7 @@ def read_run(folder: Path) -> list[Result]:
     try:
         order = [Measured(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); name the --output of an evaluation that ended.") from None
+        raise DataError(f"{path} cannot be read ({error}); name the output of an evaluation that ended.") from None
     found = [read_kept(file, _result) for file in sorted((folder / "scores").glob("*.json"))]
     asked = [result for line in order for result in found if result.line == line]
     if len(asked) < len(order):

@@ -195,8 +195,8 @@ class Scorer:
             if end > self.model.max_positions:
                 raise InputError(
                     f"A question of {question.task or 'the task'} would end at position {end}, but the model was made "
-                    f"for {self.model.max_positions}. Take fewer or shorter steps (--steps, --max-length), or generate "
-                    "less."
+                    f"for {self.model.max_positions}. Take fewer steps, or shorter ones "
+                    "(max_length of the task), or generate less."
                 )
 
     def _own(self, questions: list[Question]) -> Sequence[Sequence[float | None]]:

@@ -124,11 +124,13 @@ def prepare(
         (work / "before").replace(output)
     record = Record.read(output)
     if given is not None and not given.is_dir():
-        raise DataError(f"There is no folder {given}; name the one that holds the files of {row.title} as --source.")
+        raise DataError(f"There is no folder {given}; name the one that holds the files of {row.title} with given=DIR.")
     if record is None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} holds something else already; name another --output, or read it as --source.")
+        raise ConfigError(
+            f"{output} holds something else already; name another output, or read it with given={output}."
+        )
     if record is not None and record.data != name:
-        raise ConfigError(f"{output} holds {record.data}, not {name}; name another --output.")
+        raise ConfigError(f"{output} holds {record.data}, not {name}; name another output.")
     kept = record.intact(output) if record else set()
     if record and len(kept) == len(record.files) and record.covers(only) and not (given and record.missing):
         return Prepared(row, output, record, fresh=False)
@@ -213,13 +215,13 @@ def _download(
         raise DataError(
             f"{row.title} could not be downloaded: {reason}{terms}\n{_wanted_files(row)}\n"
             f"Try again, which goes on where it broke off; or bring them by other means into a folder DIR, under these "
-            f"names, and say: ccm data prepare {name} --source DIR"
+            f"names, and prepare {name} with given=DIR"
         ) from error
 
 
 def _wanted_files(row: Source) -> str:
     lines = [f"  {file.path} from {file.url}{' and what it lists' if file.lists else ''}" for file in row.files]
-    more = [f"  and {len(lines) - NAMED} more; see ccm data list --verbose"] if len(lines) > NAMED else []
+    more = [f"  and {len(lines) - NAMED} more that the catalogue lists"] if len(lines) > NAMED else []
     return "\n".join(["These files are wanted:", *lines[:NAMED], *more])
 
 

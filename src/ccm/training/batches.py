@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ccm.data import DataSet
 from ccm.layout import Sample, length
+from ccm.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Batches:
     n_tok: tuple[int, int]
     max_offset: int
     seed: int
+
+    @staticmethod
+    def of(recipe: Recipe, data: DataSet) -> Batches:
+        """Those of a recipe."""
+        most = recipe.adapter.n_tok
+        n_tok = (1 if recipe.random_n_tok else most, most)
+        return Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
 
     def since(self, step: int) -> Iterator[Batch]:
         """The batches of the steps number ``step``, from 0, and all that follow, without end."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,21 +19,19 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
 from ccm.data import DataSet, open_data
-from ccm.errors import AdapterError, ConfigError, TrainingError, listed
+from ccm.errors import AdapterError, ConfigError, TrainingError
 from ccm.files import SafetensorError, as_path
-from ccm.layout import Sample, length
-from ccm.processes import get_logger, is_main
+from ccm.layout import length
+from ccm.processes import is_main
 from ccm.recipe import Recipe
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
-from ccm.training.run import FIRST_BATCH, Checkpoint, Run, restore_state, state_of
+from ccm.training.checks import base_origin, check, check_checkpoint, digest, trackers
+from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
 
 LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
-MANY_STEPS = 10_000  # whose batches are not drawn again without a word
-
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,62 +92,13 @@ def train(
         TrainingError: when the loss is not finite, or a checkpoint cannot be read or saved.
     """
     if recipe.output_dir is None:
-        raise ConfigError("output_dir is not set; name a folder for the result with --set output_dir=DIR.")
-    run = Run(as_path(recipe.output_dir, ConfigError), recipe)
+        raise ConfigError("output_dir is not set; name a folder for the result with output_dir=DIR.")
+    run = Run(as_path(recipe.output_dir, ConfigError), recipe, None if start is None else Path(start))
     if is_main():  # the others would see what the first has written by then
-        run.check(resume=resume, start=None if start is None else Path(start))
+        run.check(resume=resume)
     turns = open_turns(recipe)
     data = open_data(recipe, turns)
     return Training(recipe, run, data, lambda placed: make(placed, turns), report, advance).go()
-
-
-def trackers(recipe: Recipe) -> list[str]:
-    """What a training logs to, beside its own log.
-
-    Raises:
-        ConfigError: where it is not installed.
-    """
-    wanted = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
-    if absent := [name for name in wanted if find_spec(name) is None]:
-        raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or leave its flag out.")
-    return wanted
-
-
-def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
-    """See whether a training can begin: processes, precision, and the positions that the model was made for.
-
-    Where there is too little held out to evaluate, the log says so.
-
-    Raises:
-        ConfigError: where it cannot.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.shard and processes == 1:
-        raise ConfigError("shard=true spreads the base over several processes; start them with torchrun.")
-    if recipe.batch_size < processes:
-        raise ConfigError(
-            f"batch_size is {recipe.batch_size}, but there are {processes} processes; each needs a sample."
-        )
-    if recipe.mixed_precision and stage.base.dtype != torch.float32:
-        raise ConfigError(
-            f"mixed_precision keeps the base in float32, but it is in {stage.base.dtype}; set dtype=float32, or leave "
-            "mixed_precision out."
-        )
-    memory = recipe.adapter
-    groups = data.deepest if memory.positions == "base" else 1  # of COMP tokens that take positions
-    end = data.longest + recipe.max_offset + memory.n_tok * groups
-    if end > stage.max_positions:
-        raise ConfigError(
-            f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
-            f"was made for {stage.max_positions}. Lower data.max_steps, data.max_step_tokens or max_offset."
-        )
-    if processes > 1 and 0 < (held := len(data.held_out())) < processes:
-        _log.warning(
-            "Held out are %d samples, of which each of %d processes needs one: their loss is not evaluated. Raise "
-            "data.eval_samples, or give more data.",
-            held,
-            processes,
-        )
 
 
 class Training:
@@ -184,9 +129,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
-        least = 1 if recipe.random_n_tok else recipe.adapter.n_tok
-        n_tok = (least, recipe.adapter.n_tok)
-        self.batches = Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
+        self.batches = Batches.of(recipe, data)
         half = self.stage.base.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
         self.interrupted = Event()
@@ -197,13 +140,14 @@ class Training:
 
     def go(self) -> Path:
         """Train to the last step, and write the result."""
+        self._go_on(self.run.previous())
+        self.accelerator.wait_for_everyone()  # before the first process writes what the others read
         with self.run.open() if self.main else nullcontext():
             return self._go()
 
     def _go(self) -> Path:
-        self.accelerator.wait_for_everyone()  # the first process may have brought a checkpoint
-        self._resume()
-        self.accelerator.wait_for_everyone()  # before the first process replaces what the others read
+        if self.main:
+            self.run.forget_after(self.step)
         if self.recipe.tensorboard or self.recipe.wandb:
             try:
                 self.accelerator.init_trackers("ccm")
@@ -216,52 +160,23 @@ class Training:
             self.accelerator.end_training()
         if self._ending():
             self._save()
-            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with --resume.")
+            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with resume=True.")
         if self.main:
             self._write()
         return self.run.folder
 
-    @property
-    def _origin(self) -> dict[str, str]:
-        """What the training is of, as far as the recipe does not say it."""
-        dtype = str(self.stage.base.dtype).removeprefix("torch.")
-        return {"base": self.stage.base_id, "dtype": dtype, "data": self.drawn}
-
-    def _resume(self) -> None:
-        checkpoint = self.run.last()
-        if self.main:
-            self.run.forget_after(checkpoint.step if checkpoint else 0)
+    def _go_on(self, checkpoint: Checkpoint | None) -> None:
+        """Take up the state of a checkpoint; without one, the training begins."""
         if checkpoint is None:
             return
-        self._check_origin(checkpoint, {name: value for name, value in self._origin.items() if name != "data"})
+        self.drawn = check_checkpoint(checkpoint, self.stage, self.batches)
         trained = self.stage.trained
-        own, held = ({n: (t.shape, t.dtype) for n, t in part.items()} for part in (trained, checkpoint.tensors))
-        if own != held:
-            other = listed(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
-            raise TrainingError(
-                f"The checkpoint of step {checkpoint.step} in {self.run.folder} is not of what is trained: {other} are "
-                "missing, unknown, or of another size."
-            )
-        if checkpoint.step >= MANY_STEPS:
-            _log.warning("The batches of %d steps are drawn again, to see that the data are the same.", checkpoint.step)
-        for batch in islice(self.batches.since(0), checkpoint.step):
-            self.drawn = _digest(batch.samples, self.drawn)
-        first = self.data.pool(0, self.recipe.batch_size)
-        self._check_origin(checkpoint, {"data": self.drawn, FIRST_BATCH: _digest(first)[:16]})
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(checkpoint.tensors[name])
         restore_state(self.optimizer, trained, checkpoint)
         self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
-
-    def _check_origin(self, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
-        was = checkpoint.origin
-        if other := [f"{k} {was[k][:16]} (now {now[k][:16]})" for k in now.keys() & was.keys() if was[k] != now[k]]:
-            raise ConfigError(
-                f"The run in {self.run.folder} was of another {', another '.join(sorted(other))}. Give it the former "
-                "again, or begin another run elsewhere."
-            )
 
     def _steps(self) -> None:
         recipe, begun = self.recipe, time.monotonic()
@@ -270,7 +185,7 @@ class Training:
             if self.step >= recipe.max_steps or self._ending():
                 return
             losses, grad_norm = self._step(batch)
-            self.drawn = _digest(batch.samples, self.drawn)
+            self.drawn = digest(batch.samples, self.drawn)
             if self.main:
                 self.advance(self.step)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -409,21 +324,17 @@ class Training:
             trained = {name: tensor.detach() for name, tensor in self.stage.trained.items()}
             updates, moments = state_of(self.optimizer, self.stage.trained)
             scaler = self.scaler.state_dict()
-            self.run.save(Checkpoint(self.step, self._origin, trained, moments, scaler, updates, self.told, self.sums))
+            origin = {**base_origin(self.stage), "data": self.drawn}
+            self.run.save(Checkpoint(self.step, origin, trained, moments, scaler, updates, self.told, self.sums))
 
     def _write(self) -> None:
         try:
             self.stage.save(self.run.folder)
         except (OSError, SafetensorError, AdapterError) as error:
             raise TrainingError(
-                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and say --resume."
+                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and go on "
+                "with resume=True."
             ) from error
-
-
-def _digest(samples: Sequence[Sample], before: str = "") -> str:
-    """64 hex digits of samples and of what was drawn before them."""
-    drawn = [step for sample in samples for step in (*sample.steps, sample.query)]
-    return hashlib.sha256((before + repr([(*step.ids, *step.targets) for step in drawn])).encode()).hexdigest()
 
 
 @contextmanager

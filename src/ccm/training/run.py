@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -59,6 +60,7 @@ class Checkpoint:
         told: the step of the last report.
         sums: the losses since then, added up.
         settings: of the recipe, that must be the same to go on; None in version 1, whose recipe is in the run's folder.
+        path: where it was read.
     """
 
     step: int
@@ -70,26 +72,31 @@ class Checkpoint:
     told: int
     sums: dict[str, float]
     settings: Mapping[str, Any] | None = None
+    path: Path | None = None
 
 
 class Run:
-    """A run's folder. Only the main process checks and writes."""
+    """A run's folder, and the checkpoint of another run that this one goes on from, if any.
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    Only the main process checks and writes.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, start: Path | None = None) -> None:
         self.folder, self.recipe = folder, recipe
-        self._new = False
-        self._start: Checkpoint | None = None
+        self._new, self._start = False, start
 
-    def check(self, *, resume: bool, start: Path | None = None) -> None:
-        """See whether a run can begin here, or go on: from what is here, or from a checkpoint ``start`` of another run.
+    def check(self, *, resume: bool) -> None:
+        """See whether a run can begin here, or go on from what is here or from that checkpoint.
 
         Raises:
             ConfigError: when the folder is in use, or holds another run or, to resume, none; or when what is to go on
                 has another recipe.
             TrainingError: when the checkpoint is absent or damaged.
         """
-        if resume and start:
-            raise ConfigError(f"A run goes on from what is in {self.folder}, or from {start}; ask for one of them.")
+        if resume and self._start:
+            raise ConfigError(
+                f"A run goes on from what is in {self.folder}, or from {self._start}; ask for one of them."
+            )
         if self.folder.is_file():
             raise ConfigError(f"output_dir is {self.folder}, a file; name a folder.")
         if RECIPE in self._held and is_held(self.folder / LOCK):
@@ -100,12 +107,18 @@ class Run:
         elif RECIPE in self._held:
             self._compare(_fixed(read_table(self.folder / RECIPE)), f"in {self.folder}")
         else:
-            raise ConfigError(f"There is no run in {self.folder} to resume; leave --resume out to begin one.")
-        if start is not None:
-            self._start = read_checkpoint(start)
-            if self._start.settings is None:
-                raise ConfigError(f"{start} is of version 1 and has no settings; resume it in the folder of its run.")
-            self._compare(self._start.settings, f"of {start}")
+            raise ConfigError(f"There is no run in {self.folder} to resume; leave resume=True out to begin one.")
+        if self._brought is not None:
+            if (settings := self._brought.settings) is None:
+                raise ConfigError(
+                    f"{self._start} is of version 1 and has no settings; resume it in the folder of its run."
+                )
+            self._compare(settings, f"of {self._start}")
+
+    @cached_property
+    def _brought(self) -> Checkpoint | None:
+        """The checkpoint of another run."""
+        return None if self._start is None else read_checkpoint(self._start)
 
     @property
     def _held(self) -> list[str]:
@@ -115,10 +128,10 @@ class Run:
     def _check_empty(self) -> None:
         if not (held := self._held):
             return
-        other = "name another one with --set output_dir=DIR"
+        other = "name another one with output_dir=DIR"
         if RECIPE in held:
             raise ConfigError(
-                f"The output directory {self.folder} holds another run. Go on with it by --resume, {other}, or "
+                f"The output directory {self.folder} holds another run. Go on with it by resume=True, {other}, or "
                 "delete it."
             )
         raise ConfigError(f"The output directory {self.folder} holds other files ({', '.join(held[:4])}); {other}.")
@@ -141,7 +154,7 @@ class Run:
     def _in_use(self) -> ConfigError:
         return ConfigError(
             f"The output directory {self.folder} is in use by another training; wait for its end, or name another one "
-            "with --set output_dir=DIR."
+            "with output_dir=DIR."
         )
 
     @contextmanager
@@ -179,8 +192,8 @@ class Run:
                 _delete(left)
         except OSError as error:
             raise self._unwritable(error) from error
-        if self._start is not None:
-            self.save(self._start)
+        if self._brought is not None:
+            self.save(self._brought)
 
     def _unwritable(self, error: OSError) -> TrainingError:
         return TrainingError(f"The output directory {self.folder} cannot be written: {error}.")
@@ -197,7 +210,7 @@ class Run:
         except OSError as error:
             raise TrainingError(
                 f"{self.folder / LOG} cannot be written: {error}. Mend that and go on from the last checkpoint with "
-                "--resume."
+                "resume=True."
             ) from error
 
     def forget_after(self, step: int) -> None:
@@ -213,12 +226,13 @@ class Run:
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
         except OSError as error:
-            raise TrainingError(f"{path} cannot be written: {error}. Mend that and say --resume again.") from error
+            raise TrainingError(
+                f"{path} cannot be written: {error}. Mend that and go on again with resume=True."
+            ) from error
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
-        found = [path for path in (self.folder / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.stem[5:]))
+        return _checkpoints(self.folder / CHECKPOINTS)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete the oldest ones.
@@ -237,12 +251,20 @@ class Run:
             write_file(self.folder / CHECKPOINTS / f"{name}.safetensors", KIND, tensors, manifest)
         except (OSError, SafetensorError) as error:
             held = self.checkpoints()
-            good = f"Go on from {held[-1].stem} with --resume" if held else "There is none before it"
+            good = f"Go on from {held[-1].stem} with resume=True" if held else "There is none before it"
             raise TrainingError(
                 f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
             ) from error
         for old in self.checkpoints()[: -self.recipe.keep]:
             _delete(old)
+
+    def previous(self) -> Checkpoint | None:
+        """The state to go on from, as it is before :meth:`open`: that of another run, or the newest one here, or None.
+
+        Raises:
+            TrainingError: as :meth:`last`.
+        """
+        return self._brought or self.last()
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint; None where there is none.
@@ -262,8 +284,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint: a file, or a folder of version 1.
 
     Raises:
-        TrainingError: when it is absent, damaged, or of a newer version.
+        TrainingError: when it is absent, a folder that is none, damaged, or of a newer version.
     """
+    if path.is_dir() and not (path / "state.json").is_file():
+        held = _checkpoints(path / CHECKPOINTS) or _checkpoints(path)
+        which = f"the newest that it holds is {held[-1]}" if held else f"a run has them in its folder {CHECKPOINTS}"
+        raise TrainingError(f"{path} is a folder, not a checkpoint; name a checkpoint: {which}.")
     try:
         if not path.is_dir():
             tensors, state = read_file(path, KIND, TrainingError)
@@ -273,13 +299,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
             parts = [load_tensors(path / f"{part}.safetensors")[0] for part in _PARTS]
             state["origin"][FIRST_BATCH] = state["origin"].pop("data")
         told = {name: state[name] for name in _STATE}
-        checkpoint = Checkpoint(tensors=parts[0], moments=(parts[1], parts[2]), settings=state.get("settings"), **told)
+        settings = state.get("settings")
+        checkpoint = Checkpoint(tensors=parts[0], moments=(parts[1], parts[2]), settings=settings, path=path, **told)
         _check_parts(checkpoint)
         return checkpoint
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"The checkpoint {path} is damaged: {error}.") from error
     except MemoryError as error:
         raise TrainingError(f"The checkpoint {path} is larger than the memory of this machine.") from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, the oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem[5:]))
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -160,7 +160,7 @@ class BaseStage(Stage):
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
         if recipe.base_adapter:
-            raise ConfigError("base_adapter is what this stage makes; leave it out, or train with --stage compress.")
+            raise ConfigError("base_adapter is what this stage makes; leave it out, or train with stage=compress.")
         base, lora = _load(recipe), recipe.adapter.lora
         base_id = fingerprint_base(base)
         settings = LoraConfig(

@@ -85,6 +85,10 @@ class Turns(ABC):
         """Token ids of a reply as the model would write it after a prompt."""
         return self.plain.encode(check_text(reply, "The reply"))
 
+    def shown(self, reply: str) -> str:
+        """A reply as the format shows it once it is of the past; a chat template may leave a thought out."""
+        return reply
+
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
         renders an exchange of the past as it rendered the prompt.

@@ -49,7 +49,7 @@ class TemplateTurns(Turns):
         return super().eos_id
 
     def encode_reply(self, reply: str) -> list[int]:
-        shown = self._shown(check_text(reply, "The reply"))
+        shown = self.shown(check_text(reply, "The reply"))
         before, text = self._tail + self._shows, self._space + shown
         lead, whole = self._format(before), self._format(before + text)
         if whole[: len(lead)] == lead and not self.plain.steers(text):
@@ -58,7 +58,7 @@ class TemplateTurns(Turns):
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         said = self._text(reply)
-        if not self._asks and self._shown(said).strip() == said.strip():
+        if not self._asks and self.shown(said).strip() == said.strip():
             return super().remembered(text, prompt, reply, first=first)
         return [*self._past(text, first=first), *self.encode_reply(said)]
 
@@ -221,8 +221,7 @@ class TemplateTurns(Turns):
             raise ConfigError("The chat template drops the assistant's replies; it cannot render a conversation.")
         return before, after
 
-    def _shown(self, reply: str) -> str:
-        """A reply as the template shows it once it is of the past, such as without its thought."""
+    def shown(self, reply: str) -> str:
         before, after = self._around_reply
         rendered = self._exchanged(reply)
         whole = len(rendered) >= len(before) + len(after)
