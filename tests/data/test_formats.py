@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -160,10 +161,11 @@ PLACES = {  # where a key may stand: from the key and its value to the whole
 }
 ROWS = ("row", "sharegpt row", "task", "alpaca", "completion", "open webui", "open webui chat")
 EVERYWHERE = {
-    *("tools", "functions", "tool_calls", "function_call", "images", "image", "audio", "videos", "files"),
+    *("functions", "tool_calls", "function_call", "images", "image", "audio", "videos", "files"),
     *("thinking", "reasoning", "reasoning_content", "documents", "context"),
     *("loss", "loss_weight", "loss_scale", "mask", "loss_mask", "completion_mask", "train", "trainable"),
 }
+TOOLS = {place: {"tools"} for place in ("task", "alpaca", "completion", "user", "assistant", "sharegpt message")}
 MEANT = {
     **{place: EVERYWHERE | {"chosen", "rejected", "label", "system_prompt", "chat_template_kwargs"} for place in ROWS},
     **{
@@ -183,7 +185,9 @@ def outcome(value: dict[str, Any]) -> tuple[Any, set[str]]:
         return str(fault), told
 
 
-@pytest.mark.parametrize(("place", "key"), [(place, key) for place, keys in MEANT.items() for key in sorted(keys)])
+@pytest.mark.parametrize(
+    ("place", "key"), [(place, key) for place, keys in [*MEANT.items(), *TOOLS.items()] for key in sorted(keys)]
+)
 def test_a_key_that_changes_the_meaning_is_refused_by_its_name(place: str, key: str) -> None:
     found, _ = outcome(PLACES[place]({key: [{"x": 1}]}))
     assert isinstance(found, str)
@@ -312,3 +316,14 @@ def test_thoughts_within_a_reply_of_open_webui_are_refused() -> None:
 
 def test_the_roles_are_those_of_the_publishers() -> None:
     assert {role for role, ours in ROLES.items() if ours == "assistant"} == {"assistant", "gpt", "model", "bot"}
+
+
+@pytest.mark.parametrize("place", ["row", "sharegpt row"])
+def test_definitions_of_tools_stand_before_the_turns(place: str) -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    for given in (tools, json.dumps(tools)):
+        chat, told = outcome(PLACES[place]({"tools": given}))
+        assert json.loads(chat.tools) == tools
+        assert not told
+    for wrong in ({"x": 1}, ["weather"], "weather"):
+        assert "'tools' must be a list of definitions" in outcome(PLACES[place]({"tools": wrong}))[0]

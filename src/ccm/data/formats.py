@@ -13,9 +13,10 @@ empty text, list or object says nothing; nor does a flag such as "prefix" that h
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ccm.data.kinds import Chat, Task
@@ -56,8 +57,8 @@ def _refused(why: str, *keys: str) -> dict[str, str]:
 
 _BOTH = {
     **_refused(
-        "tools are not read; write what is called and answered into the texts",
-        *("tools", "functions", "tool_calls", "function_call", "tool_choice", "tool_call_id"),
+        "calls of tools are not read; write what is called and answered into the texts",
+        *("functions", "tool_calls", "function_call", "tool_choice", "tool_call_id"),
     ),
     **_refused(
         "only text is read; leave it out where the texts make sense without it",
@@ -80,6 +81,7 @@ _BOTH = {
 }
 _ROW = {
     **_BOTH,
+    **_refused("definitions of tools are read with 'messages' or 'conversations', not here", "tools"),
     **_refused("it is read under the name 'system'", "system_prompt", "system_message"),
     **_refused("it is read in a conversation, not here", "system", "history"),
     **_refused("it is read with 'steps', not here", "choices"),
@@ -94,6 +96,7 @@ _ROW = {
 }
 _MESSAGE = {
     **_BOTH,
+    **_refused("definitions of tools stand beside the messages", "tools"),
     **_refused("names are not read; write who speaks into the content", "name"),
     **_refused("a reply has no part that is given; leave it out, and the whole reply is learned", "prefix"),
     **_refused("the reply failed, or was refused; leave the conversation out", "error", "refusal"),
@@ -161,11 +164,24 @@ def _check_keys(
 
 
 def _messages(value: Object, told: set[str]) -> Chat:
-    return _chat(_said(value["messages"], "messages", told), value.get("system"), told)
+    return _with_tools(_chat(_said(value["messages"], "messages", told), value.get("system"), told), value)
 
 
 def _conversations(value: Object, told: set[str]) -> Chat:
-    return _chat(_said(value["conversations"], "conversations", told), value.get("system"), told)
+    return _with_tools(_chat(_said(value["conversations"], "conversations", told), value.get("system"), told), value)
+
+
+def _with_tools(chat: Chat, value: Object) -> Chat:
+    """The conversation with the definitions of tools that its row has."""
+    tools = value.get("tools")
+    if isinstance(tools, str) and tools:  # as JSON, where a table has a column of them
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            tools = [tools]
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ExampleError("'tools' must be a list of definitions, each an object")
+    return replace(chat, tools=json.dumps(tools)) if tools else chat
 
 
 def _completion(value: Object, told: set[str]) -> Chat:
@@ -241,8 +257,8 @@ def _task(value: Object, told: set[str]) -> Task:
 
 
 FORMATS = (
-    Format(("messages",), ("system",), _messages),
-    Format(("conversations",), ("system",), _conversations),
+    Format(("messages",), ("system", "tools"), _messages),
+    Format(("conversations",), ("system", "tools"), _conversations),
     Format(("prompt", "completion"), ("system",), _completion),
     Format(("instruction", "output"), ("input", "history", "system"), _alpaca),
     Format(("chat",), (), _open_webui),

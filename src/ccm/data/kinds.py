@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 from ccm.errors import ConfigError
 from ccm.layout import IGNORE, Sample, Step
@@ -20,14 +20,14 @@ class Chat:
     Attributes:
         turns: what the user says and the reply to it.
         system: the message that stands before them.
-        tools: definitions of tools, which stand there too.
+        tools: definitions of tools, which stand there too, as a list in JSON; empty where there are none.
         silent: numbers of turns, counted from 0, whose replies are read but are no targets; not of all after the first.
     """
 
     turns: tuple[tuple[str, str], ...]
     system: str = ""
     silent: frozenset[int] = frozenset()
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: str = ""
 
     @property
     def length(self) -> int:
@@ -39,7 +39,7 @@ class Chat:
         return tuple(reply for _, reply in self.turns)
 
     def sample(self, turns: Turns, steps: int) -> Sample:
-        turns = turns.under(self.system, self.tools) if self.system or self.tools else turns
+        turns = turns.under(self.system, json.loads(self.tools or "[]")) if self.system or self.tools else turns
         query = self._asked(steps)
         read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: query + 1])]
         read = [Step(step.ids) if i in self.silent else step for i, step in enumerate(read)]
