@@ -321,8 +321,8 @@ def test_the_roles_are_those_of_the_publishers() -> None:
 @pytest.mark.parametrize("place", ["row", "sharegpt row"])
 def test_definitions_of_tools_stand_before_the_turns(place: str) -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    for given in (tools, json.dumps(tools)):
-        chat, told = outcome(PLACES[place]({"tools": given}))
+    for said in (tools, json.dumps(tools)):
+        chat, told = outcome(PLACES[place]({"tools": said}))
         assert json.loads(chat.tools) == tools
         assert not told
     for wrong in ({"x": 1}, ["weather"], "weather"):
