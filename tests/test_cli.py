@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_importing import theirs
 
 from ccm import cli
 from ccm.builtin import WEIGHTS
@@ -476,3 +480,79 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
     ):
         assert call(monkeypatch, "stream", *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder, with an empty one in it, where nothing more can be made: as on a disk that is mounted read-only."""
+    disk = tmp_path / "disk"
+    (disk / "there").mkdir(parents=True)
+    real_open, real_mkdir = os.open, os.mkdir
+
+    def refuse(path: Any) -> None:
+        if Path(os.fsdecode(path)).is_relative_to(disk) and not Path(os.fsdecode(path)).exists():
+            raise OSError(errno.EROFS, "Read-only file system", path)
+
+    def open_(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & os.O_CREAT:
+            refuse(path)
+        return real_open(path, flags, *rest, **named)
+
+    def mkdir(path: Any, *rest: Any, **named: Any) -> None:
+        refuse(path)
+        real_mkdir(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return disk
+
+
+@pytest.mark.parametrize("name", ["new", "there"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "stream short.txt --tokens 40 --output {}",
+        "evaluate custom --data chats.jsonl --output {}",
+        "data prepare dailydialog --source given --output {}",
+        "adapters import lora --output {}",
+        "writes --output {}.png",
+        "train custom --set data.path=chats.jsonl --set max_steps=1 --set tensorboard=false --set output_dir={}",
+    ],
+)
+def test_where_nothing_can_be_written_the_place_is_named_and_what_to_do(
+    monkeypatch, capsys, read_only: Path, tmp_path: Path, arguments: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("My name is Anna. I live in Oslo. " * 10, encoding="utf-8")
+    turns = [{"role": role, "content": "Hello."} for role in ("user", "assistant") * 2]
+    Path("chats.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 2, encoding="utf-8")
+    Path("given").mkdir()
+    Path("given/dialogues_test.txt").write_text("Hi . __eou__ Hello . __eou__\n" * 2, encoding="utf-8")
+    theirs(Path("lora"), 0)
+    output = read_only / name
+    assert call(monkeypatch, *arguments.format(output).split()) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert str(output) in told
+    assert "Read-only file system" in told
+    assert not any(word in told for word in ("Errno", "Traceback", ".part"))
+    assert [path.name for path in read_only.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("writes --output none/w.png", "The picture none/w.png cannot be written: there is no folder"),
+        ("report none", "none/results.jsonl cannot be read (No such file or directory); name the output of"),
+        ("demo --file none", "The example none cannot be read: No such file or directory."),
+        ("chat --load none", "There is no file none."),
+    ],
+)
+def test_why_a_file_cannot_be_had_is_said_in_words_and_names_it_once(
+    monkeypatch, capsys, tmp_path: Path, arguments: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments.split()) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert told in err
+    assert "Errno" not in err

@@ -54,6 +54,22 @@ def umask() -> Iterator[Callable[[int], None]]:
     os.umask(before)
 
 
+@pytest.mark.parametrize("named", [None, "{}", "{}/inner", "other"])
+@pytest.mark.parametrize("make", [write_atomically, make_atomically])
+def test_what_hinders_writing_is_told_of_the_target_not_of_its_temporary(
+    tmp_path: Path, make: Callable, named: str | None
+) -> None:
+    def fail(part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", named and named.format(part))
+
+    with pytest.raises(OSError, match="No space left on device") as found:
+        make(tmp_path / "a", fail)
+    assert found.value.filename == ("other" if named == "other" else str(tmp_path / "a"))
+    assert found.value.errno == errno.ENOSPC
+    with pytest.raises(FileNotFoundError, match=f"^there is no folder {tmp_path / 'none'}$"):
+        write_atomically(tmp_path / "none" / "a", Path.touch)
+
+
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775), (0, 0o666, 0o777)])
 def test_what_is_new_has_the_mode_of_the_umask(
     tmp_path: Path, umask: Callable[[int], None], mask: int, file: int, folder: int

@@ -306,6 +306,9 @@ def test_a_merge_that_breaks_off_leaves_nothing_behind(folder: Path, tmp_path: P
         with pytest.raises(KeyboardInterrupt):
             merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    blocked = tmp_path / "adapter" / CONFIG / "out"  # within a file
+    with pytest.raises(AdapterError, match=f"{blocked} cannot be written: .+ Name another output"):
+        merge_adapter(tmp_path / "adapter", blocked, str(folder))
     merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
     assert (tmp_path / "out" / CONFIG).is_file()
 

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ccm.builtin import NAME, WEIGHTS
-from ccm.errors import ConfigError, UnsupportedModelError
+from ccm.errors import ConfigError, UnsupportedModelError, reason
 from ccm.files import SafetensorError, read_json
 from ccm.hub import why
 from ccm.models.cache import find_model
@@ -235,7 +235,7 @@ def _check_generation(source: str | Path, hub: Mapping[str, Any]) -> None:
         GenerationConfig.from_dict(held)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is damaged ({error}), and may name the tokens that end a reply. Copy it again, or delete it."
+            f"{path} is damaged ({reason(error)}), and may name the tokens that end a reply. Copy it again, or delete it."
         ) from error
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from ccm.adapter import PlainLoRA
 from ccm.base import PROJECTIONS
 from ccm.config import CCMConfig
-from ccm.errors import AdapterError, ConfigError, listed
+from ccm.errors import AdapterError, ConfigError, listed, reason
 from ccm.files import SafetensorError, as_path, load_tensors, locking, read_json, save_json, save_tensors
 from ccm.fingerprint import RELATED, flipped
 from ccm.hub import why
@@ -80,12 +80,14 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AdapterError(f"{folder} cannot be made a folder ({error}); name another one for the adapter.") from error
+        raise AdapterError(
+            f"{folder} cannot be made a folder ({reason(error)}); name another one for the adapter."
+        ) from error
     try:
         with locking(target):
             _write(adapter, target)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"The adapter cannot be saved in {folder}: {error}.") from error
+        raise AdapterError(f"The adapter cannot be saved in {folder}: {reason(error)}.") from error
 
 
 def _write(adapter: SavedAdapter, target: Path) -> None:
@@ -190,7 +192,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = read_json(path)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from error
+        raise AdapterError(f"{path} is damaged: {reason(error)}") from error
     if not isinstance(settings, dict):
         raise AdapterError(f"{path} is damaged: it holds no table of settings.")
     check_version(settings.get(VERSION, 1), path, AdapterError)
@@ -358,7 +360,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_tensors(path)[0]
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path} is not a whole safetensors file ({error}).") from error
+        raise AdapterError(f"{path} is not a whole safetensors file ({reason(error)}).") from error
     except MemoryError as error:
         raise AdapterError(f"{path} is larger than the memory of this machine.") from error
 
@@ -400,7 +402,7 @@ def _read_plain_settings(path: Path) -> dict[str, Any]:
     try:
         settings = read_json(path)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {error}") from error
+        raise AdapterError(f"{path} is damaged: {reason(error)}") from error
     missing = [
         name for name in ("r", "lora_alpha", "target_modules") if not isinstance(settings, dict) or name not in settings
     ]
@@ -439,7 +441,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error}.") from error
+        raise AdapterError(f"{path} cannot be read: {reason(error)}.") from error
     except MemoryError as error:
         raise AdapterError(f"{path} is larger than the memory of this machine.") from error
     except (

@@ -18,6 +18,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{first[:8]}{more}"
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, for a message that names the file itself: of the system's errors no number and no path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class CCMError(Exception):
     """Root of all errors of this package. The message names the value, what is allowed and what to do next."""
 

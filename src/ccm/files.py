@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ccm.errors import CCMError
+from ccm.errors import CCMError, reason
 
 _BEGINNING = 100  # bytes of a file's name that its temporary is called by: file systems take 255 at most
 _LARGEST = 100_000_000  # bytes of a header that safetensors reads, too
@@ -56,6 +56,19 @@ def as_path(path: object, error: type[CCMError]) -> Path:
     raise error(
         f"{os.fspath(path)!a} holds what no file can be called by, such as a null character; take another name."
     )
+
+
+@contextmanager
+def writing(place: Path, error: type[CCMError], advice: str) -> Iterator[None]:
+    """Meanwhile what hinders writing is raised as an error of ours: the place, why it cannot be written, the advice.
+
+    Raises:
+        error: that one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as cause:
+        raise error(f"{place} cannot be written: {reason(cause)}. {advice}") from cause
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -220,25 +233,29 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
 
     It is locked, and so differs from what killed processes left, which is deleted at first.
     """
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent}")
     _clear(target)
-    while True:
-        part = target.with_name(f".{_beginning(target)}.{secrets.token_hex(4)}.part")
-        handle = make(part)
-        _lock(handle, _EXCLUSIVE)
-        if _is_at(part, handle):
-            break
-        _release(handle)  # another process took it for one that was left
-    _making.add(made := _inode(handle))
+    begins = str(target.with_name(f".{_beginning(target)}."))
     try:
-        yield part
-    except OSError as error:
-        if error.errno and error.filename is None:  # writing does not tell where the disk is full
-            error.filename = str(target)
+        while True:
+            part = Path(f"{begins}{secrets.token_hex(4)}.part")
+            handle = make(part)
+            _lock(handle, _EXCLUSIVE)
+            if _is_at(part, handle):
+                break
+            _release(handle)  # another process took it for one that was left
+        _making.add(made := _inode(handle))
+        try:
+            yield part
+        finally:
+            _making.remove(made)
+            _delete(part)
+            _release(handle)
+    except OSError as error:  # where the disk is full, writing names no file
+        if error.errno and (error.filename is None or str(error.filename).startswith(begins)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
-    finally:
-        _making.remove(made)
-        _delete(part)
-        _release(handle)
 
 
 def _beginning(target: Path) -> str:
@@ -394,4 +411,5 @@ __all__ = [
     "save_json",
     "save_tensors",
     "write_atomically",
+    "writing",
 ]

@@ -17,7 +17,7 @@ from ccm.builtin import NAME, WEIGHTS
 from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import find_adapter, is_plain_lora, read_config, read_stage1
 from ccm.config import CCMConfig, TurnFormat, build_settings
-from ccm.errors import ConfigError
+from ccm.errors import ConfigError, reason
 from ccm.hub import why
 from ccm.model import CCMModel
 from ccm.published import MODELS, paper_model, turns_for
@@ -180,7 +180,7 @@ def read_turns(folder: Path) -> TurnFormat:
     try:
         return build_settings(TurnFormat, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:

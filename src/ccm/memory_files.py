@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ccm.config import CCMConfig
-from ccm.errors import CCMError, MemoryFileError
+from ccm.errors import CCMError, MemoryFileError, reason
 from ccm.files import SafetensorError, Stated, as_path, check_regular, read_metadata
 from ccm.tensor_files import KINDS, Check, read_file, write_file
 
@@ -71,7 +71,7 @@ def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], man
             raise MemoryFileError(f"{path} exists and {what}; name another file, or delete it first.")
         write_file(target, kind, tensors, manifest)
     except (OSError, SafetensorError) as error:
-        raise MemoryFileError(f"The memory cannot be saved as {path}: {error}.") from error
+        raise MemoryFileError(f"The memory cannot be saved as {path}: {reason(error)}.") from error
 
 
 def read_memory(

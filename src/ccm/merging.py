@@ -18,7 +18,7 @@ from ccm.checkpoint import (
     write_adapter,
 )
 from ccm.errors import AdapterError
-from ccm.files import make_atomically
+from ccm.files import make_atomically, writing
 from ccm.fingerprint import effective_settings, fingerprint_base, pack_signs, sample_signs
 from ccm.loading import load_tokenizer
 
@@ -36,7 +36,8 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
         base: where the base is; None takes the adapter's own.
 
     Raises:
-        AdapterError: when the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base.
+        AdapterError: when the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base, and
+            when the output is there already or cannot be written.
         ConfigError: when the base cannot be had.
     """
     folder, output = find_adapter(adapter), Path(output)
@@ -63,5 +64,6 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
         tokenizer.save_pretrained(into / BASE)
         write_adapter(SavedAdapter(config, saved.tensors, None, pack_signs(signs), settings), into)
 
-    make_atomically(output, write)
+    with writing(output, AdapterError, "Name another output."):
+        make_atomically(output, write)
     return output

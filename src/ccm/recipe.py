@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from ccm.config import CCMConfig, TurnFormat, build_settings, check_types
-from ccm.errors import ConfigError, did_you_mean
+from ccm.errors import ConfigError, did_you_mean, reason
 from ccm.quantization import Quantization
 from ccm.rules import rule_class
 
@@ -297,7 +297,7 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}") from error
+        raise ConfigError(f"The recipe {path} cannot be read: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path} holds no table of settings.")
     try:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from ccm.checkpoint import SavedAdapter, read_adapter, write_adapter
 from ccm.console import size
-from ccm.errors import AdapterError, ConfigError
+from ccm.errors import AdapterError, ConfigError, reason
 from ccm.evaluation.report import tables, title
 from ccm.evaluation.results import Result
 from ccm.files import write_atomically
@@ -114,7 +114,7 @@ def stage(
     try:
         text = own.read_text(encoding="utf-8") if own.is_file() else make_card(shared, name, results)
     except (OSError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{own} cannot be read: {error}; save it as UTF-8.") from error
+        raise AdapterError(f"{own} cannot be read: {reason(error)}; save it as UTF-8.") from error
     write_atomically(place / CARD, lambda path: path.write_text(text, encoding="utf-8"))
     return shared
 

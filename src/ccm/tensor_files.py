@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccm.errors import CCMError
+from ccm.errors import CCMError, reason
 from ccm.files import SafetensorError, Stated, load_tensors, parse_json, save_tensors
 
 FORMAT_VERSION = 2  # 1 had no digest
@@ -70,7 +70,7 @@ def read_file(
     except FileNotFoundError as cause:
         raise error(f"There is no file {path}.") from cause
     except OSError as cause:
-        raise error(f"{path} cannot be read ({cause}); name a file of {KINDS[kind]}.") from cause
+        raise error(f"{path} cannot be read ({reason(cause)}); name a file of {KINDS[kind]}.") from cause
     except SafetensorError as cause:
         raise error(f"{path} is not a whole safetensors file ({cause}); was its copying cut off?") from cause
     except MemoryError as cause:

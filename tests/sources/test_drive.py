@@ -113,3 +113,11 @@ def test_an_unknown_set_a_file_in_the_way_and_no_gdown_are_named(tmp_path: Path,
     monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(ConfigError, match=r"need gdown: pip install '\.\[adapters\]'.*drive.google.com"):
         download_adapters("unified", tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_asked_for(tmp_path: Path, drive) -> None:
+    asked = drive(one)
+    (tmp_path / "file").touch()
+    with pytest.raises(AdapterError, match="file/unified.part cannot be written: Not a directory. Name another output"):
+        download_adapters("unified", tmp_path / "file" / "unified")
+    assert not asked

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import ccm
 from ccm.console import plain_console, quiet, size
-from ccm.errors import CCMError, InputError
+from ccm.errors import CCMError, InputError, reason
 from ccm.generation import Read, Reply, end_ids, reply_to
 from ccm.layout import IGNORE, Sample, Step, build_layout
 from ccm.memory import Memory
@@ -69,7 +69,7 @@ def read_example(file: Path | None) -> list[str]:
     try:
         text = (file or files("ccm.builtin").joinpath("demo.txt")).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The example {file} cannot be read: {error}.") from error
+        raise InputError(f"The example {file} cannot be read: {reason(error)}.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < 3:
         raise InputError(f"The example {file} has {len(lines)} lines; it needs a turn, a question and an answer.")

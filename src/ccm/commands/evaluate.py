@@ -14,6 +14,7 @@ import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
 from ccm.commands.notes import is_running_text, warn_of_builtin
 from ccm.console import counting, plain_console, progress, quiet, size, tell
+from ccm.evaluation.kept import keeping
 from ccm.evaluation.report import UNSTATED, WHY_UNSTATED, brief, merged, write_page, write_report
 from ccm.evaluation.results import read_run
 from ccm.evaluation.run import Evaluation, evaluate, processes
@@ -73,7 +74,8 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
     if not processes().is_main_process:
         return
     if output is not None:
-        write_report(results, output)
+        with keeping(output):
+            write_report(results, output)
     if as_json:
         print("\n".join(json.dumps(asdict(result.line)) for result in results))
     else:
@@ -104,7 +106,8 @@ def run_report(folders: Sequence[Path], output: Path, *, draws: bool = False) ->
     """
     names = [folder.name if [f.name for f in folders].count(folder.name) == 1 else str(folder) for folder in folders]
     runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
-    write_page(merged(runs, draws=draws), output)
+    with keeping(output):
+        write_page(merged(runs, draws=draws), output)
     plain_console().print(f"The report is {output / 'report.md'}.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ccm
 from ccm.commands.demo import read_example, split_turn
 from ccm.console import plain_console, quiet
-from ccm.errors import InputError
+from ccm.errors import InputError, reason
 from ccm.layout import Step
 from ccm.turns import make_turns
 from ccm.writes import draw_writes, write_weights
@@ -31,5 +31,5 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
     try:
         draw_writes(write_weights(model, steps), labels, f"Who wrote the memory: {model.config.rule}", output)
     except OSError as error:
-        raise InputError(f"The picture {output} cannot be written: {error}.") from error
+        raise InputError(f"The picture {output} cannot be written: {reason(error)}.") from error
     plain_console().print(f"{output}: the memory after {len(steps)} steps, one row an entry of each head and layer.")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ccm.config import build_settings, check_types
 from ccm.data.questions import Question
 from ccm.data.tasks import Averaging, Task, TaskSettings, encode_word, encode_words
-from ccm.errors import ConfigError, DataError
+from ccm.errors import ConfigError, DataError, reason
 from ccm.turns import Turns
 
 AUTHORS_MEAN = Averaging({"poem_sentiment": "acc_base"}, ("glue-mrpc",))  # of their script; it says no reason
@@ -241,7 +241,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         raise DataError(f"There is no file {path}; it belongs to the MetaICL data.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 def listed(folder: Path, split: str) -> list[str] | None:

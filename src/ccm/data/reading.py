@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ccm.errors import ConfigError, DataError, listed
+from ccm.errors import ConfigError, DataError, listed, reason
 from ccm.processes import get_logger
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
@@ -207,7 +207,7 @@ def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[
             for batch in file.iter_batches(columns=columns and [*columns]):
                 yield from batch.to_pylist()
     except (OSError, ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}; it may not be whole.") from error
 
 
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -243,7 +243,7 @@ def readable(path: Path) -> Iterator[None]:
         what = "UTF-16 text" if error.object.startswith(_UTF16) else f"not UTF-8 text ({_stray(path)})"
         raise DataError(f"{path} is {what}; save it as UTF-8.") from error
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}; it may not be whole.") from error
 
 
 def _stray(path: Path) -> str:

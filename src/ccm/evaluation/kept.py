@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from ccm.errors import ConfigError, DataError
-from ccm.files import write_atomically
+from ccm.files import write_atomically, writing
 
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class Folder:
         part: the folder within it of what stands behind the lines.
 
     Raises:
-        ConfigError: when it is a file.
+        ConfigError: when it is a file, or cannot be written.
     """
 
     def __init__(self, folder: Path | None, part: str) -> None:
@@ -35,7 +37,9 @@ class Folder:
         if folder is not None:
             if folder.exists() and not folder.is_dir():
                 raise ConfigError(f"The output {folder} is a file; name a folder.")
-            (folder / part).mkdir(parents=True, exist_ok=True)
+            with writing(folder, ConfigError, "Name another output."):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder / part).close()  # found out now, not after the first measurement
 
     def place(self, method: str, what: object, identity: Mapping[str, Any]) -> Path | None:
         """The file of what a method makes of something, without its ending; None where nothing is kept.
@@ -50,7 +54,17 @@ class Folder:
     def write_lines(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write ``results.jsonl``."""
         if self.folder is not None:
-            write_lines(self.folder / "results.jsonl", lines)
+            with keeping(self.folder):
+                write_lines(self.folder / "results.jsonl", lines)
+
+
+def keeping(folder: Path) -> AbstractContextManager[None]:
+    """Meanwhile something is written into the folder.
+
+    Raises:
+        ConfigError: when it cannot be.
+    """
+    return writing(folder, ConfigError, "What it holds is whole: mend that, and the same command goes on from there.")
 
 
 def ending(place: Path, suffix: str) -> Path:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccm.errors import DataError
-from ccm.evaluation.kept import Folder, ending, read_kept, write_lines
+from ccm.errors import DataError, reason
+from ccm.evaluation.kept import Folder, ending, keeping, read_kept, write_lines
 from ccm.evaluation.texts import JudgedReply
 from ccm.files import save_json
 
@@ -122,10 +122,11 @@ class Kept(Folder):
         """Keep a result, and first the replies behind it, for people to read."""
         if self.folder is None or place is None:
             return
-        if replies:
-            (self.folder / "replies").mkdir(exist_ok=True)
-            write_lines(self.folder / "replies" / f"{place.name}.jsonl", map(asdict, replies))
-        save_json(ending(place, "json"), asdict(result))
+        with keeping(self.folder):
+            if replies:
+                (self.folder / "replies").mkdir(exist_ok=True)
+                write_lines(self.folder / "replies" / f"{place.name}.jsonl", map(asdict, replies))
+            save_json(ending(place, "json"), asdict(result))
 
 
 def _result(held: dict[str, Any]) -> Result:
@@ -142,7 +143,9 @@ def read_run(folder: Path) -> list[Result]:
     try:
         order = [Measured(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); name the output of an evaluation that ended.") from None
+        raise DataError(
+            f"{path} cannot be read ({reason(error)}); name the output of an evaluation that ended."
+        ) from None
     found = [read_kept(file, _result) for file in sorted((folder / "scores").glob("*.json"))]
     asked = [result for line in order for result in found if result.line == line]
     if len(asked) < len(order):

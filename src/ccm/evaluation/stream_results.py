@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ccm.evaluation.kept import Folder, ending, read_kept
+from ccm.evaluation.kept import Folder, ending, keeping, read_kept
 from ccm.files import save_json, write_atomically
 
 
@@ -150,13 +150,15 @@ class KeptStreams(Folder):
     def write(self, place: Path | None, result: StreamResult) -> None:
         """Keep how far a stream has come."""
         if place is not None:
-            save_json(ending(place, "json"), asdict(result))
+            with keeping(place.parent):
+                save_json(ending(place, "json"), asdict(result))
 
     def finish(self, results: Sequence[StreamResult]) -> None:
         """The last lines, and the picture."""
         if self.folder is not None:
             self.write_lines(result.line() for result in results)
-            draw_streams(results, self.folder / "perplexity.png")
+            with keeping(self.folder):
+                draw_streams(results, self.folder / "perplexity.png")
 
 
 def stream_file(place: Path) -> Path:

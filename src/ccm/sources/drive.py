@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ccm.checkpoint import PEFT_CONFIG, read_plain_lora
 from ccm.errors import AdapterError, ConfigError, did_you_mean
+from ccm.files import writing
 from ccm.published import ADAPTERS, SOURCE
 
 
@@ -34,7 +35,6 @@ def download_adapters(name: str, output: Path, *, quiet: bool = True) -> list[Pa
     if output.is_dir():
         return _checked(output, f"{output} was there before; remove it, and say the command again.")
     part = output.with_name(output.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     _fetch(ADAPTERS[name].drive, part, quiet=quiet)
     found = _checked(part, f"What arrived is in {part}; remove the damaged file, and say the command again.")
     part.replace(output)
@@ -48,6 +48,8 @@ def _fetch(address: str, folder: Path, *, quiet: bool) -> None:
         raise ConfigError(
             f"Downloads from the authors' drive need gdown: pip install '.[adapters]'. Or fetch {address} in a browser."
         ) from error
+    with writing(folder, AdapterError, "Name another output."):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         gdown.download_folder(url=address, output=str(folder), quiet=quiet, use_cookies=False, resume=True)
     except (gdown.exceptions.DownloadError, OSError) as error:

@@ -18,8 +18,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ccm.data.reading import RECORD
-from ccm.errors import ConfigError, DataError
-from ccm.files import save_json
+from ccm.errors import ConfigError, DataError, reason
+from ccm.files import save_json, writing
 from ccm.sources.arrange import arrange, link_or_copy
 from ccm.sources.catalogue import File, Source, source
 from ccm.sources.counts import COUNTS, missing
@@ -57,7 +57,7 @@ class Record:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
-                f"{folder / RECORD} cannot be read: {error}; remove the folder to prepare it anew."
+                f"{folder / RECORD} cannot be read: {reason(error)}; remove the folder to prepare it anew."
             ) from None
 
     def intact(self, folder: Path) -> set[str]:
@@ -136,7 +136,8 @@ def prepare(
         return Prepared(row, output, record, fresh=False)
     if record and only:
         only = [*only, *record.only] if record.only else []
-    made = _make(name, output, given, sorted({*only}), kept, report)
+    with writing(output, DataError, "Name another --output; what was there is as it was."):
+        made = _make(name, output, given, sorted({*only}), kept, report)
     return Prepared(row, output, made, fresh=True)
 
 

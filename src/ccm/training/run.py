@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccm.errors import ConfigError, TrainingError
+from ccm.errors import ConfigError, TrainingError, reason
 from ccm.files import (
     SafetensorError,
     holding,
@@ -196,7 +196,7 @@ class Run:
             self.save(self._brought)
 
     def _unwritable(self, error: OSError) -> TrainingError:
-        return TrainingError(f"The output directory {self.folder} cannot be written: {error}.")
+        return TrainingError(f"The output directory {self.folder} cannot be written: {reason(error)}.")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add one line to the log.
@@ -209,8 +209,8 @@ class Run:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise TrainingError(
-                f"{self.folder / LOG} cannot be written: {error}. Mend that and go on from the last checkpoint with "
-                "resume=True."
+                f"{self.folder / LOG} cannot be written: {reason(error)}. Mend that and go on from the last checkpoint "
+                "with resume=True."
             ) from error
 
     def forget_after(self, step: int) -> None:
@@ -227,7 +227,7 @@ class Run:
             write_atomically(path, lambda p: p.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
         except OSError as error:
             raise TrainingError(
-                f"{path} cannot be written: {error}. Mend that and go on again with resume=True."
+                f"{path} cannot be written: {reason(error)}. Mend that and go on again with resume=True."
             ) from error
 
     def checkpoints(self) -> list[Path]:
@@ -253,7 +253,7 @@ class Run:
             held = self.checkpoints()
             good = f"Go on from {held[-1].stem} with resume=True" if held else "There is none before it"
             raise TrainingError(
-                f"The checkpoint of step {checkpoint.step} cannot be saved: {error}. {good}."
+                f"The checkpoint of step {checkpoint.step} cannot be saved: {reason(error)}. {good}."
             ) from error
         for old in self.checkpoints()[: -self.recipe.keep]:
             _delete(old)
@@ -304,7 +304,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _check_parts(checkpoint)
         return checkpoint
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(f"The checkpoint {path} is damaged: {error}.") from error
+        raise TrainingError(f"The checkpoint {path} is damaged: {reason(error)}.") from error
     except MemoryError as error:
         raise TrainingError(f"The checkpoint {path} is larger than the memory of this machine.") from error
 
