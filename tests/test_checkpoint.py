@@ -518,8 +518,20 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, change: Callable[[dic
 def test_cut_weights_are_refused(folder: Path, kept: float) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
-    with pytest.raises(AdapterError, match="not a whole safetensors file"):
+    with pytest.raises(AdapterError, match="no whole file of the tensors of an adapter"):
         CCMModel.from_pretrained(folder, tiny_base())
+
+
+def test_what_is_no_plain_lora_is_told_as_what_it_is(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=f"There is no folder {tmp_path / 'none'}; name one that holds a LoRA"):
+        read_stage1(tmp_path / "none")
+    with pytest.raises(
+        AdapterError, match=f"{folder} is an adapter of ccm, .* begins with it by init_adapter={folder}"
+    ):
+        read_stage1(folder)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(AdapterError, match="holds no adapter_config.json"):
+        read_stage1(tmp_path / "other")
 
 
 def test_plain_peft_and_transformers_find_nothing_to_load(folder: Path) -> None:

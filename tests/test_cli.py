@@ -281,6 +281,10 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/reset now", "takes nothing after it, but 'now'"),
         ("/save no/such/folder", "There is no folder no/such"),
         ("/save pyproject.toml", "is not a saved memory"),
+        (
+            "/load pyproject.toml",
+            "is no whole file of a memory, as of a chat without --window: it is not of the format",
+        ),
         ("/compare", "needs a question"),
     ],
 )
@@ -317,6 +321,10 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),
         (["--model", "./no-such-folder", "--rule", "full"], "no-such-folder"),
+        (["--model", "./no-such-folder"], "there is no such folder"),
+        (["--model", "tests"], "there is no config.json in the folder"),
+        (["--model", "src/ccm/builtin/weights/base"], "name one, or take --rule full or --rule none."),
+        (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without --window"),
     ],
 )
 def test_bad_options_give_one_clear_line(monkeypatch, capsys, arguments: list[str], message: str) -> None:
@@ -479,7 +487,9 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
         ([str(path), "--temperature", "-1"], "temperature is -1"),
     ):
         assert call(monkeypatch, "stream", *arguments) == 2
-        assert message in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert message in err
+        assert "Note:" not in err
 
 
 @pytest.fixture

@@ -263,7 +263,7 @@ def test_a_truncated_file_is_refused(saved: tuple[CCMModel, Path], kept: float) 
     model, path = saved
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
-    with pytest.raises(MemoryFileError, match="not a whole safetensors file"):
+    with pytest.raises(MemoryFileError, match="no whole file of a memory"):
         model.load_memory(path)
 
 

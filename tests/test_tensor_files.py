@@ -29,7 +29,7 @@ from ccm.fingerprint import pack_signs, sample_signs
 from ccm.memory_files import Origin
 from ccm.model import CCMModel
 from ccm.streaming import StreamingMemory
-from ccm.tensor_files import digest, read_file, write_file
+from ccm.tensor_files import KINDS, digest, read_file, write_file
 
 OLD = Path(__file__).parent / "version1"
 TENSORS = {
@@ -242,6 +242,16 @@ def test_tensors_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_says_of_which(path: Path) -> None:
     with pytest.raises(CCMError, match="holds a memory, as of a chat .*; wanted is a checkpoint of a training"):
         read_file(path, "ccm_checkpoint", CCMError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["", "\n", '{"messages": []}\n', "My name is Anna. " * 9])
+def test_a_file_of_another_format_is_told_as_none_of_the_kind(tmp_path: Path, kind: str, text: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(
+        CCMError, match=f"a.jsonl is no whole file of {KINDS[kind]}: it is not of the format safetensor"
+    ):
+        read_file(tmp_path / "a.jsonl", kind, CCMError)
 
 
 # Version 1, as its code wrote it -------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def load_base(
         UnsupportedModelError: when the seams do not reach a model of its type.
     """
     place, source = check_device(device), locate(source)
-    _check_place(source)
+    check_place(source)
     if (kernel := options.get("attn_implementation") or "sdpa") not in KERNELS:
         raise ConfigError(
             f"attn_implementation is {kernel!r}; the masks of a memory are taken by {' and '.join(KERNELS)} alone."
@@ -209,8 +209,12 @@ def load_base(
     return base
 
 
-def _check_place(source: str | Path) -> None:
-    """Refuse a folder without a model, and a path that can be no name on the Hub."""
+def check_place(source: str | Path) -> None:
+    """Refuse a folder without a model, and a path that can be no name on the Hub.
+
+    Raises:
+        ConfigError: naming it.
+    """
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"The base model {source} cannot be loaded: there is no config.json in the folder.")
     try:
@@ -235,7 +239,8 @@ def _check_generation(source: str | Path, hub: Mapping[str, Any]) -> None:
         GenerationConfig.from_dict(held)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is damaged ({reason(error)}), and may name the tokens that end a reply. Copy it again, or delete it."
+            f"{path} is damaged ({reason(error)}), and may name the tokens that end a reply. Copy it again, or delete "
+            "it."
         ) from error
 
 

@@ -372,6 +372,13 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
         AdapterError: when the folder is no such adapter, a file did not arrive whole, or a checkpoint holds more than
             floating-point tensors of a LoRA and of COMP embeddings.
     """
+    if not folder.is_dir():
+        raise AdapterError(f"There is no folder {folder}; name one that holds a LoRA.")
+    if (folder / CONFIG).is_file():
+        raise AdapterError(
+            f"{folder} is an adapter of ccm, not a plain LoRA: load it as it is, with adapter={folder}; a training "
+            f"begins with it by init_adapter={folder}."
+        )
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
     settings = _read_plain_settings(folder / PEFT_CONFIG)

@@ -341,6 +341,9 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Stated]]:
     size = int.from_bytes(file.read(8), "little")
+    if file.read(1) != b"{":
+        raise SafetensorError("it is not of the format safetensors")
+    file.seek(8)
     if size > (most := min(os.fstat(file.fileno()).st_size - 8, _LARGEST)):
         raise SafetensorError(f"its header should be of {size} bytes, and can be of {most} at most")
     try:

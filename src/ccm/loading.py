@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ccm.adapted import find_parts
-from ccm.base import HUB, load_base, locate
+from ccm.base import HUB, check_place, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
 from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import find_adapter, is_plain_lora, read_config, read_stage1
@@ -114,10 +114,13 @@ def check_alone(base: str | Path, rule: str) -> None:
     """Refuse a rule that a base cannot run under by itself.
 
     Raises:
-        ConfigError: when it compresses.
+        ConfigError: when it compresses, or there is no such base.
     """
     if rule_class(rule).compresses != "never":
-        raise ConfigError(f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or 'none'.")
+        check_place(locate(base))
+        raise ConfigError(
+            f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or rule='none'."
+        )
 
 
 def _without_adapter(

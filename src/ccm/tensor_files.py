@@ -72,7 +72,7 @@ def read_file(
     except OSError as cause:
         raise error(f"{path} cannot be read ({reason(cause)}); name a file of {KINDS[kind]}.") from cause
     except SafetensorError as cause:
-        raise error(f"{path} is not a whole safetensors file ({cause}); was its copying cut off?") from cause
+        raise error(f"{path} is no whole file of {KINDS[kind]}: {cause}. Name another, or copy it again.") from cause
     except MemoryError as cause:
         raise error(f"{path} is larger than the memory of this machine.") from cause
     written = manifest.pop("digest", None)

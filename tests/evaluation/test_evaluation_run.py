@@ -369,21 +369,21 @@ def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: 
     assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 20)}  # the rest was measured before
 
 
-def test_what_the_built_in_model_is_not_for_is_said_once_and_first(
+def test_what_the_built_in_model_is_not_for_is_said_once_as_figures_come(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text("My name is Anna. I live in Oslo. " * 30)
     row = {"steps": ["I like tea."], "query": "What do I like?", "answer": "Tea."}
     (tmp_path / "mine.jsonl").write_text(json.dumps(row))
-    for task, data, warned in (
-        ("dialog", folder, 1),
-        ("custom", tmp_path / "text.txt", 1),
-        ("custom", tmp_path / "mine.jsonl", 0),
-    ):
-        assert ccm("evaluate", task, "--data", data, "--rule", "none", "--steps", 1, "--most", 1) == 0
-        err = capsys.readouterr().err
-        assert err.count("Note: the built-in model knows only the small talk") == warned
-        assert err.startswith("Note:") == bool(warned)
+    for task, data in (("dialog", folder), ("custom", tmp_path / "text.txt"), ("custom", tmp_path / "mine.jsonl")):
+        again = ("--output", tmp_path / Path(data).stem)
+        for _ in range(2):  # the second time nothing is measured
+            assert ccm("evaluate", task, "--data", data, "--rule", "none", "--steps", 1, "--most", 1, *again) == 0
+            err = capsys.readouterr().err
+            assert err.startswith("Note: the built-in model knows only the small talk")
+            assert err.count("Note:") == 1
+        assert ccm("evaluate", task, "--data", data, "--rule", "none", "--steps", 99) == 2
+        assert capsys.readouterr().err.startswith("ccm: There is no time step 99")
 
 
 def test_a_gain_is_not_stated_across_bases_or_targets() -> None:

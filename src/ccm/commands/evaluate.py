@@ -12,7 +12,7 @@ from rich.table import Table
 
 import ccm
 from ccm.builtin.evaluate import QUESTIONS, RecallReport, evaluate_recall
-from ccm.commands.notes import is_running_text, warn_of_builtin
+from ccm.commands.notes import BuiltinNote
 from ccm.console import counting, plain_console, progress, quiet, size, tell
 from ccm.evaluation.kept import keeping
 from ccm.evaluation.report import UNSTATED, WHY_UNSTATED, brief, merged, write_page, write_report
@@ -60,12 +60,15 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
     """
     quiet()
     first = evaluations[0]
-    of_chats = first.task.name == "custom" and not is_running_text("custom", first.task.path)
-    if processes().is_main_process and not of_chats:
-        warn_of_builtin(first.model, first.adapters)
+    note = BuiltinNote(first.model, first.adapters)
     try:
         with counting("questions") as advance:
-            results = evaluate(*evaluations, output=output, progress=advance)
+
+            def show(part: str, done: int, total: int) -> None:
+                note.say()
+                advance(part, done, total)
+
+            results = evaluate(*evaluations, output=output, progress=show)
     except KeyboardInterrupt:
         if processes().is_main_process:
             kept = f"Methods and steps that were done are in {output}; the same command goes on from there."
@@ -73,6 +76,7 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
         raise
     if not processes().is_main_process:
         return
+    note.say()  # all of it may have been measured before
     if output is not None:
         with keeping(output):
             write_report(results, output)

@@ -11,23 +11,31 @@ from ccm.commands.chat import base_name
 from ccm.console import tell
 from ccm.data.custom import TEXTS
 from ccm.data.reading import ends
+from ccm.processes import is_main
 
 
-def warn_of_builtin(model: str | None, adapters: Sequence[str]) -> None:
-    """Say what figures of the built-in model are worth on texts that are not its own, where it is the base.
+class BuiltinNote:
+    """What figures of the built-in model are worth on texts that are not its own: said once, where it is the base.
 
     Raises:
         AdapterError: when an adapter cannot be read.
     """
-    if model is None and adapters:
-        folder = find_adapter(adapters[0])
-        model = base_of(folder, read_config(folder))
-    if base_name(model or NAME) == NAME:
-        tell(
-            "Note: the built-in model knows only the small talk that it was trained on. Its perplexity on other texts "
-            "is that of noise, and says nothing about a memory. To measure one, name a model that knows such texts, "
-            "and an adapter that was trained on it: --model MODEL --adapter DIR (docs/train.md)."
-        )
+
+    def __init__(self, model: str | None, adapters: Sequence[str]) -> None:
+        if model is None and adapters:
+            folder = find_adapter(adapters[0])
+            model = base_of(folder, read_config(folder))
+        self._due = is_main() and base_name(model or NAME) == NAME
+
+    def say(self) -> None:
+        """Say it, unless it was said. The time is when figures come: what cannot be measured is told without it."""
+        if self._due:
+            self._due = False
+            tell(
+                "Note: the built-in model knows only the small talk that it was trained on. Its perplexity on other "
+                "texts is that of noise, and says nothing about a memory. To measure one, name a model that knows such "
+                "texts, and an adapter that was trained on it: --model MODEL --adapter DIR (docs/train.md)."
+            )
 
 
 def is_running_text(data_set: str, path: str | None) -> bool:

@@ -14,7 +14,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from ccm.commands.notes import warn_of_builtin
+from ccm.commands.notes import BuiltinNote
 from ccm.console import LINE_SECONDS, plain_console, quiet, size, tell
 from ccm.evaluation.stream_results import StreamResult, totals
 from ccm.evaluation.streams import StreamRun, run_streams
@@ -30,16 +30,18 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
     quiet()
-    warn_of_builtin(asked.model, asked.adapters)
+    note = BuiltinNote(asked.model, asked.adapters)
     if seed is not None:
         torch.manual_seed(seed)
     try:
         with _progress() as show:
-            results = run_streams(asked, output, _both(show, _print_point) if as_json else show)
+            tellers = (lambda _: note.say(), show, *((_print_point,) if as_json else ()))
+            results = run_streams(asked, output, _all(*tellers))
     except KeyboardInterrupt:
         kept = f"What was read is in {output}; the same command goes on from there."
         tell(kept if output else "Nothing is kept without --output.")
         raise
+    note.say()  # all of it may have been read before
     if as_json:
         lines = [result.line() for result in results] + [asdict(total) for total in totals(results)]
         print("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
@@ -53,7 +55,7 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
         console.print(f"\nThe picture is {output / 'perplexity.png'}.")
 
 
-def _both(*tellers: Told) -> Told:
+def _all(*tellers: Told) -> Told:
     def tell(result: StreamResult) -> None:
         for one in tellers:
             one(result)
