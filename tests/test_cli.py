@@ -312,6 +312,8 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--dtype", "int8"], "allowed: auto, float64, float32"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "nan"], "temperature is nan"),
+        (["--max-new-tokens", "0"], "ccm: max_new_tokens is 0; it must be at least 1."),
+        (["--top-k", "-1"], "ccm: top_k is -1; it must be at least 0."),
         (["--repetition-penalty", "0"], "repetition_penalty is 0"),
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
         (["--load", "."], "is a directory"),
@@ -380,8 +382,17 @@ def test_evaluate_reports_recall(monkeypatch, capsys) -> None:
     assert report["dialogues"] == 8
     assert report["recall"] > 0.8
     assert report["memory_bytes"] == report["full_context_bytes"]
-    for bad in (["--steps", "3"], ["--facts", "3"], ["--facts", "11"], ["--dialogues", "0"]):
-        assert call(monkeypatch, "evaluate", "builtin", *bad) == 2
+    for name, value, allowed in (
+        ("steps", 3, "need at least 8."),
+        ("facts", 3, "tells 4 to 10."),
+        ("facts", 11, "tells 4 to 10."),
+        ("dialogues", 0, "at least 1."),
+        ("batch", 0, "at least 1."),
+    ):
+        assert call(monkeypatch, "evaluate", "builtin", f"--{name}", str(value)) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"ccm: {name} is {value}; ")
+        assert err.endswith(f"{allowed}\n")
 
 
 def test_evaluate_shows_a_table_that_fits_a_terminal_and_its_progress(monkeypatch, capsys) -> None:
@@ -478,13 +489,15 @@ def test_stream_writes_json_lines(monkeypatch, capsys, tmp_path: Path) -> None:
 
 
 def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
+    path, long = tmp_path / "text.txt", tmp_path / "long.txt"
     path.write_text("", encoding="utf-8")
+    long.write_text("My name is Anna. I live in Oslo. ", encoding="utf-8")
     for arguments, message in (
         ([str(path)], "is empty"),
         ([str(tmp_path / "none.txt")], "There is no file"),
         ([str(path), "--cache-size", "64"], "cache_size is 64"),
         ([str(path), "--temperature", "-1"], "temperature is -1"),
+        ([str(long), "--rule", "full"], "or drop old text: --baseline window or --baseline blocks."),
     ):
         assert call(monkeypatch, "stream", *arguments) == 2
         err = capsys.readouterr().err

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -40,8 +41,12 @@ def answered(kind: type, message: str = "403 Client Error.\n\nCannot access it."
         (answered(RepositoryNotFoundError), r"^403 Client Error. Check the name at .*org/model; if it is private"),
         (answered(RevisionNotFoundError), "org/model/tree/main lists its branches"),
         (
-            LocalEntryNotFoundError("It is nowhere."),
-            r"^It is nowhere. It is not in the cache, and HF_HUB_OFFLINE is set",
+            LocalEntryNotFoundError("To enable look-ups online, set 'local_files_only' to False."),
+            r"^It is not in the cache, and HF_HUB_OFFLINE is set; unset it, or name a folder\.$",
+        ),
+        (
+            OfflineModeIsEnabled("Cannot reach https://huggingface.co/api: offline mode is enabled."),
+            r"^The Hub is not asked while HF_HUB_OFFLINE is set; unset it\.$",
         ),
         (OSError("\nthe disk\nis full"), "^the disk$"),
     ],
@@ -49,6 +54,12 @@ def answered(kind: type, message: str = "403 Client Error.\n\nCannot access it."
 def test_the_reason_comes_with_what_to_do(monkeypatch, error: Exception, expected: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert re.search(expected, why(error, "org/model"))
+
+
+def test_where_the_hub_may_be_asked_the_network_is_to_be_looked_at(monkeypatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    told = why(LocalEntryNotFoundError("It is nowhere."), "org/model")
+    assert told.startswith("It is not in the cache, and the Hub gives no answer; check the network")
 
 
 def raising(error: Exception) -> Any:

@@ -101,6 +101,22 @@ def test_the_last_of_several_values_wins_and_an_objective_is_replaced_whole(tmp_
     assert recipe.objective == {"last": 1}
 
 
+@pytest.mark.parametrize(("value", "steps"), [("1e3", 1000), ("2E1", 20), ("2.5e1", 25)])
+def test_a_whole_number_may_be_written_by_its_exponent(value: str, steps: int) -> None:
+    recipe = load_recipe("custom", [f"max_steps={value}", f"lr={value}"])
+    assert (recipe.max_steps, recipe.lr) == (steps, steps)
+    with pytest.raises(ConfigError, match="max_steps is 0.15; it must be a whole number"):
+        load_recipe("custom", ["max_steps=1.5e-1"])
+
+
+def test_how_an_empty_text_is_written_is_told() -> None:
+    with pytest.raises(ConfigError, match="turns.separator is None; it must be a text. An empty one is '', its quotes"):
+        load_recipe("custom", ["turns.separator="])
+    recipe = load_recipe("custom", ["turns.separator=''"])
+    assert recipe.turns is not None
+    assert recipe.turns.separator == ""
+
+
 @pytest.mark.parametrize("value", ["3e-4", "[3e-4]"])
 def test_numbers_without_a_point_are_numbers_in_lists_too(value: str) -> None:
     key = "betas" if "[" in value else "lr"

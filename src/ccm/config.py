@@ -145,7 +145,8 @@ def check_types(settings: Any, prefix: str = "") -> None:
         value, choices = getattr(settings, name), _choices(hint)
         if not any(_fits(value, choice) for choice in choices):
             allowed = " or ".join(map(_allowed, choices))
-            raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.")
+            empty = " An empty one is '', its quotes included." if value is None and str in choices else ""
+            raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.{empty}")
 
 
 def check_count(value: Any, name: str) -> int:

@@ -25,11 +25,11 @@ from rich.progress import (
 )
 
 _SETTING = re.compile(
-    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder|depths|given)="
+    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder|depths|given|evict)="
     r"(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote)"
 )
 _OF_TASK = re.compile(r"(?<![\w./-])task\.(?:path\b|options\.(?P<name>\w+))")
-_FLAGS = {"depths": "steps", "given": "source"}  # of settings whose flags are called otherwise
+_FLAGS = {"depths": "steps", "given": "source", "evict": "baseline"}  # of settings whose flags are called otherwise
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 

@@ -159,7 +159,7 @@ class Compress(Eviction):
         if model.rule.compresses != "step":
             raise ConfigError(
                 f"The rule {model.config.rule!r} does not compress step by step, so that a stream has nothing to keep; "
-                "load the model with a rule that does, such as concat, or drop old text (evict 'window' or 'blocks')."
+                "load the model with a rule that does, such as concat, or drop old text: evict=window or evict=blocks."
             )
         if settings.memory_size < n:
             raise ConfigError(f"memory_size is {settings.memory_size}; the {n} entries of a span need at least {n}.")

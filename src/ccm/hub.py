@@ -21,12 +21,8 @@ _ADVICE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: a g
     (RevisionNotFoundError, "{page}/tree/main lists its branches and tags; choose one, or a commit."),
     (RepositoryNotFoundError, f"Check the name at {{page}}; if it is private, {_LOG_IN}."),
     (LocalTokenNotFoundError, f"The Hub has to know you: {_LOG_IN}."),
-    (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set; unset it, or name a folder."),
-    (
-        LocalEntryNotFoundError,
-        "It is not in the cache, and the Hub cannot be reached; check the network, or name a folder.",
-    ),
 )
+_UNREACHED = "the Hub gives no answer; check the network, and that local_files_only is not set"
 
 
 def why(error: BaseException, source: str | Path) -> str:
@@ -35,10 +31,13 @@ def why(error: BaseException, source: str | Path) -> str:
     The reason may stand in an error from which this one was raised.
     """
     for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):  # the library's own words on this, and the next, advise otherwise
+            return "The Hub is not asked while HF_HUB_OFFLINE is set; unset it."
+        if isinstance(cause, LocalEntryNotFoundError):
+            offline = "HF_HUB_OFFLINE is set; unset it" if constants.HF_HUB_OFFLINE else _UNREACHED
+            return f"It is not in the cache, and {offline}, or name a folder."
         for kind, advice in _ADVICE:
             if isinstance(cause, kind):
-                if isinstance(cause, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
-                    advice = "It is not in the cache, and HF_HUB_OFFLINE is set; unset it, or name a folder."
                 reason = getattr(cause, "server_message", None) or _line(cause)
                 return f"{reason.strip().rstrip('.')}. {advice.format(page=f'https://huggingface.co/{source}')}"
     return _line(error)

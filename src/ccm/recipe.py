@@ -322,12 +322,14 @@ def _set(table: dict[str, Any], change: str) -> None:
 
 
 def _numbers(value: Any) -> Any:
-    """The value with 3e-4 as a number, wherever it stands: YAML reads it, without a point, as text."""
+    """The value with 3e-4 as a number, wherever it stands: YAML reads it, without a point, as text. 1e3 is whole."""
     if isinstance(value, dict):
         return {key: _numbers(held) for key, held in value.items()}
     if isinstance(value, list):
         return [_numbers(held) for held in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    if not isinstance(value, str) or not _EXPONENT.fullmatch(value):
+        return value
+    return int(number) if (number := float(value)).is_integer() else number
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,10 +54,9 @@ class Sampling:
             )
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise InputError(
-                f"top_k is {self.top_k} and max_new_tokens {self.max_new_tokens}; at least 0 and 1 are allowed."
-            )
+        for name, least in (("top_k", 0), ("max_new_tokens", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} is {value}; it must be at least {least}.")
         if not 0.0 < self.repetition_penalty < math.inf:
             raise InputError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be finite and above 0; 1 changes nothing."

@@ -84,7 +84,7 @@ def test_the_entries_follow_from_the_seed(tmp_path: Path, turns: Turns) -> None:
     assert [question.steps for question in asked(task, 4)] == authors
     assert [question.steps for question in asked(opened(folder, turns, seed=1337), 4)] == authors
     assert [question.steps for question in asked(opened(folder, turns, seed=1), 4)] != authors
-    with pytest.raises(ConfigError, match="seed -1"):
+    with pytest.raises(ConfigError, match="seed is -1"):
         opened(folder, turns, seed=-1)
 
 

@@ -278,7 +278,7 @@ def test_what_has_no_room_is_left_out_and_no_sample_is_longer_than_said(training
     assert max(lengths) <= data.longest == 41 < least
     assert {len(sample.steps) for sample in data.pool(0, 20)} <= {1, 2, 3}
     assert to_train(training, turns, **{"max_steps": 1, "options.longest": 20}).longest == 41
-    with pytest.raises(ConfigError, match="longest is 256, max_length 511; .* at least twice as much"):
+    with pytest.raises(ConfigError, match="max_length is 511; .* at least twice data.options.longest, which is 256"):
         to_train(training, turns, **{"options.max_length": 511})
 
 

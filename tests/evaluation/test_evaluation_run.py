@@ -256,7 +256,8 @@ def test_classes_that_are_numbers_have_distances(tmp_path: Path, capsys: pytest.
         (["--rule", "none", "--rule", "Gate"], "There is no rule 'Gate'"),
         (["--steps", "1,12"], "No question of the task is left at step 12"),
         (["--steps", "1,12"], "Measure the others with --steps 1."),
-        (["--batch", "0"], "batch 0"),
+        (["--batch", "0"], "ccm: batch is 0; it must be at least 1."),
+        (["--most", "-1"], "ccm: most is -1; it must be at least 0."),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -382,8 +383,8 @@ def test_what_the_built_in_model_is_not_for_is_said_once_as_figures_come(
             err = capsys.readouterr().err
             assert err.startswith("Note: the built-in model knows only the small talk")
             assert err.count("Note:") == 1
-        assert ccm("evaluate", task, "--data", data, "--rule", "none", "--steps", 99) == 2
-        assert capsys.readouterr().err.startswith("ccm: There is no time step 99")
+        assert ccm("evaluate", task, "--data", tmp_path / "none") == 2
+        assert capsys.readouterr().err.startswith("ccm: There is no")
 
 
 def test_a_gain_is_not_stated_across_bases_or_targets() -> None:

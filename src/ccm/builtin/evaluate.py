@@ -90,11 +90,16 @@ def evaluate_recall(
     Raises:
         InputError: when so many steps cannot tell so many facts, or there is nothing to hold.
     """
-    if not (4 <= facts <= 10 and 2 * (steps - QUESTIONS) >= facts and dialogues >= 1 and batch >= 1 and before >= 0):
+    if not 4 <= facts <= 10:
+        raise InputError(f"facts is {facts}; a dialogue tells 4 to 10.")
+    if steps < (least := QUESTIONS + -(-facts // 2)):
         raise InputError(
-            f"steps is {steps}, facts {facts}, dialogues {dialogues}, batch {batch}; a dialogue tells 4 to 10 facts, "
-            f"at most two a step, in all steps but the last {QUESTIONS}; the others are at least 1."
+            f"steps is {steps}; at most two facts are told in each but the last {QUESTIONS}, so that {facts} facts "
+            f"need at least {least}."
         )
+    for name, value, fewest in (("dialogues", dialogues, 1), ("batch", batch, 1), ("before", before, 0)):
+        if value < fewest:
+            raise InputError(f"{name} is {value}; it must be at least {fewest}.")
     turns = make_turns(tokenizer, model.config.turns)
     verdicts: Counter[tuple[str, Verdict]] = Counter()
     entries = held = full = 0

@@ -299,10 +299,9 @@ class Options:
     def __post_init__(self) -> None:
         check_types(self, "task.options.")
         template(self.number)
-        if self.max_length < 1 or self.seed < 0:
-            raise ConfigError(
-                f"task.options: max_length is {self.max_length}, seed {self.seed}; they must be at least 1 and 0."
-            )
+        for name, least in (("max_length", 1), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"task.options.{name} is {value}; it must be at least {least}.")
 
 
 @dataclass

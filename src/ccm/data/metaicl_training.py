@@ -51,10 +51,12 @@ class Options:
 
     def __post_init__(self) -> None:
         check_types(self, "data.options.")
-        if self.longest < 1 or self.max_length < 2 * self.longest:
+        if self.longest < 1:
+            raise ConfigError(f"data.options.longest is {self.longest}; it must be at least 1.")
+        if self.max_length < 2 * self.longest:
             raise ConfigError(
-                f"data.options: longest is {self.longest}, max_length {self.max_length}; a demonstration and a query "
-                "must fit, so it must be at least twice as much."
+                f"data.options.max_length is {self.max_length}; a demonstration and a query must fit, so it must be at "
+                f"least twice data.options.longest, which is {self.longest}."
             )
 
 

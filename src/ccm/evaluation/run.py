@@ -91,8 +91,9 @@ class Evaluation:
     quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
-        if self.most < 0 or self.batch < 1:
-            raise ConfigError(f"most is {self.most}, batch {self.batch}; they must be at least 0 and 1.")
+        for name, least in (("most", 0), ("batch", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
         if self.generate is not None and self.generate < 0:
             raise ConfigError(f"generate is {self.generate}; it is a number of new tokens, or 0 for no replies.")
         if self.room is not None and self.room < 1:
