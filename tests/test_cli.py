@@ -283,7 +283,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/save pyproject.toml", "is not a saved memory"),
         (
             "/load pyproject.toml",
-            "is no whole file of a memory, as of a chat without --window: it is not of the format",
+            "is no whole file of a memory, as of a chat without a window: it is not of the format",
         ),
         ("/compare", "needs a question"),
     ],
@@ -326,7 +326,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--model", "./no-such-folder"], "there is no such folder"),
         (["--model", "tests"], "there is no config.json in the folder"),
         (["--model", "src/ccm/builtin/weights/base"], "name one, or take --rule full or --rule none."),
-        (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without --window"),
+        (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without a window"),
     ],
 )
 def test_bad_options_give_one_clear_line(monkeypatch, capsys, arguments: list[str], message: str) -> None:

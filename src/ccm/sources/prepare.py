@@ -136,7 +136,7 @@ def prepare(
         return Prepared(row, output, record, fresh=False)
     if record and only:
         only = [*only, *record.only] if record.only else []
-    with writing(output, DataError, "Name another --output; what was there is as it was."):
+    with writing(output, DataError, "Name another output; what was there is as it was."):
         made = _make(name, output, given, sorted({*only}), kept, report)
     return Prepared(row, output, made, fresh=True)
 
