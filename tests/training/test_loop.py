@@ -535,10 +535,24 @@ def test_dropout_draws_anew_in_every_step_and_process(tiny: Tiny, monkeypatch: p
     assert len({*seeds}) == 6
 
 
-def test_every_step_is_told(tiny: Tiny, tmp_path: Path) -> None:
+def test_every_step_is_told_from_where_the_training_begins_or_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     steps: list[int] = []
-    train(tiny.recipe(tmp_path / "out", log_every=4), advance=steps.append)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    losses: list[float] = []
+
+    def advance(step: int, stands: Report | None) -> None:
+        steps.append(step)
+        if stands is not None:
+            assert stands.step == step
+            assert stands.seconds_left >= 0
+            losses.append(stands.losses["loss"])
+
+    recipe = tiny.recipe(tmp_path / "out", log_every=4, save_every=2)
+    with pytest.raises(Killed):
+        train(recipe, report=at(4, stop), advance=advance)
+    assert steps == [0, 1, 2, 3, 4]
+    assert losses[-1] == records(tmp_path / "out")[-1]["loss"]
+    train(recipe, resume=True, advance=advance)
+    assert steps[5:] == [2, 3, 4, 5, 6]
 
 
 # Failure -------------------------------------------------------------------------------------------------------------

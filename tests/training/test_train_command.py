@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,14 +142,22 @@ def test_on_a_terminal_a_bar_shows_how_it_goes(tiny: Tiny, tmp_path: Path, monke
 
 
 def test_the_bar_moves_with_every_step(monkeypatch) -> None:
-    """A report comes every ``log_every`` steps only."""
-    drawn: list[int] = []
+    """A report comes every ``log_every`` steps only; of what was held out, the last figures stay."""
+    drawn: list[dict[str, Any]] = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(Progress, "update", lambda bar, task, completed=None, **_: drawn.append(completed))
-    with progress(Recipe(max_steps=3)) as shown:
-        for step in (1, 2, 3):
-            shown.advance(step)
-    assert drawn == [1, 2, 3]
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **shown: drawn.append(shown))
+    stands = Report(2, {"loss": 1.5}, 1e-4, 1.0, 100.0, 4.0, 2.0)
+    with progress(Recipe(max_steps=4)) as shown:
+        shown.advance(1, None)  # where it goes on
+        shown.advance(2, stands)
+        shown.report(replace(stands, measured={"last": 0.5}))
+        shown.advance(3, replace(stands, losses={"loss": 1.25}, seconds_left=1.0))
+    assert [update["completed"] for update in drawn if "completed" in update] == [1, 2, 3]
+    assert [update["description"] for update in drawn if "description" in update] == [
+        "loss 1.5000  100 tokens/s  2 s left",
+        "loss 1.5000  100 tokens/s  held out: last 0.5000  2 s left",
+        "loss 1.2500  100 tokens/s  held out: last 0.5000  1 s left",
+    ]
 
 
 def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -168,7 +178,7 @@ def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Pa
     assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     def interrupt(report: Report) -> None:
         if report.step == 2:
             signal.raise_signal(signal.SIGINT)
@@ -176,7 +186,49 @@ def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch
     monkeypatch.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
     assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
     assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
+    assert caplog.messages[-1] == "The step under way is finished and saved first; the same again breaks off at once."
+    caplog.clear()
     assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0
+    assert not [text for text in caplog.messages if "step" in text]
+    assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0
+    assert caplog.messages[-1] == "No step is left: all 3 were made before. The result is written again."
+
+
+@pytest.mark.parametrize(
+    ("save_every", "told"),
+    [
+        (1, "Not saved since step 2. Go on from there with --resume."),
+        (0, "No step is saved. Begin again with --resume."),
+    ],
+)
+def test_a_second_ctrl_c_says_what_is_saved(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys, save_every: int, told: str
+) -> None:
+    def interrupt(report: Report) -> None:
+        if report.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    changes = settings(tiny, output_dir=tmp_path / "out", save_every=save_every)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
+        assert call(monkeypatch, "train", "custom", *changes) == 130
+    signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert call(monkeypatch, "train", "custom", "--resume", *changes) == 0
+
+
+def test_ctrl_c_before_the_training_begins_says_that_nothing_was_begun(
+    tiny: Tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccm.training.loop.open_data", interrupted)
+    assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
+    assert capsys.readouterr().err.strip() == "Nothing was begun."
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -12,14 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ccm.console import plain_console
 from ccm.processes import is_main
 from ccm.recipe import Recipe
-from ccm.training.loop import Report
+from ccm.training.loop import Advance, Report
 
 
 class Shown(NamedTuple):
-    """What a training calls to show itself: with a report, and with the number of every step that is done."""
+    """What a training calls to show itself: with the reports that are due, and with how it stands after every step."""
 
     report: Callable[[Report], None]
-    advance: Callable[[int], None] = lambda step: None
+    advance: Advance = lambda step, report: None
 
 
 @contextmanager
@@ -37,10 +38,18 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
-        yield Shown(
-            lambda report: bar.update(task, description=_figures(report)),
-            lambda step: bar.update(task, completed=step),
-        )
+        held: dict[str, float] = {}  # what was evaluated last
+
+        def show(stands: Report) -> None:
+            held.update(stands.measured)
+            bar.update(task, description=_figures(replace(stands, measured=held)))
+
+        def advance(step: int, stands: Report | None) -> None:
+            bar.update(task, completed=step)
+            if stands is not None:
+                show(stands)
+
+        yield Shown(show, advance)
 
 
 def _figures(report: Report) -> str:

@@ -35,7 +35,7 @@ def run(
             folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
     except KeyboardInterrupt as stop:
         if is_main():
-            tell(with_set(" ".join(map(str, stop.args))))
+            tell(with_set(" ".join(map(str, stop.args)) or "Nothing was begun."))
         raise
     except CCMError as error:
         error.args = (with_set(str(error)),)

@@ -22,7 +22,7 @@ from ccm.data import DataSet, open_data
 from ccm.errors import AdapterError, ConfigError, TrainingError
 from ccm.files import SafetensorError, as_path
 from ccm.layout import length
-from ccm.processes import is_main
+from ccm.processes import get_logger, is_main
 from ccm.recipe import Recipe
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
@@ -33,10 +33,12 @@ from ccm.turns import Turns
 
 LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
 
+_log = get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to tell after some steps.
+    """How a training stands after a step.
 
     Attributes:
         step: optimizer steps made.
@@ -46,7 +48,7 @@ class Report:
         tokens_per_second: text tokens of all processes, since the last report.
         seconds: since this process began.
         seconds_left: to the last step, at the mean speed so far.
-        measured: of the evaluation; empty where there was none.
+        measured: of the evaluation, where one was due; empty otherwise.
     """
 
     step: int
@@ -66,13 +68,16 @@ class Report:
         return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
+Advance = Callable[[int, Report | None], None]
+
+
 def train(
     recipe: Recipe,
     *,
     resume: bool = False,
     start: str | Path | None = None,
     report: Callable[[Report], None] = lambda report: None,
-    advance: Callable[[int], None] = lambda step: None,
+    advance: Advance = lambda step, report: None,
     make: Callable[[Recipe, Turns], Stage] = make_stage,
 ) -> Path:
     """Train as a recipe says; returns the output directory, which holds the result.
@@ -84,12 +89,14 @@ def train(
         resume: go on from the last checkpoint in it.
         start: begin with this checkpoint of another run, with the same settings, base and data wherever they are.
         report: called in the main process every ``log_every`` steps.
-        advance: called there with the number of every step that is done.
+        advance: called there with how many steps are done: where the training begins or goes on, and after every step
+            with how it stands.
         make: makes what is trained, where it is none of the two stages.
 
     Raises:
         ConfigError, DataError, AdapterError: when the training cannot begin as asked; nothing is then written.
         TrainingError: when the loss is not finite, or a checkpoint cannot be read or saved.
+        KeyboardInterrupt: on Ctrl-C, with what is saved once the training has begun.
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with output_dir=DIR.")
@@ -111,7 +118,7 @@ class Training:
         data: DataSet,
         make: Callable[[Recipe], Stage],
         report: Callable[[Report], None],
-        advance: Callable[[int], None] = lambda step: None,
+        advance: Advance = lambda step, report: None,
     ) -> None:
         self.recipe, self.run, self.data, self.report, self.advance = recipe, run, data, report, advance
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
@@ -143,11 +150,17 @@ class Training:
         self._go_on(self.run.previous())
         self.accelerator.wait_for_everyone()  # before the first process writes what the others read
         with self.run.open() if self.main else nullcontext():
-            return self._go()
+            try:
+                return self._go()
+            except KeyboardInterrupt as stop:  # a second one, if it says nothing
+                raise stop if stop.args else KeyboardInterrupt(self.run.saved()) from None
 
     def _go(self) -> Path:
         if self.main:
             self.run.forget_after(self.step)
+            self.advance(self.step, None)
+        if self.step == self.recipe.max_steps:
+            _log.warning("No step is left: all %d were made before. The result is written again.", self.step)
         if self.recipe.tensorboard or self.recipe.wandb:
             try:
                 self.accelerator.init_trackers("ccm")
@@ -186,24 +199,22 @@ class Training:
                 return
             losses, grad_norm = self._step(batch)
             self.drawn = digest(batch.samples, self.drawn)
-            if self.main:
-                self.advance(self.step)
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
             tokens += sum(map(length, batch.samples))
+            now = time.monotonic()
+            stands = Report(
+                step=self.step,
+                losses={name: value / (self.step - self.told) for name, value in self.sums.items()},
+                lr=self._rate(self.step - 1),
+                grad_norm=grad_norm,
+                tokens_per_second=tokens / (now - since),
+                seconds=now - begun,
+                seconds_left=(now - begun) / (self.step - first) * (recipe.max_steps - self.step),
+            )
+            if self.main:
+                self.advance(self.step, stands)
             if self._due(recipe.log_every) or self._due(recipe.eval_every):
-                now = time.monotonic()
-                self._tell(
-                    Report(
-                        step=self.step,
-                        losses={name: value / (self.step - self.told) for name, value in self.sums.items()},
-                        lr=self._rate(self.step - 1),
-                        grad_norm=grad_norm,
-                        tokens_per_second=tokens / (now - since),
-                        seconds=now - begun,
-                        seconds_left=(now - begun) / (self.step - first) * (recipe.max_steps - self.step),
-                        measured=self._evaluate() if self._due(recipe.eval_every) else {},
-                    )
-                )
+                self._tell(replace(stands, measured=self._evaluate() if self._due(recipe.eval_every) else {}))
                 self.sums, self.told, since, tokens = {}, self.step, time.monotonic(), 0
             if self._due(recipe.save_every):
                 self._save()
@@ -339,7 +350,7 @@ class Training:
 
 @contextmanager
 def _interruptible(event: Event) -> Iterator[None]:
-    """Meanwhile the first Ctrl-C, or a polite kill, sets the event only; the second one breaks off at once."""
+    """Meanwhile the first Ctrl-C, or a polite kill, only says so and sets the event; the second breaks off at once."""
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
@@ -352,6 +363,7 @@ def _interruptible(event: Event) -> Iterator[None]:
     def note(*_: Any) -> None:
         event.set()
         restore()
+        _log.warning("The step under way is finished and saved first; the same again breaks off at once.")
 
     for number in kept:
         signal.signal(number, note)

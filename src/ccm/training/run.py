@@ -234,6 +234,12 @@ class Run:
         """Whole checkpoints, the oldest first."""
         return _checkpoints(self.folder / CHECKPOINTS)
 
+    def saved(self) -> str:
+        """What a training that broke off can go on from."""
+        if not (held := self.checkpoints()):
+            return "No step is saved. Begin again with resume=True."
+        return f"Not saved since step {int(held[-1].stem[5:])}. Go on from there with resume=True."
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete the oldest ones.
 
