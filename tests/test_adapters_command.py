@@ -139,13 +139,15 @@ def test_a_plain_lora_is_called_so_and_can_be_talked_to(monkeypatch, capsys, tmp
     assert call(monkeypatch, "adapters", "show", str(place)) == 0
     out, err = capsys.readouterr()
     assert re.search(r"turns +'<\|user\|>', '<\|assistant\|>'", out)
+    assert re.search(r"base model +builtin *\n", out)
+    assert not any(word in out for word in ("COMP tokens", "recurrent", "LoRA", "trained"))  # it compresses nothing
     assert f"compresses nothing. Talk to it in full context with ccm chat --adapter {place}" in err
     assert call(monkeypatch, "chat", "--adapter", str(place), stdin="My name is Anna.\nWhat is my name?\n") == 0
     direct = capsys.readouterr().out
     assert "Anna" in direct
     assert call(monkeypatch, "adapters", "import", str(place), "--output", str(tmp_path / "ours")) == 0
     assert "assumed" not in capsys.readouterr().err
-    arguments = ("chat", "--adapter", str(tmp_path / "ours"), "--model", "builtin")
+    arguments = ("chat", "--adapter", str(tmp_path / "ours"))
     assert call(monkeypatch, *arguments, stdin="My name is Anna.\nWhat is my name?\n") == 0
     assert capsys.readouterr().out == direct
     for refused, message in (

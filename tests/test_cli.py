@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 from test_importing import theirs
 
 from ccm import cli
@@ -35,6 +37,17 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str | bytes = 
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     return int(exit_.value.code or 0)
+
+
+def test_the_help_of_repeatable_options_shows_what_is_to_be_put_in(monkeypatch, capsys) -> None:
+    def walk(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, *path, name)
+        yield path
+
+    for path in walk(typer.main.get_command(cli.app)):
+        assert call(monkeypatch, *path, "--help") == 0
+        assert "list[" not in capsys.readouterr().out.partition(" Options ")[2]
 
 
 def test_help_names_every_verb(monkeypatch, capsys) -> None:
@@ -102,7 +115,7 @@ def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_p
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "Your name is Anna."
     assert "13 tokens; memory 13 entries (13 of them recent text), 78 KB (full context: 13 tokens, 78 KB)" in err
-    shown = "1 step, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry"
+    shown = "1 compression, 39 tokens in 28 entries (26 of them recent text), 1.4 tokens an entry"
     assert f"concat, N = 2, window of 36: {shown}" in err
     assert call(monkeypatch, "chat", "--load", str(file)) == 2
     assert "a stream, as of a chat with a window; wanted is a memory, as of" in capsys.readouterr().err
@@ -121,7 +134,7 @@ def test_on_a_terminal_the_window_is_told_and_lines_break_between_words(monkeypa
     assert call(monkeypatch, *arguments, stdin="/reset\n/memory\n", terminal=True) == 0
     out = capsys.readouterr().out
     assert "window of 36" in out.splitlines()[0]  # the file's
-    assert "window of 100: 0 steps" in out
+    assert "window of 100: 0 compressions" in out
 
 
 def test_undo_takes_a_count(monkeypatch, capsys) -> None:
@@ -467,7 +480,7 @@ def test_stream_shows_a_line_a_method_and_goes_on_with_the_text(monkeypatch, cap
     assert "concat" in out
     assert "window" in out
     assert out.count("goes on, by") == 2
-    assert "121 of 121" in err
+    assert "120 of 120" in err
     assert "tokens/s" in err
     assert (tmp_path / "out/perplexity.png").is_file()
 
@@ -492,9 +505,12 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
     path, long = tmp_path / "text.txt", tmp_path / "long.txt"
     path.write_text("", encoding="utf-8")
     long.write_text("My name is Anna. I live in Oslo. ", encoding="utf-8")
+    rows = tmp_path / "chats.jsonl"
+    rows.write_text("{}", encoding="utf-8")
     for arguments, message in (
         ([str(path)], "is empty"),
         ([str(tmp_path / "none.txt")], "There is no file"),
+        ([str(rows)], "chats.jsonl holds conversations or tasks, not running text; give a text, such as FILE.txt."),
         ([str(path), "--cache-size", "64"], "cache_size is 64"),
         ([str(path), "--temperature", "-1"], "temperature is -1"),
         ([str(long), "--rule", "full"], "or drop old text: --baseline window or --baseline blocks."),
@@ -567,6 +583,7 @@ def test_where_nothing_can_be_written_the_place_is_named_and_what_to_do(
     [
         ("writes --output none/w.png", "The picture none/w.png cannot be written: there is no folder"),
         ("report none", "none/results.jsonl cannot be read (No such file or directory); name the output of"),
+        ("writes --output w.txt", "The picture is a PNG; name a file that ends in .png, not w.txt."),
         ("demo --file none", "The example none cannot be read: No such file or directory."),
         ("chat --load none", "There is no file none."),
     ],

@@ -55,9 +55,9 @@ def test_absent_settings_take_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"wizard": 1}, r"ccm_config.json has unknown keys \['wizard'\]; known: .*n_tok"),
-        ({"lora": {"rank": 1}}, r"lora has unknown keys \['rank'\]; known: .*'r'"),
-        ({"turns": {"rank": 1}}, r"turns has unknown keys \['rank'\]; known: .*separator"),
+        ({"wizard": 1}, r"ccm_config.json has unknown keys \['wizard'\]. Known are .*n_tok"),
+        ({"lora": {"rank": 1}}, r"lora has unknown keys \['rank'\]. Known are .*, r\."),
+        ({"turns": {"rank": 1}}, r"turns has unknown keys \['rank'\]. Known are .*separator"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], message: str) -> None:

@@ -56,7 +56,7 @@ def test_an_unknown_key_is_refused_with_the_likeliest_one(tmp_path: Path, key: s
     for parent in reversed(parents):
         values = {parent: values}
     for source, changes in (("custom", [f"{key}=1"]), (written(tmp_path, yaml.safe_dump(values)), [])):
-        with pytest.raises(ConfigError, match=rf"unknown keys \['{last}'\]; Did you mean {meant}\?"):
+        with pytest.raises(ConfigError, match=rf"unknown keys \['{last}'\]. Did you mean {meant}\?"):
             load_recipe(source, changes)
 
 
@@ -227,7 +227,7 @@ def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_section_of_the_other_stage_is_checked_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"section base .* unknown keys \['max_stps'\]; Did you mean max_steps\?"):
+    with pytest.raises(ConfigError, match=r"section base .* unknown keys \['max_stps'\]. Did you mean max_steps\?"):
         load_recipe(written(tmp_path, "base:\n  max_stps: 3\n"), stage="compress")
 
 

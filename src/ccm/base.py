@@ -144,6 +144,11 @@ def locate(source: str | Path) -> str | Path:
     return known.hub if known else source
 
 
+def is_builtin(source: str | Path) -> bool:
+    """Whether that is where the model lies that ships with the package, or its name."""
+    return Path(locate(source)).resolve() == (WEIGHTS / "base").resolve()
+
+
 def load_base(
     source: str | Path,
     *,

@@ -195,8 +195,8 @@ def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T
         raise ConfigError(f"{where} holds {values!r}; it must be a table of settings.")
     hints = get_type_hints(cls)
     if unknown := sorted(map(str, set(values) - set(hints))):
-        meant = did_you_mean(unknown, hints)
-        raise ConfigError(f"{where} has unknown keys {unknown};{meant} known: {sorted(hints)}.{advice}")
+        meant = did_you_mean(unknown, hints) or f" Known are {', '.join(sorted(hints))}."
+        raise ConfigError(f"{where} has unknown keys {unknown}.{meant}{advice}")
     nested: dict[str, Any] = {
         name: build_settings(table, value, f"{where}: {name}", advice)
         for name, value in values.items()

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ccm.adapter import PlainLoRA, check_plain, initial_embeddings
-from ccm.base import load_base, locate
+from ccm.base import is_builtin, load_base, locate
+from ccm.builtin import NAME
 from ccm.checkpoint import PEFT_CONFIG, SavedAdapter, check_fit, read_plain_lora, read_stage1
 from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.errors import AdapterError, listed
@@ -209,6 +210,7 @@ def _as_float(lora: PlainLoRA) -> PlainLoRA:
 
 def _stage1_alone(lora: PlainLoRA, turns: TurnFormat, place: str) -> SavedAdapter:
     """A stage-1 adapter by itself: the base with it in its weights, and full context."""
+    place = NAME if place and is_builtin(place) else place
     config = CCMConfig(rule="full", n_tok=1, lora=LoRASettings(r=0), turns=turns, base_model=place)
     hidden = next(tensor.shape[1] for name, tensor in lora.tensors.items() if "lora_A" in name)
     return SavedAdapter(config, {"comp_embeddings.weight": torch.zeros(1, hidden)}, lora)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ccm.adapted import find_parts
-from ccm.base import HUB, check_place, load_base, locate
+from ccm.base import HUB, check_place, is_builtin, load_base, locate
 from ccm.builtin import NAME, WEIGHTS
 from ccm.builtin import TURNS as BUILTIN_TURNS
 from ccm.checkpoint import find_adapter, is_plain_lora, read_config, read_stage1
@@ -164,7 +164,7 @@ def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFor
     Raises:
         ConfigError: when what its folder says of it cannot be read.
     """
-    if Path(locate(base)).resolve() == (WEIGHTS / "base").resolve():
+    if is_builtin(base):
         return BUILTIN_TURNS
     if str(base) in MODELS and (known := paper_model(base)):
         return turns_for(None, chat=known.chat)

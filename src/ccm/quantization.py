@@ -38,7 +38,9 @@ def quantization_config(name: Quantization) -> Any:
     if name not in LIBRARIES:
         raise ConfigError(f"quantize is {name!r}; allowed: {', '.join(LIBRARIES)}.")
     if find_spec(LIBRARIES[name]) is None:
-        raise ConfigError(f"quantize={name} needs {LIBRARIES[name]}, which is not installed: pip install '.[quant]'.")
+        raise ConfigError(
+            f"quantize={name} needs {LIBRARIES[name]}, which is not installed: pip install {LIBRARIES[name]}."
+        )
     if name == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 

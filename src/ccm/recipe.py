@@ -23,6 +23,7 @@ from ccm.rules import rule_class
 Stage = Literal["base", "compress"]
 FOLDER = Path(__file__).with_name("recipes")
 OBJECTIVES = ("last", "every", "distill")
+_DATA = (".jsonl", ".txt", ".csv", ".parquet", ".gz")  # endings of files that are no recipes
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -250,7 +251,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
             raise ConfigError(f"The section {name} of the recipe {source} holds {section!r}; it must be a table.")
         if unknown := sorted(map(str, section.keys() - {f.name for f in fields(Recipe)})):
             meant = did_you_mean(unknown, (f.name for f in fields(Recipe)))
-            raise ConfigError(f"The section {name} of the recipe {source} has unknown keys {unknown};{meant}")
+            raise ConfigError(f"The section {name} of the recipe {source} has unknown keys {unknown}.{meant}")
     given: dict[str, Any] = {}
     for change in changes:
         _set(given, change)
@@ -270,8 +271,10 @@ def find_recipe(source: str | Path) -> Path:
     """The file of a recipe.
 
     Raises:
-        ConfigError: with the names of those that there are, the likeliest first.
+        ConfigError: with the names of those that there are, the likeliest first; and when the file's ending is of data.
     """
+    if Path(source).suffix.lower() in _DATA:
+        raise ConfigError(f"{source} is no recipe. Name data as data.path=FILE, of a recipe such as custom.")
     if Path(source).is_file():
         return Path(source)
     names = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -19,6 +19,7 @@ from ccm.evaluation.results import Result
 from ccm.files import write_atomically
 from ccm.hub import why
 from ccm.published import SOURCE
+from ccm.rules import rule_class
 
 CARD = "README.md"
 _PAPER = "https://arxiv.org/abs/2312.03414"
@@ -41,8 +42,7 @@ def facts(adapter: SavedAdapter) -> dict[str, str]:
     written = "chat template" if turns.template == "chat" else f"{turns.separator!r}, {turns.reply_separator!r}"
     acting = "at COMP tokens" if config.lora.conditional else "at all tokens"
     lora = f"rank {config.lora.r}, alpha {config.lora.alpha:g}, {acting}" if config.lora.r else "none"
-    return {
-        "rule": config.rule + (f" {json.dumps(dict(config.rule_options))}" if config.rule_options else ""),
+    memory = {
         "COMP tokens a step (N)": str(config.n_tok)
         if least == most
         else f"{config.n_tok}, trained for {least} to {most}",
@@ -50,11 +50,15 @@ def facts(adapter: SavedAdapter) -> dict[str, str]:
         "sink": "yes" if config.sink else "no",
         "positions": config.positions,
         "LoRA": lora,
+        "trained": f"{count:,} numbers, {size(taken)}",
+    }
+    return {
+        "rule": config.rule + (f" {json.dumps(dict(config.rule_options))}" if config.rule_options else ""),
+        **(memory if rule_class(config.rule).compresses != "never" else {}),
         "turns": written + (f", begun with {turns.preamble!r}" if turns.preamble else ""),
         "base model": config.base_model or "not named",
         "fingerprint of the base": config.base_fingerprint or "none: not checked against a base yet",
         "stage-1 adapter": f"inside, rank {adapter.stage1.settings['r']}" if adapter.stage1 else "none",
-        "trained": f"{count:,} numbers, {size(taken)}",
     }
 
 

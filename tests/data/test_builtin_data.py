@@ -158,7 +158,7 @@ def test_recall_is_measured_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"longst": 3}, r"data.options has unknown keys \['longst'\]; Did you mean longest"),
+        ({"longst": 3}, r"data.options has unknown keys \['longst'\]. Did you mean longest"),
         ({"long": "often"}, "data.options.long is 'often'; it must be a number"),
         ({"longest": 3}, "data.options.longest is 3"),
         ({"asking": 0.0}, "data.options.asking is 0"),

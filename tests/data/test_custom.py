@@ -488,14 +488,25 @@ def test_held_out_examples_are_in_no_pool(many: Path, turns: Turns) -> None:
     assert drawn == {str(i) for i in range(40)} - held
 
 
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, turns: Turns) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text('{"messages": []}\n')
+    with pytest.raises(DataError, match=r"ids.csv is of an unknown kind; its name must end in one of .parquet, .jsonl"):
+        opened(path, turns)
+
+
 @pytest.mark.parametrize(("count", "asked", "held"), [(40, 64, 4), (40, 5, 4), (9, 1, 0), (40, 4, None), (9, 0, None)])
 def test_fewer_held_out_than_asked_for_are_told_with_their_numbers(
     tmp_path: Path, turns: Turns, caplog: pytest.LogCaptureFixture, count: int, asked: int, held: int | None
 ) -> None:
     path = write(tmp_path / "a.jsonl", *(chat(i, 2) for i in range(count)))
     opened(path, turns, eval_samples=asked)
-    told = f"custom: {held} of {asked} samples to evaluate on (data.eval_samples): at most a tenth of {count}"
-    assert caplog.messages == ([] if held is None else [f"{told}, conversations whole"])
+    told = (
+        f"custom: {held} of {asked} samples are held out to evaluate on (data.eval_samples): at most a tenth of {count}"
+    )
+    assert caplog.messages == (
+        [] if held is None else [f"{told}, conversations whole. The training itself needs none."]
+    )
 
 
 def test_all_of_a_conversation_is_held_out_or_none(tmp_path: Path, turns: Turns) -> None:

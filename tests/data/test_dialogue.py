@@ -137,8 +137,8 @@ def test_what_a_training_leaves_out_and_lacks_is_told(
     assert caplog.messages == [
         "DailyDialog: examples left out, they are evaluated on, too: 2",
         "DailyDialog: examples left out, too few turns, or too few or many tokens: 1",
-        "dailydialog: 1 of 64 samples to evaluate on (data.eval_samples): the validation split has no more that can be "
-        "used",
+        "dailydialog: 1 of 64 samples are held out to evaluate on (data.eval_samples): the validation split has no "
+        "more that can be used. The training itself needs none.",
     ]
     caplog.clear()
     opened(folder, turns, **{"data.options.most": 1, "data.options.drop_leaks": "false", "data.eval_samples": 1})

@@ -256,7 +256,8 @@ def test_what_is_left_out_of_a_training_is_said(training: Path, turns: Turns, ca
         "LaMP-3: examples left out, too few entries of the profile are short enough, or it is empty: 2",
         "LaMP-3: examples left out, the answer is none of the classes, or empty: 1",
         "LaMP-3: examples left out, the query alone has no room: 1",
-        "lamp: 2 of 64 samples to evaluate on (data.eval_samples): the dev split has no more that can be used",
+        "lamp: 2 of 64 samples are held out to evaluate on (data.eval_samples): the dev split has no more that can be "
+        "used. The training itself needs none.",
     ]
     write(training, bad, "train")
     with pytest.raises(DataError, match=r"No example of LaMP-3 in .* can be trained on"):

@@ -172,7 +172,7 @@ def test_absent_files_and_wrong_settings_are_named(folder: Path, turns: Turns, t
         opened(tmp_path / "nothing", turns)
     with pytest.raises(ConfigError, match="needs the folder"):
         open_task(TaskSettings("metaicl"), turns)
-    with pytest.raises(ConfigError, match=r"unknown keys \['maxlength'\]; Did you mean max_length"):
+    with pytest.raises(ConfigError, match=r"unknown keys \['maxlength'\]. Did you mean max_length"):
         opened(folder, turns, maxlength=3)
     with pytest.raises(ConfigError, match="There is no task 'metaicll'. Did you mean metaicl"):
         open_task(TaskSettings("metaicll"), turns)
@@ -289,7 +289,9 @@ def test_the_held_out_are_never_trained_on_nor_shown(
     data = to_train(training, turns, eval_samples=64)
     held = [inputs(turns, sample) for sample in data.held_out()]
     assert [found[-1] for found in held] == ["ooo", "ooos"]  # a tenth of each, its last
-    assert "metaicl: 2 of 64 samples to evaluate on (data.eval_samples): as many of each task" in caplog.text
+    assert (
+        "metaicl: 2 of 64 samples are held out to evaluate on (data.eval_samples): as many of each task" in caplog.text
+    )
     shown = {word for sample in data.pool(0, len(data)) for word in inputs(turns, sample)}
     assert {word for found in held for word in found[:-1]} <= shown
     assert not shown & {"ooo", "ooos"}
@@ -322,7 +324,7 @@ def test_what_cannot_be_trained_on_is_refused(training: Path, turns: Turns) -> N
         to_train(training, turns, **{"options.fallback": "false"})
     with pytest.raises(DataError, match="has no file to train on of the tasks birds"):
         to_train(training, turns, **{"options.tasks": "[beasts, birds]"})
-    with pytest.raises(ConfigError, match=r"unknown keys \['long'\]; Did you mean longest"):
+    with pytest.raises(ConfigError, match=r"unknown keys \['long'\]. Did you mean longest"):
         to_train(training, turns, **{"options.long": 3})
     with pytest.raises(ConfigError, match="needs data.path, the folder that holds MetaICL's tasks"):
         open_data(load_recipe("metaicl"), turns)

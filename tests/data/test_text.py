@@ -134,7 +134,10 @@ def test_of_a_plain_folder_whole_books_are_held_out_a_tenth_at_most(
     assert not caplog.messages
     few = opened(library(tmp_path / "few", "A", "B"), turns, eval_samples=4)
     assert few.held_out() == []
-    assert "pg19: 0 of 4 samples to evaluate on (data.eval_samples): at most a tenth of 2 files" in caplog.text
+    assert (
+        "pg19: 0 of 4 samples are held out to evaluate on (data.eval_samples): at most a tenth of 2 files"
+        in caplog.text
+    )
     other = library(tmp_path / "other", "Z")
     assert [path.name for path in opened(folder, turns, eval_path=str(other)).held] == ["Z.txt"]
 

@@ -84,6 +84,15 @@ def test_the_estimate_follows_the_pass_and_what_is_kept_of_it(tiny: Tiny) -> Non
     assert needs(tiny, pass_tokens=1000, objective={"last": 1.0})[1].logits < one.logits
 
 
+def test_a_sample_that_is_longer_than_a_pass_is_what_counts(tiny: Tiny) -> None:
+    stage, one = needs(tiny, pass_tokens=1)
+    sample = CHAT.sample(stage.turns, 2)
+    tokens = sum(len(step.ids) for step in (*sample.steps, sample.query)) + 2 * stage.config.n_tok
+    same = needs(tiny, pass_tokens=tokens)[1]
+    assert (one.activations, one.logits) == (same.activations, same.logits)
+    assert needs(tiny, pass_tokens=tokens + 1)[1].activations > one.activations
+
+
 def test_activations_of_a_base_in_half_precision_are_half_as_large(tiny: Tiny) -> None:
     full, half = needs(tiny, dtype="float32")[1], needs(tiny, dtype="bfloat16")[1]
     assert half.activations == full.activations / 2

@@ -214,7 +214,7 @@ def test_a_base_that_carries_a_foreign_adapter_is_refused(tiny: Tiny, tmp_path: 
 def test_an_adapter_of_ours_is_no_base_adapter(tiny: Tiny, tmp_path: Path) -> None:
     compressing(tiny.recipe()).save(tmp_path)
     recipe = tiny.recipe(base_adapter=str(tmp_path))
-    with pytest.raises(AdapterError, match="no adapter_config.json; it is not a LoRA adapter"):
+    with pytest.raises(AdapterError, match="is an adapter of ccm, not a plain LoRA"):
         make_stage(recipe, open_turns(recipe))
 
 

@@ -102,8 +102,15 @@ def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch,
     ("arguments", "said"),
     [
         (["custum"], "ccm: There is no recipe custum, as a file or in the package. Did you mean custom?"),
+        (
+            ["chats.jsonl"],
+            "ccm: chats.jsonl is no recipe. Name data as --set data.path=FILE, of a recipe such as custom.",
+        ),
+        (
+            ["custom", "--set", "max_stps=3"],
+            "ccm: The recipe custom has unknown keys ['max_stps']. Did you mean max_steps?\n",
+        ),
         (["custom", "--set", "output_dir=out"], "say which with --set data.path=FILE"),
-        (["custom", "--set", "max_stps=3"], "Did you mean max_steps?"),
         (["custom", "--set", "data.path=nowhere.jsonl", "--set", "output_dir=out"], "no file or folder nowhere.jsonl"),
         (["custom", "--set", "data.path=nowhere.jsonl"], "for the result with --set output_dir=DIR"),
         (["custom", "--resume", "--set", "output_dir=nowhere"], "no run in nowhere to resume; leave --resume out"),

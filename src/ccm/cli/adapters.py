@@ -93,7 +93,8 @@ def push_adapter(
     name: Annotated[str, typer.Argument(help="The repository on the Hub, such as you/name.")],
     base: Annotated[str | None, typer.Option(help="Hub id of its base, where the adapter names a folder.")] = None,
     results: Annotated[
-        list[Path] | None, typer.Option(help="What an evaluation wrote as --output, for the card; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="What an evaluation wrote as --output, for the card; repeatable."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A private repository, where it is new.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the model card, and send nothing.")] = False,

@@ -29,7 +29,7 @@ def prepare_data(
     source: Annotated[Path | None, typer.Option(help="Folder of the publisher's files; nothing is downloaded.")] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to make (data/NAME).")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Pattern of files in that folder, such as 'test/*'; repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Files in that folder, such as 'test/*'; repeatable.")
     ] = None,
 ) -> None:
     """Bring a data set into the folder that training and evaluation read."""

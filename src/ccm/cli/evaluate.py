@@ -15,7 +15,11 @@ app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
 
 RuleNames = Annotated[
     list[str] | None,
-    typer.Option("--rule", help="Rule to measure on the first adapter that it runs with; repeatable (full, none)."),
+    typer.Option(
+        "--rule",
+        metavar="NAME",
+        help="Rule to measure on the first adapter that it runs with; repeatable (full, none).",
+    ),
 ]
 Protocol = Annotated[
     Literal["paper", "fixed-target"],
@@ -23,7 +27,9 @@ Protocol = Annotated[
 ]
 Baselines = Annotated[
     list[str] | None,
-    typer.Option("--baseline", help="At equal K/V: window (with sink), bm25, embedding or pool; repeatable."),
+    typer.Option(
+        "--baseline", metavar="NAME", help="At equal K/V: window (with sink), bm25, embedding or pool; repeatable."
+    ),
 ]
 Room = Annotated[int | None, typer.Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")]
 Embedder = Annotated[str | None, typer.Option(help="Model of the baseline embedding: folder or Hub id.")]
@@ -178,7 +184,9 @@ def pg19(
 @unfold
 def metaicl(
     data: Annotated[Path, typer.Option(help="Folder of MetaICL's tasks, a folder each.")],
-    task: Annotated[list[str] | None, typer.Option(help="A task; repeatable (those of hr_to_lr.json, or all).")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A task; repeatable (those of hr_to_lr.json, or all).")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
     demonstrations: Annotated[
         str, typer.Option(help="Seeds in the names of the files of demonstrations, such as 100,13,21: a mean over all.")
@@ -217,7 +225,9 @@ class AskingOptions:
 
     category: Annotated[
         list[str] | None,
-        typer.Option("--category", help="Questions, such as temporal or multi-session; repeatable (all)."),
+        typer.Option(
+            "--category", metavar="NAME", help="Questions, such as temporal or multi-session; repeatable (all)."
+        ),
     ] = None
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query, and answer or reply.")] = 2048
     until: Annotated[

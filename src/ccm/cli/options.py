@@ -22,13 +22,15 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder or Hub id.")]
 Adapters = Annotated[
-    list[str] | None, typer.Option("--adapter", help="Compression adapter, under its own rule; repeatable.")
+    list[str] | None,
+    typer.Option("--adapter", metavar="DIR", help="Compression adapter, under its own rule; repeatable."),
 ]
 RuleName = Annotated[
     str | None, typer.Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")
 ]
 RuleOptions = Annotated[
-    list[str] | None, typer.Option("--rule-option", help="NAME=VALUE, such as weight=0.3 for ema; repeatable.")
+    list[str] | None,
+    typer.Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable."),
 ]
 NTok = Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")]
 Recurrent = Annotated[

@@ -17,12 +17,15 @@ def stream(
     adapter: Adapters = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option("--rule", help="Rule to read with, on the first adapter that it runs with; repeatable."),
+        typer.Option(
+            "--rule", metavar="NAME", help="Rule to read with, on the first adapter that it runs with; repeatable."
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="With a sink: window (always full, the default) or blocks (drops what is compressed); repeatable."
+            metavar="NAME",
+            help="With a sink: window (always full, the default) or blocks (drops what is compressed); repeatable.",
         ),
     ] = None,
     cache_size: Annotated[int, typer.Option(help="Most entries: sink, memory and recent text.")] = 160,

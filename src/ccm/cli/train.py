@@ -10,7 +10,9 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in the package, or a YAML file.")],
-    changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; repeatable.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe; repeatable.")
+    ] = None,
     stage: Annotated[
         Literal["base", "compress"] | None,
         typer.Option(help="base (a plain LoRA with full context) or compress (the recipe's own)."),

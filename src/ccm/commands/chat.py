@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 import ccm
-from ccm.builtin import NAME, WEIGHTS
+from ccm.base import is_builtin
+from ccm.builtin import NAME
 from ccm.console import by_words, plain_console, quiet, size, tell, with_flags
 from ccm.conversation import Conversation, Talk, TurnReport
 from ccm.errors import CCMError, InputError
@@ -57,9 +58,9 @@ def base_name(source: str) -> str:
     """
     if not source:
         return source
-    folder = Path(source).resolve()
-    if folder == (WEIGHTS / "base").resolve():
+    if is_builtin(source):
         return NAME
+    folder = Path(source).resolve()
     return folder.name if folder.is_dir() else source
 
 
@@ -129,8 +130,9 @@ class Commands:
     def memory(self, _: str) -> None:
         past = self.conversation.past
         ratio = f", {past.tokens / past.entries:.1f} tokens an entry" if past.entries else ""
+        unit = "step" if past.window is None else "compression"  # until one is due, exchanges are recent text
         self.console.print(
-            f"{kept_as(self.conversation)}: {past.steps} step{'s' * (past.steps != 1)}, {past.tokens} tokens in "
+            f"{kept_as(self.conversation)}: {past.steps} {unit}{'s' * (past.steps != 1)}, {past.tokens} tokens in "
             f"{past.entries} entries"
             f"{_recent(past.recent)}{ratio}; {size(past.nbytes)} (full context {size(past.tokens * past.entry_nbytes)})"
         )

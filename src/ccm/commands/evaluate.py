@@ -91,7 +91,7 @@ def run_tasks(evaluations: Sequence[Evaluation], output: Path | None, *, as_json
             shown.add_row(*row)
         plain_console().print(shown)
         if any(UNSTATED in row for row in rows):
-            plain_console().print(f"{UNSTATED} {WHY_UNSTATED}.", soft_wrap=False)
+            plain_console().print(f"{UNSTATED} The gain is {WHY_UNSTATED}.", soft_wrap=False)
         kinds = [*dict.fromkeys(kind for result in results for kind in result.line.by_task)]
         if first.most and len(kinds) > 1:
             plain_console().print(

@@ -82,7 +82,7 @@ def _progress() -> Iterator[Told]:
             if result.done or time.monotonic() - told > LINE_SECONDS:
                 told = time.monotonic()
                 print(
-                    f"{_name(result)}: {result.last.read} of {result.total}  {_live(result)}",
+                    f"{_name(result)}: {result.last.tokens} of {result.total - 1}  {_live(result)}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -97,8 +97,8 @@ def _progress() -> Iterator[Told]:
         def advance(result: StreamResult) -> None:
             name = _name(result)
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=result.total, live="")
-            bar.update(tasks[name], completed=result.last.read, live=_live(result))
+                tasks[name] = bar.add_task(name, total=result.total - 1, live="")
+            bar.update(tasks[name], completed=result.last.tokens, live=_live(result))
 
         yield advance
 

@@ -22,6 +22,8 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
         ConfigError: when the rule mixes nothing.
     """
     quiet()
+    if output.suffix.lower() != ".png":
+        raise InputError(f"The picture is a PNG; name a file that ends in .png, not {output}.")
     *context, question, expected = read_example(file)
     model, tokenizer = ccm.load(**choice)
     turns = make_turns(tokenizer, model.config.turns)

@@ -174,6 +174,8 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     groups: list[list[Example]] = []
     faults = _Faults()
     for file in find_files(Path(path), (*ROWS, *TEXTS)):
+        if not ends(file, (*ROWS, *TEXTS)):
+            raise DataError(f"{file} is of an unknown kind; its name must end in one of {', '.join((*ROWS, *TEXTS))}.")
         read = _text if ends(file, TEXTS) else _values
         for where, found in read(file, settings, turns):
             if isinstance(found, ExampleError):

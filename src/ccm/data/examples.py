@@ -144,7 +144,10 @@ def tell_held_out(held: int, settings: DataSettings, why: str) -> None:
     """Say where fewer samples are there to evaluate on than ``data.eval_samples`` asks for."""
     if held < settings.eval_samples:
         title, asked = settings.name, f"{settings.eval_samples:,}"
-        logger.warning("%s: %s of %s samples to evaluate on (data.eval_samples): %s", title, f"{held:,}", asked, why)
+        told = (
+            "%s: %s of %s samples are held out to evaluate on (data.eval_samples): %s. The training itself needs none."
+        )
+        logger.warning(told, title, f"{held:,}", asked, why)
 
 
 def log_left_out(title: str, counts: Counter[str]) -> None:

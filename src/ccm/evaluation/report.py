@@ -40,8 +40,8 @@ WIDEST = 10  # tasks that a table of them has columns for
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
 UNSTATED = "*"  # on a terminal, in place of a gain
 WHY_UNSTATED = (
-    "not stated where full does not beat none by two standard errors, both were not measured on the same base and "
-    "questions, or the perplexity of full is above the size of the vocabulary: worse than a guess"
+    "stated only where full beats none by two standard errors, both were measured on the same base and questions, and "
+    "full is no worse than a guess, which has the size of the vocabulary as its perplexity"
 )
 Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
 
@@ -310,7 +310,8 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     return (
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
         f"![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
-        f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score; {WHY_UNSTATED}. "
+        f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score. "
+        f"It is {WHY_UNSTATED}. "
         "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
         "with the memory of another conversation of as many steps: (other's - own) / (none - own). "
         "After ± stands the standard error over the questions; of several draws, the standard deviation over them.\n\n"

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 import ccm
 from ccm.builtin import NAME
-from ccm.data.reading import find_files, read_text
+from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.errors import ConfigError, DataError
 from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
@@ -148,6 +148,8 @@ def read_texts(files: Sequence[Path]) -> dict[str, str]:
     paths = [*dict.fromkeys(path for file in files for path in find_files(file, ENDINGS))]
     found = {}
     for path in paths:
+        if ends(path, ROWS):
+            raise DataError(f"{path} holds conversations or tasks, not running text; give a text, such as FILE.txt.")
         text = read_text(path)
         if not text.strip():
             raise DataError(f"{path} is empty; give a file with some text.")

@@ -46,7 +46,7 @@ def _fetch(address: str, folder: Path, *, quiet: bool) -> None:
         gdown = import_module("gdown")
     except ImportError as error:
         raise ConfigError(
-            f"Downloads from the authors' drive need gdown: pip install '.[adapters]'. Or fetch {address} in a browser."
+            f"Downloads from the authors' drive need gdown: pip install gdown. Or fetch {address} in a browser."
         ) from error
     with writing(folder, AdapterError, "Name another output."):
         folder.mkdir(parents=True, exist_ok=True)

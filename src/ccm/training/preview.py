@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from ccm.base import entry_sizes
-from ccm.layout import Sample
+from ccm.layout import Sample, length
 from ccm.quantization import stored_bytes
 from ccm.recipe import Recipe
 from ccm.training.stages import Stage
@@ -40,7 +40,7 @@ class Estimate:
     Attributes:
         weights: of the model.
         trained: gradients and optimizer moments.
-        activations: kept for the backward pass, of one pass of ``pass_tokens`` tokens.
+        activations: kept for the backward pass, of one pass.
         logits: at the targets, with their gradients.
     """
 
@@ -56,7 +56,8 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
-    """What a training needs, from its sizes: of the sample's kind, a pass is filled with ``pass_tokens`` tokens.
+    """What a training needs, from its sizes: a pass is filled with ``pass_tokens`` tokens of the sample's kind, or is
+    the sample alone where that is longer.
 
     Activations of a layer and token: the inputs of both norms and of all projections, queries, keys and values, the
     attention's output, and three rows within the MLP. Gradient checkpointing keeps one row a layer, and one layer.
@@ -70,14 +71,15 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     layers = config.num_hidden_layers
     kept = layer * layers if not recipe.gradient_checkpointing else row * width * layers + layer
     counts = stage.objective.counts([sample])
-    share = max(counts.values()) / sum(len(step.ids) for step in (*sample.steps, sample.query))
+    share = max(counts.values()) / length(sample)
+    tokens = max(recipe.pass_tokens, length(sample) + recipe.adapter.n_tok * len(sample.steps))
     trained = sum(tensor.numel() for tensor in stage.trained.values())
     logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, their log-softmax and gradients; the teacher's
     return Estimate(
         weights=sum(map(stored_bytes, stage.module.parameters())),
         trained=12 * trained,
-        activations=recipe.pass_tokens * kept,
-        logits=int(recipe.pass_tokens * share) * config.vocab_size * logit,
+        activations=tokens * kept,
+        logits=int(tokens * share) * config.vocab_size * logit,
     )
 
 
