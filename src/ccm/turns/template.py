@@ -31,7 +31,7 @@ class TemplateTurns(Turns):
     ) -> None:
         super().__init__(tokenizer, form, system, tools)
         if not tokenizer.chat_template:
-            raise ConfigError('The tokenizer has no chat template; take turns.template=separators.')
+            raise ConfigError("The tokenizer has no chat template; take turns.template=separators.")
         self._found: dict[str, str] = {}
 
     @cached_property
