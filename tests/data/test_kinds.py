@@ -29,6 +29,15 @@ def test_a_long_conversation_is_cut_into_stretches_that_use_every_turn(count: in
     parts = list(whole.parts(3))
     assert {turn for part in parts for turn in part.turns} == set(whole.turns)
     assert all(1 <= part.length <= 3 and part.system == "Be kind." for part in parts)
+    assert {turn for part in whole.parts(1) for turn in part.turns} == set(whole.turns)
+
+
+@pytest.mark.parametrize(("count", "most"), [(13, 11), (14, 6), (40, 12), (25, 11)])
+def test_no_tail_of_a_long_conversation_has_little_to_remember(count: int, most: int) -> None:
+    lengths = [len(part.turns) for part in long(count).parts(most)]
+    assert sum(lengths) == count
+    assert max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= most + 1
 
 
 @given(st.sets(st.integers(0, 11)), st.integers(2, 12), st.integers(1, 5))

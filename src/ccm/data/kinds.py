@@ -53,11 +53,13 @@ class Chat:
         return max((i for i in heard if i < steps), default=heard[0])
 
     def parts(self, most: int) -> Iterator[Chat]:
-        """Stretches of at most ``most`` + 1 turns, in order, each up to its last target; none without a target.
+        """As few stretches of at most ``most`` + 1 turns as there can be, of like lengths: each has something to
+        remember; in order, each up to its last target, none without a target.
 
         A turn alone that is to be asked for takes the one before along.
         """
-        for part in _stretches(len(self.turns), most):
+        count, parts = len(self.turns), -(-len(self.turns) // (most + 1))
+        for part in (range(i * count // parts, max((i + 1) * count // parts, 2)) for i in range(parts)):
             heard = [i for i in part if i and i not in self.silent]
             if heard:
                 yield self._cut(min(part.start, heard[-1] - 1), heard[-1] + 1)
