@@ -13,7 +13,7 @@ import ccm
 PACKAGE = Path(ccm.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 COMMANDS = {"cli", "commands", "console.py"}  # and the scripts, which have flags of their own
-LISTED = {"sources/catalogue.py"}  # whole commands, as data
+LISTED = {"sources/catalogue.py", "models/fetch.py"}  # whole commands, as data; those of pip and uv
 
 
 def modules() -> list[str]:

@@ -159,7 +159,7 @@ def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path
         chat.load(tmp_path / "plain.memory")
     with pytest.raises(MemoryFileError, match="a stream, as of a chat with a window; wanted is a memory"):
         plain.load(tmp_path / "chat.stream")
-    with pytest.raises(MemoryFileError, match="holds a memory, .* without --window, and what is saved is a stream"):
+    with pytest.raises(MemoryFileError, match="holds a memory, .* without a window, and what is saved is a stream"):
         chat.save(tmp_path / "plain.memory")
     two = StreamingMemory(loaded[0], StreamSettings(40, 10), batch=2)
     two.save(tmp_path / "two.stream")
