@@ -482,7 +482,7 @@ def test_an_unknown_setting_is_refused_by_name(folder: Path, place: str) -> None
     values = json.loads((folder / CONFIG).read_text())
     (values[place] if place else values)["wizard"] = 1
     (folder / CONFIG).write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match=r"'wizard'.*known"):
+    with pytest.raises(ConfigError, match=r"'wizard'.*Known"):
         CCMModel.from_pretrained(folder, tiny_base())
 
 

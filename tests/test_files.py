@@ -322,7 +322,7 @@ def test_a_header_that_claims_another_size_is_refused(tmp_path: Path, size: int)
 
 def test_a_header_that_is_larger_than_any_is_not_read(tmp_path: Path) -> None:
     path, size = tmp_path / "a", 100_000_001
-    path.write_bytes(size.to_bytes(8, "little"))
+    path.write_bytes(size.to_bytes(8, "little") + b"{")
     os.truncate(path, 2 * size)  # a hole
     for read in (load_tensors, files.read_metadata):
         with pytest.raises(SafetensorError, match=f"of {size} bytes, and can be of 100000000 at most"):

@@ -270,7 +270,7 @@ def test_a_truncated_file_is_refused(saved: tuple[CCMModel, Path], kept: float) 
 def test_a_file_of_something_else_is_refused(saved: tuple[CCMModel, Path]) -> None:
     model, path = saved
     path.write_text("not a memory")
-    with pytest.raises(MemoryFileError, match="not a whole"):
+    with pytest.raises(MemoryFileError, match="no whole file"):
         model.load_memory(path)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(MemoryFileError, match="is not a memory"):

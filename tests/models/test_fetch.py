@@ -54,6 +54,14 @@ def downloads(folder: Path, code: int = 0) -> Download:
     return run
 
 
+def test_a_cache_that_cannot_be_written_is_named_and_what_to_do(
+    tiny: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCM_CACHE", str(tmp_path / "tiny.gguf" / "cache"))  # within a file
+    with pytest.raises(ConfigError, match=r"models/tiny cannot be written: Not a directory. Name .* in CCM_CACHE"):
+        fetch.fetch("tiny")
+
+
 def test_a_fetched_model_is_had_by_its_short_name_offline(tiny: KnownModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ccm models get tiny"):
         ccm.load("tiny", rule="full")

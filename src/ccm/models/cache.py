@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ccm.files import save_json
+from ccm.errors import ConfigError
+from ccm.files import make_atomically, save_json, writing
 from ccm.models.catalogue import MODELS
 
 ABOUT = "ccm_model.json"
@@ -46,6 +48,16 @@ def cache_folder() -> Path:
 def model_folder(name: str) -> Path:
     """Where a model of the catalogue is kept."""
     return cache_folder() / "models" / name
+
+
+def keep(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make a folder of the cache, whole or not at all; ``fill`` writes into one beside it.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
+    with writing(folder, ConfigError, "Name another folder for the cache, in CCM_CACHE."):
+        make_atomically(folder, fill)
 
 
 def find_model(name: object) -> Path | None:

