@@ -136,9 +136,8 @@ def test_no_head_holds_what_a_later_turn_begins_with(template: str) -> None:
 
 
 def test_a_template_without_a_system_role_refuses_a_system_message() -> None:
-    _, turns = under("turns of a model", "bytes", "Be kind.")
     with pytest.raises(ConfigError, match="There is no system role"):
-        turns.head  # noqa: B018
+        under("turns of a model", "bytes", "Be kind.")
 
 
 def test_tools_stand_in_the_head() -> None:
@@ -151,3 +150,33 @@ def test_tools_stand_in_the_head() -> None:
     assert turns.prompt("hi", first=True) == make_turns(made, TurnFormat(template="chat")).prompt("hi", first=True)
     with pytest.raises(ConfigError, match="no form for tools"):
         make_turns(made, TurnFormat(), "", tools)
+
+
+LAST = LOOP + (  # the system message before the last turn alone
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}"
+    "{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [LAST, "{{ messages | length }}" + TEMPLATES["chatml"]])
+def test_a_template_that_writes_no_conversation_turn_by_turn_is_refused(template: str) -> None:
+    make_turns(tokenizer(template, special=SPECIAL), TurnFormat(template="chat"))
+    with pytest.raises(ConfigError, match=r"turn by turn|no longer writes"):
+        make_turns(tokenizer(template, special=SPECIAL), TurnFormat(template="chat"), "Be kind.")
+
+
+def test_a_date_that_a_template_writes_may_change() -> None:
+    dated = "<|im_start|>system\nToday is {{ day }}<|im_end|>\n" + TEMPLATES["chatml"]
+    made = tokenizer(dated.replace("{{ day }}", "Monday"), special=SPECIAL)
+    turns = make_turns(made, TurnFormat(template="chat"))
+    head, first = turns.head, turns.prompt("hi", first=True)
+    made.chat_template = dated.replace("{{ day }}", "Tuesday")
+    assert turns.prompt("hi", first=True) == first
+    assert turns.head == head, "it was read as it was"
+
+
+def test_tools_need_a_head() -> None:
+    form = TurnFormat(template="chat", preamble="Be kind.")
+    with pytest.raises(ConfigError, match="Tools stand beside a system message"):
+        make_turns(TOKENIZERS["chatml"]["bytes"], form, "", [{"type": "function"}])

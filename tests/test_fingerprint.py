@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAMILIES, tiny_base, tiny_model
+from helpers import FAMILIES, ccm_config, tiny_base, tiny_model
 from transformers import PreTrainedModel
 
 from ccm import CCMModel
+from ccm.adapter import PlainLoRA
 from ccm.errors import AdapterError
 from ccm.fingerprint import effective_settings, fingerprint_base, fingerprint_tensors, flipped, pack_signs, sample_signs
 
@@ -163,3 +164,15 @@ def test_settings_of_another_effect_differ(changed: dict[str, Any]) -> None:
     for name, value in changed.items():
         setattr(config, name, value)
     assert effective_settings(config) != before
+
+
+def test_an_adapter_on_a_stage_1_base_is_none_for_the_bare_base(tmp_path: Path) -> None:
+    tensors = {}
+    for name, weight in tiny_base().named_parameters():
+        if name.endswith("q_proj.weight"):
+            tensors[name.replace("weight", "lora_A.weight")] = torch.ones(2, weight.shape[1])
+            tensors[name.replace("weight", "lora_B.weight")] = torch.ones(weight.shape[0], 2)
+    lora = PlainLoRA({"r": 2, "lora_alpha": 8, "target_modules": ["q_proj"]}, tensors, None)
+    CCMModel(tiny_base(), ccm_config(), stage1=lora).save_pretrained(tmp_path / "a")
+    with pytest.raises(AdapterError, match="stage-1 adapter"):
+        tiny_model("concat").begin_with(tmp_path / "a")

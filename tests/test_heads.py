@@ -25,8 +25,9 @@ from ccm import Conversation, WindowConversation
 from ccm.config import TurnFormat
 from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
 from ccm.layout import Sample
-from ccm.memory import Head, Memory
+from ccm.memory import KIND, Head, Memory
 from ccm.sampling import Sampling
+from ccm.tensor_files import read_file, write_file
 
 ROWS = [make_sample([3, 5], 4, seed=1, head=4), make_sample([6, 1], 2, seed=2), make_sample([2, 7], 5, seed=3, head=7)]
 
@@ -96,8 +97,19 @@ def test_a_head_is_read_once_and_shared() -> None:
     assert model.head([5, 6, 7]) is not head, "a model keeps the last ones alone"
 
 
-def test_heads_that_do_not_fit_are_refused() -> None:
+def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = tiny_model("concat")
+    foreign = tiny_model("concat", base=tiny_base(seed=5)).head([5, 6])
+    with pytest.raises(InputError, match="another base model"):
+        model.empty_memory(1, [foreign])
+    one, other = (model.empty_memory(1, [model.head(ids)]) for ids in ([5, 6], [7]))
+    with pytest.raises(InputError, match="another memory"):
+        model.read(one, torch.tensor([[5]]), cache=other.cache())
+    one.save(tmp_path / "a.memory")
+    tensors, manifest = read_file(tmp_path / "a.memory", KIND, MemoryFileError)
+    write_file(tmp_path / "b.memory", KIND, tensors, {**manifest, "head": [[10**6]]})
+    with pytest.raises(MemoryFileError, match="its head cannot be read"):
+        model.load_memory(tmp_path / "b.memory")
     with pytest.raises(InputError, match="1 heads for 2 conversations"):
         model.empty_memory(2, [Head()])
     with pytest.raises(InputError, match="position"):
@@ -143,11 +155,21 @@ def test_under_another_head_keys_are_turned_by_the_difference_in_length(rule: st
         assert_close(moved.keys[0], expected.keys[0])
 
 
-def test_a_sink_gives_way_to_a_head_and_is_asked_for_where_there_is_none() -> None:
+def test_a_sink_gives_way_to_a_head_and_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
     model = tiny_model("concat", sink=True)
     memory = compress_all(model, replace(ROWS[0], head=[]))
     moved = model.put_under(memory, [model.head([5, 6])])
     assert moved.entries[0] == memory.entries[0] - 1
+    moved.save(tmp_path / "a.memory")
+    assert same(model.load_memory(tmp_path / "a.memory"), moved)
+    assert moved.rollback(2).entries == (0,)
+    assert (
+        moved.rollback().entries == compress_all(model, replace(ROWS[0], steps=ROWS[0].steps[:1], head=[5, 6])).entries
+    )
+    for rule in ("full", "gist"):
+        raw = tiny_model(rule, sink=True)
+        text = compress_all(raw, replace(ROWS[0], head=[]))
+        assert raw.put_under(text, [raw.head([5, 6])]).entries == text.entries
     with pytest.raises(InputError, match="first token"):
         model.put_under(moved, [Head()])
 
@@ -209,9 +231,15 @@ def test_a_window_keeps_its_system_message(tmp_path: Path) -> None:
         WindowConversation(model, made, 160, system="Be brief.").load(tmp_path / "a.stream")
 
 
-def test_without_turns_of_its_own_a_model_takes_a_system_message_too() -> None:
+def test_without_turns_of_its_own_a_model_takes_a_system_message_too(tmp_path: Path) -> None:
     made = tokenizer()
     model = tiny_model("concat", base=tiny_base(vocab_size=len(made), max_position_embeddings=512))
-    chat = Conversation(model, made, system="Be kind.")
+    chat = Conversation(model, made, system="Be kind.", sampling=Sampling(max_new_tokens=4))
+    chat.save(tmp_path / "a.memory")
+    again = Conversation(model, made, sampling=chat.sampling)
+    again.load(tmp_path / "a.memory")
+    assert again.turns.prompt("hi", first=True) == chat.turns.prompt("hi", first=True), "BOS stands in the head"
+    again.reset()
+    assert again.turns.prompt("hi", first=True)[0] == made.bos_token_id
     assert made.decode(chat.memory.heads[0].ids) == "<s>Be kind."
     assert made.decode(chat.turns.prompt("hi", first=True)) == "\nUser:hi\nAssistant:"

@@ -130,6 +130,57 @@ def test_a_conversation_has_no_end(rule: str, tmp_path: Path) -> None:
         chat.answer("so " * 60)
 
 
+def test_a_long_reply_that_may_come_makes_no_step_go() -> None:
+    chat = chat_of("concat", 512)
+    chat.sampling = Sampling(max_new_tokens=4)
+    chat.answer("My name is Anna.")
+    chat.sampling = Sampling(max_new_tokens=4096)
+    roomy, _ = chat._placed_prompt("so")
+    assert roomy is chat.memory
+
+
+def test_where_no_room_can_be_made_the_reply_is_shorter() -> None:
+    chat = chat_of("gist", 160)
+    chat.sampling = Sampling(max_new_tokens=2)
+    chat.answer("x" * 80)
+    chat.sampling = Sampling(max_new_tokens=80)
+    assert chat.memory.offset.item() + 20 < 160
+    chat.answer("y")
+    with pytest.raises(InputError, match="no room for a reply"):
+        chat.answer("y" * 60)
+
+
+@pytest.mark.parametrize("rule", ["concat", "merge"])
+def test_undo_brings_back_what_made_way(rule: str) -> None:
+    chat = chat_of(rule, 256)
+    for number in range(4):
+        chat.answer(f"turn {number}")
+    before = chat.memory
+    chat.answer("long " * 20)
+    assert chat.memory.offset.item() < before.offset.item() + 100
+    chat.undo()
+    assert same(chat.memory, before)
+    for number in range(8):
+        chat.answer(f"turn {number}")
+    chat.undo(2)
+    assert len(chat.memory.steps[0]) == 10
+    loaded = Conversation(chat.model, chat.tokenizer, chat.memory, chat.sampling)
+    if rule == "concat":
+        assert loaded.memory.live < 10
+        loaded.undo(loaded.memory.live)
+        assert loaded.memory.entries[0] == 0
+        with pytest.raises(InputError, match=r"0 at most.*made way"):
+            loaded.undo()
+
+
+def test_a_memory_that_holds_something_has_begun() -> None:
+    for rule in ("concat", "merge", "full"):
+        model = tiny_model(rule, base=tiny_base(max_position_embeddings=64))
+        left = model.make_room(compress_all(model, ROW), 62)
+        assert left.offset.item() == 0
+        assert left.begun == (left.entries[0] > 0,) == (rule == "merge",)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate", "full"])
 def test_five_thousand_turns(rule: str) -> None:

@@ -184,7 +184,7 @@ def test_whole_passes_equal_single_tokens_in_every_family(family: str, evict: st
 
 @pytest.mark.parametrize("family", ABSOLUTE)
 def test_a_model_without_rotary_positions_is_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="no rotary positions, so the keys of a stream cannot be moved"):
+    with pytest.raises(UnsupportedModelError, match="no rotary positions, so its keys cannot be moved"):
         StreamingMemory(tiny_model(family=family))
 
 

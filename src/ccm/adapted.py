@@ -203,7 +203,8 @@ class AdaptedModel(nn.Module):
     def base_facts(self) -> BaseFacts:
         """What tells the base from others."""
         name = self.base.name_or_path or type(self.base).__name__
-        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings)
+        stage1 = self.stage1.fingerprint if self.stage1 else ""
+        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings, stage1)
 
     # What the model is -----------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def locate(source: str | Path) -> str | Path:
     """
     if source == NAME:
         return WEIGHTS / "base"
-    if source in MODELS:
+    if source in MODELS and not Path(source).is_dir():
         if (folder := find_model(source)) is None:
             raise ConfigError(f"The model {source} is not here yet; fetch it by `ccm models get {source}`.")
         return folder

@@ -291,6 +291,7 @@ class BaseFacts:
         vocab_size: rows of its table of embeddings.
         signs: (up to 8,192,) uint8, see :func:`ccm.fingerprint.pack_signs`.
         settings: see :func:`ccm.fingerprint.effective_settings`.
+        stage1: fingerprint of the stage-1 adapter in its weights; empty where there is none.
     """
 
     name: str
@@ -298,6 +299,7 @@ class BaseFacts:
     vocab_size: int
     signs: Tensor
     settings: Mapping[str, Any]
+    stage1: str = ""
 
 
 def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bool = False) -> None:
@@ -320,6 +322,9 @@ def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bo
         raise _another_base(config, base, where, f"vocabulary size {config.base_vocab_size}", str(base.vocab_size))
     if not config.base_fingerprint or config.base_fingerprint == base.fingerprint:
         return
+    stage1 = adapter.stage1.fingerprint if adapter.stage1 else ""
+    if stage1 != base.stage1:
+        raise _another_base(config, base, where, f"stage-1 adapter {stage1 or None}", str(base.stage1 or None))
     for name in sorted({*(settings or base.settings), *base.settings}):
         ours, theirs = (settings or base.settings).get(name), base.settings.get(name)
         if ours != theirs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ccm.config import check_count
-from ccm.errors import InputError
+from ccm.errors import InputError, UnsupportedModelError
 from ccm.generation import Read, Reply, end_ids, reply_to
 from ccm.memory import KIND, Memory
 from ccm.model import CCMModel, check_decoder
@@ -250,6 +251,7 @@ class Conversation(Talk):
     ) -> None:
         super().__init__(model, tokenizer, sampling, system, tools)
         self.memory = self._empty() if memory is None else self._placed(memory)
+        self.turns.headed = bool(len(self.memory.heads[0]))
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
 
@@ -279,7 +281,7 @@ class Conversation(Talk):
         ids = torch.tensor([step], device=self.model.device)
         with torch.no_grad():
             memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
-        if not self.model.rule.reversible:
+        if begun is not before or not self.model.rule.reversible:
             self._earlier.append(before)
         if self._text is not None:
             self._text.append(step)
@@ -291,16 +293,20 @@ class Conversation(Talk):
         if not 1 <= check_count(count, "count") <= made:
             have = f"there are {made}; allowed are 1 to {made}" if made else "there is no exchange to take back"
             raise InputError(f"Cannot take {count} exchanges back: {have}.")
-        if self.model.rule.reversible:
-            self.memory = self.memory.rollback(count)
-        elif count > len(self._earlier):
+        left = made - count
+        held = next((one for one in self._earlier if len(one.steps[0]) >= left), self.memory)
+        over = len(held.steps[0]) - left
+        if over and (not self.model.rule.reversible or over > held.live):
+            kept = made - min((len(one.steps[0]) for one in self._earlier), default=made)
+            kept = max(kept, held.live) if self.model.rule.reversible else kept
             raise InputError(
-                f"Cannot take {count} exchanges back, {len(self._earlier)} at most: under the rule "
-                f"{self.model.config.rule!r} the last {UNDO} are kept, and none from before a memory was loaded. "
+                f"Cannot take {count} exchanges back, {kept} at most: under the rule {self.model.config.rule!r} the "
+                f"last {UNDO} are kept, and none from before a memory was loaded or that made way for others. "
                 "Load an earlier memory, or reset."
             )
-        else:
-            self.memory = [self._earlier.pop() for _ in range(count)][-1]
+        self.memory = held.rollback(over)
+        while self._earlier and len(self._earlier[-1].steps[0]) >= left:
+            self._earlier.pop()
         self.last = None
         if self._text:
             del self._text[-count:]
@@ -335,6 +341,7 @@ class Conversation(Talk):
 
     def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
         self.memory, self._text, self.last = memory, text, None
+        self.turns.headed = bool(len(memory.heads[0]))
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
@@ -353,9 +360,9 @@ class Conversation(Talk):
     def _placed_prompt(self, text: str) -> tuple[Memory, list[int]]:
         """The memory with room for what a user says and for a reply, and the token ids of what is said."""
         memory, prompt = self.memory, self._prompt(text, first=not self.memory.begun[0])
-        room = self._room(self.model.empty_memory(1, memory.heads)) - len(prompt)
-        if room > 0:
-            memory = self.model.make_room(memory, len(prompt) + min(self.sampling.max_new_tokens, room))
+        reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)  # longer ones end where positions do
+        with suppress(InputError, UnsupportedModelError):  # where none can be made, the reply is as long as it can be
+            memory = self.model.make_room(memory, len(prompt) + reply)
         if memory.begun != self.memory.begun:
             prompt = self._prompt(text, first=True)
         return memory, prompt

@@ -45,11 +45,13 @@ class Head:
         ids: H token ids.
         keys: per layer (1, K, H, D), after the rotary embedding, at positions from 0 on; none where H is 0.
         values: per layer (1, K, H, D).
+        base: fingerprint of the base model that read it.
     """
 
     ids: tuple[int, ...] = ()
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
+    base: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +64,7 @@ class Head:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Head:
         """The same head on a device or in a dtype."""
         keys, values = (tuple(x.to(device=device, dtype=dtype) for x in side) for side in (self.keys, self.values))
-        return Head(self.ids, keys, values)
+        return Head(self.ids, keys, values, self.base)
 
 
 class Columns(NamedTuple):
@@ -149,8 +151,16 @@ class Memory:
 
     @property
     def begun(self) -> tuple[bool, ...]:
-        """Per conversation, whether text stands between its head and what comes next."""
-        return tuple(at > len(head) for at, head in zip(self.offset.tolist(), self.heads, strict=True))
+        """Per conversation, whether anything that follows its head is held."""
+        ends = zip(self.offset.tolist(), self.heads, self.entries, strict=True)
+        return tuple(at > len(head) or held > 0 for at, head, held in ends)
+
+    @property
+    def live(self) -> int:
+        """Of the steps of one conversation, how many of the last are held; those before them made way."""
+        (row,) = self.steps
+        forgets = RULES[self.origin.config.rule].compresses == "never" and not RULES[self.origin.config.rule].keeps_text
+        return len(row) if forgets else sum(step.positions > 0 for step in row)
 
     @property
     def sinks(self) -> int:
@@ -214,7 +224,7 @@ class Memory:
         return replace(moved, offset=self.offset.to(device), heads=tuple(head.to(device, dtype) for head in self.heads))
 
     def fork(self) -> Memory:
-        """A copy that shares no tensor with this memory."""
+        """A copy that shares no tensor with this memory but its heads, which never change."""
         return replace(self._each(Tensor.clone), offset=self.offset.clone())
 
     def sink_only(self) -> Memory:
@@ -228,6 +238,13 @@ class Memory:
     def without(self, begin: int, end: int) -> Memory:
         """All columns but those from number ``begin`` to before ``end``."""
         return self._each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
+
+    def without_sink(self) -> Memory:
+        """One conversation without its sink."""
+        records = [*self.steps[0]]
+        if (first := next((i for i, step in enumerate(records) if step.entries), None)) is not None:
+            records[first] = records[first]._replace(entries=(records[first].entries or 1) - 1)
+        return replace(self.without(0, 1), steps=(tuple(records),))
 
     def after(self, records: Sequence[StepRecord]) -> Memory:
         """This memory with one more step on the record of every conversation, and its offset moved on."""
@@ -359,7 +376,7 @@ def _from_tensors(
     read: Callable[[tuple[int, ...]], Head],
 ) -> Memory:
     layers = sum(name.startswith("keys.") for name in tensors)
-    heads = manifest.get("head") or [[] for _ in tensors["offset"]]
+    heads = manifest.get("head") or [[] for _ in tensors.get("offset", ())]
     if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
         raise MemoryFileError(
             f"{path} has a damaged manifest: its head {heads!r} is no list of token ids a conversation."
@@ -376,6 +393,8 @@ def _from_tensors(
             closed=manifest["closed"],
             heads=tuple(read(tuple(ids)) if ids else Head() for ids in heads),
         )
+    except InputError as error:  # a head that the model cannot read
+        raise MemoryFileError(f"{path} is damaged: its head cannot be read. {error}") from error
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
     if not len(memory.steps) == len(memory.heads) == memory.batch:
@@ -418,9 +437,9 @@ class MemoryCache(DynamicCache):
         read: (B, R) bool, False at padding, of text that :meth:`CCMModel.read` read since; what others read has none.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, columns: Columns | None = None) -> None:
         super().__init__()
-        self.memory, self.columns = memory, memory.columns()
+        self.memory, self.columns = memory, memory.columns() if columns is None else columns
         self.read = memory.mask[:, :0]
         for layer, (key, value) in enumerate(zip(self.columns.keys, self.columns.values, strict=True)):
             self.update(key[:, :, :0], value[:, :, :0], layer)
@@ -428,7 +447,7 @@ class MemoryCache(DynamicCache):
 
     def fork(self) -> MemoryCache:
         """A cache that has read the same and goes on by itself; nothing is copied."""
-        twin = MemoryCache(self.memory)
+        twin = MemoryCache(self.memory, self.columns)
         twin.read = self.read
         for layer, own in zip(twin.layers, self.layers, strict=True):
             layer.keys, layer.values = own.keys, own.values

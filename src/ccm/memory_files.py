@@ -33,7 +33,7 @@ class Origin:
     config: CCMConfig
     base: str
     adapter: str
-    model: str = field(default="", compare=False)
+    model: str = field(default="", compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As a manifest has it, of what has no head."""

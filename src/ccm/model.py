@@ -115,7 +115,13 @@ class CCMModel(AdaptedModel):
         cache, (text, mask) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
         cache.columns = cache.columns._replace(raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
         self._run(blank, cache, text, mask, n_tok=0)
-        return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers))
+        return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
+
+    def _check_heads(self, heads: Sequence[Head], batch: int) -> None:
+        if len(heads) != batch:
+            raise InputError(f"There are {len(heads)} heads for {batch} conversations; give one for each.")
+        if any(len(head) and head.base != self.base_id for head in heads):
+            raise InputError("A head was read by another base model; take one of model.head(ids).")
 
     def empty_memory(self, batch: int = 1, heads: Sequence[Head] | None = None) -> Memory:
         """The memory of ``batch`` conversations that have not begun.
@@ -125,13 +131,12 @@ class CCMModel(AdaptedModel):
             heads: what stands before each of them, raw, in view of all their text; nothing where None.
 
         Raises:
-            InputError: when it is no whole number above 0, or there are more or fewer heads.
+            InputError: when it is no whole number above 0, there are more or fewer heads, or one is of another base.
         """
         if check_count(batch, "batch") < 1:
             raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
         heads = [Head()] * batch if heads is None else heads
-        if len(heads) != batch:
-            raise InputError(f"There are {len(heads)} heads for {batch} conversations; give one for each.")
+        self._check_heads(heads, batch)
         table = {"device": self.device, "dtype": self.base.dtype}
         nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
@@ -151,8 +156,7 @@ class CCMModel(AdaptedModel):
             InputError: when there are more or fewer heads, or one is empty where the memory needs a sink.
             UnsupportedModelError: when keys of the model cannot be turned, and a length differs.
         """
-        if len(heads) != memory.batch:
-            raise InputError(f"There are {len(heads)} heads for {memory.batch} conversations; give one for each.")
+        self._check_heads(heads, memory.batch)
         if [head.ids for head in heads] == [head.ids for head in memory.heads]:
             return memory
         return Memory.stack([self._put_under(memory[row], head) for row, head in enumerate(heads)])
@@ -162,8 +166,7 @@ class CCMModel(AdaptedModel):
             raise InputError(
                 "This memory was written under a head, and its model needs a first token in view; give it another head."
             )
-        by = len(head) - len(memory.heads[0])
-        keys, lead = memory.keys, memory.sinks
+        by, keys = len(head) - len(memory.heads[0]), memory.keys
         if by:
             turn = Rope(self.base).by(torch.full((memory.width,), by, device=self.device))
             keys = tuple(turn(layer, x) for layer, x in enumerate(keys))
@@ -174,7 +177,8 @@ class CCMModel(AdaptedModel):
             offset=memory.offset + by,
             heads=(head,),
         )
-        return moved.without(0, lead - moved.sinks)
+        raw = self.rule.keeps_text or (self.rule.compresses == "context" and not memory.closed)
+        return moved if raw or moved.sinks == memory.sinks else moved.without_sink()
 
     def make_room(self, memory: Memory, tokens: int) -> Memory:
         """The memory with room for so many more tokens of text: where positions end, the oldest steps make way.
@@ -383,7 +387,9 @@ class CCMModel(AdaptedModel):
         """That cache, where it is of the memory; a fresh one where None."""
         if cache is None:
             return self.close(memory).cache()
-        if cache.memory.origin != memory.origin or cache.memory.steps is not memory.steps:
+        heads = ([head.ids for head in one.heads] for one in (cache.memory, memory))
+        same = cache.memory.origin == memory.origin and cache.memory.steps is memory.steps
+        if not same or next(heads) != next(heads):
             raise InputError("This cache is of another memory; take a fresh one.")
         return cache
 

@@ -28,6 +28,8 @@ def drop_oldest(memory: Memory, least: int, rope: Rope) -> Memory:
     gone = next((i for i, end in enumerate(ends, start=1) if end >= least), len(row))
     by = ends[gone - 1] if gone else 0
     stays = max(memory.sinks, int(rule.keeps_text and not len(memory.heads[0])))  # a first token that nothing hides
+    if gone == len(row) and rule.reversible:
+        stays = 0  # nothing follows it
     lost = sum(step.entries or 0 for step in row[:gone])
     kept = memory.without(stays, lost)
     turn = rope.by(torch.full((kept.width - stays,), -by, device=memory.mask.device))

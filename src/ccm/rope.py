@@ -60,12 +60,12 @@ class Rope:
         self._apply = _family_rotation(attentions[0])
         if self._rotary is None or self._apply is None:
             raise UnsupportedModelError(
-                f"{name} has no rotary positions, so the keys of a stream cannot be moved; use a model that has."
+                f"{name} has no rotary positions, so its keys cannot be moved; use a model that has."
             )
         if any("dynamic" in kind for kind in _kinds(getattr(config, "rope_parameters", None))):
             raise UnsupportedModelError(
                 f"The rotary frequencies of {name} change with the length of the text (rope_type 'dynamic'), so the "
-                "keys of a stream cannot be moved; load it with another rope_type, such as 'default' or 'yarn'."
+                "keys cannot be moved; load it with another rope_type, such as 'default' or 'yarn'."
             )
         typed = "layer_type" in inspect.signature(self._rotary.forward).parameters
         turns = _TURNS.get(config.model_type, lambda attention: getattr(attention, "use_rope", True))
@@ -97,8 +97,8 @@ class Rope:
             error = (four(layer, three(layer, x)) - seven(layer, x)).abs().max().item()
             if not error < 1e-5:
                 raise UnsupportedModelError(
-                    f"The rotary positions of {name} do not add up (by {error:.1g} in layer {layer}), so the keys of a "
-                    "stream cannot be moved; use a model with another rope."
+                    f"The rotary positions of {name} do not add up (by {error:.1g} in layer {layer}), so its keys "
+                    "cannot be moved; use a model with another rope."
                 )
 
 

@@ -106,8 +106,9 @@ class WindowConversation(Talk):
         recent = max(stream.entries - stream.settings.sink - held.memory, 0)
         entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
         window = stream.settings.cache_size
-        tokens = stream.tokens - len(self.turns.head)
-        return Past(held.evictions, tokens, stream.entries, recent, stream.nbytes, entry, window)
+        lead = stream.settings.sink if stream.settings.sink > int(self.model.config.sink) else len(self.turns.head)
+        tokens, entries = (max(count - lead, 0) for count in (stream.tokens, stream.entries))  # without the head
+        return Past(held.evictions, tokens, entries, recent, stream.nbytes - lead * entry, entry, window)
 
     def say(self, text: str) -> Generator[str, None, None]:
         """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long."""

@@ -37,7 +37,7 @@ class _Watched(Rule):
 
 
 @torch.no_grad()
-def write_weights(model: CCMModel, steps: Sequence[Step]) -> Tensor:
+def write_weights(model: CCMModel, steps: Sequence[Step], head: Sequence[int] = ()) -> Tensor:
     """How much of every step is in the memory after the last: (T, L, K, N, T), over steps to, layers, heads, slots and
     steps from; each row over the steps from adds up to 1.
 
@@ -47,7 +47,7 @@ def write_weights(model: CCMModel, steps: Sequence[Step]) -> Tensor:
     rule = model.rule
     if not rule.mixes:
         raise ConfigError(f"The rule {model.config.rule!r} mixes no steps: every entry is of one step alone.")
-    layout = build_layout([Sample(steps, Step(steps[-1].ids[:1]))], model.config, rule, 0).to(model.device)
+    layout = build_layout([Sample(steps, Step(steps[-1].ids[:1]), head)], model.config, rule, 0).to(model.device)
     watched = _Watched(rule)
     model.rule = watched
     try:

@@ -31,7 +31,8 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
     steps = [Step(turns.exchange(user, reply, first=i == 0).ids) for i, (user, reply) in enumerate(lines)]
     labels = [user if len(user) <= 28 else user[:27] + "\u2026" for user, _ in lines]
     try:
-        draw_writes(write_weights(model, steps), labels, f"Who wrote the memory: {model.config.rule}", output)
+        weights, title = write_weights(model, steps, turns.head), f"Who wrote the memory: {model.config.rule}"
+        draw_writes(weights, labels, title, output)
     except OSError as error:
         raise InputError(f"The picture {output} cannot be written: {reason(error)}.") from error
     plain_console().print(f"{output}: the memory after {len(steps)} steps, one row an entry of each head and layer.")

@@ -141,7 +141,7 @@ class LongTask(Task):
         end = asked.end(self.options.until)
         latest = asked.turns[max(end - depth, 0) : end]
         most = self.options.max_length - max(self.replies.most - len(self.turns.encode_reply(asked.answer)), 0)
-        room = most - len(self.turns.exchange(asked.query, asked.answer, first=False).ids)
+        room = most - len(self.turns.head) - len(self.turns.exchange(asked.query, asked.answer, first=False).ids)
         kept = latest[len(latest) - self._fitting(latest, room) :]
         steps = [Step(self._ids(turn, i == 0)) for i, turn in enumerate(kept)]
         sample = Sample(steps, self.turns.exchange(asked.query, asked.answer, first=not steps), self.turns.head)

@@ -18,7 +18,7 @@ POOL = 1024  # questions among which another conversation is looked for
 
 
 class Control:
-    """Questions with the context of another conversation of as many steps, fixed by the seed.
+    """Questions with the context of another conversation of as many steps, always the same one for a seed.
 
     Args:
         questions: as they are asked, in their order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,6 +18,7 @@ from ccm.layout import IGNORE, Step
 from ccm.plain_text import PlainText, after_other, check_text
 
 T = TypeVar("T", str, list[int])
+_OTHERS = 64  # turns that are kept
 SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
 
@@ -27,6 +29,7 @@ class Turns(ABC):
         plain: encodes what people write.
         system: the system message; empty where none was given.
         tools: definitions of tools.
+        headed: whether a head stands before the first turn that is to be written.
     """
 
     def __init__(
@@ -35,13 +38,18 @@ class Turns(ABC):
         if tokenizer.eos_token_id is None:
             raise ConfigError("The tokenizer has no EOS token, so no reply would ever end; set tokenizer.eos_token.")
         self.tokenizer, self.form, self.plain = tokenizer, form, PlainText(tokenizer)
-        self.system, self.tools = system, tools
+        self.system, self.tools, self.headed = system, tools, bool(system)
+        self._others: dict[str, Turns] = {}  # under other system messages
         self._last: tuple[list[int], str] = ([], "")  # decoded
 
     def under(self, system: str, tools: Sequence[Mapping[str, Any]] = ()) -> Turns:
         """The same turns after another system message and other tools; see :func:`ccm.turns.make_turns`."""
-        same = (system, [*tools]) == (self.system, [*self.tools])
-        return self if same else type(self)(self.tokenizer, self.form, system, tools)
+        key = json.dumps([system, [*tools]], sort_keys=True)
+        if key not in self._others:
+            if len(self._others) == _OTHERS:
+                del self._others[next(iter(self._others))]
+            self._others[key] = type(self)(self.tokenizer, self.form, system, tools)
+        return self._others[key]
 
     @property
     @abstractmethod

@@ -35,7 +35,7 @@ class SeparatorTurns(Turns):
 
     def _said(self, text: str, *, first: bool) -> list[int]:
         said = self.form.preamble + text if first else text
-        return [*(self._bos if first and not self.system else self._separator), *self.plain.encode(said)]
+        return [*(self._bos if first and not self.headed else self._separator), *self.plain.encode(said)]
 
     @cached_property
     def head(self) -> list[int]:

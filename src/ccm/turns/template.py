@@ -32,7 +32,11 @@ class TemplateTurns(Turns):
         super().__init__(tokenizer, form, system, tools)
         if not tokenizer.chat_template:
             raise ConfigError("The tokenizer has no chat template; take turns.template=separators.")
+        if tools and form.preamble and not system:
+            raise ConfigError("Tools stand beside a system message, and turns.preamble is none; give one.")
         self._found: dict[str, str] = {}
+        if system or tools:
+            self._check()
 
     @cached_property
     def head(self) -> list[int]:
@@ -40,6 +44,27 @@ class TemplateTurns(Turns):
         lead = self._lead_text(self._held(self._system, quoted))
         self._check_shown(lead, quoted if self.system else {})
         return self._ids(lead, quoted, inside=False)
+
+    def _check(self) -> None:
+        """See whether the template falls apart into turns: some write a system message before the last one alone.
+
+        Raises:
+            ConfigError: where the turns of a conversation are not what it makes of the conversation.
+        """
+        hello, reply = {"role": "user", "content": "42"}, {"role": "assistant", "content": "Yes."}
+        said, alike = [*self.head], True
+        for first in (True, False):
+            prompt = self.prompt(hello["content"], first=first)
+            past = [*self.exchange(hello["content"], reply["content"], first=first).ids]
+            alike &= bool(self._asks) or past[: len(prompt)] == prompt
+            said += past
+        said += prompt
+        whole = self._format(self._render([hello, reply, hello, reply, hello], reply_follows=True))
+        if not alike or self._text(said) != self._text(whole):
+            raise ConfigError(
+                "The chat template does not write a conversation turn by turn: the system message, or tools, seem to "
+                "stand before its last turn alone. Leave them out, or take turns.template=separators."
+            )
 
     @cached_property
     def eos_id(self) -> int:
@@ -100,6 +125,8 @@ class TemplateTurns(Turns):
         lead, ids = self._lead_text(system), self._ids(rendered, quoted, inside=False)
         if ids[: len(self.head)] == self.head:
             return ids[len(self.head) :]
+        if not rendered.startswith(lead):  # some write the date, and it is another day
+            self._found[system] = lead = self._find_lead(system)
         if not rendered.startswith(lead):
             raise ConfigError(f"The chat template no longer writes {lead!r} before the first turn; begin anew.")
         return self._ids(rendered[len(lead) :], quoted, inside=True)
@@ -239,7 +266,10 @@ class TemplateTurns(Turns):
         before = [{"role": "system", "content": content}] if content else []
         try:
             return self.tokenizer.apply_chat_template(
-                before + messages, tools=[*self.tools] or None, tokenize=False, add_generation_prompt=reply_follows
+                before + messages,
+                tools=[*self.tools] or None,
+                tokenize=False,
+                add_generation_prompt=reply_follows,
             )
         except TemplateError as error:
             raise ConfigError(f"The tokenizer's chat template refuses the conversation: {error}.") from error
