@@ -124,8 +124,11 @@ def test_a_memory_goes_back_under_its_head(rule: str, tmp_path: Path) -> None:
     memory = compress_batch(model, ROWS)
     if rule != "merge":
         before = compress_batch(model, [Sample(row.steps[:1], row.query, row.head) for row in ROWS])
-        assert same(memory.rollback(), before) or memory.rollback().entries == before.entries
-        assert memory.rollback().offset.equal(before.offset)
+        back = memory.rollback()
+        assert (back.entries, back.offset.tolist()) == (before.entries, before.offset.tolist())
+        for row in range(len(ROWS)):
+            for key, expected in zip(back[row].keys, before[row].keys, strict=True):
+                assert_close(key, expected)
     memory.save(tmp_path / "a.memory")
     loaded = model.load_memory(tmp_path / "a.memory")
     assert same(loaded, memory)

@@ -102,6 +102,7 @@ class AdaptedModel(nn.Module):
         self.comp_embeddings = embedding(base, self._embeddings(most))
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
+        self._called = called(base.name_or_path)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.rule.to(base.device)
         self.comp_embeddings.to(base.device)
@@ -234,9 +235,7 @@ class AdaptedModel(nn.Module):
             config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # wherever it lies
             self._origin = (
                 versions,
-                Origin(
-                    config, self.base_id, fingerprint_tensors(tensors, _said(config)), called(self.base.name_or_path)
-                ),
+                Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)), self._called),
             )
         return self._origin[1]
 

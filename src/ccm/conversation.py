@@ -282,6 +282,8 @@ class Conversation(Talk):
         with torch.no_grad():
             memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
         if begun is not before or not self.model.rule.reversible:
+            if self.model.rule.reversible:
+                self._earlier.clear()  # a memory that grows is large: the one before steps made way last is kept
             self._earlier.append(before)
         if self._text is not None:
             self._text.append(step)

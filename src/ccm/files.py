@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -115,6 +116,12 @@ def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
         _sync_folder(part)
         part.rename(folder)
         _sync_folder(folder.parent)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_regular(path: Path) -> os.stat_result:
@@ -413,6 +420,7 @@ __all__ = [
     "read_metadata",
     "save_json",
     "save_tensors",
+    "sha256",
     "write_atomically",
     "writing",
 ]

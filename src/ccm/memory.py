@@ -56,11 +56,6 @@ class Head:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(x.nbytes for x in (*self.keys, *self.values))
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Head:
         """The same head on a device or in a dtype."""
         keys, values = (tuple(x.to(device=device, dtype=dtype) for x in side) for side in (self.keys, self.values))
@@ -159,8 +154,10 @@ class Memory:
     def live(self) -> int:
         """Of the steps of one conversation, how many of the last are held; those before them made way."""
         (row,) = self.steps
-        forgets = RULES[self.origin.config.rule].compresses == "never" and not RULES[self.origin.config.rule].keeps_text
-        return len(row) if forgets else sum(step.positions > 0 for step in row)
+        rule = RULES[self.origin.config.rule]
+        if rule.compresses == "never" and not rule.keeps_text:
+            return len(row)  # no step takes a position
+        return sum(step.positions > 0 for step in row)
 
     @property
     def sinks(self) -> int:

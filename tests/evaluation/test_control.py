@@ -51,9 +51,30 @@ def test_the_head_is_the_questions_own() -> None:
 
 def result(rule: str, nats: list[float], others: list[float | None]) -> Result:
     line = Measured(
-        {"name": "custom"}, rule, rule, 2, None, "", None, "base", 2, "asked", len(nats), {}, {}, "perplexity",
-        {"perplexity": 2.0}, {}, 1, 1, 1, 1, 1, 1, 1,
-    )  # fmt: skip
+        {"name": "custom"},
+        rule,
+        rule,
+        2,
+        None,
+        "",
+        None,
+        "base",
+        2,
+        "asked",
+        len(nats),
+        {},
+        {},
+        "perplexity",
+        {"perplexity": 2.0},
+        {},
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    )
     return Result(line, nats, [1] * len(nats), [""] * len(nats), nats, others)
 
 

@@ -520,7 +520,7 @@ def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
     assert "demonstrations of the seeds 13, 100" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # real processes, each of which imports torch
 def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ("--rule", "full", "--rule", "concat", "--steps", "1,2", "--json")
     assert dialog(folder, *methods, "--output", tmp_path / "alone") == 0

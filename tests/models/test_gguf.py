@@ -21,7 +21,7 @@ WORDS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwx
 
 def write_gguf(path: Path, seed: int = 0) -> Path:
     """A Llama of two layers, in float32."""
-    written = pytest.importorskip("gguf")
+    written = pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
     sizes = {"hidden": 16, "heads": 4, "kv": 2, "inner": 24, "layers": 2}
     writer = written.GGUFWriter(path, "llama")
     writer.add_context_length(256)
@@ -103,7 +103,7 @@ def test_places_that_name_no_one_file(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ConfigError, match="There is no file"):
         load_base(tmp_path / "absent.gguf")
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="GGUF files are read and written by the package gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, so to speak")
     with pytest.raises(ConfigError, match="cannot be read as a GGUF model"):
         load_base(tmp_path / "bad.gguf")

@@ -149,7 +149,7 @@ class Text:
 Example = Chat | Task | Text
 
 
-def _stretches(count: int, most: int, query: int = 1) -> Iterator[range]:
+def _stretches(count: int, most: int, query: int) -> Iterator[range]:
     """Where stretches of at most ``most`` items and a query begin and end; the last reaches back to have one item."""
     for begin in range(0, count, most + query):
         begin = min(begin, count - query - 1)

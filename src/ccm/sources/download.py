@@ -7,7 +7,6 @@ A file gets its name when it is whole, and its size and checksum are right where
 
 from __future__ import annotations
 
-import hashlib
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils.tqdm import tqdm
 
 from ccm.errors import DataError
+from ccm.files import sha256
 from ccm.sources.catalogue import File
 
 FAILURES = (OSError, HTTPException, HubError)  # of the network, of servers, of the Hub
@@ -188,12 +188,6 @@ def check(path: Path, file: File) -> None:
     raise DataError(
         f"{file.url} {wrong}: it was damaged on the way, or has been changed since. What arrived is removed; try again."
     )
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bar(path: str, meter: Meter) -> type:

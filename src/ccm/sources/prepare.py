@@ -19,11 +19,11 @@ from pathlib import Path
 
 from ccm.data.reading import RECORD
 from ccm.errors import ConfigError, DataError, reason
-from ccm.files import save_json, writing
+from ccm.files import save_json, sha256, writing
 from ccm.sources.arrange import arrange, link_or_copy
 from ccm.sources.catalogue import File, Source, source
 from ccm.sources.counts import COUNTS, missing
-from ccm.sources.download import FAILURES, download, sha256
+from ccm.sources.download import FAILURES, download
 
 NAMED = 6  # files that a message names
 

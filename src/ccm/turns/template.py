@@ -75,8 +75,9 @@ class TemplateTurns(Turns):
 
     def encode_reply(self, reply: str) -> list[int]:
         shown = self.shown(check_text(reply, "The reply"))
-        before, text = self._tail + self._shows, self._space + shown
-        lead, whole = self._format(before), self._format(before + text)
+        before, lead = self._before_reply
+        text = self._space + shown
+        whole = self._format(before + text)
         if whole[: len(lead)] == lead and not self.plain.steers(text):
             return whole[len(lead) :]
         return self.plain.after(text)
@@ -233,12 +234,11 @@ class TemplateTurns(Turns):
         return asked[:common], asked[common:], shown[common:]
 
     @cached_property
-    def _tail(self) -> str:
-        """The end of what stands before every reply, from the last token of the format on."""
-        lead = self._leads[0]
-        return lead[
-            max((lead.rfind(token.content) for token in self.tokenizer.added_tokens_decoder.values()), default=0) :
-        ]
+    def _before_reply(self) -> tuple[str, list[int]]:
+        """What stands before a reply of the past, from the last token of the format on, and its token ids."""
+        lead, tokens = self._leads[0], self.tokenizer.added_tokens_decoder.values()
+        text = lead[max((lead.rfind(token.content) for token in tokens), default=0) :] + self._shows
+        return text, self._format(text)
 
     @cached_property
     def _around_reply(self) -> tuple[str, str]:
