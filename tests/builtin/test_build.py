@@ -16,6 +16,7 @@ from ccm.training.stages import open_turns
 SHORT = ("max_steps=2", "batch_size=2", "data.eval_samples=2", "data.options.recall=2", "tensorboard=false")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_treats_held_out_names_as_it_treats_others(tmp_path: Path) -> None:
     """A name that no training saw must not be the only one in pieces."""
     build.build_tokenizer(tmp_path)

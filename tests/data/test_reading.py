@@ -75,10 +75,11 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 @pytest.mark.parametrize("read", [read_values, lambda path: read_rows(path, ["a"]), read_items])
 def test_the_place_of_a_byte_that_is_not_utf_8_is_that_in_the_file(
-    tmp_path: Path, name: str, read: Callable[[Path], Iterable[object]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, read: Callable[[Path], Iterable[object]]
 ) -> None:
     """However little of it is decoded at a time."""
-    filler = "[" + '{"a": "\u00e9"},\n' * 100_000 if read is read_items else '{"a": "\u00e9"}\n' * 20_000
+    monkeypatch.setattr(reading, "CHUNK", 1 << 10)
+    filler = "[" + '{"a": "\u00e9"},\n' * 1000 if read is read_items else '{"a": "\u00e9"}\n' * 20_000
     raw = filler.encode() + b'{"a": "\xe9"}\n'
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     with pytest.raises(DataError, match=rf"not UTF-8 text \(line {filler.count(chr(10)) + 1}, byte 8\)"):

@@ -70,7 +70,7 @@ def lines(text: str) -> list[dict]:
 
 
 def dialog(folder: Path, *more: object) -> int:
-    return ccm("evaluate", "dialog", "--data", folder, "--steps", "1,2", *more)
+    return ccm("evaluate", "dialog", "--data", folder, "--steps", "1,2", "--no-control", *more)
 
 
 def test_a_task_is_measured_with_several_rules(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

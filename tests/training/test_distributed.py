@@ -45,6 +45,7 @@ def both(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "shard", "shard_checkpointing", "first_stage"])
 def test_two_processes_compute_the_gradients_and_steps_of_one(tiny: Tiny, both: Path, name: str) -> None:
     alone = step(replace(recipes(tiny)[name], shard=False))
@@ -60,6 +61,7 @@ def test_two_processes_compute_the_gradients_and_steps_of_one(tiny: Tiny, both: 
     assert_trained_alike(*trained)
 
 
+@pytest.mark.slow
 def test_a_training_of_two_processes_writes_once_what_one_would(tiny: Tiny, both: Path, tmp_path: Path) -> None:
     alone = train(tiny.recipe(tmp_path / "alone", max_steps=2, eval_every=1, log_every=1))
     assert_trained_alike(adapter(both / "run"), adapter(alone))
