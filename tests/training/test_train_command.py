@@ -238,6 +238,7 @@ def test_ctrl_c_before_the_training_begins_says_that_nothing_was_begun(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_real_process_trains_through_a_pipe_and_chat_opens_the_result(
     tiny: Tiny, tmp_path: Path, monkeypatch, capsys
 ) -> None:
