@@ -22,6 +22,7 @@ DATA_SETS = {  # module with a function open_data
     "redpajama": "ccm.data.redpajama",
     "lmsys": "ccm.data.lmsys",
     "mixture": "ccm.data.mixture",
+    "recall": "ccm.data.recall",
 }
 
 

@@ -22,6 +22,7 @@ TASKS = {  # module with a function open_task
     "longmemeval": "ccm.data.longmemeval",
     "metaicl": "ccm.data.metaicl",
     "pg19": "ccm.data.pg19",
+    "recall": "ccm.data.recall",
     "soda": "ccm.data.soda",
 }
 DRAWS = ("demonstrations", "seed")  # options of tasks that say what is drawn, and nothing else

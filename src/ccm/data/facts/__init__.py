@@ -1,0 +1,275 @@
+"""Dialogues in which a user tells facts, chats, and asks for them later; drawn without end from files of wordings.
+
+``train.yaml`` is trained on, ``held_out.yaml`` is what recall is measured with: no wording, value or line of small talk
+is in both.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ccm.data.builtin import MadeUp
+
+_FOLDER = Path(__file__).parent
+_ARTICLE = re.compile(r"\b([Aa])(?= [aeiouAEIO])")
+_TYPOS = 0.05  # share of carelessly typed lines
+_PLAIN = ("I ", "I'", "{")  # what a sentence begins with that is not lowered inside another
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be told of one thing; in its sentences ``{v}`` is the value, ``{a}`` the value with an article, and
+    ``{x}`` the subject.
+
+    Attributes:
+        told: how a user tells it.
+        asked: how a user asks for it.
+        answer: what is replied.
+        value: list of values, or the name of one.
+        heard: replies when it is told; those of the bank where there are none.
+        changed: how a user tells another value; empty where it never changes.
+        subject: what it may be told of: a list, the name of one, or a table from subjects to names of lists of values;
+            None where it is told of the user alone.
+        clash: kinds of the same word are not told in one dialogue: a question on the one might mean the other.
+    """
+
+    told: Sequence[str]
+    asked: Sequence[str]
+    answer: Sequence[str]
+    value: str | Sequence[str] = ()
+    heard: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    subject: str | Sequence[str] | Mapping[str, str] | None = None
+    clash: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A kind of fact of one subject, as a dialogue may tell it once.
+
+    Attributes:
+        kind: of fact.
+        subject: that it is told of; empty where it is the user.
+        values: to draw from.
+        made_up: whether a value may be a name that nobody has.
+        key: slots of the same key are not told in one dialogue.
+    """
+
+    kind: Kind
+    subject: str
+    values: Sequence[str]
+    made_up: bool
+    key: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a user says and the reply to it; where it asks for a fact that was told, ``value`` is the fact."""
+
+    user: str
+    reply: str
+    asks: bool = False
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The wordings of a file.
+
+    Attributes:
+        kinds: of facts, each with its slots.
+        leads: that a line which tells may begin with.
+        asking: that a line which asks may begin with.
+        heard: replies to what is told.
+        unknown: replies to what was never told.
+        talk: lines that tell nothing, each with its replies.
+        systems: messages that a dialogue may stand under.
+    """
+
+    kinds: Sequence[Sequence[Slot]]
+    leads: Sequence[str]
+    asking: Sequence[str]
+    heard: Sequence[str]
+    unknown: Sequence[str]
+    talk: Sequence[Sequence[str]]
+    systems: Sequence[str]
+
+    def sentences(self) -> set[str]:
+        """Every wording and line, as the file has it."""
+        kinds = (slots[0].kind for slots in self.kinds)
+        said = {text for kind in kinds for part in (kind.told, kind.asked, kind.heard, kind.changed) for text in part}
+        return said | {*self.heard, *self.unknown} | {text for lines in self.talk for text in lines}
+
+    def values(self) -> set[str]:
+        """Every value, as the file has it."""
+        return {value for slots in self.kinds for slot in slots for value in slot.values}
+
+
+@cache
+def read_bank(name: str) -> Bank:
+    """The wordings of a file of this folder."""
+    table = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    lists = {key: text.split(", ") for key, text in table["lists"].items()}
+    made_up = {*lists.get("made_up", [])}
+    kinds = [_slots(number, Kind(**kind), lists, made_up) for number, kind in enumerate(table["kinds"])]
+    rest = {key: table.get(key, []) for key in ("leads", "asking", "heard", "unknown", "talk", "systems")}
+    return Bank(kinds, **rest)
+
+
+def _slots(number: int, kind: Kind, lists: Mapping[str, Sequence[str]], made_up: set[str]) -> list[Slot]:
+    subjects = lists[kind.subject] if isinstance(kind.subject, str) else kind.subject or [""]
+    slots = []
+    for subject in subjects:
+        named: Any = subjects[subject] if isinstance(subjects, Mapping) else kind.value
+        values = lists[named] if isinstance(named, str) else named
+        apart = named if isinstance(subjects, Mapping) else subject
+        key = (kind.clash, "") if kind.clash else (str(number), str(apart))
+        slots.append(Slot(kind, subject, values, isinstance(named, str) and named in made_up, key))
+    return slots
+
+
+@dataclass
+class Writer:
+    """The lines of one dialogue in the making.
+
+    Attributes:
+        bank: of wordings.
+        rng: all that is random.
+        made_up: share of the values of lists of names that nobody has.
+        careless: whether some lines are typed carelessly.
+    """
+
+    bank: Bank
+    rng: random.Random
+    made_up: float = 0.0
+    careless: bool = False
+    lines: list[Line] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.facts: dict[tuple[str, str], tuple[Slot, str]] = {}  # by the slot's key, in the order told
+        self._chats: list[Sequence[str]] = []
+
+    def tell(self) -> None:
+        """A fact of a kind and subject that were not told before."""
+        slot = self._untold()
+        value = self._learn(slot)
+        user = self._led(self.bank.leads, 0.2, self._filled(self.rng.choice(slot.kind.told), slot, value))
+        self._say(user, self._filled(self.rng.choice([*slot.kind.heard * 2, *self.bank.heard]), slot, value))
+
+    def change(self) -> None:
+        """Another value of what was told, if any of it changes; else something new."""
+        slots = [slot for slot, _ in self.facts.values() if slot.kind.changed]
+        if not slots:
+            return self.tell()
+        slot = self.rng.choice(slots)
+        value = self._learn(slot)
+        self._say(self._filled(self.rng.choice(slot.kind.changed), slot, value), self.rng.choice(self.bank.heard))
+
+    def chat(self) -> None:
+        """Small talk; no line comes twice before all have come once."""
+        if not self._chats:
+            self._chats = self.rng.sample(self.bank.talk, len(self.bank.talk))
+        user, *replies = self._chats.pop()
+        self._say(user, self.rng.choice(replies))
+
+    def ask(self, key: tuple[str, str]) -> None:
+        """A question on a fact that was told."""
+        slot, value = self.facts[key]
+        reply = self._filled(self.rng.choice(slot.kind.answer), slot, value)
+        self._say(self._question(slot, value), reply, asks=True, value=value)
+
+    def doubt(self) -> None:
+        """A question on what was never told."""
+        slot = self._untold()
+        self._say(self._question(slot, ""), self.rng.choice(self.bank.unknown), asks=True)
+
+    def ask_any(self, untold: float) -> None:
+        """A question as they come in the middle of a dialogue: on old facts more often than on new ones, and with the
+        likelihood ``untold`` on none."""
+        if not self.facts or self.rng.random() < untold:
+            return self.doubt()
+        keys, third = [*self.facts], (len(self.facts) + 2) // 3
+        self.ask(self.rng.choice(keys[:third] if self.rng.random() < 0.4 else keys))
+
+    def _untold(self) -> Slot:
+        while True:  # a bank has many more kinds than a dialogue lines
+            slot = self.rng.choice(self.rng.choice(self.bank.kinds))
+            if slot.key not in self.facts:
+                return slot
+
+    def _learn(self, slot: Slot) -> str:
+        known = {value for _, value in self.facts.values()}
+        while (value := self._value(slot)) in known:
+            pass
+        self.facts.pop(slot.key, None)
+        self.facts[slot.key] = slot, value
+        return value
+
+    def _value(self, slot: Slot) -> str:
+        if slot.made_up and self.rng.random() < self.made_up:
+            return MadeUp(rate=1.0, spliced=0.6).name(self.rng)
+        return re.sub("#", lambda _: str(self.rng.randint(1, 9)), self.rng.choice(slot.values))
+
+    def _question(self, slot: Slot, value: str) -> str:
+        return self._led(self.bank.asking, 0.15, self._filled(self.rng.choice(slot.kind.asked), slot, value))
+
+    def _led(self, leads: Sequence[str], share: float, text: str) -> str:
+        """The text, at times with something before it."""
+        if not leads or self.rng.random() >= share:
+            return text
+        lead = self.rng.choice(leads)
+        return lead + (text if text.startswith(_PLAIN) or lead[-2] in ".!?:" else text[0].lower() + text[1:])
+
+    def _filled(self, wording: str, slot: Slot, value: str) -> str:
+        text = _ARTICLE.sub(r"\1n", wording.format(v=value, a=f"a {value}", x=slot.subject))
+        return text[0].upper() + text[1:]
+
+    def _say(self, user: str, reply: str, *, asks: bool = False, value: str = "") -> None:
+        if self.careless and self.rng.random() < _TYPOS:
+            user = self.rng.choice((user.lower(), user.rstrip(".!?"), user.lower().rstrip(".!?")))
+        self.lines.append(Line(user, reply, asks, value))
+
+
+def mixed(writer: Writer, count: int, *, asking: float, untold: float) -> list[Line]:
+    """A dialogue of ``count`` lines in any order, ``asking`` the share of questions; the last one asks.
+
+    Args:
+        writer: of the dialogue, new.
+        count: lines, at least 2.
+        asking: share of the lines that ask.
+        untold: share of these that ask for what was never told.
+    """
+    rng = writer.rng
+    telling = rng.uniform(0.5, 1.0)  # of the lines that do not ask
+    writer.tell()
+    while len(writer.lines) < count - 1:
+        draw = rng.random()
+        if draw < asking:
+            writer.ask_any(untold)
+        elif draw < asking + (1 - asking) * telling:
+            writer.change() if rng.random() < 0.1 else writer.tell()
+        else:
+            writer.chat()
+    writer.ask_any(untold)
+    return writer.lines
+
+
+def told_then_asked(writer: Writer, count: int, facts: int, questions: int, untold: float = 0.0) -> list[Line]:
+    """A dialogue of ``count`` lines that tell ``facts`` facts among small talk, and questions on as many of them."""
+    plan = [writer.tell] * facts + [writer.chat] * (count - facts)
+    writer.rng.shuffle(plan)
+    for act in plan:
+        act()
+    for key in writer.rng.sample([*writer.facts], questions):
+        writer.ask(key)
+        if writer.rng.random() < untold:
+            writer.doubt()
+    return writer.lines

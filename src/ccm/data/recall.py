@@ -1,0 +1,181 @@
+"""Facts told in a dialogue and asked for later: dialogues to train on, and recall as a task.
+
+They are made, not read (:mod:`ccm.data.facts`): those to train on have no end, and those of the task have kinds of
+facts, wordings and values that no training has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ccm.config import build_settings, check_types
+from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
+from ccm.data.kinds import Chat
+from ccm.data.questions import Question
+from ccm.data.tasks import Replies, Task, TaskSettings
+from ccm.errors import ConfigError
+from ccm.layout import Sample
+from ccm.model import CCMModel
+from ccm.recipe import Recipe
+from ccm.turns import Turns
+
+LONGEST = 40  # lines of a dialogue
+FACTS, QUESTIONS = 8, 4  # of a dialogue of the task
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the dialogues to train on are like.
+
+    Attributes:
+        longest: most have 4 to so many lines.
+        long: share of them that have more, up to 40.
+        asking: share of the lines that ask.
+        untold: share of these that ask for what was never told.
+        dense: share of the dialogues that first tell 2 to 10 facts and then ask for them.
+        made_up: share of the names that nobody has: copying is learned, not a list.
+        headed: share of the dialogues that stand under a system message of their own.
+        asked_only: whether the replies to questions are the only targets.
+    """
+
+    longest: int = 14
+    long: float = 0.05
+    asking: float = 0.45
+    untold: float = 0.1
+    dense: float = 0.4
+    made_up: float = 0.4
+    headed: float = 0.2
+    asked_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self, "data.options.")
+        if not 4 <= self.longest <= LONGEST:
+            raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
+        for name in ("long", "asking", "untold", "dense", "made_up", "headed"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+
+
+@dataclass(frozen=True)
+class RecallData:
+    """Dialogues to train on, each ending in a question.
+
+    Attributes:
+        options: what they are like.
+        turns: how they become tokens.
+        seed: of all draws.
+        eval_samples: to evaluate on, of the same kind.
+    """
+
+    options: Options
+    turns: Turns
+    seed: int
+    eval_samples: int
+    longest: int = 2048
+    deepest: int = LONGEST - 1
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        return [
+            self._sample(random.Random(f"{self.seed} recall {i}")) for i in range(index * count, (index + 1) * count)
+        ]
+
+    def held_out(self) -> list[Sample]:
+        return [self._sample(random.Random(f"{self.seed} recall held out {i}")) for i in range(self.eval_samples)]
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
+
+    def _sample(self, rng: random.Random) -> Sample:
+        lines = self._lines(rng)
+        silent = frozenset(i for i, line in enumerate(lines[:-1]) if self.options.asked_only and not line.asks)
+        system = rng.choice(read_bank("train").systems) if rng.random() < self.options.headed else ""
+        chat = Chat(tuple((line.user, line.reply) for line in lines), system, silent)
+        return chat.sample(self.turns, chat.length)
+
+    def _lines(self, rng: random.Random) -> Sequence[Line]:
+        options = self.options
+        writer = Writer(read_bank("train"), rng, options.made_up, careless=True)
+        if rng.random() < options.long:
+            return mixed(writer, rng.randint(options.longest, LONGEST), asking=options.asking, untold=options.untold)
+        if rng.random() < options.dense:
+            facts = rng.randint(2, 10)
+            asked = min(facts, rng.randint(2, 6))
+            return told_then_asked(writer, facts + rng.randint(0, 2), facts, asked, options.untold)
+        return mixed(writer, rng.randint(4, options.longest), asking=options.asking, untold=options.untold)
+
+
+def open_data(recipe: Recipe, turns: Turns) -> RecallData:
+    """The dialogues of a recipe.
+
+    Raises:
+        ConfigError: on options that it does not have, or on files.
+    """
+    if recipe.data.path or recipe.data.eval_path:
+        raise ConfigError("The data set 'recall' makes its own dialogues; leave data.path and data.eval_path out.")
+    options = build_settings(Options, recipe.data.options, "data.options")
+    return RecallData(options, turns, recipe.seed, recipe.data.eval_samples)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How recall is measured.
+
+    Attributes:
+        dialogues: how many; each tells eight facts, and is asked for four of them, each on its own.
+        seed: of the dialogues.
+    """
+
+    dialogues: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "task.options.")
+        if self.dialogues < 1 or self.seed < 0:
+            raise ConfigError(
+                f"task.options: dialogues is {self.dialogues}, at least 1; seed is {self.seed}, at least 0."
+            )
+
+
+@dataclass
+class RecallTask(Task):
+    """The share of replies that hold the fact that was asked for, after so many lines.
+
+    Attributes:
+        turns: how dialogues become tokens.
+        options: which dialogues.
+    """
+
+    turns: Turns
+    options: TaskOptions
+    depths = (12,)
+    replies = Replies("em", 24)
+
+    def questions(self, depth: int) -> Iterator[Question]:
+        if depth < FACTS:
+            raise ConfigError(f"There is no time step {depth}; a dialogue tells {FACTS} facts, one a line.")
+        self.skipped, self.noted = Counter(), Counter()
+        for number in range(self.options.dialogues):
+            writer = Writer(read_bank("held_out"), random.Random(f"{self.options.seed} recall {number}"))
+            lines = told_then_asked(writer, depth, FACTS, QUESTIONS)
+            for line in lines[depth:]:
+                yield self._question(lines[:depth], line)
+
+    def _question(self, before: Sequence[Line], line: Line) -> Question:
+        chat = Chat(tuple((said.user, said.reply) for said in (*before, line)))
+        samples = (part.sample(self.turns, part.length) for part in (chat, chat.latest(0)))
+        question = Question.of(next(samples), self.turns.eos_id, "recall", alone=next(samples))
+        return replace(question, references=(line.value,), judged="phrase")
+
+
+def open_task(settings: TaskSettings, turns: Turns) -> RecallTask:
+    """The questions of held-out dialogues.
+
+    Raises:
+        ConfigError: on a path, or options that there are not.
+    """
+    if settings.path is not None:
+        raise ConfigError("The task 'recall' makes its own dialogues; leave task.path out.")
+    return RecallTask(turns, build_settings(TaskOptions, settings.options, "task.options"))
