@@ -115,6 +115,7 @@ def test_a_model_sees_what_its_template_gives(template: str, kind: str) -> None:
             assert read(turns, TALK[:count], "so") == rendered(made, TALK[:count], system, "so"), (system, count)
 
 
+ODD = ("<think>so</think>ok", "<|im_end|>", "</s>", " ", "", "a\n", " b", "<think>")
 WORDS = st.text(st.sampled_from("abz .,?0\n"), min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
@@ -125,6 +126,22 @@ WORDS = st.text(st.sampled_from("abz .,?0\n"), min_size=1, max_size=12).map(str.
 def test_whatever_is_said(template: str, kind: str, talk: list[tuple[str, str]], asked: str) -> None:
     made, turns = under(template, kind, "")
     assert read(turns, talk, asked) == rendered(made, talk, "", asked)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fallback"])
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=15)
+@given(st.lists(st.tuples(*[st.one_of(WORDS, st.sampled_from(ODD))] * 2), min_size=1, max_size=3))
+def test_what_reads_plainly_is_refused_nowhere_and_shown_as_it_is(
+    template: str, kind: str, talk: list[tuple[str, str]]
+) -> None:
+    _, turns = under(template, kind, "")
+    if turns.reads_plainly(talk):
+        for i, (user, reply) in enumerate(talk):
+            assert turns.shown(reply).strip() == reply.strip() != ""
+            assert len(turns.exchange(user, reply, first=i == 0).ids) <= turns.around + len((user + reply).encode())
+    else:
+        assert any(text in ODD for turn in talk for text in turn)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

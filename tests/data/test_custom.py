@@ -629,3 +629,20 @@ def test_without_context_a_chat_keeps_its_system_message(tmp_path: Path, turns: 
     (question,) = task_of(write(tmp_path / "mine.jsonl", rows), turns).questions(1)
     alone = question.alone()
     assert turns.tokenizer.decode([*alone.head, *alone.query]) == "<s>Be brief.\nUser:Who?\nAssistant:"
+
+
+def test_conversations_of_ordinary_text_are_not_laid_out_to_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_turns(tokenizer(CHATML), TurnFormat("chat"))
+    talk = [{"role": role, "content": text} for _ in range(3) for role, text in (("user", "hi"), ("assistant", "yes"))]
+    odd = [*talk[:-1], {"role": "assistant", "content": "see <|im_end|>"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in (talk, talk, odd)))
+    laid_out: list[object] = []
+    sample = Chat.sample
+    monkeypatch.setattr(Chat, "sample", lambda self, *given: laid_out.append(self) or sample(self, *given))
+    read_examples(tmp_path, DataSettings(), made)
+    assert len(laid_out) == 1
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}))
+    read_examples(tmp_path, DataSettings(max_step_tokens=made.around + 4), made)  # of which it might have more
+    assert len(laid_out) == 2

@@ -205,9 +205,11 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
                 raise ExampleError(str(value))
             whole = read_example(value, told)
             parts: list[Example] = [*whole.parts(settings.max_steps)]
-            for part in parts:
-                _check_length(part, settings, turns)
-            changed = _stripped(whole, turns)
+            changed = 0
+            if not (isinstance(whole, Chat) and whole.reads_plainly(turns, settings.max_step_tokens)):
+                for part in parts:
+                    _check_length(part, settings, turns)
+                changed = _stripped(whole, turns)
         except TooShortError as fault:
             short.append(fault)
             continue

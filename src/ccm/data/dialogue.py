@@ -80,6 +80,10 @@ class Dialogue:
     def length(self) -> int:
         return len(self.turns) - 2
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.turns))
+
     def cut(self, begin: int, end: int) -> Dialogue:
         """The turns from number ``begin``, counted from 0, to before number ``end``."""
         return Dialogue(self.turns[begin:end])

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from heapq import nlargest
 from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,6 +21,7 @@ from ccm.recipe import DataSettings
 from ccm.turns import Turns
 
 logger = get_logger(__name__)
+_LARGEST = 64  # examples among which the longest is sought: how many tokens a text has is known when it is encoded
 
 
 class Epochs(ABC):
@@ -59,6 +61,11 @@ class Example(Protocol):
         """The most context steps that a sample of it has, at least 1."""
         ...
 
+    @property
+    def size(self) -> int:
+        """How much text it has, in whatever unit the others count."""
+        ...
+
     def sample(self, turns: Turns, steps: int) -> Sample:
         """``steps`` steps of context, and the query after them."""
         ...
@@ -90,9 +97,9 @@ class Examples(Epochs):
 
     @cached_property
     def longest(self) -> int:
-        """Most text tokens of a sample."""
-        every = chain(self.examples, self.held)
-        return max(length(example.sample(self.turns, example.length)) for example in every)
+        """Most text tokens of a sample, of the examples with most text."""
+        largest = nlargest(_LARGEST, chain(self.examples, self.held), key=lambda example: example.size)
+        return max(length(example.sample(self.turns, example.length)) for example in largest)
 
     @cached_property
     def deepest(self) -> int:

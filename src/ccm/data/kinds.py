@@ -39,11 +39,25 @@ class Chat:
         return tuple(reply for _, reply in self.turns)
 
     def sample(self, turns: Turns, steps: int) -> Sample:
-        turns = turns.under(self.system, json.loads(self.tools or "[]")) if self.system or self.tools else turns
+        turns = self.under(turns)
         query = self._asked(steps)
         read = [turns.exchange(user, reply, first=i == 0) for i, (user, reply) in enumerate(self.turns[: query + 1])]
         read = [Step(step.ids) if i in self.silent else step for i, step in enumerate(read)]
         return Sample(read[:-1], read[-1], turns.head)
+
+    def under(self, turns: Turns) -> Turns:
+        """The turns of its format, after its system message and tools."""
+        return turns.under(self.system, json.loads(self.tools or "[]")) if self.system or self.tools else turns
+
+    def reads_plainly(self, turns: Turns, most: int) -> bool:
+        """Whether every turn surely reads as it is, in at most ``most`` tokens: no tokenizer makes more than bytes."""
+        own = self.under(turns)
+        longest = max(len((user + reply).encode("utf-8", "replace")) for user, reply in self.turns)
+        return longest + own.around <= most and own.reads_plainly(self.turns)
+
+    @property
+    def size(self) -> int:
+        return sum(len(text) for turn in self.turns for text in turn)
 
     def _asked(self, steps: int) -> int:
         """The turn whose reply is asked for: that of the number, or the nearest whose reply is a target."""
@@ -94,6 +108,10 @@ class Task:
         """What the assistant may say: the choices, or the answer alone."""
         return self.choices or (self.answer,)
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, (*self.steps, self.query, self.answer)))
+
     def sample(self, turns: Turns, steps: int) -> Sample:
         kept = self.steps[-steps:] if steps else ()
         read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
@@ -127,6 +145,10 @@ class Text:
     @property
     def length(self) -> int:
         return len(self.chunks) - self.query
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.chunks))
 
     def sample(self, turns: Turns, steps: int) -> Sample:
         bos = turns.tokenizer.bos_token_id

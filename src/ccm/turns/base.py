@@ -89,6 +89,20 @@ class Turns(ABC):
         targets = [IGNORE] * (len(prompt) - 1) + answer + [self.eos_id]
         return Step(prompt + answer, targets)
 
+    def reads_plainly(self, talk: Sequence[tuple[str, str]]) -> bool:
+        """Whether turns and replies read as they are, with the same between them as between any others.
+
+        No turn of such a conversation is refused, and no reply of it is shown otherwise; this is found out far sooner
+        than turn by turn.
+        """
+        said = [text for turn in talk for text in turn]
+        return all(map(str.strip, said)) and not self.plain.steers(check_text("\n".join(said)))
+
+    @cached_property
+    def around(self) -> int:
+        """Tokens of a first turn and its reply that are of the format."""
+        return len(self.exchange(*SAMPLES, first=True).ids)
+
     def encode_reply(self, reply: str) -> list[int]:
         """Token ids of a reply as the model would write it after a prompt."""
         return self.plain.encode(check_text(reply, "The reply"))

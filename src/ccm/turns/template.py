@@ -35,6 +35,7 @@ class TemplateTurns(Turns):
         if tools and form.preamble and not system:
             raise ConfigError("Tools stand beside a system message, and turns.preamble is none; give one.")
         self._found: dict[str, str] = {}
+        self._between: dict[int, list[str]] = {}  # of conversations of so many turns, what is written around the texts
         if system or tools:
             self._check()
 
@@ -81,6 +82,27 @@ class TemplateTurns(Turns):
         if whole[: len(lead)] == lead and not self.plain.steers(text):
             return whole[len(lead) :]
         return self.plain.after(text)
+
+    def reads_plainly(self, talk: Sequence[tuple[str, str]]) -> bool:
+        if not super().reads_plainly(talk):
+            return False
+        if len(talk) not in self._between:
+            marks = [(f"{self._SAID}-{i}-", f"{self._MARKER}-{i}-") for i in range(len(talk))]
+            every = "|".join(mark for turn in marks for mark in turn)
+            self._between[len(talk)] = re.split(every, self._talked(marks))
+        between, said = self._between[len(talk)], [text for turn in talk for text in turn]
+        joined = (
+            "".join(part for pair in zip(between, [*texts, ""], strict=True) for part in pair)
+            for texts in (said, [text.strip() for text in said])
+            if len(between) == len(said) + 1
+        )
+        return self._talked(talk) in joined
+
+    def _talked(self, talk: Sequence[tuple[str, str]]) -> str:
+        """A rendered conversation that another turn follows."""
+        turns = ((("user", user), ("assistant", reply)) for user, reply in talk)
+        said = [{"role": role, "content": text} for turn in turns for role, text in turn]
+        return self._render([*said, {"role": "user", "content": "42"}], reply_follows=False)
 
     def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         said = self._text(reply)

@@ -162,7 +162,9 @@ class Writer:
         slot = self._untold()
         value = self._learn(slot)
         user = self._led(self.bank.leads, 0.2, self._filled(self.rng.choice(slot.kind.told), slot, value))
-        self._say(user, self._filled(self.rng.choice([*slot.kind.heard * 2, *self.bank.heard]), slot, value))
+        self._say(
+            user, self._filled(self.rng.choice([*slot.kind.heard, *slot.kind.heard, *self.bank.heard]), slot, value)
+        )
 
     def change(self) -> None:
         """Another value of what was told, if any of it changes; else something new."""
