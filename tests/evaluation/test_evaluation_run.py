@@ -417,6 +417,19 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
     ]  # fmt: skip
 
 
+def test_a_plain_lora_is_the_base_of_the_rules_that_compress_nothing(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    methods = Evaluation(TaskSettings("dialog"), adapters=[str(tmp_path)]).methods()
+    assert [(m.name, m.rule, m.adapter) for m in methods] == [(n, n, str(tmp_path)) for n in ("full", "none")]
+
+
+def test_recall_of_held_out_facts_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ccm("evaluate", "recall", "--dialogues", 2, "--rule", "none", "--no-control", "--json") == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert (line["depth"], line["questions"], line["main"]) == (12, 8, "em")
+    assert line["figures"]["em"] < 0.5
+
+
 def test_baselines_have_the_memory_of_the_adapter_of_concat() -> None:
     concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
     task = TaskSettings("dialog")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ccm.cli.options import Adapters, BaseOptions, Lines, ModelOptions, Output, unfold
+from ccm.cli.options import Adapters, BaseOptions, Lines, ModelOptions, Output, trained, unfold
 from ccm.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
@@ -107,7 +107,7 @@ class MethodOptions:
 
 
 def _measure(
-    methods: MethodOptions, base: BaseOptions, name: str, data: Path, options: dict[str, Any], **seeds: str
+    methods: MethodOptions, base: BaseOptions, name: str, data: Path | None, options: dict[str, Any], **seeds: str
 ) -> None:
     """A task by name, files and options; as often as there are seeds of what is drawn."""
     from ccm.commands.evaluate import run_tasks
@@ -117,8 +117,8 @@ def _measure(
     drawn = [{key: seed} for key, given in seeds.items() for seed in _numbers(given)] or [{}]
     evaluations = [
         Evaluation(
-            TaskSettings(name, str(data), {**options, **seed}),
-            adapters=methods.adapter or (),
+            TaskSettings(name, None if data is None else str(data), {**options, **seed}),
+            adapters=[*map(trained, methods.adapter or ())],
             rules=("full", "none") if methods.rule is None else methods.rule,
             baselines=methods.baseline or (),
             room=methods.room,
@@ -262,6 +262,19 @@ def longmemeval(
 ) -> None:
     """F1 of replies to questions on a user's many sessions, by the latest turns: LongMemEval."""
     _measure(methods, base, "longmemeval", data, asking.options())
+
+
+@app.command()
+@unfold
+def recall(
+    dialogues: Annotated[int, typer.Option(help="Dialogues, each asked for four of its eight facts.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
+    *,
+    methods: MethodOptions,
+    base: BaseOptions,
+) -> None:
+    """Facts told in ordinary words and asked for later: kinds of facts, wordings and values that no training has."""
+    _measure(methods, base, "recall", None, {"dialogues": dialogues, "seed": seed})
 
 
 @app.command()

@@ -20,10 +20,10 @@ Model = Annotated[
     str | None,
     typer.Option(help="Base model: folder, Hub id, short name, or 'builtin' (the default, without --adapter)."),
 ]
-Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder or Hub id.")]
+Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder, Hub id, or checkpoint of a training.")]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option("--adapter", metavar="DIR", help="Compression adapter, under its own rule; repeatable."),
+    typer.Option("--adapter", metavar="DIR", help="Compression adapter or checkpoint, under its own rule; repeatable."),
 ]
 RuleName = Annotated[
     str | None, typer.Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")
@@ -82,6 +82,7 @@ class ModelOptions:
         """As ``ccm.load`` takes it."""
         given = asdict(self)
         given["rule_options"] = _table(given.pop("rule_option"))
+        given["adapter"] = given["adapter"] and trained(given["adapter"])
         return given
 
 
@@ -111,6 +112,13 @@ def unfold(command: Callable[..., T]) -> Callable[..., T]:
     vars(unfolded)["__signature__"] = inspect.Signature([one.replace(kind=one.KEYWORD_ONLY) for one in shown])
     unfolded.__annotations__ = {one.name: one.annotation for one in shown}
     return unfolded
+
+
+def trained(adapter: str) -> str:
+    """Where an adapter is: of a checkpoint, or of a run that is not done, what it has learned so far."""
+    from ccm.training.results import adapter_of
+
+    return str(adapter_of(adapter))
 
 
 def _table(given: list[str] | None) -> dict[str, Any] | None:

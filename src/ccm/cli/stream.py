@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Adapters, BaseOptions, Lines, Output, SamplingOptions, unfold
+from ccm.cli.options import Adapters, BaseOptions, Lines, Output, SamplingOptions, trained, unfold
 
 
 @unfold
@@ -52,7 +52,7 @@ def stream(
 
     asked = StreamRun(
         files,
-        adapters=adapter or (),
+        adapters=[*map(trained, adapter or ())],
         rules=rule or (),
         baselines=("window",) if baseline is None else baseline,
         settings=StreamSettings(cache_size, span, memory_size, sink, tolerance=tolerance),

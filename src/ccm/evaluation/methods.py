@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ccm.checkpoint import find_adapter, read_config, with_rule
+from ccm.checkpoint import find_adapter, is_plain_lora, read_config, with_rule
+from ccm.config import CCMConfig
 from ccm.errors import ConfigError
 
 
@@ -40,12 +41,21 @@ def adapter_for(adapters: Sequence[str], rule: str) -> str | None:
         return None
     for adapter in adapters:
         try:
-            with_rule(read_config(find_adapter(adapter)), rule)
+            with_rule(settings_of(adapter), rule)
         except ConfigError as error:
             refused = error
         else:
             return adapter
     raise refused
+
+
+def settings_of(adapter: str) -> CCMConfig:
+    """Those of an adapter; a plain LoRA, as of stage 1, compresses nothing.
+
+    Raises:
+        AdapterError: when it is absent, or cannot be read.
+    """
+    return CCMConfig(rule="full") if is_plain_lora(adapter) else read_config(find_adapter(adapter))
 
 
 def own_rules(adapters: Sequence[str], named: Sequence[str]) -> list[Method]:
@@ -58,7 +68,8 @@ def own_rules(adapters: Sequence[str], named: Sequence[str]) -> list[Method]:
     Raises:
         AdapterError: when an adapter cannot be read.
     """
-    rules = [read_config(find_adapter(adapter)).rule for adapter in adapters]
+    adapters = [adapter for adapter in adapters if not ("full" in named and is_plain_lora(adapter))]
+    rules = [settings_of(adapter).rule for adapter in adapters]
     folders = [Path(adapter).name for adapter in adapters]
     found = []
     for adapter, rule, folder in zip(adapters, rules, folders, strict=True):

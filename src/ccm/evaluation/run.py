@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 import ccm
 from ccm.builtin import NAME
-from ccm.checkpoint import find_adapter, read_config
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
 from ccm.errors import ConfigError, InputError
@@ -24,7 +23,7 @@ from ccm.evaluation.asked import Asked
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.control import Control
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
-from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
+from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules, settings_of
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.loading import TURNS, check_alone
@@ -125,7 +124,7 @@ class Evaluation:
         return Compared(name, "concat", gists[0], recurrent=False)
 
     def _trained_for(self, rule: str) -> list[str]:
-        return [adapter for adapter in self.adapters if read_config(find_adapter(adapter)).rule == rule]
+        return [adapter for adapter in self.adapters if settings_of(adapter).rule == rule]
 
 
 def evaluate(

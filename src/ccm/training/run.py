@@ -232,7 +232,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the oldest first."""
-        return _checkpoints(self.folder / CHECKPOINTS)
+        return whole_checkpoints(self.folder / CHECKPOINTS)
 
     def saved(self) -> str:
         """What a training that broke off can go on from."""
@@ -293,7 +293,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         TrainingError: when it is absent, a folder that is none, damaged, or of a newer version.
     """
     if path.is_dir() and not (path / "state.json").is_file():
-        held = _checkpoints(path / CHECKPOINTS) or _checkpoints(path)
+        held = whole_checkpoints(path / CHECKPOINTS) or whole_checkpoints(path)
         which = f"the newest that it holds is {held[-1]}" if held else f"a run has them in its folder {CHECKPOINTS}"
         raise TrainingError(f"{path} is a folder, not a checkpoint; name a checkpoint: {which}.")
     try:
@@ -315,8 +315,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise TrainingError(f"The checkpoint {path} is larger than the memory of this machine.") from error
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Those in a folder, the oldest first."""
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder of checkpoints, the oldest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.stem[5:]))
 
