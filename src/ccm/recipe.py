@@ -102,7 +102,8 @@ class Recipe:
         dtype: of the base model; what is trained is float32 in any case.
         quantize: how the base's weights are stored in fewer bits (:mod:`ccm.quantization`).
         mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
-            attention in the stage "compress": faster on processors that have instructions for it, slow on others.
+            attention in the stage "compress": faster on processors that have instructions for it, slow on others;
+            "auto" measures which this one is, at the start.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
         flex: whether to attend by flex_attention, on CUDA; where it wins, if None (:mod:`ccm.flex`).
         gradient_checkpointing: keep no activations within layers: less memory, a third more time.
@@ -140,7 +141,7 @@ class Recipe:
     merge: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Quantization | None = None
-    mixed_precision: bool = False
+    mixed_precision: bool | Literal["auto"] = False
     device: str | None = None
     flex: bool | None = None
     gradient_checkpointing: bool = False

@@ -39,9 +39,10 @@ from ccm.data import open_data
 from ccm.errors import ConfigError, DataError, TrainingError
 from ccm.files import load_tensors
 from ccm.recipe import DataSettings, Recipe, load_recipe
-from ccm.training import run
+from ccm.training import loop, run
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
+from ccm.training.precision import bfloat16_speed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")  # a real process, without the seconds that the imports take
@@ -212,6 +213,26 @@ def test_mixed_precision_multiplies_in_bfloat16_and_keeps_the_rest(tiny: Tiny) -
     assert {grad.dtype for grad in mixed_grads.values()} == {torch.float32}
     for name, grad in grads.items():
         assert (mixed_grads[name] - grad).norm() <= 0.1 * grad.norm(), name
+
+
+@pytest.mark.parametrize(("speed", "mixed"), [(2.2, True), (0.5, False)])
+def test_mixed_precision_may_follow_from_how_fast_it_is(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, speed: float, mixed: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(loop, "bfloat16_speed", lambda width, inner, device: asked.append((width, inner)) or speed)
+    training = begin(tiny.recipe(mixed_precision="auto"))
+    assert training.mixed == mixed
+    config = training.stage.base.config
+    assert asked == [(config.hidden_size, config.intermediate_size)]
+    told = f"bfloat16 multiplies matrices {speed:.1f} times as fast as float32: mixed precision "
+    assert told + ("is on." if mixed else "stays off.") in caplog.text
+    assert not begin(tiny.recipe(mixed_precision="auto", dtype="bfloat16")).mixed
+    assert len(asked) == 1
+
+
+def test_the_speed_of_bfloat16_is_a_ratio() -> None:
+    assert 0.01 < bfloat16_speed(64, 96, torch.device("cpu")) < 100
 
 
 @pytest.mark.parametrize("stage", ["base", "compress"])

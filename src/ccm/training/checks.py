@@ -51,7 +51,7 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
         raise ConfigError(
             f"batch_size is {recipe.batch_size}, but there are {processes} processes; each needs a sample."
         )
-    if recipe.mixed_precision and stage.base.dtype != torch.float32:
+    if recipe.mixed_precision is True and stage.base.dtype != torch.float32:
         raise ConfigError(
             f"mixed_precision keeps the base in float32, but it is in {stage.base.dtype}; set dtype=float32, or leave "
             "mixed_precision out."

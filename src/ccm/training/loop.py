@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.distributed.fsdp import fully_shard
 
 from ccm.data import DataSet, open_data
@@ -27,6 +28,8 @@ from ccm.recipe import Recipe
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
 from ccm.training.checks import base_origin, check, check_checkpoint, digest, trackers
+from ccm.training.precision import WORTH, bfloat16_speed
+from ccm.training.preview import mlp_width
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 from ccm.turns import Turns
@@ -130,6 +133,7 @@ class Training:
         self.stage = make(replace(recipe, device=place))
         self.stage.module.train()
         check(recipe, data, self.stage)
+        self.mixed = self._mixes()
         self.parameters = [*self.stage.trained.values()]
         if recipe.shard:
             shard(self.stage)
@@ -278,9 +282,20 @@ class Training:
             found = self._sum_over_processes(found)
         return {"loss": sum(objective.weights[name] * value for name, value in found.items()), **found}
 
+    def _mixes(self) -> bool:
+        """Whether matrices are multiplied in bfloat16, which may be measured; all processes do alike."""
+        if self.recipe.mixed_precision != "auto" or self.stage.base.dtype != torch.float32:
+            return self.recipe.mixed_precision is True
+        config = self.stage.base.config.get_text_config()
+        speed = bfloat16_speed(config.hidden_size, mlp_width(config), self.stage.base.device)
+        slowest = min(gather_object([speed]))
+        chosen = "is on" if slowest >= WORTH else "stays off"
+        _log.warning("bfloat16 multiplies matrices %.1f times as fast as float32: mixed precision %s.", slowest, chosen)
+        return slowest >= WORTH
+
     def _precision(self) -> torch.autocast:
         """Within it, matrices are multiplied as the recipe says."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.recipe.mixed_precision)
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.mixed)
 
     def _share(self, batch: Batch) -> list[Batch]:
         """The passes of a batch that are this process's."""
