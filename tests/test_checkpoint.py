@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -565,6 +566,44 @@ def test_a_stage_1_adapter_is_saved_inside_and_merged_again(tmp_path: Path) -> N
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert_close(loaded.read(loaded.empty_memory(), ids), wrapped(ids).logits)
+
+
+def test_adapters_share_the_stage_1_adapter_that_stands_beside_them(tmp_path: Path) -> None:
+    save_plain_lora(tmp_path / "first")
+    models = []
+    for rule in ("concat", "merge"):
+        model = CCMModel(tiny_base(), ccm_config(rule), stage1=read_stage1(tmp_path / "first")).eval()
+        randomize_adapter(model, 1)
+        model.save_pretrained(tmp_path / rule)  # by itself at first
+        write_adapter(read_adapter(tmp_path / rule), tmp_path / rule, shared="first")
+        assert not (tmp_path / rule / "base_adapter").exists()
+        models.append(model)
+    for model in models:
+        loaded = CCMModel.from_pretrained(tmp_path / model.config.rule, tiny_base())
+        assert torch.equal(online_logits(loaded, SAMPLE), online_logits(model, SAMPLE))
+        assert loaded.config == replace(model.config, base_fingerprint=model.base_id, base_vocab_size=model.vocab_size)
+
+
+def test_a_stage_1_adapter_beside_that_is_absent_another_or_elsewhere_is_refused(tmp_path: Path) -> None:
+    save_plain_lora(tmp_path / "first")
+    save_plain_lora(tmp_path / "other", seed=4)
+    model = CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "first"))
+    model.save_pretrained(tmp_path / "adapter")
+    saved = read_adapter(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="does not hold the stage-1 adapter"):
+        write_adapter(saved, tmp_path / "adapter", shared="other")
+    write_adapter(saved, tmp_path / "adapter", shared="first")
+    save_plain_lora(tmp_path / "first", seed=4)
+    with pytest.raises(AdapterError, match=r"with the stage-1 adapter \w{16} in \.\./first, but there is \w{16};"):
+        read_adapter(tmp_path / "adapter")
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(AdapterError, match="first"):
+        read_adapter(tmp_path / "adapter")
+    for place in ("/etc", "../..", "../a/b", "first", "../.hidden", 3):
+        settings = json.loads((tmp_path / "adapter" / "ccm_config.json").read_text()) | {"base_adapter": place}
+        (tmp_path / "adapter" / "ccm_config.json").write_text(json.dumps(settings))
+        with pytest.raises(AdapterError, match=r"can be a folder beside it, such as \.\./base"):
+            read_adapter(tmp_path / "adapter")
 
 
 def test_an_adapter_saved_over_one_with_stage_1_leaves_nothing_of_it(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     adapter/  ccm_config.json  ccm_adapter.safetensors  [base_adapter/]      base_adapter: a plain PEFT LoRA, stage 1
 
+Several adapters may share a stage-1 adapter that stands beside them; their settings then name its folder.
+
 The tensors' manifest tells digests of the settings and of base_adapter, so that only what was saved together is read.
 There is no ``adapter_config.json``: plain PEFT, which would run the LoRA on every token, finds nothing to load.
 """
@@ -37,6 +39,7 @@ logger = get_logger(__name__)
 KIND, VERSION, SIGNS, SETTINGS = "ccm_adapter", "format_version", "base_signs", "base_settings"
 CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
 PEFT_CONFIG = "adapter_config.json"
+_BESIDE = re.compile(r"\.\./(?!\.)[^/\\]+")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,18 @@ class SavedAdapter:
         return {n: t for n, t in self.tensors.items() if rule == self.config.rule or not n.startswith("rule.")}
 
 
-def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
+def write_adapter(adapter: SavedAdapter, folder: str | Path, *, shared: str = "") -> None:
     """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
 
+    Args:
+        adapter: what to write.
+        folder: where to.
+        shared: name of the folder beside it that holds the stage-1 adapter, which several then share; by itself where
+            empty.
+
     Raises:
-        AdapterError: when the path is none, or a file, or no folder can be made or written there.
+        AdapterError: when the path is none, or a file, no folder can be made or written there, or the folder beside it
+            holds another stage-1 adapter.
     """
     target = as_path(folder, AdapterError)
     if target.is_file():
@@ -85,13 +95,15 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path) -> None:
         ) from error
     try:
         with locking(target):
-            _write(adapter, target)
+            _write(adapter, target, shared and f"../{shared}")
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"The adapter cannot be saved in {folder}: {reason(error)}.") from error
 
 
-def _write(adapter: SavedAdapter, target: Path) -> None:
-    if adapter.stage1:
+def _write(adapter: SavedAdapter, target: Path, beside: str) -> None:
+    if beside and (adapter.stage1 is None or read_stage1(target / beside).fingerprint != adapter.stage1.fingerprint):
+        raise AdapterError(f"{target / beside} does not hold the stage-1 adapter of what is to be written to {target}.")
+    if adapter.stage1 and not beside:
         (target / STAGE1).mkdir(exist_ok=True)
         named = {f"base_model.model.{name}": tensor for name, tensor in adapter.stage1.tensors.items()}
         save_tensors(target / STAGE1 / "adapter_model.safetensors", named, {"format": "pt"})
@@ -99,7 +111,7 @@ def _write(adapter: SavedAdapter, target: Path) -> None:
     elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # of the adapter that is now replaced
         shutil.rmtree(target / STAGE1)
     signs = {} if adapter.base_signs is None else {SIGNS: adapter.base_signs}
-    settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict()}
+    settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict(), **({STAGE1: beside} if beside else {})}
     manifest: dict[str, Any] = {**_pair(settings, adapter.stage1), SETTINGS: adapter.base_settings}
     write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, manifest)
     save_json(target / CONFIG, settings)
@@ -114,7 +126,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     with locking(folder, shared=True):
         settings = _read_settings(folder)
         config = _config(settings)
-        stage1 = read_stage1(folder / STAGE1) if (folder / STAGE1).is_dir() else None
+        place = folder / settings.get(STAGE1, STAGE1)
+        stage1 = read_stage1(place) if STAGE1 in settings or place.is_dir() else None
         if not (folder / WEIGHTS).exists():
             raise AdapterError(f"{folder / WEIGHTS} is missing; the adapter was not copied whole.")
         tensors, told = read_file(folder / WEIGHTS, KIND, AdapterError, bare=True)
@@ -127,8 +140,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     if told.get(STAGE1) != held[STAGE1]:
         was, now = (str(found)[:16] or "(none)" for found in (told.get(STAGE1), held[STAGE1]))
         raise AdapterError(
-            f"{folder} was saved with the stage-1 adapter {was} in {STAGE1}, but there is {now}; the adapter was not "
-            "copied whole."
+            f"{folder} was saved with the stage-1 adapter {was} in {settings.get(STAGE1, STAGE1)}, but there is {now}; "
+            "the adapter was not copied whole."
         )
     if any(told.get(name) != value for name, value in held.items()):
         raise AdapterError(
@@ -196,15 +209,15 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise AdapterError(f"{path} is damaged: it holds no table of settings.")
     check_version(settings.get(VERSION, 1), path, AdapterError)
-    if STAGE1 in settings:
+    if STAGE1 in settings and not _BESIDE.fullmatch(str(settings[STAGE1])):
         raise AdapterError(
-            f"{path} names a stage-1 adapter outside, {settings[STAGE1]}; this ccm knows none. Update it."
+            f"{path} names {settings[STAGE1]!r} as its stage-1 adapter; it can be a folder beside it, such as ../base."
         )
     return settings
 
 
 def _config(settings: Mapping[str, Any]) -> CCMConfig:
-    return CCMConfig.from_dict({name: value for name, value in settings.items() if name != VERSION})
+    return CCMConfig.from_dict({name: value for name, value in settings.items() if name not in (VERSION, STAGE1)})
 
 
 def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCMConfig:

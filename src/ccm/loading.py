@@ -20,6 +20,8 @@ from ccm.config import CCMConfig, TurnFormat, build_settings
 from ccm.errors import ConfigError, reason
 from ccm.hub import why
 from ccm.model import CCMModel
+from ccm.models.catalogue import ADAPTERS
+from ccm.models.catalogue import MODELS as CATALOGUE
 from ccm.published import MODELS, paper_model, turns_for
 from ccm.quantization import Quantization
 from ccm.rules import RULES, make_rule, rule_class
@@ -77,8 +79,8 @@ def load(
     if rule is not None:
         make_rule(rule, dict(rule_options)) if rule_options else rule_class(rule)
     base = NAME if model is None and adapter is None else model
-    if adapter is None and base == NAME:
-        adapter = _builtin_adapter(rule)
+    if adapter is None:
+        adapter = _shipped_adapter(base, rule)
     precision = {"dtype": named if named == "auto" else getattr(torch, named), "quantize": quantize}
     place = {"device": device, **precision, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
@@ -95,11 +97,19 @@ def load(
     return _without_adapter(base, rule, {k: v for k, v in changes.items() if v is not None}, place)
 
 
-def _builtin_adapter(rule: str | None) -> Path:
-    """The shipped adapter of that rule, or one that it runs with; the first where any would do."""
-    folders = sorted(path.parent for path in WEIGHTS.glob("*/ccm_config.json"))
-    if not folders:
+def shipped(base: object) -> list[Path]:
+    """The folders of the adapters that ship with the package for a model of that name; none for any other."""
+    place = WEIGHTS if base == NAME else ADAPTERS / str(base) if base in CATALOGUE else None
+    return sorted(path.parent for path in place.glob("*/ccm_config.json")) if place else []
+
+
+def _shipped_adapter(base: object, rule: str | None) -> Path | None:
+    """The shipped adapter of that rule, or one that it runs with, the first where any would do; None where none is."""
+    folders = shipped(base)
+    if not folders and base == NAME:
         raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
+    if not folders:
+        return None
     by_rule = {read_config(find_adapter(folder)).rule: folder for folder in folders}
     if rule is None or rule_class(rule).compresses == "never":
         return folders[0]
@@ -107,7 +117,9 @@ def _builtin_adapter(rule: str | None) -> Path:
         if name in by_rule:
             return by_rule[name]
     runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
-    raise ConfigError(f"The built-in model has no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}.")
+    raise ConfigError(
+        f"No adapter that ships for the model {base!r} is for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
+    )
 
 
 def check_alone(base: str | Path, rule: str) -> None:

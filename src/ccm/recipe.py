@@ -104,6 +104,7 @@ class Recipe:
         mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
             attention in the stage "compress": faster on processors that have instructions for it, slow on others;
             "auto" measures which this one is, at the start.
+        saved_dtype: of what is written in the end; bfloat16 halves the files. Checkpoints are float32.
         device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
         flex: whether to attend by flex_attention, on CUDA; where it wins, if None (:mod:`ccm.flex`).
         gradient_checkpointing: keep no activations within layers: less memory, a third more time.
@@ -142,6 +143,7 @@ class Recipe:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Quantization | None = None
     mixed_precision: bool | Literal["auto"] = False
+    saved_dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
     flex: bool | None = None
     gradient_checkpointing: bool = False

@@ -20,9 +20,11 @@ from ccm.builtin import TURNS
 from ccm.config import CCMConfig, TurnFormat
 from ccm.data import open_data
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
+from ccm.files import load_tensors
 from ccm.layout import IGNORE, Step, build_layout
 from ccm.training.batches import Batch
 from ccm.training.loop import train
+from ccm.training.run import read_checkpoint
 from ccm.training.stages import FULL, BaseStage, make_stage, open_turns
 
 IDS = torch.tensor([[1, 40, 500, 7, 2000, 33, 12, 9]])
@@ -302,3 +304,18 @@ def test_both_stages_train_on_a_quantized_base_and_their_adapters_fit_the_whole_
 def test_4_bits_are_not_trained_on_a_cpu(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"quantize=4bit trains on CUDA only.*quantize=int8"):
         make(tiny.recipe(quantize="4bit"))
+
+
+@pytest.mark.parametrize("stage", ["base", "compress"])
+def test_what_is_written_may_be_in_half_precision_and_checkpoints_are_not(
+    tiny: Tiny, tmp_path: Path, stage: str
+) -> None:
+    recipe = tiny.recipe(tmp_path / "out", stage=stage, saved_dtype="bfloat16", objective={"last": 1.0}, max_steps=2)
+    out = train(recipe)
+    name = "adapter_model.safetensors" if stage == "base" else "ccm_adapter.safetensors"
+    saved = {n: t for n, t in load_tensors(out / name)[0].items() if t.is_floating_point()}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    held = read_checkpoint(next((out / "checkpoints").iterdir())).tensors
+    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    model, _ = ccm.load(adapter=out)
+    assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} <= {torch.float32}

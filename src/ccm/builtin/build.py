@@ -120,7 +120,7 @@ class Pretraining(Stage):
     def logits(self, layout: Layout) -> Tensor:
         return self.module(layout).logits
 
-    def save(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
         """A copy in half precision: 5 MB, and what the adapters are then trained on."""
         copy = LlamaForCausalLM(self.base.config).half()
         copy.load_state_dict(self.base.state_dict())

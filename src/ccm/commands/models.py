@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ccm.console import plain_console, quiet, size, stages
+from ccm.loading import shipped
 from ccm.models.cache import Source, find_model, model_folder, read_about
 from ccm.models.catalogue import MODELS
 from ccm.models.fetch import fetch, known
@@ -60,6 +61,7 @@ def run_show(name: str) -> None:
         "Hub": model.hub,
         "here": f"{_here(name)}, {size(held)}" if folder else "no",
         "folder": str(model_folder(name)),
+        "adapters": ", ".join(folder.name for folder in shipped(name)) or "none",
     }
     for key, value in rows.items():
         table.add_row(key, value)

@@ -26,7 +26,7 @@ from ccm.evaluation.figures import by_part, counting, figures, main_figure, valu
 from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules, settings_of
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
-from ccm.loading import TURNS, check_alone
+from ccm.loading import TURNS, check_alone, shipped
 from ccm.model import CCMModel
 from ccm.quantization import Quantization
 from ccm.rules import rule_class
@@ -114,8 +114,8 @@ class Evaluation:
 
     def _method(self, name: str) -> Compared:
         if name != GIST_ONLINE:
-            if not self.adapters and self.model not in (None, NAME):
-                check_alone(self.model, name)
+            if not (self.adapters or shipped(model := self.model or NAME)):
+                check_alone(model, name)
             rule_class(name)
             return Compared(name, name, adapter_for(self.adapters, name))
         gists = self._trained_for("gist")
@@ -205,9 +205,9 @@ def _measure(
 ) -> Iterator[Result]:
     """One method at every depth; ``opened`` holds the task, once for each base and form of turns."""
     model, tokenizer = _load(evaluation, method)
-    stock = method.adapter is None and evaluation.model not in (None, NAME)
+    stock = method.adapter is None and not shipped(evaluation.model or NAME)
     silent = stock and not (Path(evaluation.model or "") / TURNS).is_file()  # nothing says how its turns are written
-    form = PAPER_TURNS if silent else model.config.turns
+    form = PAPER_TURNS if silent and model.config.turns.template != "chat" else model.config.turns
     turns = make_turns(tokenizer, form)
     alike = tokenizer.name_or_path, model.base_id, form
     if alike not in opened:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+ADAPTERS = Path(__file__).parent / "adapters"  # those that ship with the package: a folder for each model's name
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ FIRST_BATCH = "first batch"  # whose digest checkpoints of version 1 tell, of al
 _PARTS, _STATE = ("trained", "first", "second"), ("step", "origin", "scaler", "updates", "told", "sums")
 _NAME = re.compile(r"step-\d+(\.safetensors)?")
 _FREE = {  # settings that may change when a run goes on: but for dropout, they change nothing of what is computed
-    "pass_tokens", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every", "save_every", "keep",
-    "tensorboard", "wandb",
+    "pass_tokens", "saved_dtype", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every",
+    "save_every", "keep", "tensorboard", "wandb",
 }  # fmt: skip
 _PLACES = {"output_dir", "model", "base_adapter", "init_adapter"}  # of what fingerprints and tensors tell apart
 _DATA_PLACES = {"path", "eval_path"}  # likewise, by the digest of what was drawn; what is held out is not trained on

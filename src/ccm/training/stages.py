@@ -69,6 +69,7 @@ class Stage(ABC):
             turns,
         )
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._saved_dtype = getattr(torch, recipe.saved_dtype)
         self.objective = Objective.of(recipe.objective, remembered=config.recurrent and rule.compresses != "context")
 
     @property
@@ -115,9 +116,14 @@ class Stage(ABC):
         """What the data set measures of the model, by name."""
         return {}
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what was trained, for use."""
+        """Write what was trained, for use; it is rounded first, to what it is to be saved in."""
+        for tensor in self.trained.values():
+            tensor.data = tensor.data.to(self._saved_dtype)
+        self._write(folder)
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None: ...
 
 
 class CompressStage(Stage):
@@ -151,7 +157,7 @@ class CompressStage(Stage):
     def measure(self, data: DataSet) -> dict[str, float]:
         return data.measure(self.model)
 
-    def save(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
 
@@ -177,7 +183,7 @@ class BaseStage(Stage):
     def logits(self, layout: Any) -> Tensor:
         return self.module(layout)
 
-    def save(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
         if self._merge:
             self.model.merge_and_unload().save_pretrained(folder)
             self.turns.tokenizer.save_pretrained(folder)
