@@ -64,5 +64,5 @@ def _stage(recipe: Recipe) -> Stage:
 
 def _estimate(recipe: Recipe) -> int:
     stage = _stage(recipe)
-    found: Estimate = estimate(recipe, stage, next(draw(recipe, stage.turns)).samples[0])
+    found: Estimate = estimate(recipe, stage, [next(draw(recipe, stage.turns))])
     return found.total - found.weights

@@ -14,7 +14,9 @@ from transformers import GPT2Config, LlamaConfig, T5Config
 
 from ccm.config import TurnFormat
 from ccm.data.kinds import Chat, Task
+from ccm.training.batches import Batch
 from ccm.training.preview import estimate, mlp_width, picture
+from ccm.training.stages import Stage
 
 CHAT = Chat((("My name is Anna.", "Hello."), ("Thank you!", "Gladly."), ("My name?", "Anna,\nI think.")))
 
@@ -65,7 +67,12 @@ def test_the_blocks_of_an_encoder_are_shown_and_what_its_decoder_says(
 def needs(tiny: Tiny, **changes: Any) -> Any:
     recipe = tiny.recipe(**changes)
     stage = make(recipe)
-    return stage, estimate(recipe, stage, CHAT.sample(stage.turns, 2))
+    return stage, estimate(recipe, stage, [batch(stage, 120)])
+
+
+def batch(stage: Stage, count: int) -> Batch:
+    """One sample so many times."""
+    return Batch([CHAT.sample(stage.turns, 2)] * count, [0] * count, stage.config.n_tok)
 
 
 def test_the_estimate_counts_weights_gradients_and_moments(tiny: Tiny) -> None:
@@ -76,21 +83,20 @@ def test_the_estimate_counts_weights_gradients_and_moments(tiny: Tiny) -> None:
 
 
 def test_the_estimate_follows_the_pass_and_what_is_kept_of_it(tiny: Tiny) -> None:
-    one = needs(tiny, pass_tokens=1000)[1]
-    two = needs(tiny, pass_tokens=2000)[1]
-    assert two.activations == 2 * one.activations
-    assert two.logits == pytest.approx(2 * one.logits, rel=1e-3)
-    assert needs(tiny, pass_tokens=1000, gradient_checkpointing=True)[1].activations < one.activations
-    assert needs(tiny, pass_tokens=1000, objective={"last": 1.0})[1].logits < one.logits
+    width = batch(make(tiny.recipe()), 1).tokens
+    one = needs(tiny, pass_tokens=20 * width)[1]
+    two = needs(tiny, pass_tokens=40 * width)[1]
+    assert (two.activations, two.logits) == (2 * one.activations, 2 * one.logits)
+    assert needs(tiny, pass_tokens=1 << 30)[1].activations == 6 * one.activations  # no pass has more than its batch
+    assert needs(tiny, pass_tokens=20 * width, gradient_checkpointing=True)[1].activations < one.activations
+    assert needs(tiny, pass_tokens=20 * width, objective={"last": 1.0})[1].logits < one.logits
 
 
 def test_a_sample_that_is_longer_than_a_pass_is_what_counts(tiny: Tiny) -> None:
     stage, one = needs(tiny, pass_tokens=1)
-    sample = CHAT.sample(stage.turns, 2)
-    tokens = sum(len(step.ids) for step in (*sample.steps, sample.query)) + 2 * stage.config.n_tok
-    same = needs(tiny, pass_tokens=tokens)[1]
+    same = needs(tiny, pass_tokens=batch(stage, 1).tokens)[1]
     assert (one.activations, one.logits) == (same.activations, same.logits)
-    assert needs(tiny, pass_tokens=tokens + 1)[1].activations > one.activations
+    assert needs(tiny, pass_tokens=batch(stage, 2).tokens)[1].activations == 2 * one.activations
 
 
 def test_activations_of_a_base_in_half_precision_are_half_as_large(tiny: Tiny) -> None:
@@ -102,10 +108,6 @@ def test_activations_are_estimated_to_within_a_factor_of_two(tiny: Tiny) -> None
     """What autograd really keeps for the backward pass, counted as it is packed."""
     recipe = tiny.recipe()
     stage = make(recipe)
-    from ccm.training.batches import Batch
-
-    sample = CHAT.sample(stage.turns, 2)
-    tokens = sum(len(step.ids) for step in (*sample.steps, sample.query))
     weights = {p.data_ptr() for p in stage.module.parameters()}
     kept: dict[int, int] = {}
 
@@ -118,11 +120,9 @@ def test_activations_are_estimated_to_within_a_factor_of_two(tiny: Tiny) -> None
 
     alive: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        stage.sums(Batch([sample], [0], 2))
-    found = estimate(recipe, stage, sample)
-    share = tokens / recipe.pass_tokens
-    expected = (found.activations + found.logits) * share
-    assert 0.5 < sum(kept.values()) / expected < 2
+        stage.sums(batch(stage, 4))
+    found = estimate(recipe, stage, [batch(stage, 4)])
+    assert 0.5 < sum(kept.values()) / (found.activations + found.logits) < 2
 
 
 @pytest.mark.parametrize(("config", "width"), [(GPT2Config(n_embd=8), 32), (GPT2Config(n_embd=8, n_inner=9), 9)])

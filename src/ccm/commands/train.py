@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ccm.checkpoint import read_adapter
@@ -68,8 +69,9 @@ def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     turns = open_turns(recipe)
     data, stage = open_data(recipe, turns), make_stage(recipe, turns)
     check(recipe, data, stage)
+    batches = Batches.of(recipe, data)
     if run is not None and (checkpoint := run.previous()):
-        check_checkpoint(checkpoint, stage, Batches.of(recipe, data))
+        check_checkpoint(checkpoint, stage, batches)
     sample = data.pool(0, 1)[0]
     console.print(write_recipe(replace(recipe, turns=turns.form)))
     console.print("One sample; > is what is learned.\n")
@@ -77,7 +79,7 @@ def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     trained = sum(tensor.numel() for tensor in stage.trained.values())
     whole = sum(parameter.numel() for parameter in stage.module.parameters())
     console.print(f"\nTrained are {trained:,} of {whole:,} parameters ({trained / whole:.2%}).")
-    needs = estimate(recipe, stage, sample)
+    needs = estimate(recipe, stage, islice(batches.since(0), recipe.pool))
     console.print(
         f"Memory of a process, estimated: {size(needs.total)} (weights {size(needs.weights)}, gradients and moments "
         f"{size(needs.trained)}, activations of a pass {size(needs.activations)}, logits {size(needs.logits)})."

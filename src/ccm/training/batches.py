@@ -31,13 +31,22 @@ class Batch:
     n_tok: int
     number: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over them, padding and COMP tokens included."""
+        return len(self.samples) * max(self._widths)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [length(sample) + self.n_tok * len(sample.steps) for sample in self.samples]
+
     def passes(self, tokens: int, processes: int) -> list[Batch]:
         """This batch in as few parts of at most ``tokens`` tokens, padding and COMP tokens included, as give every
         process alike many; the parts are larger only where samples are too long or too few for that.
 
         There are at least as many samples as ``processes``.
         """
-        widths = [length(sample) + self.n_tok * len(sample.steps) for sample in self.samples]
+        widths = self._widths
         order = sorted(range(len(widths)), key=widths.__getitem__)
         for count in range(processes, len(order) + 1, processes):
             parts = [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]

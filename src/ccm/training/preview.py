@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from ccm.base import entry_sizes
-from ccm.layout import Sample, length
+from ccm.layout import Sample
 from ccm.quantization import stored_bytes
 from ccm.recipe import Recipe
+from ccm.training.batches import Batch
 from ccm.training.stages import Stage
 
 
@@ -55,9 +57,8 @@ class Estimate:
         return self.weights + self.trained + self.activations + self.logits
 
 
-def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
-    """What a training needs, from its sizes: a pass is filled with ``pass_tokens`` tokens of the sample's kind, or is
-    the sample alone where that is longer.
+def estimate(recipe: Recipe, stage: Stage, batches: Iterable[Batch]) -> Estimate:
+    """What a training needs, from its sizes and the largest pass of some of its batches.
 
     Activations of a layer and token: the inputs of both norms and of all projections, queries, keys and values, the
     attention's output, and three rows within the MLP. Gradient checkpointing keeps one row a layer, and one layer.
@@ -70,16 +71,16 @@ def estimate(recipe: Recipe, stage: Stage, sample: Sample) -> Estimate:
     layer = (4 * row + attention + 4 * mlp_width(config)) * width
     layers = config.num_hidden_layers
     kept = layer * layers if not recipe.gradient_checkpointing else row * width * layers + layer
-    counts = stage.objective.counts([sample])
-    share = max(counts.values()) / length(sample)
-    tokens = max(recipe.pass_tokens, length(sample) + recipe.adapter.n_tok * len(sample.steps))
+    passes = [part for batch in batches for part in batch.passes(recipe.pass_tokens, 1)]
+    tokens = max(part.tokens for part in passes)
+    targets = max(max(stage.objective.counts(part.samples).values()) for part in passes)
     trained = sum(tensor.numel() for tensor in stage.trained.values())
     logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, their log-softmax and gradients; the teacher's
     return Estimate(
         weights=sum(map(stored_bytes, stage.module.parameters())),
         trained=12 * trained,
         activations=tokens * kept,
-        logits=int(tokens * share) * config.vocab_size * logit,
+        logits=targets * config.vocab_size * logit,
     )
 
 
