@@ -1,0 +1,61 @@
+"""The dialogues that the adapters of SmolLM2 are trained on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from reproductions.smollm2 import conversation, main
+
+
+def pack(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> Path:
+    sgd = {"id": "1", "services": [], "turns": [["USER", "A table."], ["SYSTEM", "Where?"], ["USER", "In Kaunas."]]}
+    sgd["turns"] += [["SYSTEM", "Done."], ["USER", "Bye."]]
+    short = {**sgd, "turns": sgd["turns"][:3]}
+    for split in ("train", "dev"):
+        pack(tmp_path / "schema-guided-dialogue" / f"{split}.jsonl.gz", f"{json.dumps(sgd)}\n{json.dumps(short)}\n")
+    said = [("agent_1", "Hi."), ("agent_2", "Hello!"), ("agent_2", "You?"), ("agent_1", "Well."), ("agent_2", "Good.")]
+    talk = {"turns": [{"agent": agent, "text": text} for agent, text in said]}
+    pack(tmp_path / "topical-chat" / "valid_freq.jsonl.gz", json.dumps(talk) + "\n")
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["user 1 personas", "user 2 personas", "Best Generated Conversation"])
+    for i in range(60):
+        writer.writerow(["", "", f"User 1: I am {i}.\nUser 2: Ah.\nUser 1: Yes:\nUser 2: Fine."])
+    pack(tmp_path / "synthetic-persona-chat" / "Synthetic-Persona-Chat_valid.csv.gz", table.getvalue())
+    return tmp_path
+
+
+def test_every_corpus_becomes_messages(corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--data", str(corpora), "--output", str(tmp_path / "chats")])
+    train = {path.stem: lines(path) for path in (tmp_path / "chats" / "train").iterdir()}
+    held = {path.stem: lines(path) for path in (tmp_path / "chats" / "held_out").iterdir()}
+    (one,) = train["schema-guided"]  # the other is too short
+    assert [m["content"] for m in one["messages"]] == ["A table.", "Where?", "In Kaunas.", "Done."]
+    assert [m["role"] for m in one["messages"]] == ["user", "assistant"] * 2
+    assert [m["content"] for m in train["topical"][0]["messages"]] == ["Hi.", "Hello! You?", "Well.", "Good."]
+    assert held["schema-guided"] == train["schema-guided"]
+    assert len(train["persona"]) + len(held["persona"]) == 60
+    assert 0 < len(held["persona"]) < 20
+    assert not {str(c) for c in train["persona"]} & {str(c) for c in held["persona"]}
+    assert "facts that recall is measured with: kaunas" in capsys.readouterr().out
+
+
+def test_a_talk_without_two_replies_is_none() -> None:
+    assert conversation([("a", "Hi."), ("b", "Hello."), ("a", "Bye.")]) is None
+    assert conversation([]) is None
