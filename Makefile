@@ -25,7 +25,7 @@ $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1) -e '.[d
 @touch $@
 endef
 
-.PHONY: install chat test test-processors test-versions test-slow check format bench builtin figures small dialog \
+.PHONY: install chat test test-processors test-versions test-slow check format bench builtin figures small dialog smollm2 \
 	conformance clean always
 
 install: .venv/installed
@@ -88,6 +88,9 @@ small: install
 
 dialog: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.dialog --data $(DATA)
+
+smollm2: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.smollm2 --data $(DATA)
 
 conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)

@@ -19,7 +19,7 @@ from ccm.console import quiet
 from ccm.recipe import Stage, load_recipe
 from ccm.training.loop import train
 
-COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=true")
+COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=auto")
 WORKERS = min(2, os.cpu_count() or 1)
 
 
@@ -30,8 +30,8 @@ def train_part(
     result = "adapter_config.json" if stage == "base" else CONFIG
     if not (folder / result).is_file():
         loaded = load_recipe(recipe, (*places, f"output_dir={folder}", *COMMON, *changes), stage)
-        with progress(loaded, name) as report:
-            train(loaded, resume=folder.is_dir(), report=report)
+        with progress(loaded, name) as shown:
+            train(loaded, resume=folder.is_dir(), report=shown.report, advance=shown.advance)
     return folder
 
 
@@ -39,7 +39,7 @@ def train_model(recipe: Path, folder: Path, data: Path, changes: Sequence[str]) 
     """All weights of the small LLaMA (:mod:`reproductions.whole`), in several processes, unless it is done."""
     if not (folder / "model.safetensors").is_file():
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(WORKERS)]
-        launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "reproductions.whole", recipe]
+        launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "reproductions.whole", str(recipe)]
         subprocess.run([*launch, "--data", data, "--output", folder, "--set", *changes], check=True)
 
 

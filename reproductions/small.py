@@ -131,7 +131,7 @@ class Whole(Stage):
     def logits(self, layout: Layout) -> Tensor:
         return self.module(layout)
 
-    def save(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
         """In half precision: 9 MB."""
         copy = LlamaForCausalLM(self.base.config).half()
         copy.load_state_dict(self.base.state_dict())
@@ -152,8 +152,8 @@ def build(data: Path, runs: Path, output: Path = SMALL, changes: tuple[str, ...]
         build_tokenizer(corpus, tokenizer)
     places = (f"model={tokenizer}", f"data.path={corpus}", f"output_dir={run}")
     recipe = load_recipe(Path(__file__).with_suffix(".yaml"), (*places, *changes))
-    with progress(recipe, "small") as report:
-        train(recipe, resume=run.is_dir(), report=report, make=from_scratch)
+    with progress(recipe, "small") as shown:
+        train(recipe, resume=run.is_dir(), report=shown.report, advance=shown.advance, make=from_scratch)
     output.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (output / name).write_bytes((run / name).read_bytes())

@@ -1,10 +1,11 @@
-"""The dialogues that the adapters of SmolLM2 are trained and measured on, from corpora with free licences.
+"""The adapters that ship for SmolLM2 135M: their dialogues, from corpora with free licences, and their trainings.
 
-    python -m reproductions.smollm2 --data DIR --output CHATS
+    python -m reproductions.smollm2 --data DIR --output RUNS
 
 DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` (CC BY 4.0) and ``topical-chat``
-(CDLA-Sharing-1.0). CHATS gets ``train``, a file each, and ``held_out``: SGD's dev split, and a tenth of persona-chat,
-drawn by a checksum of its text. Facts to recall are made by the package itself (``ccm.data.facts``).
+(CDLA-Sharing-1.0). RUNS gets ``chats``, with ``train``, a file each, and ``held_out``: SGD's dev split, and a tenth of
+persona-chat, drawn by a checksum of its text. Facts to recall are made by the package itself (``ccm.data.facts``). Then
+the first stage is trained and an adapter of each rule on top of it, unless they are there; what was broken off goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from ccm.console import quiet
 from ccm.data.facts import read_bank
 from ccm.files import write_atomically
+from reproductions.parts import train_part
 
+RULES = {  # what differs from the recipe; gate and merge hold as much as concat does after four steps
+    "concat": (),
+    "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
+    "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
+}
 Talk = list[tuple[str, str]]  # who speaks, and what is said
 
 
@@ -55,8 +63,8 @@ def personas(folder: Path, *, held_out: bool) -> Iterator[Talk]:
 
 def conversation(talk: Talk) -> dict | None:
     """Messages: the first who speaks is the user. None where fewer than two turns have a reply."""
-    said = [(speaker, " ".join(text.strip() for _, text in lines)) for speaker, lines in groupby(talk, lambda t: t[0])]
-    said = [text for _, text in said[: len(said) // 2 * 2]]
+    said = [" ".join(text.strip() for _, text in lines) for _, lines in groupby(talk, lambda turn: turn[0])]
+    said = said[: len(said) // 2 * 2]
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     return {"messages": messages} if len(messages) >= 4 and all(said) else None
@@ -73,19 +81,34 @@ def write(path: Path, talks: Iterator[Talk]) -> None:
     print(f"{path}: {len(made):,} conversations{note}")
 
 
+def prepare(data: Path, chats: Path) -> None:
+    """All files of dialogues."""
+    for name in ("train", "held_out"):
+        (chats / name).mkdir(parents=True, exist_ok=True)
+    write(chats / "train" / "schema-guided.jsonl", schema_guided(data, "train"))
+    write(chats / "train" / "topical.jsonl", topical(data))
+    write(chats / "train" / "persona.jsonl", personas(data, held_out=False))
+    write(chats / "held_out" / "schema-guided.jsonl", schema_guided(data, "dev"))
+    write(chats / "held_out" / "persona.jsonl", personas(data, held_out=True))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write all files."""
+    """Prepare the dialogues, then train what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--output", type=Path, default=Path("runs/smollm2"), help="folder for everything")
+    parser.add_argument("--rules", nargs="*", default=[*RULES], choices=[*RULES], help="adapters to train")
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe of all trainings")
     args = parser.parse_args(arguments)
-    for name in ("train", "held_out"):
-        (args.output / name).mkdir(parents=True, exist_ok=True)
-    write(args.output / "train" / "schema-guided.jsonl", schema_guided(args.data, "train"))
-    write(args.output / "train" / "topical.jsonl", topical(args.data))
-    write(args.output / "train" / "persona.jsonl", personas(args.data, held_out=False))
-    write(args.output / "held_out" / "schema-guided.jsonl", schema_guided(args.data, "dev"))
-    write(args.output / "held_out" / "persona.jsonl", personas(args.data, held_out=True))
+    quiet()
+    chats, changes = args.output / "chats", ("saved_dtype=bfloat16", *args.set)
+    if not chats.is_dir():
+        prepare(args.data, chats)
+    places = (f"data.path={chats}",)
+    base = train_part("smollm2", "base", "base", args.output / "base", places, changes)
+    for rule in args.rules:
+        on_top = (*places, f"base_adapter={base}")
+        train_part("smollm2", rule, "compress", args.output / rule, on_top, (*RULES[rule], *changes))
 
 
 if __name__ == "__main__":

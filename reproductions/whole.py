@@ -37,8 +37,8 @@ def main() -> None:
     quiet()
     places = (f"model={SMALL}", f"data.path={args.data}", f"output_dir={args.output}")
     recipe = load_recipe(args.recipe, (*places, *args.set))
-    with progress(recipe, args.output.name) as report:
-        train(recipe, resume=args.output.is_dir(), report=report, make=trained_on)
+    with progress(recipe, args.output.name) as shown:
+        train(recipe, resume=args.output.is_dir(), report=shown.report, advance=shown.advance, make=trained_on)
 
 
 if __name__ == "__main__":

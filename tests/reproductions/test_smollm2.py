@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reproductions.smollm2 import conversation, main
+from reproductions.smollm2 import conversation, prepare
 
 
 def pack(path: Path, text: str) -> None:
@@ -42,7 +42,7 @@ def corpora(tmp_path: Path) -> Path:
 
 
 def test_every_corpus_becomes_messages(corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--data", str(corpora), "--output", str(tmp_path / "chats")])
+    prepare(corpora, tmp_path / "chats")
     train = {path.stem: lines(path) for path in (tmp_path / "chats" / "train").iterdir()}
     held = {path.stem: lines(path) for path in (tmp_path / "chats" / "held_out").iterdir()}
     (one,) = train["schema-guided"]  # the other is too short
