@@ -47,7 +47,9 @@ def test_a_short_name_brings_its_adapters(shipped: Path, asked: str | None, rule
 
 
 def test_a_rule_without_an_adapter_is_refused_with_those_that_there_are(shipped: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{NAME}' is for the rule 'merge'; it runs as concat, full, gate, none"):
+    with pytest.raises(
+        ConfigError, match=rf"{NAME}' ships with no adapter for the rule 'merge'; it runs as concat, full, gate, none"
+    ):
         ccm.load(NAME, rule="merge")
 
 

@@ -118,7 +118,7 @@ def _shipped_adapter(base: object, rule: str | None) -> Path | None:
             return by_rule[name]
     runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
     raise ConfigError(
-        f"No adapter that ships for the model {base!r} is for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
+        f"The model {base!r} ships with no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
     )
 
 

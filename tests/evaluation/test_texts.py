@@ -38,6 +38,8 @@ def test_rouge_lsum_goes_sentence_by_sentence() -> None:
 def test_of_several_answers_the_best_counts_for_each_figure() -> None:
     figures = judge("five blue", ["5", "five cats", "Five, blue."])
     assert figures == dict.fromkeys(FIGURES, 1.0)
+    assert judge("It is in the Blue Box.", ["in the blue box", "b"])["holds"] == 1.0
+    assert judge("It is in a box.", ["in the blue box", "b"])["holds"] == 0.0
     assert judge("five", ["5", "five cats"])["answer_f1"] == pytest.approx(2 / 3)
 
 

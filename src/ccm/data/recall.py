@@ -151,7 +151,7 @@ class RecallTask(Task):
     turns: Turns
     options: TaskOptions
     depths = (12,)
-    replies = Replies("em", 24)
+    replies = Replies("holds", 24)
 
     def questions(self, depth: int) -> Iterator[Question]:
         if depth < FACTS:
@@ -167,7 +167,7 @@ class RecallTask(Task):
         chat = Chat(tuple((said.user, said.reply) for said in (*before, line)))
         samples = (part.sample(self.turns, part.length) for part in (chat, chat.latest(0)))
         question = Question.of(next(samples), self.turns.eos_id, "recall", alone=next(samples))
-        return replace(question, references=(line.value,), judged="phrase")
+        return replace(question, references=(line.value,))
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> RecallTask:

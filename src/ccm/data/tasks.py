@@ -52,11 +52,11 @@ class Replies:
     """What counts where replies are generated, and judged as texts.
 
     Attributes:
-        figure: exact match, F1 of words, or ROUGE-L.
+        figure: exact match, whether they hold the answer, F1 of words, or ROUGE-L.
         most: new tokens of a reply at most, 0 where none is generated; an evaluation sets what it was asked for.
     """
 
-    figure: Literal["em", "answer_f1", "rouge_l"] = "rouge_l"
+    figure: Literal["em", "holds", "answer_f1", "rouge_l"] = "rouge_l"
     most: int = 0
 
 

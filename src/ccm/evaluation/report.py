@@ -24,6 +24,7 @@ TITLES = {
     "loss": "loss",
     "answer_f1": "answer F1",
     "em": "exact match",
+    "holds": "holds the answer",
     "rouge_1": "ROUGE-1",
     "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",

@@ -1,4 +1,5 @@
-"""Generated replies, judged as texts: exact match, F1 of words and ROUGE, of several accepted answers the best.
+"""Generated replies, judged as texts: exact match, whether they hold the answer, F1 of words and ROUGE; of several
+accepted answers the best.
 
 What the F1 counts is said by the question; all but the first are LoCoMo's (arXiv 2402.17753):
 
@@ -23,7 +24,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 from ccm.data.questions import Judged
 
 _ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
-FIGURES = ("em", "answer_f1", *_ROUGES)
+FIGURES = ("em", "holds", "answer_f1", *_ROUGES)
 _STEMMER = PorterStemmer()
 _ROUGE = RougeScorer(
     [*_ROUGES.values()], tokenizer=DefaultTokenizer(use_stemmer=True)
@@ -57,7 +58,12 @@ def judge(reply: str, references: Sequence[str], how: Judged = "words") -> dict[
     if how == "phrase":
         return dict.fromkeys(FIGURES, float(any(_holds(reply, phrase) for phrase in references)))
     every = [
-        {"em": exact_match(reply, reference), "answer_f1": _F1[how](reply, reference), **rouge(reply, reference)}
+        {
+            "em": exact_match(reply, reference),
+            "holds": holds(reply, reference),
+            "answer_f1": _F1[how](reply, reference),
+            **rouge(reply, reference),
+        }
         for reference in references
     ]
     return {name: max(figures[name] for figures in every) for name in FIGURES}
@@ -71,6 +77,12 @@ def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
 def exact_match(reply: str, reference: str) -> float:
     """1 where both have the same words in the same order."""
     return float(words(reply) == words(reference))
+
+
+def holds(reply: str, reference: str) -> float:
+    """1 where all words of the reference stand in the reply, in one run."""
+    said, sought = words(reply), words(reference)
+    return float(bool(sought) and any(said[i : i + len(sought)] == sought for i in range(len(said))))
 
 
 def rouge(reply: str, reference: str) -> dict[str, float]:
