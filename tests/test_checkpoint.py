@@ -751,3 +751,35 @@ def test_a_stage_1_adapter_of_other_sizes_is_refused(tmp_path: Path) -> None:
     save_file({name: torch.ones(2, 16)}, tmp_path / "theirs" / "model.safetensors")
     with pytest.raises(AdapterError):
         CCMModel(tiny_base(), ccm_config(), stage1=read_stage1(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize(
+    ("own", "rule", "changes"),
+    [
+        ("concat", "full", {}),
+        ("concat", "none", {}),
+        ("concat", None, {"recurrent": False}),
+        ("merge", "ema", {"rule_options": {"weight": 0.3}}),
+        ("gate", "none", {}),
+        ("gate", "gate", {"n_tok": 1}),
+    ],
+)
+def test_a_model_under_another_rule_is_that_which_is_loaded_so(
+    tmp_path: Path, own: str, rule: str | None, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(own, n_tok=2, min_n_tok=1, max_n_tok=2)
+    model.save_pretrained(tmp_path)
+    before = online_logits(model, SAMPLE)
+    other = model.under(rule, **changes)
+    loaded = CCMModel.from_pretrained(tmp_path, tiny_base(), rule=rule, **changes)
+    assert torch.equal(online_logits(other, SAMPLE), online_logits(loaded, SAMPLE))
+    assert other.config.rule == loaded.config.rule
+    assert repr(other.origin) == repr(loaded.origin)
+    assert {id(p) for p in other.parameters()} <= {id(p) for p in model.parameters()}
+    assert torch.equal(online_logits(model, SAMPLE), before)
+    assert model.config.rule == own
+
+
+def test_a_model_does_not_go_under_a_rule_that_it_was_not_trained_for() -> None:
+    with pytest.raises(ConfigError, match="trained for the rule 'concat' and cannot run as 'merge'"):
+        tiny_model().under("merge")

@@ -33,7 +33,7 @@ from ccm.fingerprint import effective_settings, fingerprint_base, fingerprint_te
 from ccm.memory_files import Origin
 from ccm.models.cache import called
 from ccm.quantization import Quantization
-from ccm.rules import make_rule
+from ccm.rules import Rule, make_rule
 from ccm.seams import try_seams
 from ccm.stack import check_seams
 
@@ -84,11 +84,7 @@ class AdaptedModel(nn.Module):
         self.base_settings = effective_settings(base.config.get_text_config())
         if stage1:
             base = merge_stage1(base, stage1)
-        self.rule = make_rule(config.rule, dict(config.rule_options))
-        hidden = base.config.get_text_config().hidden_size
-        heads = entry_sizes(base)[0][0]
-        most = config.n_tok_range[1]
-        self.rule.build(layers=len(attentions), kv_heads=heads, hidden=hidden, n_tok=most)
+        self.rule = _built_rule(config, base)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
         softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
         kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
@@ -99,7 +95,7 @@ class AdaptedModel(nn.Module):
             base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks
         inject_lora(base, config.lora)
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
-        self.comp_embeddings = embedding(base, self._embeddings(most))
+        self.comp_embeddings = embedding(base, self._embeddings(config.n_tok_range[1]))
         self.base = base
         self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
         self._called = called(base.name_or_path)
@@ -110,6 +106,22 @@ class AdaptedModel(nn.Module):
     def _embeddings(self, most: int) -> int:
         """How many embeddings are trained for at most ``most`` COMP tokens a step."""
         return most
+
+    def under(self, rule: str | None = None, **changes: Any) -> Self:
+        """The same base and adapter under another rule of memory, or another N; all weights are shared.
+
+        Args:
+            rule: see :func:`ccm.checkpoint.with_rule`.
+            changes: other settings, such as ``n_tok`` and ``recurrent``.
+
+        Raises:
+            ConfigError: when the adapter cannot run as asked.
+        """
+        config, other = with_rule(self.config, rule, **changes), type(self).__new__(type(self))
+        vars(other).update(vars(self), _modules={**self._modules}, config=config, _origin=None)
+        if (config.rule, config.rule_options) != (self.config.rule, self.config.rule_options):
+            other.rule = _built_rule(config, self.base).to(self.device).train(self.training)
+        return other
 
     # Files -----------------------------------------------------------------------------------------------------------
 
@@ -254,6 +266,14 @@ class AdaptedModel(nn.Module):
 
     def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
         return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)
+
+
+def _built_rule(config: CCMConfig, base: PreTrainedModel) -> Rule:
+    """The rule of a config, with the parameters that it owns on a base."""
+    rule, sizes = make_rule(config.rule, dict(config.rule_options)), entry_sizes(base)
+    hidden = base.config.get_text_config().hidden_size
+    rule.build(layers=len(sizes), kv_heads=sizes[0][0], hidden=hidden, n_tok=config.n_tok_range[1])
+    return rule
 
 
 _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}

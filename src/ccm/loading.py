@@ -80,7 +80,7 @@ def load(
         make_rule(rule, dict(rule_options)) if rule_options else rule_class(rule)
     base = NAME if model is None and adapter is None else model
     if adapter is None:
-        adapter = _shipped_adapter(base, rule)
+        adapter = shipped_adapter(base, rule)
     precision = {"dtype": named if named == "auto" else getattr(torch, named), "quantize": quantize}
     place = {"device": device, **precision, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
@@ -103,7 +103,7 @@ def shipped(base: object) -> list[Path]:
     return sorted(path.parent for path in place.glob("*/ccm_config.json")) if place else []
 
 
-def _shipped_adapter(base: object, rule: str | None) -> Path | None:
+def shipped_adapter(base: object, rule: str | None) -> Path | None:
     """The shipped adapter of that rule, or one that it runs with, the first where any would do; None where none is."""
     folders = shipped(base)
     if not folders and base == NAME:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+import ccm
+from ccm.builtin import NAME
 from ccm.checkpoint import find_adapter, is_plain_lora, read_config, with_rule
 from ccm.config import CCMConfig
 from ccm.errors import ConfigError
+from ccm.loading import shipped_adapter
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,34 @@ class Method:
     name: str
     rule: str | None
     adapter: str | None
+
+
+class Models:
+    """The models of methods on one base: an adapter is loaded with its base once, whatever rules run on it.
+
+    Args:
+        base: as ``ccm.load`` takes it.
+        place: the same of device, dtype and quantization.
+    """
+
+    def __init__(self, base: str | None, **place: Any) -> None:
+        self._base, self._place = base, place
+        self._held: tuple[Any, Any, PreTrainedTokenizerBase] | None = None  # the latest adapter, its model, a tokenizer
+
+    def load(self, method: Method, **changes: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+        """The model of a method, and its tokenizer; ``changes`` are of its config, left as they are where None.
+
+        Raises:
+            ConfigError, AdapterError: as ``ccm.load``.
+        """
+        base = self._base if method.adapter or self._base else NAME
+        adapter = method.adapter or shipped_adapter(base, method.rule)
+        if self._held is None or self._held[0] != adapter:
+            self._held = None  # there is room for one
+            loaded = ccm.load(base, adapter, rule=None if adapter else method.rule, **self._place)
+            self._held = (adapter, *loaded)
+        _, model, tokenizer = self._held
+        return model.under(method.rule, **{k: v for k, v in changes.items() if v is not None}), tokenizer
 
 
 M = TypeVar("M", bound=Method)

@@ -12,9 +12,7 @@ from statistics import fmean
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
 
-import ccm
 from ccm.builtin import NAME
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
@@ -23,7 +21,7 @@ from ccm.evaluation.asked import Asked
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.control import Control
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
-from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules, settings_of
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, settings_of
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
 from ccm.loading import TURNS, check_alone, shipped
@@ -153,8 +151,9 @@ def evaluate(
     work = _Work(sum(map(len, methods)), progress)
     for evaluation, compared in zip(evaluations, methods, strict=True):
         opened: dict[object, Asked] = {}
+        models = _models(evaluation)
         for method in compared:
-            results += _measure(evaluation, method, opened, kept, work)
+            results += _measure(evaluation, method, models, opened, kept, work)
     if processes().is_main_process:
         kept.write_lines(asdict(result.line) for result in results)
     return results
@@ -199,12 +198,14 @@ def processes() -> PartialState:
 def _measure(
     evaluation: Evaluation,
     method: Compared,
+    models: Models,
     opened: dict[object, Asked],
     kept: Kept,
     work: _Work,
 ) -> Iterator[Result]:
     """One method at every depth; ``opened`` holds the task, once for each base and form of turns."""
-    model, tokenizer = _load(evaluation, method)
+    n_tok = evaluation.n_tok if _compresses(method) or method.baseline else None
+    model, tokenizer = models.load(method, recurrent=method.recurrent, n_tok=n_tok)
     stock = method.adapter is None and not shipped(evaluation.model or NAME)
     silent = stock and not (Path(evaluation.model or "") / TURNS).is_file()  # nothing says how its turns are written
     form = PAPER_TURNS if silent and model.config.turns.template != "chat" else model.config.turns
@@ -262,19 +263,11 @@ def _compresses(method: Compared) -> bool:
     return method.rule is None or rule_class(method.rule).compresses != "never"
 
 
-def _load(evaluation: Evaluation, method: Compared) -> tuple[CCMModel | CCMEncoderDecoder, PreTrainedTokenizerBase]:
-    """A method's model and its tokenizer; of several processes, each on a device of its own."""
+def _models(evaluation: Evaluation) -> Models:
+    """Those of an evaluation; of several processes, each has them on a device of its own."""
     several = processes().num_processes > 1
-    return ccm.load(
-        evaluation.model,
-        method.adapter,
-        rule=method.rule,
-        recurrent=method.recurrent,
-        n_tok=evaluation.n_tok if _compresses(method) or method.baseline else None,
-        device=evaluation.device or (str(processes().device) if several else None),
-        dtype=evaluation.dtype,
-        quantize=evaluation.quantize,
-    )
+    device = evaluation.device or (str(processes().device) if several else None)
+    return Models(evaluation.model, device=device, dtype=evaluation.dtype, quantize=evaluation.quantize)
 
 
 def _open(evaluation: Evaluation, turns: Turns) -> Asked:

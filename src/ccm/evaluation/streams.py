@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-import ccm
 from ccm.builtin import NAME
 from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.errors import ConfigError, DataError
-from ccm.evaluation.methods import Method, adapter_for, named_once, own_rules
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
 from ccm.evictions import StreamSettings
 from ccm.generation import end_ids
@@ -122,16 +121,9 @@ def run_streams(run: StreamRun, output: Path | None = None, tell: Told = lambda 
     """
     kept, results = KeptStreams(output), []
     texts = read_texts(run.files)
+    models = Models(run.model, device=run.device, dtype=run.dtype, quantize=run.quantize)
     for method in run.methods():
-        model, tokenizer = ccm.load(
-            run.model,
-            method.adapter,
-            rule=method.rule,
-            n_tok=run.n_tok if method.settings.evict == "compress" else None,
-            device=run.device,
-            dtype=run.dtype,
-            quantize=run.quantize,
-        )
+        model, tokenizer = models.load(method, n_tok=run.n_tok if method.settings.evict == "compress" else None)
         for name, text in texts.items():
             ids = _cut(run, name, text, tokenizer)
             results.append(_read(run, method, name, ids, model, tokenizer, kept, tell))

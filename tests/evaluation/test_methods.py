@@ -1,0 +1,40 @@
+"""Methods, and the models that they run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ccm
+from ccm.builtin import WEIGHTS
+from ccm.evaluation.methods import Method, Models
+
+
+def test_an_adapter_is_loaded_with_its_base_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    load = ccm.load
+    monkeypatch.setattr(
+        ccm, "load", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
+    )
+    models, concat, gate = Models(None), str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
+    found = [models.load(Method(rule or "own", rule, concat))[0] for rule in ("full", "none", None)]
+    assert [model.config.rule for model in found] == ["full", "none", "concat"]
+    assert models.load(Method("own", None, gate))[0].config.rule == "gate"
+    assert loaded == [concat, gate]
+    assert models.load(Method("own", None, gate), recurrent=False)[0].config.recurrent is False
+
+
+def test_without_an_adapter_it_is_one_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+    load = ccm.load
+    monkeypatch.setattr(
+        ccm, "load", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
+    )
+    models = Models(None)
+    assert [models.load(Method(rule, rule, None))[0].config.rule for rule in ("full", "none", "gate")] == [
+        "full",
+        "none",
+        "gate",
+    ]
+    assert [path.name for path in loaded] == ["concat", "gate"]
