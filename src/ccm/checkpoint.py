@@ -360,6 +360,18 @@ def _another_base(config: CCMConfig, base: BaseFacts, where: str, ours: str, the
     )
 
 
+def base_named(source: str | Path) -> str | None:
+    """Where an adapter or a plain LoRA says that its base is; None where it does not.
+
+    Raises:
+        AdapterError: when it cannot be read.
+    """
+    if is_plain_lora(source):
+        return read_stage1(Path(source)).settings.get("base_model_name_or_path") or None
+    folder = find_adapter(source)
+    return base_of(folder, read_config(folder))
+
+
 def base_of(folder: Path, config: CCMConfig) -> str:
     """Where the base of an adapter is: a folder that the config names from the adapter's own, or what else it names.
 

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import TOLERANCE
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ccm.builtin import WEIGHTS
 from ccm.cli import main
@@ -421,6 +424,14 @@ def test_a_plain_lora_is_the_base_of_the_rules_that_compress_nothing(tmp_path: P
     (tmp_path / "adapter_config.json").write_text("{}")
     methods = Evaluation(TaskSettings("dialog"), adapters=[str(tmp_path)]).methods()
     assert [(m.name, m.rule, m.adapter) for m in methods] == [(n, n, str(tmp_path)) for n in ("full", "none")]
+
+
+def test_a_plain_lora_is_measured(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = AutoModelForCausalLM.from_pretrained(WEIGHTS / "base", dtype=torch.float32)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    assert dialog(folder, "--adapter", tmp_path / "lora", "--json") == 0
+    found = [(line["method"], line["adapter"]) for line in lines(capsys.readouterr().out)]
+    assert found == [(name, str(tmp_path / "lora")) for name in ("full", "full", "none", "none")]
 
 
 def test_recall_of_held_out_facts_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

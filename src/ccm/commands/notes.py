@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccm.builtin import NAME
-from ccm.checkpoint import base_of, find_adapter, read_config
+from ccm.checkpoint import base_named
 from ccm.commands.chat import base_name
 from ccm.console import tell
 from ccm.data.custom import TEXTS
@@ -23,8 +23,7 @@ class BuiltinNote:
 
     def __init__(self, model: str | None, adapters: Sequence[str]) -> None:
         if model is None and adapters:
-            folder = find_adapter(adapters[0])
-            model = base_of(folder, read_config(folder))
+            model = base_named(adapters[0])
         self._due = is_main() and base_name(model or NAME) == NAME
 
     def say(self) -> None:

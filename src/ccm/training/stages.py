@@ -130,9 +130,7 @@ class CompressStage(Stage):
     """A compression adapter on a frozen base, in the parallel pass."""
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
-        folder = Path(recipe.model)
-        place = str(folder.resolve()) if folder.is_dir() else recipe.model
-        config = replace(recipe.adapter, turns=turns.form, base_model=place)
+        config = replace(recipe.adapter, turns=turns.form, base_model=_place(recipe))
         if recipe.random_n_tok:
             config = replace(config, min_n_tok=1, max_n_tok=config.n_tok)
         stage1 = read_stage1(Path(recipe.base_adapter)) if recipe.base_adapter else None
@@ -178,6 +176,7 @@ class BaseStage(Stage):
         )
         module = full_context(base)
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
+        self.model.peft_config["default"].base_model_name_or_path = _place(recipe)
         super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
 
     def logits(self, layout: Any) -> Tensor:
@@ -245,6 +244,12 @@ def open_turns(recipe: Recipe) -> Turns:
     """
     tokenizer = load_tokenizer(recipe.model)
     return make_turns(tokenizer, recipe.turns or turn_format(recipe.model, tokenizer))
+
+
+def _place(recipe: Recipe) -> str:
+    """Where the base is, wherever what is trained on it will be read."""
+    folder = Path(recipe.model)
+    return str(folder.resolve()) if folder.is_dir() else recipe.model
 
 
 def _load(recipe: Recipe) -> PreTrainedModel:
