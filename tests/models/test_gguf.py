@@ -16,7 +16,7 @@ from ccm.base import load_base
 from ccm.errors import ConfigError
 from ccm.models import gguf
 
-WORDS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz.?", "\u0120", "\u010a", "ab"]
+WORDS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz.?", "\u0120", "\u010a", "ab", "ba"]
 
 
 def write_gguf(path: Path, seed: int = 0) -> Path:
@@ -37,7 +37,7 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(WORDS)
     writer.add_token_types([3] * 4 + [1] * (len(WORDS) - 4))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "b a"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(3)
     writer.add_chat_template(CHATML)

@@ -40,8 +40,8 @@ def adapter_of(place: str | Path) -> str | Path:
     checkpoint = read_checkpoint(path)
     if not (run / RECIPE).is_file():
         raise TrainingError(
-            f"The checkpoint {path} lies in no run's folder: {run / RECIPE} is missing. Resume it into one, with "
-            "`ccm train RECIPE --from CHECKPOINT`, to make an adapter of it."
+            f"The checkpoint {path} lies in no run's folder: {run / RECIPE} is missing. Train on from it into "
+            "one, with start=CHECKPOINT, to have an adapter of it."
         )
     recipe = replace(load_recipe(run / RECIPE), device="cpu")
     stage = make_stage(recipe, open_turns(recipe))
