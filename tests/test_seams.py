@@ -72,7 +72,13 @@ def nowhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CompLinear, "forward", lambda self, x: self.base_layer(x))
 
 
+def cache_renamed(patch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.24 had it for those who knew the former name alone: other arguments are swallowed."""
+    patch.setattr("ccm.seams.given_cache", lambda model, held: {"kept": held})
+
+
 FAULTS = [
+    (cache_renamed, False, "cache that is handed to a model of the type llama is not read"),
     (top_alone, True, "mask of a memory does not reach the layers of a model of the type t5"),
     (nothing_told, False, "mask of a memory does not reach the layers of a model of the type llama"),
     (nothing_told, True, "mask of a memory does not reach the layers of a model of the type t5"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    Cache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -106,6 +109,16 @@ def check_family(model_type: str | None, name: str) -> None:
             f"{name} is of the type {model_type!r}, which is not supported. "
             f"Use a model of one of these types: {', '.join(sorted(PROJECTIONS))}."
         )
+
+
+@cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def given_cache(model: PreTrainedModel, held: Cache) -> dict[str, Cache]:
+    """The argument that hands a cache to a model: ``cache`` from transformers 5.24 on, ``past_key_values`` before."""
+    return {_cache_argument(type(model).forward): held}
 
 
 def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:

@@ -24,7 +24,7 @@ def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) ->
         return None
     if args:
         kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its former name, which callers may still use
     if not isinstance(cache, MemoryCache):
         return None
     check_caching(module)

@@ -177,7 +177,8 @@ class Memory:
     def cache(self) -> MemoryCache:
         """A cache that begins with this memory, which stays as it is.
 
-        For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory.
+        For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory
+        (``cache=cache`` from transformers 5.24 on).
 
         Raises:
             InputError: when the memory is open under a rule that compresses once a context.

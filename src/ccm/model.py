@@ -20,7 +20,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
 from ccm.attention import SDPA, AllWritten, CompressingPass, ParallelPass
-from ccm.base import decoder, entry_sizes
+from ccm.base import decoder, entry_sizes, given_cache
 from ccm.carrying import attach_view, check_caching
 from ccm.config import CCMConfig, check_count
 from ccm.errors import InputError, MemoryFileError, UnsupportedModelError
@@ -311,7 +311,7 @@ class CCMModel(AdaptedModel):
             input_ids=ids,
             attention_mask=whole.long(),
             position_ids=cache.positions_of(whole, ids.shape[1]),
-            past_key_values=cache,
+            **given_cache(self.base, cache),
             logits_to_keep=int(last),
         ).logits[..., : self.vocab_size]
         cache.read = read
@@ -378,7 +378,7 @@ class CCMModel(AdaptedModel):
             ids,
             attention_mask=torch.cat([before, mask], dim=1).long(),
             position_ids=positions,
-            past_key_values=cache,
+            **given_cache(self.base, cache),
             **options,
         )
         return output[:, ids.shape[1] :]
@@ -452,7 +452,7 @@ class CCMModel(AdaptedModel):
                 inputs_embeds=self._embed(ids, slots),
                 attention_mask=mask.long(),
                 position_ids=positions,
-                past_key_values=cache,
+                **given_cache(decoder(self.base), cache),
                 ccm=current,
             )
 

@@ -18,11 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ccm.adapter import inject_lora
 from ccm.attention import SDPA, ParallelPass
-from ccm.base import attention_modules
+from ccm.base import attention_modules, given_cache
 from ccm.config import CCMConfig, LoRASettings
 from ccm.encoder import EncoderPass, build_encoder_layout
 from ccm.layout import Sample, Step, build_layout
@@ -54,6 +61,8 @@ def _try(base: PreTrainedModel, layout: Any, current: Any, run: Callable[..., Te
     expected = torch.cat([run(text[:, step], layout.positions[:, step]) for step in steps], dim=1)
     padded = torch.tensor([[0, 0, *[1] * (text.shape[1] - 2)]])
     stock = base(inputs_embeds=text, attention_mask=padded, **plain).logits[:, 2:]
+    if not base.config.is_encoder_decoder:
+        _try_cache(base)
     base.set_attn_implementation(SDPA)
 
     def differs() -> bool:
@@ -74,6 +83,16 @@ def _try(base: PreTrainedModel, layout: Any, current: Any, run: Callable[..., Te
     current.rows = comp
     if not differs():
         raise refusal(f"The LoRA does not act on COMP tokens in a model of the type {kind}")
+
+
+def _try_cache(base: PreTrainedModel) -> None:
+    """A memory is handed to a model as its cache: text that is read in two parts must come out as at once."""
+    text, held = torch.randn(1, 4, 8, dtype=torch.float64), DynamicCache()
+    parts = [
+        base(inputs_embeds=part, use_cache=True, **given_cache(base, held)).logits for part in text.split(2, dim=1)
+    ]
+    if _far(torch.cat(parts, dim=1), base(inputs_embeds=text, use_cache=False).logits):
+        raise refusal(f"A cache that is handed to a model of the type {base.config.model_type} is not read")
 
 
 def _far(found: Tensor, expected: Tensor) -> bool:

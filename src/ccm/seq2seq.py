@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ccm.adapted import AdaptedModel, ParallelOutput
 from ccm.adapter import PlainLoRA
-from ccm.base import attention_modules, entry_sizes
+from ccm.base import attention_modules, entry_sizes, given_cache
 from ccm.config import CCMConfig
 from ccm.encoder import EncoderLayout, EncoderPass, build_encoder_layout
 from ccm.encoder_memory import EncoderMemory
@@ -198,7 +198,7 @@ class CCMEncoderDecoder(AdaptedModel):
                 encoder_outputs=states,
                 attention_mask=seen.long(),
                 decoder_input_ids=ids.to(self.device),
-                past_key_values=cache,
+                **given_cache(self.base, cache),
                 use_cache=True,
             ).logits[:, -1, : self.vocab_size]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from ccm.base import entry_sizes
+from ccm.base import entry_sizes, given_cache
 from ccm.boundaries import Boundaries
 from ccm.carrying import check_caching
 from ccm.config import check_count
@@ -241,7 +241,7 @@ class StreamingMemory:
             input_ids=ids,
             attention_mask=torch.ones(self.batch, start + ids.shape[1], dtype=torch.long, device=ids.device),
             position_ids=positions,
-            past_key_values=cache,
+            **given_cache(self.model.base, cache),
             ccm=self._eviction.view(held, ids.shape[1]),
         ).logits[..., : self.model.vocab_size]
         keys, values = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("keys", "values"))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccm.base import given_cache
 from ccm.data.questions import Question
 from ccm.encoder_memory import EncoderMemory
 from ccm.generation import Read, Reply, end_ids, replies_to
@@ -106,7 +107,7 @@ class DecoderAnswering(Answering):
                 input_ids=fed,
                 attention_mask=torch.cat([read.repeat_interleave(choices, 0), fed_mask], dim=1).long(),
                 position_ids=end[:, None] + (fed_mask.long().cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache,
+                **given_cache(self.model.base, cache),
             ).logits
             by_token = (
                 torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
