@@ -155,13 +155,19 @@ def wait() -> None:
 
 
 def peak_bytes(run: Callable[[], object]) -> int | None:
-    """The most that is held on the CUDA device while something runs, all of this process; None without a device."""
+    """Run something; the most that this process held on the CUDA device meanwhile, None without one."""
     if not torch.cuda.is_available():
+        run()
         return None
     torch.cuda.reset_peak_memory_stats()
     run()
     wait()
     return torch.cuda.max_memory_allocated()
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes as a cell of a table; empty where they were not measured."""
+    return "" if count is None else f"{count / 2**20:,.0f}"
 
 
 def compare(

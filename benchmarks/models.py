@@ -46,7 +46,7 @@ _1B = {
     "tie_word_embeddings": True,
 }
 _8B = _1B | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "tie_word_embeddings": False}
-_TINY = _1B | {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+_TINY = _1B | {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 _TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES: dict[str, tuple[PretrainedConfig, torch.dtype]] = {
     "small": (CONFIG, torch.float32),

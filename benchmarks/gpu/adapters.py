@@ -19,7 +19,7 @@ STAGES = {
     "merge": ("adapter.rule=merge", "adapter.n_tok=4"),
 }
 SMALL = (
-    "data.options.parts=[{name: recall, path: null, weight: 1}]",
+    "data.options.parts=[{name: recall, path: null, weight: 1, options: {longest: 4, long: 0.0}}]",
     "data.eval_samples=2",
     "batch_size=2",
     "max_steps=2",
@@ -48,9 +48,8 @@ def run(order: Order) -> Iterator[Report]:
         recipe = _recipe(order, stage, model)
         trained = train_for_a_while(recipe, order, order.starts.get(stage))
         newest = str([None, *checkpoints(Path(recipe.output_dir or ""))][-1])
-        loss = "" if trained.loss is None else f"{trained.loss:.3f}"
-        numbers = [f"{trained.speed:,.0f}", f"{trained.tokens:,.0f}", f"{trained.seconds:.0f}", loss, newest]
-        rows.append([stage, str(trained.first), str(trained.last), str(recipe.max_steps), *numbers])
+        numbers = [f"{trained.speed:,.0f}", f"{trained.tokens:,.0f}", f"{trained.seconds:.0f}", trained.shown_loss]
+        rows.append([stage, str(trained.first), str(trained.last), str(recipe.max_steps), *numbers, newest])
         data.append({"stage": stage, "of": recipe.max_steps, "checkpoint": newest, **vars(trained)})
         yield Report("The adapters of SmolLM2", setting, columns, rows, data)
         if trained.last < recipe.max_steps or order.left < 2 * SAVING:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks import models
-from benchmarks.common import FIGURES, Report, Subject, compare, peak_bytes, time_in_turns
+from benchmarks.common import FIGURES, Report, Subject, compare, mebibytes, peak_bytes, time_in_turns
 from benchmarks.gpu.order import Order
 from ccm.base import load_base
 from ccm.errors import ConfigError
@@ -68,8 +68,7 @@ def _holds(made: Mapping[str, CCMModel], setting: str) -> Report:
         peak = peak_bytes(_training(model))
         differ = _difference(memories[name], memories[WHOLE])
         same = model.base_id == made[WHOLE].base_id
-        shown = "" if peak is None else f"{peak / 2**20:.0f}"
-        rows.append([name, f"{held / 2**20:.0f}", shown, f"{differ:.2e}", "yes" if same else "no"])
+        rows.append([name, mebibytes(held), mebibytes(peak), f"{differ:.2e}", "yes" if same else "no"])
         data.append({"way": name, "bytes": held, "peak": peak, "difference": differ, "same": same})
     columns = ["", "MiB of weights", "MiB at the peak, all models", "memory differs by", "taken for the same base"]
     return Report("Bases in fewer bits", setting, columns, rows, data)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import max_pool2d
 
 from benchmarks import models
-from benchmarks.common import FIGURES, Report, Subject, compare, peak_bytes, time_in_turns, wait
+from benchmarks.common import FIGURES, Report, Subject, compare, mebibytes, peak_bytes, time_in_turns, wait
 from benchmarks.gpu.order import Order
 from ccm.attention import ParallelPass
 from ccm.flex import lacks
@@ -27,7 +27,7 @@ KINDS = ("1b", "1b, windows")
 FLEX, OTHER = "flex_attention", "without"
 SETTING = (
     "Forward and backward of a pass of {tokens} text tokens in rows of one length, in steps of so many tokens; a model "
-    "of {size}, {dtype}, random weights, on {device}. Beside it: sdpa, in chunks where few columns are seen. Blocks are "
+    "of {size}, {dtype}, random weights, on {device}. Beside it: sdpa, in chunks where few columns are seen. Blocks: "
     "the share of 128 x 128 that is seen, where no window hides more. The first pass compiles. {lacking}"
 )
 
@@ -52,9 +52,8 @@ def run(order: Order) -> Iterator[Report]:
 
 def _of_kind(order: Order, kind: str, ends: float) -> Iterator[Report]:
     size, rows, data = order.size(kind), [], []
-    made = {
-        name: models.with_random_adapter(models.ccm_model(rule, size, order.device)) for name, rule in RULES.items()
-    }
+    stock = {name: models.ccm_model(rule, size, order.device) for name, rule in RULES.items()}
+    made = {name: models.with_random_adapter(model) for name, model in stock.items()}
     for case, (name, model) in product(SMALL if order.rehearse else CASES, made.items()):
         if order.left < ends:
             return
@@ -87,12 +86,7 @@ def _measure(order: Order, name: str, model: CCMModel, case: Case) -> tuple[list
     options = order.options(0.1)
     found = compare(time_in_turns({way: Subject(run) for way, run in ways.items()}, options), FLEX, OTHER)
     blocks, differ = seen_blocks(layout, model), abs(losses[FLEX] - losses[OTHER])
-    shown = [
-        f"{blocks:.0%}",
-        f"{first:.1f}",
-        *("" if n is None else f"{n / 2**20:.0f}" for n in peaks),
-        f"{differ:.1e}",
-    ]
+    shown = [f"{blocks:.0%}", f"{first:.1f}", *map(mebibytes, peaks), f"{differ:.1e}"]
     record = {"case": name, **asdict(found), "blocks": blocks, "first_seconds": first, "losses": losses, "peaks": peaks}
     return [name, OTHER, *found.figures(), *shown], record
 

@@ -43,7 +43,8 @@ class Order:
 
     def size(self, name: str) -> str:
         """That size of :data:`benchmarks.models.SIZES`, or the tiny one of its kind."""
-        return "tiny" + name[name.index(",") :] * ("," in name) if self.rehearse else name
+        large, *kind = name.split(", ")
+        return ", ".join(["tiny" if self.rehearse else large, *kind])
 
     def options(self, share: float = 1.0) -> Options:
         """How to time something that may take that share of what is left."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +46,16 @@ class Trained:
         """Text tokens a second."""
         return self.tokens / self._told if self._told else 0.0
 
+    @property
+    def shown_loss(self) -> str:
+        """The loss as a cell of a table."""
+        return "" if self.loss is None else f"{self.loss:.3f}"
+
 
 def train_for_a_while(
     recipe: Recipe, order: Order, start: Path | None = None, make: Callable[[Recipe, Turns], Stage] = make_stage
 ) -> Trained:
-    """Train into the recipe's folder until the part is to end; goes on from what is in there, or else from ``start``."""
+    """Train into the recipe's folder until the part is to end; goes on from what is in it, or else from ``start``."""
     assert recipe.output_dir is not None
     resume, trained = bool(checkpoints(Path(recipe.output_dir))), Trained()
 
@@ -64,8 +68,11 @@ def train_for_a_while(
         if order.left < SAVING and step < recipe.max_steps:
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C: the step is saved
 
-    with suppress(KeyboardInterrupt):
+    try:
         train(recipe, resume=resume, start=None if resume else start, report=trained.tell, advance=advance, make=make)
+    except KeyboardInterrupt:
+        if order.left >= SAVING:  # a person's
+            raise
     return trained
 
 
