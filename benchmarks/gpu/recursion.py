@@ -14,8 +14,8 @@ from benchmarks.gpu.order import Order
 
 SIZES = ("small", "1b")
 SETTING = (
-    f"{unrolled.SETTING.split(' Both must')[0]} On {{device}}, {unrolled.LARGE}. Waits: how often the host waits for the "
-    f"device in one unrolled loss of {unrolled.STEPS} steps. MiB are of the whole process at the peak."
+    f"{unrolled.SETTING.split(' Both must')[0]} On {{device}}, {unrolled.LARGE}. Waits: how often the host waits for "
+    f"the device in one unrolled loss of {unrolled.STEPS} steps. MiB are of the whole process at the peak."
 )
 
 

@@ -121,7 +121,7 @@ class Stage(ABC):
 
 
 class CompressStage(Stage):
-    """A compression adapter on a frozen base, in the parallel pass; the recipe's model is loaded where none is given."""
+    """A compression adapter on a frozen base, the recipe's or another that is given, in the parallel pass."""
 
     def __init__(self, recipe: Recipe, turns: Turns, base: PreTrainedModel | None = None) -> None:
         folder = Path(recipe.model)
