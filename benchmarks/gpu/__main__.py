@@ -58,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return len(failed)
 
 
+def _part(name: str) -> str:
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"there is no {name!r}; the parts are {', '.join(PARTS)}")
+    return name
+
+
 def _start(text: str) -> tuple[str, Path]:
     stage, _, path = text.partition("=")
     if stage not in adapters.STAGES or not path:
@@ -67,7 +73,7 @@ def _start(text: str) -> tuple[str, Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (all)")
+    parser.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of the results (%(default)s)")
     parser.add_argument("--rehearse", action="store_true", help="small and once, as without CUDA")
     of_adapters = parser.add_argument_group("of the adapters")

@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 CASES = (Case(1024, 64), Case(4096, 64), Case(2048, 64), Case(512, 64), Case(4096, 512), Case(8192, 64))
-SMALL = (Case(256, 16), Case(128, 32))
+SMALL = (Case(128, 16),)
 
 
 def run(order: Order) -> Iterator[Report]:
@@ -70,12 +70,12 @@ def _setting(order: Order, size: str, model: CCMModel) -> str:
     query = torch.empty(1, 1, 1, config.hidden_size // config.num_attention_heads, device=order.device)
     reason = lacks(query, {})
     lacking = f"Not taken here: {reason}." if reason else ""
-    tokens = 256 if order.rehearse else TOKENS
+    tokens = 128 if order.rehearse else TOKENS
     return SETTING.format(tokens=tokens, size=size, dtype=model.base.dtype, device=order.device, lacking=lacking)
 
 
 def _measure(order: Order, name: str, model: CCMModel, case: Case) -> tuple[list[str], dict]:
-    layout = _layout(model, case, 256 if order.rehearse else TOKENS)
+    layout = _layout(model, case, 128 if order.rehearse else TOKENS)
     ways = {FLEX: _pass(model, layout, flex=True), OTHER: _pass(model, layout, flex=False)}
     begin = time.perf_counter()
     losses = {FLEX: ways[FLEX]()}

@@ -14,18 +14,18 @@ from benchmarks.gpu.order import Order
 
 SIZES = ("small", "1b")
 SETTING = (
-    f"{unrolled.SETTING.split(' Both must')[0]} On {{device}}, {unrolled.LARGE}. Waits: how often the host waits for "
+    f"{unrolled.SETTING.split(' Both must')[0]} On {{device}}, {{shape}}. Waits: how often the host waits for "
     f"the device in one unrolled loss of {unrolled.STEPS} steps. MiB are of the whole process at the peak."
 )
 
 
 def run(order: Order) -> Iterator[Report]:
     """A table of every size and rule, a row at a time; then loss and gradients are compared, in float32."""
-    rows, data, exact = [], [], []
+    shape, rows, data, exact = unrolled.Shape(1, 12) if order.rehearse else unrolled.LARGE, [], [], []
     for size in dict.fromkeys(map(order.size, SIZES)):
         for rule, config in unrolled.RULES.items():
             model = models.with_random_adapter(models.ccm_model(config, size, order.device))
-            losses = unrolled.losses_of(model, unrolled.LARGE)
+            losses = unrolled.losses_of(model, shape)
             if model.base.dtype == torch.float32:
                 exact.append((model, losses))
             steps = {way: unrolled.step(model, loss) for way, loss in losses.items()}
@@ -37,7 +37,7 @@ def run(order: Order) -> Iterator[Report]:
             rows.append([f"{size}, {rule}", *found.figures(), *map(mebibytes, peaks), seen])
             data.append({"size": size, "rule": rule, **asdict(found), "peaks": peaks, "waits": waits})
             columns = ["", "ms unrolled", "ms parallel", *FIGURES[2:], "MiB unrolled", "MiB parallel", "waits"]
-            setting = SETTING.format(device=order.device)
+            setting = SETTING.format(device=order.device, shape=shape)
             yield Report("The recursion unrolled beside the parallel pass", setting, columns, rows, data)
     for model, losses in exact:
         unrolled.check_equal(model, losses)

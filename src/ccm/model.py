@@ -494,7 +494,10 @@ class CCMModel(AdaptedModel):
         )
 
     def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
-        """Ids and mask of a text that follows the memory, checked where they lie, then on the model's device; lengths."""
+        """Ids and mask of a text that follows the memory, on the model's device, and its lengths.
+
+        The text is checked where it lies: of one on the CPU, the device is asked nothing.
+        """
         if memory.origin != self.origin:
             raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
