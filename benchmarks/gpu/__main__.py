@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -48,14 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base_adapter=asked.base_adapter,
             starts=dict(asked.resume),
         )
-        for name in asked.parts or PARTS:
+        for name in asked.parts or _possible(order):
             print(f"{name}: {PARTS[name].about} ...", flush=True)
-            if not measure(name, PARTS[name], order, asked.output):
+            part = PARTS[name]._replace(seconds=min(asked.seconds, PARTS[name].seconds))
+            if not measure(name, part, order, asked.output):
                 failed.append(name)
     print(write_summary(asked.output).read_text(encoding="utf-8"))
     if failed:
         print(f"Failed: {', '.join(failed)}; their files say why.", file=sys.stderr)
     return len(failed)
+
+
+def _possible(order: Order) -> list[str]:
+    """The parts that have all that they need."""
+    lacking = {"adapters"} if order.chats is None and not order.rehearse else set()
+    for name in lacking:
+        print(f"{name}: left out, as no dialogues are named (--chats DIR).")
+    return [name for name in PARTS if name not in lacking]
 
 
 def _part(name: str) -> str:
@@ -75,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of the results (%(default)s)")
-    parser.add_argument("--rehearse", action="store_true", help="small and once, as without CUDA")
+    parser.add_argument("--rehearse", action="store_true", help="small and once, as where there is no CUDA device")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins nothing more")
     of_adapters = parser.add_argument_group("of the adapters")
     of_adapters.add_argument("--chats", type=Path, metavar="DIR", help="of python -m reproductions.smollm2")
     of_adapters.add_argument("--model", default=Order.model, help="folder, GGUF file, or folder of its pieces")

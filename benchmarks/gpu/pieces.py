@@ -1,6 +1,7 @@
-"""A file in pieces, for ways that carry small ones alone: ``python -m benchmarks.gpu.pieces FILE FOLDER --mib 60``.
+"""Files in pieces, for ways that carry small ones alone, and whole again.
 
-NAME.part-00  NAME.part-01  ...  NAME.sha256
+python -m benchmarks.gpu.pieces cut FILE FOLDER --mib 36      NAME.part-00  NAME.part-01  ...  NAME.sha256
+python -m benchmarks.gpu.pieces join FOLDER                   NAME
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from ccm.errors import ConfigError
 from ccm.files import sha256, write_atomically
 
-MIB = 60
+MIB = 36
 _DIGEST, _PIECE = ".sha256", ".part-"
 
 
@@ -63,13 +64,17 @@ def _join(target: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Cut a file."""
+    """Cut a file, or join what lies in pieces."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("folder", type=Path, help="where the pieces go")
-    parser.add_argument("--mib", type=int, default=MIB, help="of a piece (default %(default)s)")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    cutting, joining = verbs.add_parser("cut"), verbs.add_parser("join")
+    cutting.add_argument("file", type=Path)
+    cutting.add_argument("folder", type=Path, help="where the pieces go")
+    cutting.add_argument("--mib", type=int, default=MIB, help="of a piece (default %(default)s)")
+    joining.add_argument("folder", type=Path, help="where the pieces lie")
     asked = parser.parse_args(arguments)
-    print(*cut(asked.file, asked.folder, asked.mib), sep="\n")
+    made = join_all(asked.folder) if asked.verb == "join" else cut(asked.file, asked.folder, asked.mib)
+    print(*made, sep="\n")
 
 
 if __name__ == "__main__":
