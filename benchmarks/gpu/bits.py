@@ -37,6 +37,8 @@ def run(order: Order) -> Iterator[Report]:
         made, absent = _load(order, Path(folder))
     setting = SETTING.format(size=size, device=order.device, absent=" ".join(absent))
     yield _holds(made, setting)
+    if len(made) == 1:
+        return
     timed = []
     for what, way in (("training", _training), ("compressing", _compressing)):
         taken = time_in_turns({name: Subject(way(model)) for name, model in made.items()}, order.options(0.4))
