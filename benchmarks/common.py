@@ -154,6 +154,12 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def free() -> None:
+    """Give back what nothing uses any more, on the CUDA device too: models hold themselves by their hooks."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def peak_bytes(run: Callable[[], object]) -> int | None:
     """Run something; the most that this process held on the CUDA device meanwhile, None without one."""
     if not torch.cuda.is_available():

@@ -21,6 +21,7 @@ STAGES = {
 SMALL = (
     "data.options.parts=[{name: recall, path: null, weight: 1, options: {longest: 4, long: 0.0}}]",
     "data.eval_samples=2",
+    "mixed_precision=false",
     "batch_size=2",
     "max_steps=2",
     "save_every=1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import time
 import traceback
@@ -13,9 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.common import Report, describe_machine
+from benchmarks.common import Report, describe_machine, free
 from benchmarks.gpu.order import MARGIN, Order, Part
 from ccm.files import read_json, save_json, write_atomically
 
@@ -57,8 +54,7 @@ def measure(name: str, part: Part, order: Order, folder: Path) -> bool:
     except Exception as error:
         record["error"] = "".join(traceback.format_exception(error, limit=-3)).strip()
     write()
-    gc.collect()
-    torch.cuda.empty_cache()
+    free()
     return record["error"] is None
 
 
