@@ -25,8 +25,8 @@ $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1) -e '.[d
 @touch $@
 endef
 
-.PHONY: install chat test test-processors test-versions test-slow check format bench builtin figures small dialog smollm2 \
-	conformance clean always
+.PHONY: install chat test test-processors test-versions test-slow check format bench gpu builtin figures small dialog \
+	smollm2 conformance clean always
 
 install: .venv/installed
 
@@ -76,6 +76,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+gpu: install
+	$(BIN)/python -m benchmarks.gpu $(PARTS)
 
 builtin: install
 	$(BIN)/python -m ccm.builtin.build

@@ -29,7 +29,7 @@ from benchmarks import (
     unrolled,
 )
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
-from benchmarks.models import MODEL
+from benchmarks.models import MODEL, SIZES
 from ccm.console import quiet
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument("--quick", action="store_true", help="two rounds each, to see that everything runs")
-    parser.add_argument("--size", choices=throughput.SIZES, help="of the throughput's model (7b where CUDA is)")
+    parser.add_argument("--size", choices=SIZES, help="of the throughput's model (7b where CUDA is)")
     parser.add_argument("--clock", choices=CLOCKS, default=Options.clock, help="cpu: not the time others take")
     return parser
 

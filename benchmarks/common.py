@@ -8,6 +8,7 @@ as the median of the rounds' own ratios, which a slow spell of the machine distu
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import time
@@ -33,12 +34,14 @@ class Options:
         warmup: rounds before, which are not counted.
         clock: "wall", or "cpu" for the time of this process alone, where others keep the machine busy.
         size: of the model whose throughput is measured; as suits the machine where None.
+        seconds: after which no further round begins; one is counted in any case.
     """
 
     rounds: int = 15
     warmup: int = 3
     clock: str = "wall"
     size: str | None = None
+    seconds: float = math.inf
 
     def times(self, factor: int) -> Options:
         """The same with ``factor`` times the rounds, for what is quick."""
@@ -119,23 +122,58 @@ class Report:
 
 
 def time_in_turns(subjects: Mapping[str, Subject], options: Options) -> dict[str, list[float]]:
-    """Seconds of every run of every subject, by round; garbage collection is off meanwhile."""
-    clock = CLOCKS[options.clock]
+    """Seconds of every run of every subject, by round; garbage collection is off meanwhile.
+
+    What a run asks of a CUDA device belongs to it.
+    """
+    clock, ends = CLOCKS[options.clock], time.monotonic() + options.seconds
     taken: dict[str, list[float]] = {name: [] for name in subjects}
     gc.collect()
     gc.disable()
     try:
         for number in range(options.warmup + options.rounds):
+            if number > options.warmup and time.monotonic() > ends:
+                break
             for name, subject in subjects.items():
                 ready = subject.prepare()
+                wait()
                 begin = clock()
                 subject.run(ready)
+                wait()
                 end = clock()
                 if number >= options.warmup:
                     taken[name].append(end - begin)
     finally:
         gc.enable()
     return taken
+
+
+def wait() -> None:
+    """Wait for the CUDA device, where this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def free() -> None:
+    """Give back what nothing uses any more, on the CUDA device too: models hold themselves by their hooks."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def peak_bytes(run: Callable[[], object]) -> int | None:
+    """Run something; the most that this process held on the CUDA device meanwhile, None without one."""
+    if not torch.cuda.is_available():
+        run()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    wait()
+    return torch.cuda.max_memory_allocated()
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes as a cell of a table; empty where they were not measured."""
+    return "" if count is None else f"{count / 2**20:,.0f}"
 
 
 def compare(
@@ -162,8 +200,9 @@ def report_comparisons(title: str, setting: str, comparisons: Sequence[Compariso
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and the versions that decide how fast things are."""
+    """Accelerator if any, processor, cores, threads, and the versions that decide how fast things are."""
     return {
+        **({"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, report_comparisons, time_in_turns
+from ccm.base import given_cache
 from ccm.config import CCMConfig
 from ccm.memory import Memory
 from ccm.model import CCMModel
@@ -36,7 +37,7 @@ def _compare(name: str, config: CCMConfig, steps: int, options: Options) -> Comp
     ours, plain = f"compress, {name}, {memory.width} entries", "plain prefill"
     subjects = {
         plain: Subject(
-            lambda cache: stock(input_ids=ids, past_key_values=cache, use_cache=True),
+            lambda cache: stock(input_ids=ids, use_cache=True, **given_cache(stock, cache)),
             lambda: models.stock_cache(memory),
         ),
         ours: Subject(lambda step: _compress(model, memory, step), lambda: ids[:, :TOKENS]),

@@ -1,4 +1,4 @@
-"""The model that all benchmarks run, stock and with our seams, and the texts it reads. All weights are random."""
+"""The models that the benchmarks run, stock and with our seams, and the texts they read. All weights are random."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ccm.config import CCMConfig, LoRASettings
 from ccm.layout import IGNORE, Sample, Step
@@ -28,6 +35,28 @@ CONFIG = LlamaConfig(
     bos_token_id=1,
     eos_token_id=None,
 )
+_1B = {
+    "vocab_size": 128_256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 16_384,
+    "tie_word_embeddings": True,
+}
+_8B = _1B | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "tie_word_embeddings": False}
+_TINY = _1B | {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+_TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES: dict[str, tuple[PretrainedConfig, torch.dtype]] = {
+    "small": (CONFIG, torch.float32),
+    "1b": (LlamaConfig(**_1B), torch.bfloat16),
+    "1b, windows": (MistralConfig(**_1B, sliding_window=1024), torch.bfloat16),
+    "7b": (LlamaConfig(max_position_embeddings=4096), torch.bfloat16),  # LLaMA-7B
+    "8b": (LlamaConfig(**_8B), torch.bfloat16),  # Llama 3.1 8B
+    "tiny": (LlamaConfig(**_TINY), torch.float32),
+    "tiny, windows": (MistralConfig(**_TINY, sliding_window=32), torch.float32),
+}
 ROWS, STEPS, STEP_TOKENS, QUERY_TOKENS, TARGET_TOKENS = 4, 8, 54, 48, 24
 
 CONCAT = CCMConfig(rule="concat", n_tok=2, recurrent=True, lora=LoRASettings(dropout=0.0))
@@ -35,15 +64,26 @@ MERGE = CCMConfig(rule="merge", n_tok=8, recurrent=True, lora=LoRASettings(dropo
 FULL = CCMConfig(rule="full", lora=LoRASettings(dropout=0.0))
 
 
-def stock_model() -> LlamaForCausalLM:
-    """The stock model with sdpa attention; the same weights at every call."""
+def stock_model(size: str = "small", device: str = "cpu") -> PreTrainedModel:
+    """A stock model with sdpa attention; the same weights at every call."""
+    config, dtype = SIZES[size]
     torch.manual_seed(0)
-    return LlamaForCausalLM(deepcopy(CONFIG)).eval()
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation="sdpa")
+    return model.eval()
 
 
-def ccm_model(config: CCMConfig) -> CCMModel:
+def ccm_model(config: CCMConfig, size: str = "small", device: str = "cpu") -> CCMModel:
     """The same model with our seams, for use; ``train()`` it to train."""
-    return CCMModel(stock_model(), config).eval()
+    return CCMModel(stock_model(size, device), config).eval()
+
+
+def with_random_adapter(model: CCMModel) -> CCMModel:
+    """The model, in training: in a fresh adapter most gradients are zero."""
+    with torch.no_grad():
+        for tensor in model.adapter_tensors().values():
+            tensor.normal_(std=0.02)
+    return model.train()
 
 
 def random_ids(rows: int, tokens: int, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, report_comparisons, time_in_turns
+from ccm.base import given_cache
 from ccm.config import CCMConfig
 
 STEPS = 8
@@ -51,4 +52,4 @@ def _compare(name: str, config: CCMConfig, tokens: int, limit: float, options: O
 
 
 def _reader(base: PreTrainedModel, text: dict[str, Tensor]) -> Callable[[Cache], Any]:
-    return lambda cache: base(**text, past_key_values=cache)
+    return lambda cache: base(**text, **given_cache(base, cache))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def soak(options: Options) -> Report:
         places = _places(config, settings, late, torch.float32)
         exact = _places(config, settings, late, torch.float64)
         piece = models.random_ids(1, PIECE, seed=5)
-        subjects = {at: Subject(lambda fork, p=piece: fork.nll(p), place.stream.fork) for at, place in places.items()}
+        subjects = {at: Subject(partial(_nll, piece), place.stream.fork) for at, place in places.items()}
         c = compare(time_in_turns(subjects, options), "late", "early", LIMIT)
         off = {at: place.off(exact[at]) for at, place in places.items()}
         size = {at: place.stream.nbytes for at, place in places.items()}
@@ -106,6 +107,10 @@ def soak(options: Options) -> Report:
         process = {at: place.process for at, place in places.items()}
         data.append({"method": name, **asdict(c), "bytes": size, "process": process, "off": off})
     return Report(f"Token {late:,} beside token {EARLY:,}", SOAK, columns, rows, data)
+
+
+def _nll(piece: Tensor, stream: StreamingMemory) -> Tensor:
+    return stream.nll(piece)
 
 
 def _places(config: CCMConfig, settings: StreamSettings, late: int, dtype: torch.dtype) -> dict[str, Place]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import models
-from benchmarks.common import Options, Report, Subject, time_in_turns
+from benchmarks.common import Options, Report, Subject, time_in_turns, wait
 from ccm.base import entry_sizes
 from ccm.memory import COMPRESSED, Memory
 from ccm.model import CCMModel
@@ -21,10 +19,7 @@ ENTRIES = {"full context": 800, "concat N=8": 128, "merge N=8": 8}  # after 16 d
 PAPER = {"merge N=8": "13"}  # times full context, on one A100
 TOKENS = 50  # query and answer
 BATCHES = (1, 4, 16)  # where no memory runs out
-SIZES: dict[str, tuple[LlamaConfig, torch.dtype]] = {
-    "small": (models.CONFIG, torch.float32),
-    "7b": (LlamaConfig(max_position_embeddings=4096), torch.bfloat16),
-}
+MOST = 2048  # samples at a time: 100,000 tokens, of which more are no faster by the sample
 SETTING = (
     "Logits of {tokens} tokens (query and answer) by `CCMModel.read`, after a memory of so many entries as 16 "
     "demonstrations of 50 tokens leave; keys, values and weights are random. How the memory came about is not timed. "
@@ -54,8 +49,19 @@ def run(options: Options) -> Report:
     """Measure every memory; on CUDA in the largest batch that fits, elsewhere in the best of :data:`BATCHES`."""
     cuda = torch.cuda.is_available()
     size, device = options.size or ("7b" if cuda else "small"), "cuda" if cuda else "cpu"
-    model = _model(size, device)
-    rates = _in_largest_batches(model, options) if cuda else _in_best_batches(model, options)
+    model = make_model(size, device)
+    if cuda:
+        return report(model, size, in_largest_batches(model, options), f"the largest that fits, up to {MOST}")
+    return report(model, size, _in_best_batches(model, options), f"the best of {', '.join(map(str, BATCHES))}")
+
+
+def make_model(size: str, device: str) -> CCMModel:
+    """The model of :data:`benchmarks.models.SIZES` that reads after the memories."""
+    return models.ccm_model(replace(models.CONCAT, n_tok=8), size, device)
+
+
+def report(model: CCMModel, size: str, rates: Mapping[str, Rate], batch: str) -> Report:
+    """The table of what was measured; ``batch`` says in which one."""
     full = rates["full context"].per_second
     columns = ["", "entries", "MiB of K/V a sample", "batch", "samples/s", "ratio", "paper"]
     rows = [
@@ -70,26 +76,18 @@ def run(options: Options) -> Report:
         ]
         for name, rate in rates.items()
     ]
-    batch = "the largest that fits" if cuda else f"the best of {', '.join(map(str, BATCHES))}"
-    setting = SETTING.format(tokens=TOKENS, size=size, dtype=model.base.dtype, device=device, batch=batch)
+    setting = SETTING.format(tokens=TOKENS, size=size, dtype=model.base.dtype, device=model.device, batch=batch)
     data = [{"subject": name, **vars(rate)} for name, rate in rates.items()]
     return Report("Throughput", setting, columns, rows, data)
 
 
-def _model(size: str, device: str) -> CCMModel:
-    config, dtype = SIZES[size]
-    torch.manual_seed(0)
-    with torch.device(device):
-        base = LlamaForCausalLM._from_config(deepcopy(config), dtype=dtype, attn_implementation="sdpa")
-    return CCMModel(base, replace(models.CONCAT, n_tok=8)).eval()
-
-
-def _in_largest_batches(model: CCMModel, options: Options) -> dict[str, Rate]:
-    """One memory after the other: a largest batch leaves no room for the next."""
-    rates = {}
+def in_largest_batches(model: CCMModel, options: Options, most: int = MOST) -> dict[str, Rate]:
+    """One memory after the other: a largest batch, of at most ``most`` samples, leaves no room for the next."""
+    rates: dict[str, Rate] = {}
+    each = replace(options, seconds=options.seconds / len(ENTRIES))
     for name, entries in ENTRIES.items():
-        batch = largest(partial(_fits, model, entries))
-        rates |= _rates(model, {name: batch}, options)
+        batch = largest(partial(_fits, model, entries), most)
+        rates |= _rates(model, {name: batch}, each)
     return rates
 
 
@@ -109,7 +107,7 @@ def _rates(model: CCMModel, batches: Mapping[str, int], options: Options) -> dic
     }
 
 
-def largest(fits: Callable[[int], bool], most: int = 1 << 14) -> int:
+def largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest batch that fits, to an eighth: doubled until one does not, then bisected. One sample must fit."""
     size = 1
     while size < most and fits(2 * size):
@@ -123,7 +121,7 @@ def largest(fits: Callable[[int], bool], most: int = 1 << 14) -> int:
 def _fits(model: CCMModel, entries: int, batch: int) -> bool:
     torch.cuda.empty_cache()  # of the batch before, in other sizes
     try:
-        _reading(model, entries, batch)()
+        _reading(model, entries, batch)(None)
     except torch.OutOfMemoryError:
         return False
     return True
@@ -134,10 +132,9 @@ def _reading(model: CCMModel, entries: int, batch: int) -> Callable[[object], No
     memory, ids = _memory(model, entries, batch), models.random_ids(batch, TOKENS).to(model.device)
 
     @torch.inference_mode()
-    def read(_: object = None) -> None:
+    def read(_: object) -> None:
         model.read(memory, ids)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait()  # a batch that is too large may say so only then
 
     return read
 

@@ -13,7 +13,6 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from benchmarks import models
 from benchmarks.common import FIGURES, Comparison, Options, Report, Subject, compare, time_in_turns
 from benchmarks.peak_memory import STATUS, Bytes, measure_apart
-from ccm.config import CCMConfig
 from ccm.head import head_reads
 from ccm.layout import IGNORE, Sample, build_layout
 from ccm.model import CCMModel
@@ -64,34 +63,26 @@ def run(options: Options) -> Report:
 def training_step(name: str) -> Callable[..., None]:
     """The training step of that name, such as "unrolled, merge N=4", of the largest shape."""
     way, rule = name.split(", ")
-    model = _model(RULES[rule])
-    return _step(model, _losses(model, LARGE)[way])
+    model = models.with_random_adapter(models.ccm_model(RULES[rule]))
+    return step(model, losses_of(model, LARGE)[way])
 
 
 def _compare(rule: str, shape: Shape, options: Options) -> Comparison:
-    model = _model(RULES[rule])
-    losses = _losses(model, shape)
-    _check_equal(model, losses)
-    taken = time_in_turns({way: Subject(_step(model, loss)) for way, loss in losses.items()}, options)
+    model = models.with_random_adapter(models.ccm_model(RULES[rule]))
+    losses = losses_of(model, shape)
+    check_equal(model, losses)
+    taken = time_in_turns({way: Subject(step(model, loss)) for way, loss in losses.items()}, options)
     return compare(taken, UNROLLED, PARALLEL, least=LEAST if shape == LARGE else None)
 
 
-def _model(config: CCMConfig) -> CCMModel:
-    """The model with a random adapter: in a fresh one, most gradients are zero."""
-    model = models.ccm_model(config).train()
-    with torch.no_grad():
-        for tensor in model.adapter_tensors().values():
-            tensor.normal_(std=0.02)
-    return model
-
-
-def _losses(model: CCMModel, shape: Shape) -> dict[str, Loss]:
+def losses_of(model: CCMModel, shape: Shape) -> dict[str, Loss]:
+    """The loss of one batch, both ways."""
     samples = models.training_samples(shape.rows, STEPS, shape.tokens)
     return {PARALLEL: _parallel(model, samples), UNROLLED: _unrolled(model, samples)}
 
 
 def _parallel(model: CCMModel, samples: Sequence[Sample]) -> Loss:
-    layout = build_layout(samples, model.config, model.rule, pad_id=0)
+    layout = build_layout(samples, model.config, model.rule, pad_id=0).to(model.device)
 
     def loss() -> Tensor:
         found = model(layout).loss
@@ -106,6 +97,7 @@ def _unrolled(model: CCMModel, samples: Sequence[Sample]) -> Loss:
     query = torch.tensor([sample.query.ids for sample in samples])
     targets = torch.tensor([sample.query.targets for sample in samples]).flatten()
     trained = (targets != IGNORE).nonzero().flatten()
+    wanted, trained = targets[trained].to(model.device), trained.to(model.device)
 
     def loss() -> Tensor:
         memory = model.empty_memory(len(samples))
@@ -113,20 +105,22 @@ def _unrolled(model: CCMModel, samples: Sequence[Sample]) -> Loss:
             memory = model.compress(memory, ids)
         with head_reads(trained):
             logits = model.read(memory, query)[0]
-        return cross_entropy(logits.float(), targets[trained])
+        return cross_entropy(logits.float(), wanted)
 
     return loss
 
 
-def _step(model: CCMModel, loss: Loss) -> Callable[..., None]:
-    def step(_: None = None) -> None:
+def step(model: CCMModel, loss: Loss) -> Callable[..., None]:
+    """What zeroes the gradients, computes the loss and goes back through it."""
+
+    def run(_: None = None) -> None:
         model.zero_grad()
         loss().backward()
 
-    return step
+    return run
 
 
-def _check_equal(model: CCMModel, losses: dict[str, Loss]) -> None:
+def check_equal(model: CCMModel, losses: dict[str, Loss]) -> None:
     """Both ways must give the same loss, and gradients of one direction and length.
 
     The last layer's queries and outputs at COMP tokens lead nowhere: their LoRA has no gradient either way.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import FAMILIES
 
-from benchmarks import throughput
+from benchmarks import models, throughput
 from benchmarks.common import Options
 from benchmarks.models import VOCAB
 from ccm.model import CCMModel
@@ -20,7 +20,7 @@ def test_the_largest_batch_is_found_to_an_eighth_and_fits(limit: int) -> None:
         asked.append(batch)
         return batch <= limit
 
-    found = throughput.largest(fits)
+    found = throughput.largest(fits, most=1024)
     assert found <= limit < found + max(1, 2 ** (limit.bit_length() - 1) // 8)
     assert len(asked) <= limit.bit_length() + 4
     assert throughput.largest(lambda batch: True, most=64) == 64
@@ -29,7 +29,7 @@ def test_the_largest_batch_is_found_to_an_eighth_and_fits(limit: int) -> None:
 def test_every_memory_is_measured_in_its_best_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     config = FAMILIES["llama"]()
     config.vocab_size = VOCAB
-    monkeypatch.setitem(throughput.SIZES, "tiny", (config, torch.float32))
+    monkeypatch.setitem(models.SIZES, "tiny", (config, torch.float32))
     monkeypatch.setattr(throughput, "ENTRIES", {"full context": 40, "concat N=8": 16, "merge N=8": 8})
     monkeypatch.setattr(throughput, "BATCHES", (1, 2))
     report = throughput.run(Options(rounds=1, warmup=0, size="tiny"))

@@ -257,7 +257,7 @@ class AdaptedModel(nn.Module):
         Raises:
             InputError: with the lowest and the highest.
         """
-        lowest, highest = map(int, ids.aminmax())
+        lowest, highest = torch.stack(ids.aminmax()).tolist()
         if lowest < 0 or highest >= self.vocab_size:
             raise InputError(
                 f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "

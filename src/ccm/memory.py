@@ -23,6 +23,7 @@ from ccm.config import check_count
 from ccm.errors import InputError, IrreversibleError, MemoryFileError, RowError
 from ccm.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
 from ccm.rules import RULES
+from ccm.sending import send_numbers
 
 KIND = "ccm_memory"
 _PARTS: Parts = {
@@ -145,6 +146,14 @@ class Memory:
         return sum(x.nbytes for x in (*self.keys, *self.values))
 
     @property
+    def ends(self) -> list[int]:
+        """Per conversation, what ``offset`` holds: of an open memory by its records, without a wait for the device."""
+        if self.closed:
+            return self.offset.tolist()
+        pairs = zip(self.heads, self.steps, strict=True)
+        return [len(head) + sum(step.positions for step in row) for head, row in pairs]
+
+    @property
     def begun(self) -> tuple[bool, ...]:
         """Per conversation, whether anything that follows its head is held."""
         ends = zip(self.offset.tolist(), self.heads, self.entries, strict=True)
@@ -193,11 +202,11 @@ class Memory:
         """Head and columns, as text after the memory reads them; nothing is copied where there is no head."""
         config, device = self.origin.config, self.mask.device
         rule = RULES[config.rule]
-        raw = torch.tensor([rule.raw(len(head), sink=config.sink) for head in self.heads], device=device)
+        raw = send_numbers([rule.raw(len(head), sink=config.sink) for head in self.heads], device)
         own = Columns(self.keys, self.values, self.mask, self.positions, raw)
         if not (width := max(map(len, self.heads))):
             return own
-        missing = torch.tensor([[width - len(head)] for head in self.heads], device=device)
+        missing = send_numbers([[width - len(head)] for head in self.heads], device)
         places = torch.arange(width, device=device) - missing
 
         def before(layer: int, x: Tensor, side: str) -> Tensor:
@@ -246,7 +255,7 @@ class Memory:
 
     def after(self, records: Sequence[StepRecord]) -> Memory:
         """This memory with one more step on the record of every conversation, and its offset moved on."""
-        moved = torch.tensor([record.positions for record in records], device=self.offset.device)
+        moved = send_numbers([record.positions for record in records], self.offset.device)
         steps = tuple((*row, record) for row, record in zip(self.steps, records, strict=True))
         return replace(self, offset=self.offset + moved, steps=steps)
 

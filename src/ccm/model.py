@@ -29,6 +29,7 @@ from ccm.layout import IGNORE, Layout, build_layout
 from ccm.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
 from ccm.room import drop_oldest
 from ccm.rope import Rope
+from ccm.sending import send, send_numbers
 
 _HEADS = 16  # that a model keeps
 _NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # of generate
@@ -112,7 +113,7 @@ class CCMModel(AdaptedModel):
         if not ids:
             return Head()
         blank = self.empty_memory()
-        cache, (text, mask) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
+        cache, (text, mask, _) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
         cache.columns = cache.columns._replace(raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
         self._run(blank, cache, text, mask, n_tok=0)
         return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
@@ -140,7 +141,7 @@ class CCMModel(AdaptedModel):
         table = {"device": self.device, "dtype": self.base.dtype}
         nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
-        offset = torch.tensor([*map(len, heads)], device=self.device)
+        offset = send_numbers([*map(len, heads)], self.device)
         return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin, False, tuple(heads))
 
     def put_under(self, memory: Memory, heads: Sequence[Head]) -> Memory:
@@ -190,11 +191,11 @@ class CCMModel(AdaptedModel):
             UnsupportedModelError: when keys of the model cannot be turned.
         """
         limit = self.max_positions - self._comp_room
-        missing = [end + tokens - limit for end in memory.offset.tolist()]
+        missing = [end + tokens - limit for end in memory.ends]
         if max(missing) <= 0:
             return memory
         if self.rule.compresses == "context" or max(map(len, memory.heads)) + tokens > limit:
-            self._check_end(memory, torch.full_like(memory.offset, tokens))
+            self._check_end(memory, [tokens] * memory.batch)
         rope, least = Rope(self.base), self.max_positions // 8
         rows = (memory[row] for row in range(memory.batch))
         pairs = zip(rows, missing, strict=True)
@@ -212,8 +213,9 @@ class CCMModel(AdaptedModel):
 
         Args:
             memory: Mem(t-1), of B conversations.
-            ids: (B, T) token ids of the step, padded on the left.
-            mask: (B, T) bool, False at padding; all True where None.
+            ids: (B, T) token ids of the step, padded on the left; best on the CPU, where they are checked without a
+                wait for the device.
+            mask: (B, T) bool, False at padding; all True where None; likewise.
             cache: a cache that began with ``memory`` and has read the first tokens of ``ids`` already, as ``generate``
                 leaves it: they are not read again, and it is used up. One that does not fit is not used.
 
@@ -223,8 +225,7 @@ class CCMModel(AdaptedModel):
         """
         if memory.closed:
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
-        ids, mask = self._text(memory, ids, mask)
-        lengths = mask.sum(1).tolist()
+        ids, mask, lengths = self._text(memory, ids, mask)
         if cache is not None and not (
             cache.memory is memory
             and cache.get_seq_length() <= cache.columns.width + ids.shape[1]
@@ -244,14 +245,16 @@ class CCMModel(AdaptedModel):
         cache = MemoryCache(source) if cache is None else cache
         weights = self._run(source, cache, ids, mask, n_tok=self.config.n_tok)
         folded = self._fold(memory, source, cache, mask, weights)
-        added = [new - old for new, old in zip(folded.entries, memory.entries, strict=True)]
-        skipped = self._comp_positions
-        return folded.after(
-            [
-                StepRecord(n, a if self.rule.reversible else None, n + skipped)
-                for n, a in zip(lengths, added, strict=True)
-            ]
-        )
+        added, skipped = self._added(memory), self._comp_positions
+        return folded.after([StepRecord(n, a, n + skipped) for n, a in zip(lengths, added, strict=True)])
+
+    def _added(self, memory: Memory) -> list[int | None]:
+        """Per conversation, entries that one step more adds: its COMP tokens, and the sink where there is none yet."""
+        if not self.rule.reversible:
+            return [None] * memory.batch
+        rows = zip(memory.heads, memory.steps, strict=True)
+        lacking = (not len(head) and not any(step.entries for step in row) for head, row in rows)
+        return [self.config.n_tok + memory.sinks * new for new in lacking]
 
     @property
     def _comp_positions(self) -> int:
@@ -302,11 +305,11 @@ class CCMModel(AdaptedModel):
             InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, the cache is
                 of another, or the model keeps no cache.
         """
-        ids, mask = self._text(memory, ids, mask)
+        ids, mask, _ = self._text(memory, ids, mask)
         cache = self._cache_of(memory, cache)
         whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
         read = whole[:, cache.columns.width :]
-        self._check_end(memory, read.sum(1))
+        self._check_end(memory, read.sum(1).tolist())
         logits = self.base(
             input_ids=ids,
             attention_mask=whole.long(),
@@ -353,7 +356,7 @@ class CCMModel(AdaptedModel):
                 foreign, the cache is of another or has read text already, the model keeps no cache, or an option asks
                 for another cache or for more than ids.
         """
-        ids, mask = self._text(memory, ids, mask)
+        ids, mask, lengths = self._text(memory, ids, mask)
         asked = {**vars(options.get("generation_config") or GenerationConfig()), **options}
         for name, needed in _NEEDED.items():
             if asked.get(name) not in (None, needed):
@@ -366,7 +369,7 @@ class CCMModel(AdaptedModel):
         if cache.get_seq_length() != cache.columns.width:
             raise InputError("This cache has read text already; take a fresh one.")
         most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
-        self._check_end(memory, mask.sum(1) + max(most, 0))
+        self._check_end(memory, [length + max(most, 0) for length in lengths])
         memory, before = cache.memory, cache.columns.mask
         if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
@@ -417,7 +420,7 @@ class CCMModel(AdaptedModel):
         columns = torch.cat([before.positions, text, torch.full_like(slot, COMPRESSED)], dim=1)
         fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
-        step = torch.tensor([len(row) + 1 for row in source.steps], device=ids.device)
+        step = send_numbers([len(row) + 1 for row in source.steps], ids.device)
         read = torch.cat([before.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
         current = CompressingPass(
             read,
@@ -481,7 +484,7 @@ class CCMModel(AdaptedModel):
 
         layers = range(len(cache.layers))
         valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()
-        valid[:, :sink] &= torch.tensor([[not len(head)] for head in memory.heads], device=valid.device)
+        valid[:, :sink] &= send_numbers([[not len(head)] for head in memory.heads], valid.device)
         return replace(
             memory,
             keys=tuple(fold(memory.keys[i], cache.layers[i].keys, weights[i]) for i in layers),
@@ -490,26 +493,28 @@ class CCMModel(AdaptedModel):
             positions=torch.full(valid.shape, COMPRESSED, device=valid.device),
         )
 
-    def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids and mask of a text that follows the memory, checked, on the model's device."""
+    def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
+        """Ids and mask of a text that follows the memory, on the model's device, and its lengths.
+
+        The text is checked where it lies: of one on the CPU, the device is asked nothing.
+        """
         if memory.origin != self.origin:
             raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
-        ids = ids.to(self.device)
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(self.device).bool()
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
             raise InputError(
                 f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
                 f"{memory.batch} conversations both must be ({memory.batch}, T)."
             )
-        lengths = mask.sum(1)
-        if not mask.numel() or not lengths.min():
+        lengths = mask.sum(1).tolist()
+        if not all(lengths):
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
         self.check_ids(ids)
         self._check_end(memory, lengths)
-        return ids, mask
+        return send(ids, self.device), send(mask, self.device), lengths
 
-    def _check_end(self, memory: Memory, lengths: Tensor) -> None:
-        end = int((memory.offset + lengths).max()) + self._comp_room
+    def _check_end(self, memory: Memory, lengths: Sequence[int]) -> None:
+        end = max(at + length for at, length in zip(memory.ends, lengths, strict=True)) + self._comp_room
         if end > self.max_positions:
             raise InputError(
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "

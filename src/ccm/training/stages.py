@@ -127,14 +127,14 @@ class Stage(ABC):
 
 
 class CompressStage(Stage):
-    """A compression adapter on a frozen base, in the parallel pass."""
+    """A compression adapter on a frozen base, the recipe's or another that is given, in the parallel pass."""
 
-    def __init__(self, recipe: Recipe, turns: Turns) -> None:
+    def __init__(self, recipe: Recipe, turns: Turns, base: PreTrainedModel | None = None) -> None:
         config = replace(recipe.adapter, turns=turns.form, base_model=_place(recipe))
         if recipe.random_n_tok:
             config = replace(config, min_n_tok=1, max_n_tok=config.n_tok)
         stage1 = read_stage1(Path(recipe.base_adapter)) if recipe.base_adapter else None
-        stock = _load(recipe)
+        stock = _load(recipe, base)
         if config.embeddings == "table" and stock.dtype != torch.float32:
             raise ConfigError(
                 f"adapter.embeddings=table trains rows of the base, which is in {stock.dtype}; what is trained must be "
@@ -146,8 +146,7 @@ class CompressStage(Stage):
         self.model.flex = recipe.flex
         if recipe.init_adapter:
             self.model.begin_with(START if recipe.init_adapter == NAME else recipe.init_adapter)
-        base, base_id = self.model.base, self.model.base_id
-        super().__init__(base, base_id, self.model, config, self.model.rule, recipe, turns)
+        super().__init__(self.model.base, self.model.base_id, self.model, config, self.model.rule, recipe, turns)
 
     def logits(self, layout: Any) -> Tensor:
         return self.module(layout).logits
@@ -252,9 +251,10 @@ def _place(recipe: Recipe) -> str:
     return str(folder.resolve()) if folder.is_dir() else recipe.model
 
 
-def _load(recipe: Recipe) -> PreTrainedModel:
-    dtype: Any = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    base = load_base(recipe.model, device=recipe.device, dtype=dtype, quantize=recipe.quantize)
+def _load(recipe: Recipe, base: PreTrainedModel | None = None) -> PreTrainedModel:
+    if base is None:
+        dtype: Any = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+        base = load_base(recipe.model, device=recipe.device, dtype=dtype, quantize=recipe.quantize)
     if recipe.quantize == "4bit" and base.device.type == "cpu":
         raise ConfigError(
             "quantize=4bit trains on CUDA only: on a CPU, bitsandbytes' layers give no gradients any more once they "
