@@ -43,7 +43,7 @@ def test_a_batch_that_runs_out_of_memory_does_not_fit(monkeypatch: pytest.Monkey
     def read(model: CCMModel, entries: int, batch: int) -> object:
         if batch > 3:
             raise torch.OutOfMemoryError("no memory")
-        return lambda: None
+        return lambda _: None
 
     monkeypatch.setattr(throughput, "_reading", read)
     fits = throughput._fits
