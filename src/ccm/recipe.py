@@ -78,7 +78,7 @@ class Recipe:
         model: the base model: folder, Hub id, or "builtin".
         base_adapter: a plain LoRA to merge into the base first: what the stage "base" made.
         init_adapter: a compression adapter to begin with, as far as its tensors fit; "builtin" is what the built-in
-            base was trained with. None begins anew.
+            base was trained with. In the stage "base", a plain LoRA of the same rank. None begins anew.
         output_dir: where the run and its result go.
         data: what is trained on.
         adapter: the memory and its LoRA; of the stage "base", the LoRA alone. Its turn format is ``turns``.
@@ -207,8 +207,6 @@ class Recipe:
             raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
         if self.stage == "base" and self.flex:
             raise ConfigError("flex=true is of the stage 'compress'; the stage 'base' attends as the base does.")
-        if self.stage == "base" and self.init_adapter:
-            raise ConfigError("init_adapter is a compression adapter; the stage 'base' makes none. Leave it out.")
         if self.stage == "base" and self.merge and self.shard:
             raise ConfigError(
                 "merge=true writes the whole model, which shard=true spreads over processes; leave merge out and merge "

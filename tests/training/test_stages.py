@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ccm
 from ccm.builtin import TURNS
-from ccm.config import CCMConfig, TurnFormat
+from ccm.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.data import open_data
 from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.files import load_tensors
@@ -143,8 +143,8 @@ def test_an_adapter_does_not_begin_with_one_that_does_not_fit(tiny: Tiny, tmp_pa
         make(tiny.recipe(init_adapter="builtin"))
     with pytest.raises(AdapterError, match="no folder nowhere"):
         make(tiny.recipe(init_adapter="nowhere"))
-    with pytest.raises(ConfigError, match="the stage 'base' makes none"):
-        tiny.recipe(stage="base", init_adapter="builtin")
+    with pytest.raises(AdapterError, match="builtin"):
+        make(tiny.recipe(stage="base", init_adapter="builtin"))
 
 
 def test_an_adapter_of_random_n_serves_every_n(tiny: Tiny, tmp_path: Path) -> None:
@@ -319,3 +319,15 @@ def test_what_is_written_may_be_in_half_precision_and_checkpoints_are_not(
     assert {tensor.dtype for tensor in held.values()} == {torch.float32}
     model, _ = ccm.load(adapter=out)
     assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} <= {torch.float32}
+
+
+def test_the_first_stage_may_begin_with_what_another_one_made(tiny: Tiny, tmp_path: Path) -> None:
+    first = train(tiny.recipe(tmp_path / "first", stage="base", max_steps=2))
+    recipe = tiny.recipe(stage="base", init_adapter=str(first))
+    stage = make_stage(recipe, open_turns(recipe))
+    held = read_checkpoint(next((first / "checkpoints").iterdir())).tensors
+    assert held.keys() == stage.trained.keys()
+    assert all(torch.equal(stage.trained[name], tensor) for name, tensor in held.items())
+    other = replace(tiny.recipe(stage="base").adapter, lora=LoRASettings(r=3))
+    with pytest.raises(AdapterError, match="first"):
+        make(tiny.recipe(stage="base", adapter=other, init_adapter=str(first)))

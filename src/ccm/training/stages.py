@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ccm.base import PROJECTIONS, load_base, max_positions, projection_paths
 from ccm.builtin import NAME, START
-from ccm.checkpoint import read_stage1
+from ccm.checkpoint import copy_tensors, read_stage1
 from ccm.config import CCMConfig, LoRASettings
 from ccm.data import DataSet
 from ccm.encoder import EncoderLayout
@@ -177,6 +177,10 @@ class BaseStage(Stage):
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
         self.model.peft_config["default"].base_model_name_or_path = _place(recipe)
         super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
+        if recipe.init_adapter:
+            begun = read_stage1(Path(recipe.init_adapter)).tensors
+            own = {name.partition(".")[2].replace(".default.", "."): tensor for name, tensor in self.trained.items()}
+            copy_tensors(begun, own, recipe.init_adapter)
 
     def logits(self, layout: Any) -> Tensor:
         return self.module(layout)
