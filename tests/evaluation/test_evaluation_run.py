@@ -559,6 +559,7 @@ def test_two_processes_measure_what_one_does(folder: Path, tmp_path: Path, capsy
         "dialog",
         "--data",
         str(folder),
+        "--no-control",
         *methods,
     ]
     output = tmp_path / "output"
