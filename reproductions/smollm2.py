@@ -31,6 +31,7 @@ RULES = {  # what differs from the recipe; gate and merge hold as much as concat
     "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
 }
+SAVED = ("saved_dtype=bfloat16",)  # every stage, so that the next one is trained on what ships
 Talk = list[tuple[str, str]]  # who speaks, and what is said
 
 
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe of all trainings")
     args = parser.parse_args(arguments)
     quiet()
-    chats, changes = args.output / "chats", ("saved_dtype=bfloat16", *args.set)
+    chats, changes = args.output / "chats", (*SAVED, *args.set)
     if not chats.is_dir():
         prepare(args.data, chats)
     places = (f"data.path={chats}",)

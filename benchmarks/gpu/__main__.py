@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rehearse", action="store_true", help="small and once, as where there is no CUDA device")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins nothing more")
     of_adapters = parser.add_argument_group("of the adapters")
-    of_adapters.add_argument("--chats", type=Path, metavar="DIR", help="of python -m reproductions.smollm2")
+    of_adapters.add_argument("--chats", type=Path, metavar="DIR", help="the chats of python -m reproductions.smollm2")
     of_adapters.add_argument("--model", default=Order.model, help="folder, GGUF file, or folder of its pieces")
     of_adapters.add_argument("--base-adapter", type=Path, metavar="DIR", help="what the stage base made")
     of_adapters.add_argument("--runs", type=Path, metavar="DIR", help="of the trainings (runs in the results' folder)")

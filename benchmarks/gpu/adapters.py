@@ -11,13 +11,9 @@ from benchmarks.gpu.pieces import join_all
 from benchmarks.gpu.trainings import SAVING, checkpoints, train_for_a_while
 from ccm.errors import ConfigError
 from ccm.recipe import Recipe, load_recipe
+from reproductions.smollm2 import RULES, SAVED
 
-STAGES = {
-    "base": (),
-    "concat": (),
-    "gate": ("adapter.rule=gate", "adapter.n_tok=4"),
-    "merge": ("adapter.rule=merge", "adapter.n_tok=4"),
-}
+STAGES = {"base": (), **RULES}
 SMALL = (
     "data.options.parts=[{name: recall, path: null, weight: 1, options: {longest: 4, long: 0.0}}]",
     "data.eval_samples=2",
@@ -70,4 +66,4 @@ def _recipe(order: Order, stage: str, model: str) -> Recipe:
     if stage != "base":
         changes.append(f"base_adapter={order.base_adapter or order.runs / 'base'}")
     changes += SMALL if order.rehearse else ("pass_tokens=32768", f"data.path={order.chats}")
-    return load_recipe("smollm2", [*changes, *STAGES[stage]], "base" if stage == "base" else "compress")
+    return load_recipe("smollm2", [*SAVED, *changes, *STAGES[stage]], "base" if stage == "base" else "compress")

@@ -51,7 +51,7 @@ def measure(name: str, part: Part, order: Order, folder: Path) -> bool:
                 record["reports"][report.title] = asdict(report)
                 write()
         record["error"] = None
-    except Exception as error:
+    except Exception as error:  # of whatever kind: it is written down, and the next part runs
         record["error"] = "".join(traceback.format_exception(error, limit=-3)).strip()
     write()
     free()

@@ -149,6 +149,17 @@ def check_types(settings: Any, prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.{empty}")
 
 
+def check_shares(settings: Any, prefix: str, *names: str) -> None:
+    """Refuse fields of a dataclass that are no shares.
+
+    Raises:
+        ConfigError: naming the field and its value.
+    """
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ConfigError(f"{prefix}{name} is {getattr(settings, name)}; it is a share, from 0 to 1.")
+
+
 def check_count(value: Any, name: str) -> int:
     """The value, where it is a whole number.
 

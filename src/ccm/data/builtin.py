@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ccm.builtin import words
 from ccm.builtin.evaluate import evaluate_recall
 from ccm.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue, untold_question
-from ccm.config import build_settings, check_types
+from ccm.config import build_settings, check_shares, check_types
 from ccm.errors import ConfigError
 from ccm.layout import Sample, Step
 from ccm.model import CCMModel
@@ -61,9 +61,7 @@ class Options:
         check_types(self, "data.options.")
         if not 4 <= self.longest <= LONGEST:
             raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        for name in ("long", "dense", "untold", "made_up", "pieced", "spliced"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        check_shares(self, "data.options.", "long", "dense", "untold", "made_up", "pieced", "spliced")
         if not 0.05 <= self.asking <= 1:
             raise ConfigError(f"data.options.asking is {self.asking}; it is a share, from 0.05 to 1.")
         if self.ramp < 0 or self.recall < 0:

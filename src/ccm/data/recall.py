@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ccm.config import build_settings, check_types
+from ccm.config import build_settings, check_shares, check_types
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
 from ccm.data.kinds import Chat
 from ccm.data.questions import Question
@@ -54,9 +54,7 @@ class Options:
         check_types(self, "data.options.")
         if not 4 <= self.longest <= LONGEST:
             raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        for name in ("long", "asking", "untold", "dense", "made_up", "headed"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.options.{name} is {getattr(self, name)}; it is a share, from 0 to 1.")
+        check_shares(self, "data.options.", "long", "asking", "untold", "dense", "made_up", "headed")
 
 
 @dataclass(frozen=True)

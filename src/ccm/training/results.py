@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ def adapter_of(place: str | Path) -> str | Path:
             f"The checkpoint {path} lies in no run's folder: {run / RECIPE} is missing. Train on from it into "
             "one, with start=CHECKPOINT, to have an adapter of it."
         )
-    recipe = replace(load_recipe(run / RECIPE), device="cpu")
+    recipe = load_recipe(run / RECIPE)
     stage = make_stage(recipe, open_turns(recipe))
     if base_origin(stage)["base"] != checkpoint.origin["base"]:
         raise TrainingError(f"The checkpoint {path} is of another base than {recipe.model} is now.")
