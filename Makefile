@@ -81,10 +81,10 @@ gpu: install
 	$(BIN)/python -m benchmarks.gpu $(PARTS)
 
 builtin: install
-	$(BIN)/python -m ccm.builtin.build
+	$(BIN)/python -m tools.builtin.build
 
 figures: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.builtin.figures
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tools.builtin.figures
 
 small: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.small --data $(DATA)
@@ -96,7 +96,7 @@ smollm2: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m reproductions.smollm2 --data $(DATA)
 
 conformance: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m ccm.conformance $(GOLDENS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m conformance $(GOLDENS)
 
 clean:
 	rm -rf .venv .venv-* build src/*.egg-info

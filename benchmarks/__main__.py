@@ -30,7 +30,7 @@ from benchmarks import (
 )
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL, SIZES
-from ccm.console import quiet
+from ccm.cli.console import quiet
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "training": training.run,

@@ -9,9 +9,9 @@ import torch
 from benchmarks import models
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from ccm.data.questions import Question
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from ccm.evaluation.scoring import Scorer
-from ccm.layout import IGNORE, Sample, Step, build_layout
-from ccm.model import CCMModel
 
 DEMONSTRATIONS, CHOICES, ANSWER, QUESTIONS, LEAST = 16, 4, 3, 4, 3.0
 RULES = {"concat N=2": models.CONCAT, "merge N=8": models.MERGE, "full": models.FULL}

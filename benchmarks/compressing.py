@@ -6,10 +6,10 @@ import torch
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, report_comparisons, time_in_turns
-from ccm.base import given_cache
-from ccm.config import CCMConfig
-from ccm.memory import Memory
-from ccm.model import CCMModel
+from ccm.core.config import CCMConfig
+from ccm.engine.decoder import CCMModel
+from ccm.engine.families import given_cache
+from ccm.engine.memory import Memory
 
 TOKENS, EARLIER, LIMIT = 100, 8, 1.15
 SETTING = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ccm.files import write_atomically
+from ccm.core.files import write_atomically
 
 
 def points(run: Path, what: str) -> list[tuple[int, float]]:

@@ -10,8 +10,8 @@ import torch
 from benchmarks.common import Options, Report
 from benchmarks.peak_memory import STATUS, measure_apart
 from benchmarks.training_loop import RECIPE, draw
-from ccm.recipe import Recipe
 from ccm.training.preview import Estimate, estimate
+from ccm.training.recipe import Recipe
 from ccm.training.stages import Stage, make_stage, open_turns
 
 CASES = {

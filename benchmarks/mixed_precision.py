@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 
-import ccm.builtin
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.objectives import BATCHES, gradients
 from benchmarks.training_loop import RECIPE, draw
-from ccm.builtin.build import Pretraining
-from ccm.recipe import load_recipe
+from ccm.models.builtin import WEIGHTS
+from ccm.training.recipe import load_recipe
 from ccm.training.stages import make_stage, open_turns
+from tools.builtin.build import RECIPE as BASE_RECIPE
+from tools.builtin.build import Pretraining
 
 BASE = load_recipe(
-    Path(ccm.builtin.__file__).with_name("base.yaml"),
-    (f"model={ccm.builtin.WEIGHTS / 'base'}", "device=cpu", "data.options.ramp=0"),
+    BASE_RECIPE,
+    (f"model={WEIGHTS / 'base'}", "device=cpu", "data.options.ramp=0"),
 )
 MIXED, EXACT = "mixed precision", "float32"
 SETTING = (

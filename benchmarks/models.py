@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ccm.config import CCMConfig, LoRASettings
-from ccm.layout import IGNORE, Sample, Step
-from ccm.memory import Memory
-from ccm.model import CCMModel
+from ccm.core.config import CCMConfig, LoRASettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import IGNORE, Sample, Step
+from ccm.engine.memory import Memory
 
 VOCAB = 2000
 MODEL = "Llama, hidden 256, 4 layers, 4 heads, intermediate 688, vocabulary 2,000, float32, random weights"

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.training_loop import RECIPE, draw
+from ccm.chat.turns import Turns
 from ccm.training.batches import Batch
 from ccm.training.stages import Stage, make_stage, open_turns
-from ccm.turns import Turns
 
 REFERENCE = "last"
 LIMITS = {"every": 1.15, "distill": None}

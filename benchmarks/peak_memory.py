@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common import Options, Report
 from benchmarks.training import OURS, PLAIN
-from ccm.console import quiet
+from ccm.cli.console import quiet
 
 STATUS = Path("/proc/self/status")
 STEPS = 3

@@ -12,8 +12,8 @@ from transformers import Cache, PreTrainedModel
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, report_comparisons, time_in_turns
-from ccm.base import given_cache
-from ccm.config import CCMConfig
+from ccm.core.config import CCMConfig
+from ccm.engine.families import given_cache
 
 STEPS = 8
 CASES = ((100, 1.03, 8), (1, 1.10, 40))  # tokens, limit, how many times the rounds

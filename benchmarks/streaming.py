@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, report_comparisons, time_in_turns
-from ccm.config import CCMConfig
-from ccm.evictions import StreamSettings
-from ccm.streaming import StreamingMemory
+from ccm.core.config import CCMConfig
+from ccm.streams.evictions import StreamSettings
+from ccm.streams.stream import StreamingMemory
 
 SETTINGS = StreamSettings()  # the authors' sizes: cache 160, span 64, memory 8, sink 1
 MERGE = replace(models.MERGE, n_tok=2)

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks import models
 from benchmarks.common import Options, Report, Subject, time_in_turns, wait
-from ccm.base import entry_sizes
-from ccm.memory import COMPRESSED, Memory
-from ccm.model import CCMModel
+from ccm.engine.decoder import CCMModel
+from ccm.engine.families import entry_sizes
+from ccm.engine.memory import COMPRESSED, Memory
 
 ENTRIES = {"full context": 800, "concat N=8": 128, "merge N=8": 8}  # after 16 demonstrations of 50 tokens
 PAPER = {"merge N=8": "13"}  # times full context, on one A100

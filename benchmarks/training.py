@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from benchmarks import models
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.models import CONCAT, MERGE
-from ccm.config import CCMConfig
-from ccm.layout import build_layout
+from ccm.core.config import CCMConfig
+from ccm.engine.layout import build_layout
 
 PLAIN = "plain LoRA"
 OURS: dict[str, tuple[CCMConfig, float]] = {"concat N=2": (CONCAT, 1.15), "merge N=8": (MERGE, 1.30)}

@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.common import CLOCKS, FIGURES, Options, compare
 from benchmarks.common import Report as Table
+from ccm.chat.turns import Turns
 from ccm.data import open_data
-from ccm.layout import IGNORE, Layout, build_layout, length
-from ccm.recipe import Recipe, load_recipe
+from ccm.engine.layout import IGNORE, Layout, build_layout, length
 from ccm.training.batches import Batch, Batches
 from ccm.training.loop import Report, train
+from ccm.training.recipe import Recipe, load_recipe
 from ccm.training.stages import make_stage, open_turns
-from ccm.turns import Turns
 
 STEPS, LEAST = 8, 0.85  # optimizer steps of a round
 TRAIN, BARE = "ccm train", "bare steps"
@@ -111,7 +111,7 @@ def run(options: Options) -> Table:
 def draw(recipe: Recipe, turns: Turns) -> Iterator[Batch]:
     """The batches of a training whose N is always the same, as it draws them."""
     n_tok = (recipe.adapter.n_tok, recipe.adapter.n_tok)
-    data = open_data(recipe, turns)
+    data = open_data(recipe.data, turns, recipe.seed)
     return Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed).since(0)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, time_in_turns
-from ccm.memory import Memory
-from ccm.model import CCMModel
+from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import Memory
 
 EARLY, LATE, PROMPT = 4, 64, 20
 RULES = {"merge N=8": (models.MERGE, 1.20), "concat N=2": (models.CONCAT, None), "full context": (models.FULL, None)}

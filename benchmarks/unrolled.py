@@ -13,9 +13,9 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from benchmarks import models
 from benchmarks.common import FIGURES, Comparison, Options, Report, Subject, compare, time_in_turns
 from benchmarks.peak_memory import STATUS, Bytes, measure_apart
-from ccm.head import head_reads
-from ccm.layout import IGNORE, Sample, build_layout
-from ccm.model import CCMModel
+from ccm.engine.decoder import CCMModel
+from ccm.engine.head import head_reads
+from ccm.engine.layout import IGNORE, Sample, build_layout
 
 STEPS, LEAST = 16, 8.0
 PARALLEL, UNROLLED = "parallel", "unrolled"

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 import ccm
-from ccm.console import quiet
+from ccm.cli.console import quiet
+from ccm.core.files import save_json
+from ccm.core.plain_text import PlainText
 from ccm.data.reading import find_files, read_text
 from ccm.evaluation.streams import ENDINGS
-from ccm.evictions import StreamSettings
-from ccm.files import save_json
-from ccm.plain_text import PlainText
-from ccm.streaming import StreamingMemory
+from ccm.streams.evictions import StreamSettings
+from ccm.streams.stream import StreamingMemory
 from reproductions.parts import processes, train_model, train_part
 
 RECIPE = Path(__file__).with_suffix(".yaml")

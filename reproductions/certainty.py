@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ccm.errors import DataError
+from ccm.core.errors import DataError
 from ccm.evaluation.results import read_run
 
 ORDER = ("none", "gist-online", "merge", "gate", "concat", "full")

@@ -15,8 +15,8 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from ccm.commands.evaluate import run_report
-from ccm.console import quiet
+from ccm.cli.commands.evaluate import run_report
+from ccm.cli.console import quiet
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation.run import Evaluation, evaluate
 from reproductions.parts import processes, train_model, train_part

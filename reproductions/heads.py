@@ -18,14 +18,14 @@ from statistics import fmean, stdev
 import torch
 
 import ccm
-from ccm.console import counting, quiet
+from ccm.chat.turns import Turns, make_turns
+from ccm.cli.console import counting, quiet
 from ccm.data.custom import read_examples
 from ccm.data.kinds import Chat
-from ccm.layout import IGNORE, Sample
-from ccm.memory import Memory
-from ccm.model import CCMModel
-from ccm.recipe import DataSettings
-from ccm.turns import Turns, make_turns
+from ccm.data.settings import DataSettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import IGNORE, Sample
+from ccm.engine.memory import Memory
 
 WRITTEN = "You are a friendly assistant."
 ASKED = {

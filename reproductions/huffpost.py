@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ccm.core.files import save_json
 from ccm.data.lamp import template
-from ccm.files import save_json
 
 ARTICLES = "open/news-category-huffpost/news.jsonl.gz"
 OTHER_NAMES = {

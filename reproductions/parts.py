@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from ccm.checkpoint import CONFIG
-from ccm.commands.progress import progress
-from ccm.console import quiet
-from ccm.recipe import Stage, load_recipe
+from ccm.cli.commands.progress import progress
+from ccm.cli.console import quiet
+from ccm.engine.adapter_files import CONFIG
 from ccm.training.loop import train
+from ccm.training.recipe import Stage, load_recipe
 
 COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=auto")
 WORKERS = min(2, os.cpu_count() or 1)

@@ -18,11 +18,11 @@ from itertools import product
 from typing import Any
 
 import ccm
-from ccm.builtin.evaluate import MAX_REPLY, QUESTIONS
-from ccm.builtin.generator import Turn, Verdict, judge, recall_dialogue
-from ccm.console import progress, quiet
-from ccm.sampling import Sampling
-from ccm.window import WindowConversation
+from ccm.chat.window import WindowConversation
+from ccm.cli.console import progress, quiet
+from ccm.data.builtin.generator import Turn, Verdict, judge, recall_dialogue
+from ccm.data.builtin.recall import MAX_REPLY, QUESTIONS
+from ccm.engine.sampling import Sampling
 from reproductions.parts import processes
 
 WAYS: dict[str, dict[str, Any]] = {  # what becomes of older exchanges, and the settings of the stream that do it

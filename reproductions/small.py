@@ -21,17 +21,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ccm.commands.progress import progress
-from ccm.config import CCMConfig
-from ccm.console import quiet
+from ccm.chat.turns import Turns
+from ccm.cli.commands.progress import progress
+from ccm.cli.console import quiet
+from ccm.core.config import CCMConfig
 from ccm.data import dailydialog
 from ccm.data.tasks import PAPER_TURNS
-from ccm.fingerprint import fingerprint_base
-from ccm.layout import Layout
-from ccm.recipe import Recipe, load_recipe
+from ccm.engine.fingerprint import fingerprint_base
+from ccm.engine.layout import Layout
 from ccm.training.loop import train
+from ccm.training.recipe import Recipe, load_recipe
 from ccm.training.stages import FULL, FullContext, Stage
-from ccm.turns import Turns
 
 SMALL = Path(__file__).with_name("weights")
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

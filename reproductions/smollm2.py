@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from ccm.console import quiet
+from ccm.cli.console import quiet
+from ccm.core.files import write_atomically
 from ccm.data.facts import read_bank
-from ccm.files import write_atomically
 from reproductions.parts import train_part
 
 RULES = {  # what differs from the recipe; gate and merge hold as much as concat does after four steps

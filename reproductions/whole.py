@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from ccm.commands.progress import progress
-from ccm.console import quiet
-from ccm.recipe import Recipe, load_recipe
+from ccm.chat.turns import Turns
+from ccm.cli.commands.progress import progress
+from ccm.cli.console import quiet
 from ccm.training.loop import train
-from ccm.turns import Turns
+from ccm.training.recipe import Recipe, load_recipe
 from reproductions.small import SMALL, Whole
 
 

@@ -28,11 +28,11 @@ from helpers import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ccm.attention import EAGER
-from ccm.base import PROJECTIONS
-from ccm.errors import UnsupportedModelError
-from ccm.evictions import StreamSettings
-from ccm.streaming import StreamingMemory
+from ccm.core.errors import UnsupportedModelError
+from ccm.engine.attention import EAGER
+from ccm.engine.families import PROJECTIONS
+from ccm.streams.evictions import StreamSettings
+from ccm.streams.stream import StreamingMemory
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 # Steps, query and whole context all run beyond the window.

@@ -38,12 +38,12 @@ from transformers import (
     Starcoder2Config,
 )
 
-from ccm.config import CCMConfig, LoRASettings
-from ccm.files import load_tensors
-from ccm.layout import Sample, Step, build_layout
-from ccm.memory import Memory
-from ccm.model import CCMModel
-from ccm.tensor_files import write_file
+from ccm.core.config import CCMConfig, LoRASettings
+from ccm.core.files import load_tensors
+from ccm.core.tensor_files import write_file
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample, Step, build_layout
+from ccm.engine.memory import Memory
 
 LAYERS = 3  # of the tiny models: the fewest through which a step can see the text of the step before
 NO_PATHS = (None, 7, b"bytes", "null\0character", Path("a\0"), "half of a pair \ud83d")
@@ -363,3 +363,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], ob
     del manifest["digest"]
     change(tensors, manifest)
     write_file(path, kind, tensors, manifest)
+
+
+def same(a: Memory, b: Memory) -> bool:
+    """Whether two memories hold the same numbers."""
+    return a.offset.equal(b.offset) and all(torch.equal(x, y) for x, y in zip(a.keys, b.keys, strict=True))

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_t5 import needs_t5
 
-from ccm import conformance
-from ccm.conformance import __main__ as command
+import conformance
+from conformance import __main__ as command
 
 ROOT = Path(__file__).resolve().parent
 COMPLETE = ROOT.parents[1] / "shared" / "goldens"
@@ -120,7 +120,7 @@ def test_a_trained_element_is_compared_where_its_gradient_is_no_noise(
 
 
 def test_few_elements_may_go_without_being_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccm.conformance.parallel.NOISE", 1e-3)
+    monkeypatch.setattr("conformance.parallel.NOISE", 1e-3)
     assert status(GOLDENS, "train") == 1
 
 

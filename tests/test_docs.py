@@ -15,13 +15,14 @@ import pytest
 from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from ccm import cli, data, rules
-from ccm.base import load_base
-from ccm.builtin import WEIGHTS
+from ccm import cli, data
+from ccm.core import rules
+from ccm.core.rules import RULES
 from ccm.data import tasks
-from ccm.recipe import load_recipe
-from ccm.rules import RULES
-from ccm.sources.catalogue import SOURCES
+from ccm.data.sources.catalogue import SOURCES
+from ccm.models.base import load_base
+from ccm.models.builtin import WEIGHTS
+from ccm.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +65,7 @@ def test_the_guide_to_streams(capsys, tmp_path: Path, monkeypatch) -> None:
     commands = re.findall(r"^ccm (stream [^#\n]+)", text, re.M)
     assert len(commands) >= 4
     asked: list = []
-    monkeypatch.setattr("ccm.commands.stream.run", lambda run, *rest, **options: asked.append(run))
+    monkeypatch.setattr("ccm.cli.commands.stream.run", lambda run, *rest, **options: asked.append(run))
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["ccm", *shlex.split(command)])
         with pytest.raises(SystemExit) as end:

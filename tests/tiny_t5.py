@@ -9,10 +9,10 @@ import torch
 from helpers import EOS, PAD, VOCAB
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from ccm.builtin import WEIGHTS
-from ccm.errors import StackError
-from ccm.loading import load_tokenizer
-from ccm.stack import ENCODER_OLDEST, check_versions
+from ccm.core.errors import StackError
+from ccm.engine.stack import ENCODER_OLDEST, check_versions
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 
 def needs_t5() -> None:

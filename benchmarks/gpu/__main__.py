@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu import adapters, bits, flex, memories, recursion, walkthrough
 from benchmarks.gpu.order import Order, Part
 from benchmarks.gpu.records import measure, write_summary
-from ccm.console import quiet
+from ccm.cli.console import quiet
 
 PARTS = {
     "throughput": Part(memories.run, "samples a second by memories of three sizes, LLaMA-7B's shape"),

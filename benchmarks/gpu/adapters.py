@@ -9,8 +9,8 @@ from benchmarks.common import Report
 from benchmarks.gpu.order import Order
 from benchmarks.gpu.pieces import join_all
 from benchmarks.gpu.trainings import SAVING, checkpoints, train_for_a_while
-from ccm.errors import ConfigError
-from ccm.recipe import Recipe, load_recipe
+from ccm.core.errors import ConfigError
+from ccm.training.recipe import Recipe, load_recipe
 from reproductions.smollm2 import RULES, SAVED
 
 STAGES = {"base": (), **RULES}

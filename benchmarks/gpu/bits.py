@@ -12,12 +12,12 @@ import torch
 from benchmarks import models
 from benchmarks.common import FIGURES, Report, Subject, compare, mebibytes, peak_bytes, time_in_turns
 from benchmarks.gpu.order import Order
-from ccm.base import load_base
-from ccm.errors import ConfigError
-from ccm.layout import build_layout
-from ccm.memory import Memory
-from ccm.model import CCMModel
-from ccm.quantization import Quantization, stored_bytes
+from ccm.core.errors import ConfigError
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import build_layout
+from ccm.engine.memory import Memory
+from ccm.engine.quantization import Quantization, stored_bytes
+from ccm.models.base import load_base
 
 WHOLE = "unquantized"
 WAYS: tuple[Quantization, ...] = ("4bit", "8bit", "int8")

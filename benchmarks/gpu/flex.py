@@ -14,11 +14,11 @@ from torch.nn.functional import max_pool2d
 from benchmarks import models
 from benchmarks.common import FIGURES, Report, Subject, compare, mebibytes, peak_bytes, time_in_turns, wait
 from benchmarks.gpu.order import Order
-from ccm.attention import ParallelPass
-from ccm.flex import lacks
-from ccm.layout import Layout, build_layout
-from ccm.model import CCMModel
-from ccm.reach import Reach
+from ccm.engine.attention import ParallelPass
+from ccm.engine.decoder import CCMModel
+from ccm.engine.flex import lacks
+from ccm.engine.layout import Layout, build_layout
+from ccm.engine.reach import Reach
 
 TOKENS = 8192  # of a pass
 BLOCK = 128

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ccm.errors import ConfigError
-from ccm.files import sha256, write_atomically
+from ccm.core.errors import ConfigError
+from ccm.core.files import sha256, write_atomically
 
 MIB = 36
 _DIGEST, _PIECE = ".sha256", ".part-"

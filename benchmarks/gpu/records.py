@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import Report, describe_machine, free
 from benchmarks.gpu.order import MARGIN, Order, Part
-from ccm.files import read_json, save_json, write_atomically
+from ccm.core.files import read_json, save_json, write_atomically
 
 SUMMARY = "README.md"
 UNFINISHED = "It did not end: what stands here was measured before."

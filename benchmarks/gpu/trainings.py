@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu.order import Order
-from ccm.recipe import Recipe
+from ccm.chat.turns import Turns
 from ccm.training.loop import Report, train
+from ccm.training.recipe import Recipe
 from ccm.training.run import whole_checkpoints
 from ccm.training.stages import Stage, make_stage
-from ccm.turns import Turns
 
 SAVING = 15.0  # seconds to save and write in
 

@@ -15,11 +15,11 @@ from benchmarks import models
 from benchmarks.common import Report, Subject, free, mebibytes, peak_bytes, time_in_turns
 from benchmarks.gpu.order import Order
 from benchmarks.gpu.trainings import Trained, train_for_a_while
-from ccm.memory import Memory
-from ccm.model import CCMModel
-from ccm.recipe import Recipe, load_recipe
+from ccm.chat.turns import Turns
+from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import Memory
+from ccm.training.recipe import Recipe, load_recipe
 from ccm.training.stages import CompressStage
-from ccm.turns import Turns
 
 STEPS, REPLY = 12, 32  # of a conversation; tokens of a reply
 WAYS = {"gradient checkpointing": True, "without": False}

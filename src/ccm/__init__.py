@@ -6,51 +6,73 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ccm.stack import check_versions
+from ccm.engine.stack import check_versions
 
 if TYPE_CHECKING:
-    from ccm.config import CCMConfig as CCMConfig
-    from ccm.config import LoRASettings as LoRASettings
-    from ccm.config import TurnFormat as TurnFormat
-    from ccm.conversation import Conversation as Conversation
-    from ccm.encoder_memory import EncoderMemory as EncoderMemory
-    from ccm.errors import CCMError as CCMError
-    from ccm.evictions import StreamSettings as StreamSettings
-    from ccm.layout import Layout as Layout
-    from ccm.layout import Sample as Sample
-    from ccm.layout import Step as Step
-    from ccm.layout import build_layout as build_layout
-    from ccm.loading import load as load
-    from ccm.memory import Memory as Memory
-    from ccm.model import CCMModel as CCMModel
-    from ccm.rules import Rule as Rule
-    from ccm.sampling import Sampling as Sampling
-    from ccm.seq2seq import CCMEncoderDecoder as CCMEncoderDecoder
-    from ccm.streaming import StreamingMemory as StreamingMemory
-    from ccm.window import WindowConversation as WindowConversation
+    from ccm.chat.conversation import Conversation as Conversation
+    from ccm.chat.turns import Turns as Turns
+    from ccm.chat.window import WindowConversation as WindowConversation
+    from ccm.core.config import CCMConfig as CCMConfig
+    from ccm.core.config import LoRASettings as LoRASettings
+    from ccm.core.config import TurnFormat as TurnFormat
+    from ccm.core.errors import AdapterError as AdapterError
+    from ccm.core.errors import CCMError as CCMError
+    from ccm.core.errors import ConfigError as ConfigError
+    from ccm.core.errors import DataError as DataError
+    from ccm.core.errors import InputError as InputError
+    from ccm.core.errors import IrreversibleError as IrreversibleError
+    from ccm.core.errors import MemoryFileError as MemoryFileError
+    from ccm.core.errors import RowError as RowError
+    from ccm.core.errors import StackError as StackError
+    from ccm.core.errors import TrainingError as TrainingError
+    from ccm.core.errors import UnsupportedModelError as UnsupportedModelError
+    from ccm.core.rules import Rule as Rule
+    from ccm.engine.decoder import CCMModel as CCMModel
+    from ccm.engine.layout import Layout as Layout
+    from ccm.engine.layout import Sample as Sample
+    from ccm.engine.layout import Step as Step
+    from ccm.engine.layout import build_layout as build_layout
+    from ccm.engine.memory import Memory as Memory
+    from ccm.engine.sampling import Sampling as Sampling
+    from ccm.engine.t5.memory import EncoderMemory as EncoderMemory
+    from ccm.engine.t5.seq2seq import CCMEncoderDecoder as CCMEncoderDecoder
+    from ccm.models.load import load as load
+    from ccm.streams.evictions import StreamSettings as StreamSettings
+    from ccm.streams.stream import StreamingMemory as StreamingMemory
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "CCMConfig": "config",
-    "CCMEncoderDecoder": "seq2seq",
-    "CCMError": "errors",
-    "CCMModel": "model",
-    "Conversation": "conversation",
-    "EncoderMemory": "encoder_memory",
-    "Layout": "layout",
-    "LoRASettings": "config",
-    "Memory": "memory",
-    "Rule": "rules",
-    "Sample": "layout",
-    "Sampling": "sampling",
-    "Step": "layout",
-    "StreamSettings": "evictions",
-    "StreamingMemory": "streaming",
-    "TurnFormat": "config",
-    "WindowConversation": "window",
-    "build_layout": "layout",
-    "load": "loading",
+_HOME = {  # where each public name lives
+    "AdapterError": "core.errors",
+    "CCMConfig": "core.config",
+    "CCMEncoderDecoder": "engine.t5.seq2seq",
+    "CCMError": "core.errors",
+    "CCMModel": "engine.decoder",
+    "ConfigError": "core.errors",
+    "Conversation": "chat.conversation",
+    "DataError": "core.errors",
+    "EncoderMemory": "engine.t5.memory",
+    "InputError": "core.errors",
+    "IrreversibleError": "core.errors",
+    "Layout": "engine.layout",
+    "LoRASettings": "core.config",
+    "Memory": "engine.memory",
+    "MemoryFileError": "core.errors",
+    "RowError": "core.errors",
+    "Rule": "core.rules",
+    "Sample": "engine.layout",
+    "Sampling": "engine.sampling",
+    "StackError": "core.errors",
+    "Step": "engine.layout",
+    "StreamSettings": "streams.evictions",
+    "StreamingMemory": "streams.stream",
+    "TrainingError": "core.errors",
+    "TurnFormat": "core.config",
+    "Turns": "chat.turns",
+    "UnsupportedModelError": "core.errors",
+    "WindowConversation": "chat.window",
+    "build_layout": "engine.layout",
+    "load": "models.load",
 }
 
 __all__ = ["__version__", *_HOME]

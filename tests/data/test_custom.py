@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_made import CHATML, OPEN_THOUGHT, THINKING, tokenizer
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
 from ccm.data.custom import CustomTask, open_task, read_examples
 from ccm.data.examples import Examples
 from ccm.data.kinds import Chat, Task
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import TaskSettings
-from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, Step, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE, Sample, Step, length
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 
@@ -63,7 +63,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def opened(path: Path, turns: Turns, *, seed: int = 0, **settings: Any) -> Examples:
-    data = open_data(Recipe(data=DataSettings(path=str(path), **settings), seed=seed), turns)
+    data = open_data(DataSettings(path=str(path), **settings), turns, seed)
     assert isinstance(data, Examples)
     return data
 
@@ -304,14 +304,14 @@ def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: T
 
 def test_no_path_and_options_are_refused(tmp_path: Path, turns: Turns) -> None:
     with pytest.raises(ConfigError, match=r"say which with data\.path=FILE"):
-        open_data(Recipe(), turns)
+        open_data(DataSettings(), turns, 0)
     with pytest.raises(ConfigError, match="has no options; data.options is {'long': 1}"):
         opened(write(tmp_path / "a.jsonl", chat(0, 2)), turns, options={"long": 1})
 
 
 def test_an_unknown_data_set_is_refused_with_the_likeliest(turns: Turns) -> None:
     with pytest.raises(ConfigError, match=r"no data set 'custum'. Did you mean custom\? There are: custom, builtin"):
-        open_data(Recipe(data=DataSettings("custum")), turns)
+        open_data(DataSettings("custum"), turns, 0)
 
 
 # Faults --------------------------------------------------------------------------------------------------------------

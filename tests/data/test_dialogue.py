@@ -12,17 +12,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import dailydialog, open_data, soda
 from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, TaskOptions
 from ccm.data.examples import Examples
 from ccm.data.tasks import TaskSettings, open_task
-from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample
-from ccm.loading import load_tokenizer
-from ccm.recipe import Recipe, load_recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE, Sample
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
+from ccm.training.recipe import Recipe, load_recipe
 
 TALK = [
     "Say , Jim , how about a tea ? __eou__ Sure ! __eou__ It ’ s 3.5 dollars . __eou__ I ' m in . __eou__",
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 def opened(folder: Path, turns: Turns, **changes: Any) -> Examples:
     given = {"data.path": str(folder), **changes}
-    data = open_data(load_recipe("dialog", [f"{key}={value}" for key, value in given.items()]), turns)
+    data = open_data(load_recipe("dialog", [f"{key}={value}" for key, value in given.items()]).data, turns, 0)
     assert isinstance(data, Examples)
     return data
 
@@ -162,7 +162,7 @@ def test_a_file_without_a_dialogue_to_train_on_is_refused(folder: Path, turns: T
 
 def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
     with pytest.raises(ConfigError, match="needs data.path, the folder that holds dialogues_train.txt,"):
-        open_data(load_recipe("dialog"), turns)
+        open_data(load_recipe("dialog").data, turns, 0)
     path = folder / "dialogues_test.txt"
     packed = gzip.compress(path.read_bytes())
     path.unlink()
@@ -211,7 +211,7 @@ def test_soda_is_read_from_parquet_or_json_lines(tmp_path: Path, turns: Turns, p
     for split in ("train", "valid"):
         write_soda(tmp_path, split, parquet=parquet)
     recipe = load_recipe("soda", [f"data.path={tmp_path}", "data.options.drop_leaks=false"])
-    data = open_data(recipe, turns)
+    data = open_data(recipe.data, turns, recipe.seed)
     assert [example.turns for example in data.examples] == [("Hi.", "Hello!", "Bye, then.", "Bye.")]
     task = open_task(TaskSettings("soda", str(tmp_path)), turns)
     (question,) = task.questions(1)

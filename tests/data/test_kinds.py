@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
 from ccm.data.kinds import Chat, Task
-from ccm.layout import IGNORE
-from ccm.loading import load_tokenizer
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
 from ccm.data.lamp import LaMPTask, kept_entries, template
 from ccm.data.lamp_training import LaMPData
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
-from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import load_recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE, Sample, length
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
+from ccm.training.recipe import load_recipe
 
 ASKED = "What is the score of the following review? just answer with 1, 2, 3, 4, or 5. review: Nice boat."
 
@@ -178,7 +178,7 @@ def training(tmp_path: Path) -> Path:
 
 def to_train(folder: Path, turns: Turns, **changes: Any) -> LaMPData:
     given = {"data.path": folder, "data.options.number": 3, **{f"data.{key}": value for key, value in changes.items()}}
-    data = open_data(load_recipe("lamp", [f"{key}={value}" for key, value in given.items()]), turns)
+    data = open_data(load_recipe("lamp", [f"{key}={value}" for key, value in given.items()]).data, turns, 0)
     assert isinstance(data, LaMPData)
     return data
 
@@ -272,4 +272,4 @@ def test_a_recipe_with_the_authors_settings(training: Path, turns: Turns) -> Non
     with pytest.raises(ConfigError, match="There is no LaMP-6"):
         to_train(training, turns, **{"options.number": 6})
     with pytest.raises(ConfigError, match="needs data.path, the folder that holds train_questions.json"):
-        open_data(recipe, turns)
+        open_data(recipe.data, turns, recipe.seed)

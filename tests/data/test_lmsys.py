@@ -10,15 +10,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
 from ccm.data.examples import Examples
 from ccm.data.kinds import Chat
-from ccm.errors import ConfigError, DataError
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, make_turns
+from ccm.data.settings import DataSettings
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def opened(path: Path, turns: Turns, **settings: Any) -> Examples:
-    data = open_data(Recipe(data=DataSettings("lmsys", str(path), **settings)), turns)
+    data = open_data(DataSettings("lmsys", str(path), **settings), turns, 0)
     assert isinstance(data, Examples)
     return data
 
@@ -122,6 +122,6 @@ def test_what_is_no_conversation_is_refused_by_row(tmp_path: Path, turns: Turns,
 
 def test_settings_without_meaning_are_refused(turns: Turns, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs data.path, the folder of LMSYS-Chat-1M's files"):
-        open_data(Recipe(data=DataSettings("lmsys")), turns)
+        open_data(DataSettings("lmsys"), turns, 0)
     with pytest.raises(ConfigError, match="data.options.most is -1"):
         opened(tmp_path, turns, options={"most": -1})

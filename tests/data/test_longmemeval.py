@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.longmemeval import read
 from ccm.data.longterm import Asked
 from ccm.data.questions import Question
 from ccm.data.tasks import Task, TaskSettings, open_task
-from ccm.errors import ConfigError, DataError
-from ccm.loading import load_tokenizer
-from ccm.turns import Turns, make_turns
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 USER, ASSISTANT = "user", "assistant"
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
 from ccm.data.metaicl import MetaICLTask
 from ccm.data.metaicl_training import MetaICLData
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
-from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import load_recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE, Sample, length
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
+from ccm.training.recipe import load_recipe
 
 COLOURS = [("grass", "green"), ("snow", "white"), ("coal", "black"), ("milk", "white"), ("leaf", "green")]
 OPTIONS = ["green", "white", "black", "white"]
@@ -216,7 +216,7 @@ def training(tmp_path: Path) -> Path:
 def to_train(folder: Path, turns: Turns, **changes: Any) -> MetaICLData:
     given = {"data.path": folder, "data.eval_samples": 0, **{f"data.{key}": value for key, value in changes.items()}}
     recipe = load_recipe("metaicl", [f"{key}={value}" for key, value in given.items()])
-    data = open_data(recipe, turns)
+    data = open_data(recipe.data, turns, recipe.seed)
     assert isinstance(data, MetaICLData)
     return data
 
@@ -327,7 +327,7 @@ def test_what_cannot_be_trained_on_is_refused(training: Path, turns: Turns) -> N
     with pytest.raises(ConfigError, match=r"unknown keys \['long'\]. Did you mean longest"):
         to_train(training, turns, **{"options.long": 3})
     with pytest.raises(ConfigError, match="needs data.path, the folder that holds MetaICL's tasks"):
-        open_data(load_recipe("metaicl"), turns)
+        open_data(load_recipe("metaicl").data, turns, 0)
     with pytest.raises(ConfigError, match="leave data.eval_path out"):
         to_train(training, turns, eval_path="x")
     (training / "hr_to_lr.json").write_text(json.dumps({"train": ["none"]}))

@@ -13,15 +13,16 @@ import pytest
 import yaml
 
 from ccm import cli
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import DATA_SETS, open_data
 from ccm.data.mixture import Mixture
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe, load_recipe
-from ccm.turns import Turns, make_turns
+from ccm.data.settings import DataSettings
+from ccm.engine.layout import Sample, length
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
+from ccm.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def opened(folder: Path | None, turns: Turns, *parts: Any, seed: int = 0, **settings: Any) -> Mixture:
     path = None if folder is None else str(folder)
     short = {"eval_samples": 0, "options": {"parts": [*parts]}, **settings}
-    data = open_data(Recipe(data=DataSettings("mixture", path, **short), seed=seed), turns)
+    data = open_data(DataSettings("mixture", path, **short), turns, seed)
     assert isinstance(data, Mixture)
     return data
 

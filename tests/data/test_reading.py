@@ -14,9 +14,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import reading
 from ccm.data.reading import find_files, read_item, read_items, read_rows, read_text, read_values
-from ccm.errors import ConfigError, DataError
 
 ITEMS: list[Any] = [{"a": "é, [x] {"}, {}, {"b": [1, {"c": None}]}, {"long": "\u4f60" * 40}, {"d": "end ]"}]
 ROWS = [{"text": "Größe", "number": 1}, {"text": "two", "number": 2}]

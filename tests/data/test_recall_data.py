@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_made import CHATML, tokenizer
 
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError
 from ccm.data import recall
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
 from ccm.data.tasks import TaskSettings, open_task
-from ccm.errors import ConfigError
-from ccm.layout import IGNORE
-from ccm.recipe import load_recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE
+from ccm.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,8 @@ def test_no_two_facts_of_a_dialogue_answer_one_question(seed: int) -> None:
 
 
 def data(turns: Turns, *changes: str) -> recall.RecallData:
-    return recall.open_data(load_recipe("custom", ["data.name=recall", *changes]), turns)
+    recipe = load_recipe("custom", ["data.name=recall", *changes])
+    return recall.open_data(recipe.data, turns, recipe.seed)
 
 
 def test_samples_follow_from_seed_and_place(turns: Turns) -> None:

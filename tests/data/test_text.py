@@ -15,15 +15,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ccm.builtin import WEIGHTS
-from ccm.config import TurnFormat
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data, redpajama, text
+from ccm.data.settings import DataSettings
 from ccm.data.text import Stretches, drawn_texts
-from ccm.errors import ConfigError, DataError
-from ccm.layout import IGNORE, Sample, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, make_turns
+from ccm.engine.layout import IGNORE, Sample, length
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def library(folder: Path, *names: str, words: int = 400) -> Path:
 
 def opened(path: Path, turns: Turns, *, name: str = "pg19", seed: int = 0, **settings: Any) -> Stretches:
     short = {"max_steps": 3, "chunk_tokens": 16, "eval_samples": 0, **settings}
-    data = open_data(Recipe(data=DataSettings(name, str(path), **short), seed=seed), turns)
+    data = open_data(DataSettings(name, str(path), **short), turns, seed)
     assert isinstance(data, Stretches)
     return data
 
@@ -167,7 +167,7 @@ def test_settings_without_meaning_are_refused(tmp_path: Path, turns: Turns) -> N
     with pytest.raises(ConfigError, match="data.chunk_tokens is 16, data.max_step_tokens 8"):
         opened(folder, turns, max_step_tokens=8)
     with pytest.raises(ConfigError, match=r"'pg19' needs data.path, the folder of PG19 \(\*.txt, \*.txt.gz\)"):
-        open_data(Recipe(data=DataSettings("pg19")), turns)
+        open_data(DataSettings("pg19"), turns, 0)
 
 
 def test_a_longer_text_of_a_file_is_drawn_the_likelier() -> None:

@@ -12,11 +12,11 @@ from helpers import EOS, PAD, TOLERANCE, VOCAB, ccm_config, randomize_adapter
 from tiny_t5 import tiny_t5
 
 from ccm.data.questions import Question
-from ccm.encoder import build_encoder_layout
+from ccm.engine.layout import IGNORE, Sample, Step
+from ccm.engine.t5.encoder import build_encoder_layout
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.scoring import Scorer
-from ccm.layout import IGNORE, Sample, Step
-from ccm.seq2seq import CCMEncoderDecoder
 
 
 def text(rng: random.Random, least: int, most: int) -> list[int]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.tasks import Task
-from ccm.errors import ConfigError
 from ccm.evaluation.asked import Asked
 
 

@@ -11,11 +11,11 @@ from helpers import assert_close, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ccm.builtin import WEIGHTS
+from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
-from ccm.errors import ConfigError
 from ccm.evaluation.baselines import Embeddings, bm25, make_baseline, pool, retrieve, shortened, window
-from ccm.loading import load_tokenizer
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ccm.builtin import WEIGHTS
+from ccm.chat.turns import Turns
 from ccm.cli import main
+from ccm.core.errors import ConfigError
+from ccm.core.files import load_tensors, save_tensors
 from ccm.data.tasks import Task, TaskSettings
-from ccm.errors import ConfigError
 from ccm.evaluation import answering, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import (
@@ -42,8 +43,7 @@ from ccm.evaluation.report import (
 from ccm.evaluation.results import NOT_FINITE, Measured, Result
 from ccm.evaluation.run import Evaluation
 from ccm.evaluation.texts import FIGURES
-from ccm.files import load_tensors, save_tensors
-from ccm.turns import Turns
+from ccm.models.builtin import WEIGHTS
 
 TALK = [
     f"I am {word} . __eou__ Why , {word} ? __eou__ So it is . __eou__ Fine ! __eou__ Bye . __eou__"

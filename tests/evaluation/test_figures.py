@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.tasks import Averaging, Replies, Task
-from ccm.errors import ConfigError
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.scoring import Scored

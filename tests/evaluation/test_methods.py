@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-import ccm
-from ccm.builtin import WEIGHTS
+from ccm.evaluation import methods
 from ccm.evaluation.methods import Method, Models
+from ccm.models.builtin import WEIGHTS
 
 
 def test_an_adapter_is_loaded_with_its_base_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
-    load = ccm.load
+    load = methods.load_model
     monkeypatch.setattr(
-        ccm, "load", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
+        methods, "load_model", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
     )
     models, concat, gate = Models(None), str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
     found = [models.load(Method(rule or "own", rule, concat))[0] for rule in ("full", "none", None)]
@@ -27,9 +27,9 @@ def test_an_adapter_is_loaded_with_its_base_once(monkeypatch: pytest.MonkeyPatch
 
 def test_without_an_adapter_it_is_one_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path] = []
-    load = ccm.load
+    load = methods.load_model
     monkeypatch.setattr(
-        ccm, "load", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
+        methods, "load_model", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
     )
     models = Models(None)
     assert [models.load(Method(rule, rule, None))[0].config.rule for rule in ("full", "none", "gate")] == [

@@ -12,13 +12,13 @@ import pytest
 import torch
 from helpers import BOS, EOS, TABLE, TOLERANCE, VOCAB, Row, ccm_config, greedy_by_parallel, tiny_base, tiny_model
 
+from ccm.chat.turns import SeparatorTurns
+from ccm.core.errors import ConfigError, InputError
 from ccm.data.questions import Question
-from ccm.errors import ConfigError, InputError
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
-from ccm.layout import IGNORE, Sample, Step, build_layout
-from ccm.model import CCMModel
-from ccm.turns import SeparatorTurns
 
 SETTINGS: tuple[dict[str, object], ...] = ({"sink": True}, {"recurrent": False}, {"positions": "base"})
 CASES = [(row, {}) for row in TABLE]  # every rule, and every setting for a rule that grows and for one that mixes

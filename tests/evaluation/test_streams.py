@@ -14,12 +14,12 @@ import torch
 from helpers import TOLERANCE
 
 import ccm
-from ccm.errors import ConfigError, DataError
+from ccm.core.errors import ConfigError, DataError
 from ccm.evaluation import streams
 from ccm.evaluation.stream_results import Point, StreamResult, totals
 from ccm.evaluation.streams import StreamRun, read_texts, run_streams
-from ccm.evictions import StreamSettings
-from ccm.streaming import StreamingMemory
+from ccm.streams.evictions import StreamSettings
+from ccm.streams.stream import StreamingMemory
 
 SMALL = StreamSettings(cache_size=40, span=16, memory_size=8, sink=1)
 TEXT = "My name is Anna. I live in Oslo, and I like tea.\n\nWhat is my name? " * 12

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import ccm
 from ccm.cli import app
-from ccm.errors import ConfigError, MemoryFileError
+from ccm.core.errors import ConfigError, MemoryFileError
 from ccm.models import cache, fetch
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 

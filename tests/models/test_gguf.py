@@ -12,9 +12,9 @@ from tokenizers_made import CHATML
 from transformers import AutoModelForCausalLM
 
 import ccm
-from ccm.base import load_base
-from ccm.errors import ConfigError
+from ccm.core.errors import ConfigError
 from ccm.models import gguf
+from ccm.models.base import load_base
 
 WORDS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz.?", "\u0120", "\u010a", "ab", "ba"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccm.errors import DataError
+from ccm.core.errors import DataError
 from ccm.evaluation.results import Kept, Measured, Result
 from reproductions.certainty import differences, drawn, read_seeds, recovered
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ccm.config import TurnFormat
+from ccm.chat.turns import make_turns
+from ccm.core.config import TurnFormat
 from ccm.data.lamp import open_task
 from ccm.data.tasks import TaskSettings
-from ccm.loading import load_tokenizer
-from ccm.turns import make_turns
+from ccm.models.load import load_tokenizer
 from reproductions import huffpost
 
 

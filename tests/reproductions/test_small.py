@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from ccm.loading import load_tokenizer
+from ccm.models.load import load_tokenizer
 from reproductions.small import BETWEEN, FILES, build, documents, write_corpus
 
 

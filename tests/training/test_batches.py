@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccm.builtin import TURNS, WEIGHTS
-from ccm.config import CCMConfig
+from ccm.chat.turns import make_turns
+from ccm.core.config import CCMConfig
+from ccm.core.rules import make_rule
 from ccm.data import DataSet, open_data
-from ccm.layout import Sample, Step, build_layout, length
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe
-from ccm.rules import make_rule
+from ccm.data.settings import DataSettings
+from ccm.engine.layout import Sample, Step, build_layout, length
+from ccm.models.builtin import TURNS, WEIGHTS
+from ccm.models.load import load_tokenizer
 from ccm.training.batches import Batch, Batches
-from ccm.turns import make_turns
+from ccm.training.recipe import Recipe
 
 
 def sample_of(size: int, steps: int = 1, name: int = 7) -> Sample:
@@ -125,7 +126,7 @@ def test_every_batch_draws_its_n_and_every_sample_its_start() -> None:
 def kinds() -> dict[str, DataSet]:
     """Either kind of data."""
     turns = make_turns(load_tokenizer(WEIGHTS / "base"), TURNS)
-    kinds = {"custom": Synthetic(), "builtin": open_data(Recipe(data=DataSettings("builtin")), turns)}
+    kinds = {"custom": Synthetic(), "builtin": open_data(DataSettings("builtin"), turns, 0)}
     return kinds
 
 

@@ -15,8 +15,8 @@ import torch
 from helpers import ccm_config, rewrite
 from tiny_training import Tiny, begin
 
-from ccm.errors import ConfigError, TrainingError
-from ccm.files import load_tensors, save_tensors
+from ccm.core.errors import ConfigError, TrainingError
+from ccm.core.files import load_tensors, save_tensors
 from ccm.training import stages
 from ccm.training.checks import check
 from ccm.training.loop import train

@@ -14,8 +14,8 @@ from tiny_training import Tiny, adapter, assert_same, assert_trained_alike, chec
 from two_processes import recipes, step
 
 import ccm
-from ccm.errors import ConfigError
-from ccm.files import load_tensors
+from ccm.core.errors import ConfigError
+from ccm.core.files import load_tensors
 from ccm.training.loop import train
 
 HERE = Path(__file__).parent

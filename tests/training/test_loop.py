@@ -34,15 +34,16 @@ from tiny_training import (
 )
 
 import ccm
-from ccm import files
+from ccm.core import files
+from ccm.core.errors import ConfigError, DataError, TrainingError
+from ccm.core.files import load_tensors
 from ccm.data import open_data
-from ccm.errors import ConfigError, DataError, TrainingError
-from ccm.files import load_tensors
-from ccm.recipe import DataSettings, Recipe, load_recipe
+from ccm.data.settings import DataSettings
 from ccm.training import loop, precision, run
 from ccm.training.batches import Batch
 from ccm.training.loop import Report, Training, train
 from ccm.training.precision import bfloat16_speed
+from ccm.training.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")  # a real process, without the seconds that the imports take
@@ -121,7 +122,7 @@ def test_gradients_are_the_same_with_gradient_checkpointing(tiny: Tiny) -> None:
         stage, calls = make(recipe), []
         stage.module.train()
         stage.base.model.layers[0].self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        samples = open_data(recipe, stage.turns).pool(0, 4)
+        samples = open_data(recipe.data, stage.turns, recipe.seed).pool(0, 4)
         torch.manual_seed(0)
         stage.sums(Batch(samples, [0] * 4, 2))["every"].backward()
         assert len(calls) == (2 if on else 1)
@@ -675,7 +676,7 @@ def test_a_full_disk_at_the_end_costs_the_result_alone(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny.recipe(tmp_path / "out", max_steps=2)
-    monkeypatch.setattr(ccm.checkpoint, "write_file", full_disk)
+    monkeypatch.setattr(ccm.engine.adapter_files, "write_file", full_disk)
     with pytest.raises(TrainingError, match="The result cannot be saved.*free some space and go on with resume=True"):
         train(recipe)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ccm.data import open_data
-from ccm.layout import IGNORE, Sample, Step, build_layout
+from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective
 from ccm.training.stages import FULL, Stage
@@ -115,7 +115,7 @@ def test_targets_are_counted_by_loss(weights: dict[str, float], recurrent: bool,
 
 def draw(stage: Stage, recipe: Any, count: int = 4) -> list[Sample]:
     whole = replace(recipe, data=replace(recipe.data, random_steps=False))
-    return open_data(whole, stage.turns).pool(0, count)
+    return open_data(whole.data, stage.turns, whole.seed).pool(0, count)
 
 
 def batch_of(samples: Sequence[Sample], n_tok: int = 2) -> Batch:

@@ -11,8 +11,8 @@ import pytest
 from tiny_training import Tiny, adapter, assert_same, begin, checkpoints, records
 
 from ccm import cli
-from ccm.recipe import Recipe, load_recipe
 from ccm.training.loop import Report
+from ccm.training.recipe import Recipe, load_recipe
 
 
 def write_metaicl(folder: Path) -> None:

@@ -12,7 +12,7 @@ from tiny_t5 import write_t5
 from tiny_training import Tiny, make
 from transformers import GPT2Config, LlamaConfig, T5Config
 
-from ccm.config import TurnFormat
+from ccm.core.config import TurnFormat
 from ccm.data.kinds import Chat, Task
 from ccm.training.batches import Batch
 from ccm.training.preview import estimate, mlp_width, picture

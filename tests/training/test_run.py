@@ -11,9 +11,10 @@ import pytest
 import torch
 from helpers import rewrite
 
-from ccm.config import CCMConfig
-from ccm.errors import ConfigError, TrainingError
-from ccm.recipe import DataSettings, Recipe
+from ccm.core.config import CCMConfig
+from ccm.core.errors import ConfigError, TrainingError
+from ccm.data.settings import DataSettings
+from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 
 

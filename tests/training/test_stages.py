@@ -16,12 +16,12 @@ from tiny_training import Tiny, compressing, make, records, with_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ccm
-from ccm.builtin import TURNS
-from ccm.config import CCMConfig, LoRASettings, TurnFormat
+from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
+from ccm.core.errors import AdapterError, ConfigError, UnsupportedModelError
+from ccm.core.files import load_tensors
 from ccm.data import open_data
-from ccm.errors import AdapterError, ConfigError, UnsupportedModelError
-from ccm.files import load_tensors
-from ccm.layout import IGNORE, Step, build_layout
+from ccm.engine.layout import IGNORE, Step, build_layout
+from ccm.models.builtin import TURNS
 from ccm.training.batches import Batch
 from ccm.training.loop import train
 from ccm.training.run import read_checkpoint
@@ -75,7 +75,7 @@ def test_the_merged_first_stage_is_a_whole_model_with_the_same_logits(tiny: Tiny
 def test_the_loss_of_the_first_stage_is_that_of_the_stock_model_with_the_whole_context(tiny: Tiny) -> None:
     recipe = tiny.recipe(stage="base")
     stage = make_stage(recipe, open_turns(recipe))  # its LoRA is 0 yet
-    samples = open_data(recipe, stage.turns).pool(0, 4)
+    samples = open_data(recipe.data, stage.turns, recipe.seed).pool(0, 4)
     expected = torch.tensor(0.0)
     for sample in samples:
         steps = [*sample.steps, sample.query]
@@ -166,7 +166,7 @@ def test_an_adapter_of_random_n_serves_every_n(tiny: Tiny, tmp_path: Path) -> No
 def test_a_batch_is_laid_out_with_its_own_n(tiny: Tiny, rule: str) -> None:
     recipe = tiny.recipe(random_n_tok=True, adapter=ccm_config(rule, n_tok=3))
     stage = compressing(recipe)
-    samples = open_data(recipe, stage.turns).pool(0, 3)
+    samples = open_data(recipe.data, stage.turns, recipe.seed).pool(0, 3)
     found = []
     for n in (1, 3):
         expected = stage.model(build_layout(samples, replace(stage.config, n_tok=n), stage.rule, 0)).loss
@@ -183,7 +183,7 @@ def test_what_is_trained_is_float32_on_a_base_in_half_precision(tiny: Tiny, stag
     made = make(recipe)
     assert made.base.dtype == getattr(torch, dtype)
     assert {tensor.dtype for tensor in made.trained.values()} == {torch.float32}
-    loss = made.sums(Batch(open_data(recipe, made.turns).pool(0, 2), [0, 0], 2))["every"]
+    loss = made.sums(Batch(open_data(recipe.data, made.turns, recipe.seed).pool(0, 2), [0, 0], 2))["every"]
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
 
@@ -260,7 +260,7 @@ def test_samples_are_laid_out_with_full_context_in_the_first_stage(tiny: Tiny) -
     recipe = tiny.recipe(stage="base", adapter=ccm_config("merge", n_tok=4))
     stage = make(recipe)
     assert stage.rule is FULL
-    sample = open_data(recipe, stage.turns).pool(0, 1)[0]
+    sample = open_data(recipe.data, stage.turns, recipe.seed).pool(0, 1)[0]
     layout = build_layout([sample], stage.config, stage.rule, 0)
     assert not layout.comp_columns.numel()
     assert layout.ids[0].tolist() == [token for step in (*sample.steps, sample.query) for token in step.ids]

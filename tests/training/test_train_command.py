@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -15,25 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import call
 from rich.progress import Progress
 from tiny_t5 import write_t5
 from tiny_training import Tiny
 
-from ccm import cli
-from ccm.commands.progress import Shown, progress
-from ccm.recipe import Recipe, load_recipe
+from ccm.cli.commands.progress import Shown, progress
 from ccm.training import checks
 from ccm.training.loop import Report
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
-    """Run the command line in this process; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", ["ccm", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-    monkeypatch.setenv("TERM", "dumb")  # no colours
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+from ccm.training.recipe import Recipe, load_recipe
 
 
 def settings(tiny: Tiny, **values: object) -> list[str]:
@@ -190,7 +179,7 @@ def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch
         if report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
+    monkeypatch.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
     assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
     assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
     assert caplog.messages[-1] == "The step under way is finished and saved first; the same again breaks off at once."
@@ -219,7 +208,7 @@ def test_a_second_ctrl_c_says_what_is_saved(
     changes = settings(tiny, output_dir=tmp_path / "out", save_every=save_every)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("ccm.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
+        interrupted.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
         assert call(monkeypatch, "train", "custom", *changes) == 130
     signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == told

@@ -14,13 +14,14 @@ import torch
 from helpers import ccm_config, tiny_base, tolerance
 from torch import Tensor
 
-from ccm.builtin import WEIGHTS
-from ccm.checkpoint import read_adapter
-from ccm.config import CCMConfig, LoRASettings
+from ccm.core.config import CCMConfig, LoRASettings
 from ccm.data import open_data
-from ccm.loading import load_tokenizer
-from ccm.recipe import DataSettings, Recipe
+from ccm.data.settings import DataSettings
+from ccm.engine.adapter_files import read_adapter
+from ccm.models.builtin import WEIGHTS
+from ccm.models.load import load_tokenizer
 from ccm.training.loop import Report, Training
+from ccm.training.recipe import Recipe
 from ccm.training.run import Run
 from ccm.training.stages import CompressStage, Stage, make_stage, open_turns
 
@@ -79,7 +80,7 @@ def write_tiny(folder: Path) -> Tiny:
 def begin(recipe: Recipe, report: Callable[[Report], None] = lambda report: None) -> Training:
     """A training under way, nothing of it done."""
     turns = open_turns(recipe)
-    run, data = Run(Path(recipe.output_dir or "unused"), recipe), open_data(recipe, turns)
+    run, data = Run(Path(recipe.output_dir or "unused"), recipe), open_data(recipe.data, turns, recipe.seed)
     return Training(recipe, run, data, partial(make_stage, turns=turns), report)
 
 

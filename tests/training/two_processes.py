@@ -15,11 +15,11 @@ from helpers import ccm_config
 from tiny_training import Tiny, begin, gradients
 from torch.distributed.tensor import DTensor
 
-from ccm.files import save_tensors
-from ccm.recipe import Recipe
+from ccm.core.files import save_tensors
 from ccm.training import loop
 from ccm.training.batches import Batch
 from ccm.training.loop import Training, train
+from ccm.training.recipe import Recipe
 
 
 def recipes(tiny: Tiny) -> dict[str, Recipe]:

@@ -1,4 +1,4 @@
-"""The command ``ccm``: what each verb takes. What it does stands in ``ccm.commands`` and is imported when called."""
+"""The command ``ccm``: what each verb takes. What it does stands in ``ccm.cli.commands``, imported when called."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from ccm.cli import adapters, chat, data, evaluate, models, stream, train
+from ccm.cli.console import tell, with_flags
 from ccm.cli.streams import abandon_streams, open_streams
-from ccm.console import tell, with_flags
-from ccm.errors import CCMError
+from ccm.core.errors import CCMError
 
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to a stream fails
 

@@ -18,7 +18,7 @@ def list_adapters(
     json: Lines = False,
 ) -> None:
     """The adapters that the authors published, or those in a folder."""
-    from ccm.commands.adapters import run_list
+    from ccm.cli.commands.adapters import run_list
 
     run_list(folder, as_json=json)
 
@@ -29,7 +29,7 @@ def show_adapter(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """What an adapter is: its rule, N, LoRA, turns, and base."""
-    from ccm.commands.adapters import run_show
+    from ccm.cli.commands.adapters import run_show
 
     run_show(adapter, as_json=json)
 
@@ -58,8 +58,8 @@ def import_adapter(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, and replace what is there.")] = False,
 ) -> None:
     """Turn one of the authors' adapters into one of ours. What it has to assume, it says."""
-    from ccm.commands.adapters import run_import
-    from ccm.importing import Choices
+    from ccm.adapters.importing import Choices
+    from ccm.cli.commands.adapters import run_import
 
     run_import(folder, output, Choices(base, rule, recurrent, sink, trained_on, base_adapter), yes=yes)
 
@@ -70,7 +70,7 @@ def download_adapters(
     output: Annotated[Path | None, typer.Option(help="The folder to make (adapters/NAME).")] = None,
 ) -> None:
     """Fetch the authors' adapters from their public drive, to be imported. Needs gdown."""
-    from ccm.commands.adapters import run_download
+    from ccm.cli.commands.adapters import run_download
 
     run_download(name, output)
 
@@ -82,7 +82,7 @@ def merge_adapter(
     base: Annotated[str | None, typer.Option(help="Its base, where it is not where the adapter says.")] = None,
 ) -> None:
     """Merge the stage-1 adapter under an adapter into its base, which can be quantized then."""
-    from ccm.commands.adapters import run_merge
+    from ccm.cli.commands.adapters import run_merge
 
     run_merge(adapter, output, base)
 
@@ -100,6 +100,6 @@ def push_adapter(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the model card, and send nothing.")] = False,
 ) -> None:
     """Send an adapter to the Hub, with a model card made from its settings and results."""
-    from ccm.commands.adapters import run_push
+    from ccm.cli.commands.adapters import run_push
 
     run_push(folder, name, base, results or (), private=private, dry_run=dry_run)

@@ -33,8 +33,8 @@ def chat(
 
     Not on a terminal: one user turn a line on standard input, one reply a line on standard output.
     """
-    from ccm.commands.chat import run
-    from ccm.sampling import Sampling
+    from ccm.cli.commands.chat import run
+    from ccm.engine.sampling import Sampling
 
     choosing = Sampling(**asdict(sampling), repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens)
     raise typer.Exit(run(model.chosen(), choosing, load, window, system, as_json=json))
@@ -46,7 +46,7 @@ def demo(
     file: Annotated[Path | None, typer.Option(help="Your own example: turns, a question, the expected answer.")] = None,
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
-    from ccm.commands.demo import run
+    from ccm.cli.commands.demo import run
 
     run(model.chosen(), file)
 
@@ -58,7 +58,7 @@ def writes(
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("writes.png"),
 ) -> None:
     """Draw which step wrote which entry of a memory that mixes its steps."""
-    from ccm.commands.writes import run
+    from ccm.cli.commands.writes import run
 
     if model.rule is None and model.adapter is None:
         model = replace(model, rule="gate")  # of the built-in adapters the one that mixes

@@ -18,7 +18,7 @@ def list_data(
     json: Lines = False,
 ) -> None:
     """The data sets that can be prepared."""
-    from ccm.commands.data import run_list
+    from ccm.cli.commands.data import run_list
 
     run_list(verbose=verbose, as_json=json)
 
@@ -33,6 +33,6 @@ def prepare_data(
     ] = None,
 ) -> None:
     """Bring a data set into the folder that training and evaluation read."""
-    from ccm.commands.data import run_prepare
+    from ccm.cli.commands.data import run_prepare
 
     run_prepare(name, source, output, only or ())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ccm.cli.options import Adapters, BaseOptions, Lines, ModelOptions, Output, trained, unfold
-from ccm.errors import ConfigError
+from ccm.core.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
 
@@ -59,7 +59,7 @@ def report(
     mean: Annotated[bool, typer.Option("--mean", help="They are draws, such as seeds: mean and deviation.")] = False,
 ) -> None:
     """One page of several evaluations: a table and two pictures for each task."""
-    from ccm.commands.evaluate import run_report
+    from ccm.cli.commands.evaluate import run_report
 
     run_report(folders, output, draws=mean)
 
@@ -82,7 +82,7 @@ def builtin(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Recall of told facts by the built-in model, replies generated freely."""
-    from ccm.commands.evaluate import run_builtin
+    from ccm.cli.commands.evaluate import run_builtin
 
     asked = {"steps": steps, "facts": facts, "dialogues": dialogues, "seed": seed, "batch": batch, "before": before}
     run_builtin(model.chosen(), **asked, as_json=json)
@@ -110,7 +110,7 @@ def _measure(
     methods: MethodOptions, base: BaseOptions, name: str, data: Path | None, options: dict[str, Any], **seeds: str
 ) -> None:
     """A task by name, files and options; as often as there are seeds of what is drawn."""
-    from ccm.commands.evaluate import run_tasks
+    from ccm.cli.commands.evaluate import run_tasks
     from ccm.data.tasks import TaskSettings
     from ccm.evaluation.run import Evaluation
 

@@ -15,7 +15,7 @@ Name = Annotated[str, typer.Argument(help="Of the model; ccm models list has the
 @app.command("list")
 def list_models(json: Lines = False) -> None:
     """The models, and which of them are here."""
-    from ccm.commands.models import run_list
+    from ccm.cli.commands.models import run_list
 
     run_list(as_json=json)
 
@@ -29,7 +29,7 @@ def get(
     ] = "registry",
 ) -> None:
     """Fetch a model; afterwards its short name works everywhere, offline."""
-    from ccm.commands.models import run_get
+    from ccm.cli.commands.models import run_get
 
     run_get(name, source)
 
@@ -37,6 +37,6 @@ def get(
 @app.command()
 def show(name: Name) -> None:
     """What a model is, where it comes from, and where it is kept."""
-    from ccm.commands.models import run_show
+    from ccm.cli.commands.models import run_show
 
     run_show(name)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from ccm.errors import ConfigError
+from ccm.core.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -45,10 +45,10 @@ def stream(
     base: BaseOptions,
 ) -> None:
     """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
-    from ccm.commands.stream import run
+    from ccm.cli.commands.stream import run
+    from ccm.engine.sampling import Sampling
     from ccm.evaluation.streams import StreamRun
-    from ccm.evictions import StreamSettings
-    from ccm.sampling import Sampling
+    from ccm.streams.evictions import StreamSettings
 
     asked = StreamRun(
         files,

@@ -26,7 +26,7 @@ def train(
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases, too.")] = False,
 ) -> None:
     """Train an adapter, or the model under it. With several processes: torchrun --no-python ccm train ..."""
-    from ccm.commands.train import run
+    from ccm.cli.commands.train import run
 
     changed = [*(changes or ()), *(["wandb=true"] if wandb else ())]
     run(recipe, changed, stage, dry_run=dry_run, resume=resume, start=start)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Protocol
 
-from ccm.errors import ConfigError, did_you_mean
-from ccm.layout import Sample
-from ccm.model import CCMModel
-from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.chat.turns import Turns
+from ccm.core.errors import ConfigError, did_you_mean
+from ccm.data.settings import DataSettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample
 
 DATA_SETS = {  # module with a function open_data
     "custom": "ccm.data.custom",
-    "builtin": "ccm.data.builtin",
+    "builtin": "ccm.data.builtin.dialogues",
     "dailydialog": "ccm.data.dailydialog",
     "soda": "ccm.data.soda",
     "metaicl": "ccm.data.metaicl_training",
@@ -53,15 +53,15 @@ class DataSet(Protocol):
         ...
 
 
-def open_data(recipe: Recipe, turns: Turns) -> DataSet:
-    """The data set of a recipe; its files are read and checked now.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> DataSet:
+    """The data set of these settings; its files are read and checked now.
 
     Raises:
         ConfigError: when there is no such data set, or it lacks a setting.
         DataError: when its files are absent or malformed.
     """
-    name = recipe.data.name
+    name = settings.name
     if name not in DATA_SETS:
         meant = did_you_mean([name], DATA_SETS)
         raise ConfigError(f"There is no data set {name!r}.{meant} There are: {', '.join(DATA_SETS)}.")
-    return import_module(DATA_SETS[name]).open_data(recipe, turns)
+    return import_module(DATA_SETS[name]).open_data(settings, turns, seed)

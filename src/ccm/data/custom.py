@@ -15,30 +15,29 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError, InputError
 from ccm.data import tasks
 from ccm.data.examples import Examples, hold_out, tell_held_out
 from ccm.data.formats import ExampleError, TooShortError, read_example
 from ccm.data.kinds import Chat, Example, Task, Text, check_chunks
 from ccm.data.questions import Question
 from ccm.data.reading import ROWS, ends, find_files, read_text, read_values, warn_once
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import Replies, TaskSettings
-from ccm.errors import ConfigError, DataError, InputError
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns
 
 FAULTS = 10  # reported at once
 TEXTS = (".txt", ".txt.gz")
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Examples:
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
     """Read and check the files that a recipe names.
 
     Raises:
         ConfigError: when it names none.
         DataError: when one is absent, empty or malformed.
     """
-    settings = recipe.data
     if settings.options:
         raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
@@ -47,15 +46,15 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
     if settings.eval_path is not None:
         held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
     else:
-        held, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+        held, groups = hold_out(groups, settings.eval_samples, f"{seed} held out")
         every = len(held) + sum(map(len, groups))
         tell_held_out(len(held), settings, f"at most a tenth of {every:,}, conversations whole")
-    return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, recipe.seed)
+    return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, seed)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How your own data is evaluated; see :class:`ccm.recipe.DataSettings`.
+    """How your own data is evaluated; see :class:`ccm.data.settings.DataSettings`.
 
     Attributes:
         max_steps: the deepest time step; longer conversations and texts are cut into stretches.

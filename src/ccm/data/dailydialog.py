@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ccm.chat.turns import Turns
+from ccm.core.errors import DataError
 from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
 from ccm.data.examples import Examples
 from ccm.data.reading import read_text
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import TaskSettings
-from ccm.errors import DataError
-from ccm.recipe import Recipe
-from ccm.turns import Turns
 
 
 def tidy(text: str) -> str:
@@ -67,9 +67,9 @@ CORPUS = Corpus(
 )
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Examples:
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
     """To train on; see :func:`ccm.data.dialogue.open_examples`."""
-    return open_examples(CORPUS, recipe, turns)
+    return open_examples(CORPUS, settings, turns, seed)
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:

@@ -14,15 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.examples import Examples, folder_of, log_left_out, tell_held_out
 from ccm.data.questions import Question
+from ccm.data.settings import DataSettings
 from ccm.data.spool import Spool
 from ccm.data.tasks import Replies, Task, TaskSettings
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample
-from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.engine.layout import Sample
 
 LEAST_TURNS, LONGEST_TURN = 3, 128  # shorter dialogues and longer turns are left out
 _LEAKED, _UNFIT = "they are evaluated on, too", "too few turns, or too few or many tokens"
@@ -112,14 +112,13 @@ class Options:
             raise ConfigError(f"data.options.most is {self.most}; it must be at least 0.")
 
 
-def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
-    """The dialogues of a recipe whose ``data.path`` is the folder of a corpus; what is left out is logged as a warning.
+def open_examples(corpus: Corpus, settings: DataSettings, turns: Turns, seed: int) -> Examples:
+    """The dialogues of a corpus in the folder ``data.path``; a warning tells what is left out.
 
     Raises:
         ConfigError: when it names no folder, or options that there are not.
         DataError: when a file is absent or malformed.
     """
-    settings = recipe.data
     options = build_settings(Options, settings.options, "data.options")
     folder = folder_of(settings, corpus.files)
     known = {hash(dialogue) for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
@@ -141,7 +140,7 @@ def open_examples(corpus: Corpus, recipe: Recipe, turns: Turns) -> Examples:
     found = corpus.keep(corpus.read(folder, "validation"), turns, corpus.longest[1])
     held = [*islice(found, settings.eval_samples)]
     tell_held_out(len(held), settings, "the validation split has no more that can be used")
-    return Examples(kept, held, turns, settings.random_steps, recipe.seed)
+    return Examples(kept, held, turns, settings.random_steps, seed)
 
 
 @dataclass(frozen=True)

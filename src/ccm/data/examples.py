@@ -13,12 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ccm.errors import ConfigError
-from ccm.layout import Sample, length
-from ccm.model import CCMModel
-from ccm.processes import get_logger
-from ccm.recipe import DataSettings
-from ccm.turns import Turns
+from ccm.chat.turns import Turns
+from ccm.core.errors import ConfigError
+from ccm.core.processes import get_logger
+from ccm.data.settings import DataSettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample, length
 
 logger = get_logger(__name__)
 _LARGEST = 64  # examples among which the longest is sought: how many tokens a text has is known when it is encoded

@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ccm.core.plain_text import HALF
 from ccm.data.kinds import Chat, Task
-from ccm.plain_text import HALF
 
 Object = Mapping[str, Any]
 ROLES = {

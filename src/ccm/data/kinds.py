@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from ccm.errors import ConfigError
-from ccm.layout import IGNORE, Sample, Step
-from ccm.recipe import DataSettings
-from ccm.turns import Turns
+from ccm.chat.turns import Turns
+from ccm.core.errors import ConfigError
+from ccm.data.settings import DataSettings
+from ccm.engine.layout import IGNORE, Sample, Step
 
 
 @dataclass(frozen=True)

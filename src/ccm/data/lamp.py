@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.questions import Question
 from ccm.data.reading import Place, read_item, read_items, readable
 from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
-from ccm.errors import ConfigError, DataError
-from ccm.turns import Turns
 
 SHORTEST, LONGEST = 1, 99  # tokens of an entry
 KEPT, LEAST_REVIEWS = 0.9, 32  # what must be kept of a profile: a share of its entries, but so many of LaMP-3

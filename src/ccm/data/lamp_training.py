@@ -16,14 +16,14 @@ from itertools import islice
 
 import numpy as np
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.examples import Epochs, folder_of, log_left_out, tell_held_out
 from ccm.data.lamp import MAX_LENGTH, NO_ROOM, Example, Reader, draw, template
 from ccm.data.reading import Place
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample
-from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.data.settings import DataSettings
+from ccm.engine.layout import Sample
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _sample(reader: Reader, example: Example, kept: Sequence[int], k: int, gener
     return question.sample(reader.turns.eos_id)
 
 
-def open_data(recipe: Recipe, turns: Turns) -> LaMPData:
-    """The training split in the folder of a recipe, whose ``data.max_steps`` is the number of entries.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> LaMPData:
+    """The training split in the folder of these settings, whose ``data.max_steps`` is the number of entries.
 
     What is left out is logged as a warning.
 
@@ -121,7 +121,7 @@ def open_data(recipe: Recipe, turns: Turns) -> LaMPData:
         ConfigError: when it names no folder, or options that there are not.
         DataError: when files are absent or malformed, or nothing can be trained on.
     """
-    settings, left_out = recipe.data, Counter[str]()
+    left_out = Counter[str]()
     folder = folder_of(settings, "train_questions.json, train_outputs.json and the same of dev")
     options = build_settings(Options, settings.options, "data.options")
     train, dev = (Reader(folder, split, options.number, options.max_length, turns) for split in ("train", "dev"))
@@ -129,13 +129,13 @@ def open_data(recipe: Recipe, turns: Turns) -> LaMPData:
     log_left_out(f"LaMP-{options.number}", left_out)
     if not found:
         raise DataError(f"No example of LaMP-{options.number} in {folder} can be trained on.")
-    generator = _generator(f"{recipe.seed} held out")
+    generator = _generator(f"{seed} held out")
     held = [
         _sample(dev, example, kept, settings.max_steps, generator)
         for example, kept in islice(_usable(dev, Counter()), settings.eval_samples)
     ]
     tell_held_out(len(held), settings, "the dev split has no more that can be used")
-    return LaMPData(train, found, held, settings.max_steps, settings.random_steps, recipe.seed)
+    return LaMPData(train, found, held, settings.max_steps, settings.random_steps, seed)
 
 
 def _usable(reader: Reader, left_out: Counter[str]) -> Iterator[tuple[Example, list[int]]]:

@@ -12,15 +12,15 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
+from ccm.core.processes import get_logger
 from ccm.data.examples import Examples, hold_out, tell_held_out
 from ccm.data.kinds import Chat
 from ccm.data.reading import ROWS, find_files, read_rows
+from ccm.data.settings import DataSettings
 from ccm.data.spool import Spool
-from ccm.errors import ConfigError, DataError
-from ccm.processes import get_logger
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns
 
 _LOG = get_logger(__name__)
 
@@ -86,14 +86,13 @@ def usable(said: list[tuple[str, str]], settings: DataSettings, turns: Turns) ->
     return kept
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Examples:
-    """The conversations of a recipe whose ``data.path`` is the folder of LMSYS-Chat-1M.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
+    """The conversations of these settings whose ``data.path`` is the folder of LMSYS-Chat-1M.
 
     Raises:
         ConfigError: when it names none, or options that there are not.
         DataError: when a file is absent or malformed, or no conversation can be used.
     """
-    settings = recipe.data
     options = build_settings(Options, settings.options, "data.options")
     if settings.path is None:
         raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder of LMSYS-Chat-1M's files.")
@@ -139,7 +138,7 @@ def open_data(recipe: Recipe, turns: Turns) -> Examples:
         held = [*chain.from_iterable(islice(conversations(settings.eval_path), settings.eval_samples))]
         tell_held_out(len(held), settings, f"{settings.eval_path} has no more that can be used")
     else:
-        numbers, groups = hold_out(groups, settings.eval_samples, f"{recipe.seed} held out")
+        numbers, groups = hold_out(groups, settings.eval_samples, f"{seed} held out")
         held = [chats[number] for number in numbers]
         tell_held_out(len(held), settings, f"at most a tenth of {len(chats):,}, conversations whole")
-    return Examples(chats.only(chain(*groups)), held, turns, settings.random_steps, recipe.seed)
+    return Examples(chats.only(chain(*groups)), held, turns, settings.random_steps, seed)

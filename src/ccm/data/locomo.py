@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ccm.config import build_settings
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.longterm import Asked, LongTask, Options, Turn
 from ccm.data.questions import Judged
 from ccm.data.reading import read_items
 from ccm.data.tasks import Averaging, Replies, TaskSettings
-from ccm.errors import ConfigError, DataError
-from ccm.turns import Turns
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 _JUDGED: dict[str, Judged] = {"multi-hop": "parts", "adversarial": "phrase"}

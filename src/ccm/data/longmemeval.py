@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ccm.config import build_settings
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings
+from ccm.core.errors import ConfigError, DataError
 from ccm.data.longterm import Asked, LongTask, Options, Turn
 from ccm.data.reading import read_items
 from ccm.data.tasks import Replies, TaskSettings
-from ccm.errors import ConfigError, DataError
-from ccm.turns import Turns
 
 ABSTENTION = "abstention"  # questions of all types that the history does not answer
 TYPES = (

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-from ccm.config import check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import check_types
+from ccm.core.errors import ConfigError, did_you_mean
 from ccm.data.questions import Judged, Question
 from ccm.data.tasks import Averaging, Replies, Task
-from ccm.errors import ConfigError, did_you_mean
-from ccm.layout import Sample, Step, length
-from ccm.turns import Turns
+from ccm.engine.layout import Sample, Step, length
 
 
 @dataclass(frozen=True)

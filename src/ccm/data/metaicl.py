@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError, reason
 from ccm.data.questions import Question
 from ccm.data.tasks import Averaging, Task, TaskSettings, encode_word, encode_words
-from ccm.errors import ConfigError, DataError, reason
-from ccm.turns import Turns
 
 AUTHORS_MEAN = Averaging({"poem_sentiment": "acc_base"}, ("glue-mrpc",))  # of their script; it says no reason
 LONGEST = 256  # tokens of an example, prefixes included

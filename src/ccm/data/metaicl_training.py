@@ -17,15 +17,15 @@ from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
+from ccm.core.processes import get_logger
 from ccm.data.examples import Epochs, folder_of, log_left_out, tell_held_out
 from ccm.data.metaicl import LONGEST, Example, Prompt, evaluated_file, listed, pools, read_lines
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import encode_words
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample
-from ccm.processes import get_logger
-from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.engine.layout import Sample
 
 CHUNK = 1024  # examples that are tokenized at once
 NOTHING = "no file, so not trained on"
@@ -150,8 +150,8 @@ class MetaICLData(Epochs):
         return question.sample(self.eos)
 
 
-def open_data(recipe: Recipe, turns: Turns) -> MetaICLData:
-    """The training tasks in the folder of a recipe, whose ``data.max_steps`` is the number of demonstrations.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> MetaICLData:
+    """The training tasks in the folder of these settings, whose ``data.max_steps`` is the number of demonstrations.
 
     What is left out, or trained on from other files, is logged as a warning.
 
@@ -159,7 +159,6 @@ def open_data(recipe: Recipe, turns: Turns) -> MetaICLData:
         ConfigError: when it names no folder, or options that there are not.
         DataError: when files are absent or malformed, or nothing can be trained on.
     """
-    settings = recipe.data
     folder = folder_of(settings, "MetaICL's tasks, a folder each, and hr_to_lr.json")
     options = build_settings(Options, settings.options, "data.options")
     prompt = Prompt.of(turns)
@@ -172,7 +171,7 @@ def open_data(recipe: Recipe, turns: Turns) -> MetaICLData:
     log_left_out("MetaICL", left_out)
     if not kept:
         raise DataError(f"No task in {folder} has two examples of at most {options.longest} tokens to train on.")
-    return MetaICLData(kept, prompt, turns.eos_id, options, settings.max_steps, settings.random_steps, recipe.seed)
+    return MetaICLData(kept, prompt, turns.eos_id, options, settings.max_steps, settings.random_steps, seed)
 
 
 def _files(folder: Path, options: Options) -> Iterator[list[Path]]:

@@ -19,15 +19,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ccm.config import TurnFormat, build_settings, check_types
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat, build_settings, check_types
+from ccm.core.errors import ConfigError, DataError
 from ccm.data import DataSet
 from ccm.data import open_data as open_part
 from ccm.data.examples import order
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample
-from ccm.model import CCMModel
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns, make_turns
+from ccm.data.settings import DataSettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample
 
 ROUND = 1000  # samples among which every part has its share
 _SHARED = ("eval_samples", "max_steps", "max_step_tokens", "chunk_tokens", "query_chunks", "random_steps")
@@ -112,22 +112,21 @@ class Mixture:
         return {name: value for part in self.parts for name, value in part.measure(model).items()}
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Mixture:
-    """The mixture of a recipe.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Mixture:
+    """The mixture of these settings.
 
     Raises:
         ConfigError: when a part has a setting that is unknown or not allowed, or the weights give no shares.
         DataError: when files of a part are absent or malformed; of every part that is absent.
     """
-    settings = recipe.data
     if settings.eval_path is not None:
         raise ConfigError("A mixture has no data.eval_path; the parts hold samples out, or have an eval_path each.")
     options = build_settings(Options, {"parts": [], **settings.options}, "data.options")
     parts = [_part(given, number, settings) for number, given in enumerate(options.parts, start=1)]
     if not parts:
         raise ConfigError("A mixture needs data.options.parts, a list of data sets such as [{name: soda, weight: 1}].")
-    opened = _open(parts, recipe, turns)
-    return Mixture(opened, shares(parts, _weights(parts, opened)), recipe.seed)
+    opened = _open(parts, turns, seed)
+    return Mixture(opened, shares(parts, _weights(parts, opened)), seed)
 
 
 def _part(given: Any, number: int, settings: DataSettings) -> Part:
@@ -142,14 +141,14 @@ def _part(given: Any, number: int, settings: DataSettings) -> Part:
     return part if inside is None else replace(part, path=str(Path(settings.path or "") / inside))
 
 
-def _open(parts: Sequence[Part], recipe: Recipe, turns: Turns) -> list[DataSet]:
+def _open(parts: Sequence[Part], turns: Turns, seed: int) -> list[DataSet]:
     """All parts; where some are absent, these alone are tried, so that each says at once what it wants."""
     absent = [part for part in parts if part.path is not None and not Path(part.path).exists()]
     opened, faults = [], []
     for part in absent or parts:
         own = make_turns(turns.tokenizer, part.turns) if part.turns else turns
         try:
-            opened.append(open_part(replace(recipe, data=part), own))
+            opened.append(open_part(part, own, seed))
         except DataError as error:
             faults.append(f"  {part.name}: {error}")
     if faults:

@@ -14,14 +14,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from ccm.config import build_settings, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_types
+from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.reading import find_files, read_text
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import Task, TaskSettings
 from ccm.data.text import Source, Stretches, open_stretches, split
-from ccm.errors import ConfigError
-from ccm.recipe import Recipe
-from ccm.turns import Turns
 
 Ids = Sequence[int]
 TITLE, ENDINGS = "PG19", (".txt", ".txt.gz")
@@ -121,9 +121,9 @@ def spread(places: range, count: int) -> list[int]:
     return [places[len(places) * (i + 1) // count - 1] for i in range(count)]
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Stretches:
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Stretches:
     """To train on; see :func:`ccm.data.text.open_stretches`."""
-    return open_stretches(SOURCE, recipe, turns)
+    return open_stretches(SOURCE, settings, turns, seed)
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> PG19Task:

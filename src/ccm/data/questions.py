@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ccm.errors import InputError
-from ccm.layout import IGNORE, Sample, Step
+from ccm.core.errors import InputError
+from ccm.engine.layout import IGNORE, Sample, Step
 
 Judged = Literal["words", "stems", "parts", "phrase"]  # how a generated reply is compared (``ccm.evaluation.texts``)
 

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ccm.errors import ConfigError, DataError, listed, reason
-from ccm.processes import get_logger
+from ccm.core.errors import ConfigError, DataError, listed, reason
+from ccm.core.processes import get_logger
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
 RECORD = ".ccm-data.json"  # what was prepared into a folder: no data

@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ccm.config import build_settings, check_shares, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import build_settings, check_shares, check_types
+from ccm.core.errors import ConfigError
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
 from ccm.data.kinds import Chat
 from ccm.data.questions import Question
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import Replies, Task, TaskSettings
-from ccm.errors import ConfigError
-from ccm.layout import Sample
-from ccm.model import CCMModel
-from ccm.recipe import Recipe
-from ccm.turns import Turns
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample
 
 LONGEST = 40  # lines of a dialogue
 FACTS, QUESTIONS = 8, 4  # of a dialogue of the task
@@ -105,16 +105,16 @@ class RecallData:
         return mixed(writer, rng.randint(4, options.longest), asking=options.asking, untold=options.untold)
 
 
-def open_data(recipe: Recipe, turns: Turns) -> RecallData:
-    """The dialogues of a recipe.
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> RecallData:
+    """The dialogues of these settings.
 
     Raises:
         ConfigError: on options that it does not have, or on files.
     """
-    if recipe.data.path or recipe.data.eval_path:
+    if settings.path or settings.eval_path:
         raise ConfigError("The data set 'recall' makes its own dialogues; leave data.path and data.eval_path out.")
-    options = build_settings(Options, recipe.data.options, "data.options")
-    return RecallData(options, turns, recipe.seed, recipe.data.eval_samples)
+    options = build_settings(Options, settings.options, "data.options")
+    return RecallData(options, turns, seed, settings.eval_samples)
 
 
 @dataclass(frozen=True)

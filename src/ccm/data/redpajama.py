@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ccm.chat.turns import Turns
+from ccm.core.errors import DataError
 from ccm.data.reading import ROWS, read_rows
+from ccm.data.settings import DataSettings
 from ccm.data.text import Source, Stretches, open_stretches
-from ccm.errors import DataError
-from ccm.recipe import Recipe
-from ccm.turns import Turns
 
 
 def read(file: Path) -> Iterator[str]:
@@ -32,6 +32,6 @@ def read(file: Path) -> Iterator[str]:
 SOURCE = Source("RedPajama-V2", ROWS, "documents", read, files=1, texts=512)
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Stretches:
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Stretches:
     """To train on; see :func:`ccm.data.text.open_stretches`."""
-    return open_stretches(SOURCE, recipe, turns)
+    return open_stretches(SOURCE, settings, turns, seed)

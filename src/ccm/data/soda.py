@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ccm.chat.turns import Turns
+from ccm.core.errors import DataError
 from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
 from ccm.data.examples import Examples
 from ccm.data.reading import read_rows
+from ccm.data.settings import DataSettings
 from ccm.data.tasks import TaskSettings
-from ccm.errors import DataError
-from ccm.recipe import Recipe
-from ccm.turns import Turns
 
 _SPACES = re.compile(r" (?=[,.;?!])")
 _STEMS = {"validation": ("valid", "validation")}  # the publisher's word, and the usual one
@@ -62,9 +62,9 @@ CORPUS = Corpus(
 )
 
 
-def open_data(recipe: Recipe, turns: Turns) -> Examples:
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
     """To train on; see :func:`ccm.data.dialogue.open_examples`."""
-    return open_examples(CORPUS, recipe, turns)
+    return open_examples(CORPUS, settings, turns, seed)
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from ccm.config import TurnFormat, check_types
+from ccm.chat.turns import Turns
+from ccm.core.config import TurnFormat, check_types
+from ccm.core.errors import ConfigError, did_you_mean
 from ccm.data.questions import Question
-from ccm.errors import ConfigError, did_you_mean
-from ccm.turns import Turns
 
 TASKS = {  # module with a function open_task
     "custom": "ccm.data.custom",

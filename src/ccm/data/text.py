@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from ccm.chat.turns import Turns
+from ccm.core.errors import ConfigError, DataError
+from ccm.core.processes import get_logger
 from ccm.data.examples import hold_out, tell_held_out
 from ccm.data.kinds import Text, check_chunks
 from ccm.data.reading import find_files
-from ccm.errors import ConfigError, DataError
-from ccm.layout import Sample
-from ccm.model import CCMModel
-from ccm.processes import get_logger
-from ccm.recipe import DataSettings, Recipe
-from ccm.turns import Turns
+from ccm.data.settings import DataSettings
+from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import Sample
 
 SPLITS = ("train", "validation", "test")  # folders that divide a data set
 _LOG = get_logger(__name__)
@@ -153,8 +153,8 @@ def drawn_texts(texts: Iterable[str], count: int, rng: random.Random) -> list[st
     return drawn
 
 
-def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
-    """The texts of a recipe.
+def open_stretches(source: Source, settings: DataSettings, turns: Turns, seed: int) -> Stretches:
+    """The texts of these settings.
 
     Evaluated on are the files of ``data.eval_path``, or of a folder ``validation``; where there are neither, files are
     held out, a tenth at most.
@@ -163,7 +163,6 @@ def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
         ConfigError: when it names none, or has options, of which there are none.
         DataError: when there are no files.
     """
-    settings = recipe.data
     if settings.options:
         raise ConfigError(f"The data set {settings.name!r} has no options; data.options is {dict(settings.options)}.")
     if settings.path is None:
@@ -177,11 +176,11 @@ def open_stretches(source: Source, recipe: Recipe, turns: Turns) -> Stretches:
     elif (folder / "validation").is_dir():
         held = find_files(folder / "validation", source.endings)
     else:
-        held, groups = hold_out([[file] for file in files], settings.eval_samples, f"{recipe.seed} held out")
+        held, groups = hold_out([[file] for file in files], settings.eval_samples, f"{seed} held out")
         files = [file for (file,) in groups]
         if not held:
             tell_held_out(0, settings, f"at most a tenth of {len(files)} files; data.eval_path may name others")
-    return Stretches(source, files, held, turns, settings, recipe.seed)
+    return Stretches(source, files, held, turns, settings, seed)
 
 
 def split(folder: Path, name: str) -> Path:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccm.base import given_cache
+from ccm.chat.reply import Reply, end_ids, replies_to
+from ccm.chat.turns import Turns
 from ccm.data.questions import Question
-from ccm.encoder_memory import EncoderMemory
-from ccm.generation import Read, Reply, end_ids, replies_to
-from ccm.memory import Memory, MemoryCache
-from ccm.model import CCMModel
-from ccm.seq2seq import CCMEncoderDecoder
-from ccm.turns import Turns
+from ccm.engine.decoder import CCMModel
+from ccm.engine.families import given_cache
+from ccm.engine.memory import Memory, MemoryCache
+from ccm.engine.sampling import Read
+from ccm.engine.t5.memory import EncoderMemory
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 
 Sums = Sequence[Sequence[float]]  # of each question, the log-likelihood of each answer
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.tasks import Task
-from ccm.errors import ConfigError
 
 
 @dataclass(frozen=True)

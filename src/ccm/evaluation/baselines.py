@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ccm.core.errors import ConfigError, did_you_mean
 from ccm.data.questions import Question
-from ccm.errors import ConfigError, did_you_mean
-from ccm.memory import COMPRESSED, Memory
+from ccm.engine.memory import COMPRESSED, Memory
 
 Ids = Sequence[int]
 Selection = Callable[[Question, int, PreTrainedTokenizerBase], list[Ids]]  # the question, room, how its tokens read

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ccm.core.errors import ConfigError
 from ccm.data.tasks import Task
-from ccm.errors import ConfigError
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
 from ccm.evaluation.scoring import Scored
 from ccm.evaluation.texts import means

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
-from ccm.errors import ConfigError, DataError
-from ccm.files import write_atomically, writing
+from ccm.core.errors import ConfigError, DataError
+from ccm.core.files import write_atomically, writing
 
 T = TypeVar("T")
 

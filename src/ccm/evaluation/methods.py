@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-import ccm
-from ccm.builtin import NAME
-from ccm.checkpoint import find_adapter, is_plain_lora, read_config, with_rule
-from ccm.config import CCMConfig
-from ccm.errors import ConfigError
-from ccm.loading import shipped_adapter
+from ccm.core.config import CCMConfig
+from ccm.core.errors import ConfigError
+from ccm.engine.adapter_files import find_adapter, is_plain_lora, read_config, with_rule
+from ccm.models.builtin import NAME
+from ccm.models.load import load as load_model
+from ccm.models.load import shipped_adapter
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Models:
         adapter = method.adapter or shipped_adapter(base, method.rule)
         if self._held is None or self._held[0] != adapter:
             self._held = None  # there is room for one
-            loaded = ccm.load(base, adapter, rule=None if adapter else method.rule, **self._place)
+            loaded = load_model(base, adapter, rule=None if adapter else method.rule, **self._place)
             self._held = (adapter, *loaded)
         _, model, tokenizer = self._held
         return model.under(method.rule, **{k: v for k, v in changes.items() if v is not None}), tokenizer

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ccm.core.errors import ConfigError
 from ccm.data.tasks import Averaging, Choice
-from ccm.errors import ConfigError
 
 CHOICES: tuple[Choice, ...] = ("acc", "acc_norm", "acc_base")
 

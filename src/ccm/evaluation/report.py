@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from ccm.console import size
+from ccm.core.errors import ConfigError
+from ccm.core.files import write_atomically
+from ccm.core.units import size
 from ccm.data.tasks import DRAWS
-from ccm.errors import ConfigError
 from ccm.evaluation.metrics import recovered, standard_error
 from ccm.evaluation.results import NOT_FINITE, Result
-from ccm.files import write_atomically
 
 TITLES = {
     "perplexity": "perplexity",

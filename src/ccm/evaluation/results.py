@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccm.errors import DataError, reason
+from ccm.core.errors import DataError, reason
+from ccm.core.files import save_json
 from ccm.evaluation.kept import Folder, ending, keeping, read_kept, write_lines
 from ccm.evaluation.texts import JudgedReply
-from ccm.files import save_json
 
 NOT_FINITE = "a likelihood is not a finite number"  # why a question was left out
 

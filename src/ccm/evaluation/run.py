@@ -13,10 +13,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ccm.builtin import NAME
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.errors import ConfigError, InputError
+from ccm.core.rules import rule_class
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
-from ccm.errors import ConfigError, InputError
+from ccm.engine.decoder import CCMModel
+from ccm.engine.quantization import Quantization
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.evaluation.asked import Asked
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.control import Control
@@ -24,12 +28,8 @@ from ccm.evaluation.figures import by_part, counting, figures, main_figure, valu
 from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, settings_of
 from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
 from ccm.evaluation.scoring import Scored, Scorer, Seconds
-from ccm.loading import TURNS, check_alone, shipped
-from ccm.model import CCMModel
-from ccm.quantization import Quantization
-from ccm.rules import rule_class
-from ccm.seq2seq import CCMEncoderDecoder
-from ccm.turns import Turns, make_turns
+from ccm.models.builtin import NAME
+from ccm.models.load import TURNS, check_alone, shipped
 
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
 
@@ -67,7 +67,7 @@ class Evaluation:
         n_tok: N, of adapters that have several.
         device: such as "cpu" or "cuda".
         dtype: of the base.
-        quantize: how its weights are stored in fewer bits (:mod:`ccm.quantization`).
+        quantize: how its weights are stored in fewer bits (:mod:`ccm.engine.quantization`).
     """
 
     task: TaskSettings

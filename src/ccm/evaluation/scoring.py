@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
+from ccm.chat.reply import Reply
+from ccm.chat.turns import Turns
+from ccm.core.errors import ConfigError, InputError
 from ccm.data.questions import Question
-from ccm.errors import ConfigError, InputError
+from ccm.engine.decoder import CCMModel, check_decoder
+from ccm.engine.memory import Head, Memory
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.evaluation.answering import answering, padded
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.texts import JudgedReply, judge
-from ccm.generation import Reply
-from ccm.memory import Head, Memory
-from ccm.model import CCMModel, check_decoder
-from ccm.seq2seq import CCMEncoderDecoder
-from ccm.turns import Turns
 
 POOL = 1024  # questions that are sorted together, so that little is padded
 

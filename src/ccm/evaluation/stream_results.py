@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ccm.core.files import save_json, write_atomically
 from ccm.evaluation.kept import Folder, ending, keeping, read_kept
-from ccm.files import save_json, write_atomically
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ccm.builtin import NAME
+from ccm.chat.reply import end_ids
+from ccm.core.errors import ConfigError, DataError
+from ccm.core.plain_text import PlainText
 from ccm.data.reading import ROWS, ends, find_files, read_text
-from ccm.errors import ConfigError, DataError
+from ccm.engine.decoder import CCMModel
+from ccm.engine.quantization import Quantization
+from ccm.engine.sampling import Sampling
 from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules
 from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
-from ccm.evictions import StreamSettings
-from ccm.generation import end_ids
-from ccm.model import CCMModel
-from ccm.plain_text import PlainText
-from ccm.quantization import Quantization
-from ccm.sampling import Sampling
-from ccm.streaming import StreamingMemory
+from ccm.models.builtin import NAME
+from ccm.streams.evictions import StreamSettings
+from ccm.streams.stream import StreamingMemory
 
 ENDINGS = (".txt", ".txt.gz")
 BUILTIN_RULES = ("concat",)  # of the built-in model, where none is named

@@ -1,1 +1,1 @@
-"""Real models to fetch and keep: which there are, how their files are had, and the cache that holds them."""
+"""Models: which there are, where they come from, the cache that holds them, and how they are loaded with adapters."""

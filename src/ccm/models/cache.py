@@ -6,36 +6,14 @@ CACHE/gguf/STEM-ID/  what a GGUF file of the user's holds, dequantized; ID is of
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-from ccm.errors import ConfigError
-from ccm.files import make_atomically, save_json, writing
+from ccm.core.errors import ConfigError
+from ccm.core.files import make_atomically, writing
+from ccm.core.provenance import ABOUT
 from ccm.models.catalogue import MODELS
-
-ABOUT = "ccm_model.json"
-Source = Literal["registry", "hub"]
-
-
-@dataclass(frozen=True)
-class Had:
-    """Where a model in the cache came from.
-
-    Attributes:
-        name: its short name.
-        source: "registry" of packages, or "hub".
-        precision: how its weights were stored there.
-        sha256: of the file that was had; empty for several.
-    """
-
-    name: str
-    source: Source
-    precision: str
-    sha256: str = ""
 
 
 def cache_folder() -> Path:
@@ -64,22 +42,3 @@ def find_model(name: object) -> Path | None:
     """The folder of a model of the catalogue; None where the name is of none, or it was not fetched."""
     folder = model_folder(name) if isinstance(name, str) and name in MODELS else None
     return folder if folder is not None and (folder / ABOUT).is_file() else None
-
-
-def write_about(folder: Path, had: Had) -> None:
-    """Say in a model's folder where it came from."""
-    save_json(folder / ABOUT, asdict(had))
-
-
-def read_about(folder: Path) -> Had | None:
-    """Where a model came from; None where its folder does not say."""
-    try:
-        return Had(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def called(place: str) -> str:
-    """What people call a model that was loaded from there: its short name with its source, or the folder's own name."""
-    had = read_about(Path(place)) if place else None
-    return f"{had.name} ({had.precision}, from the {had.source})" if had else Path(place).name

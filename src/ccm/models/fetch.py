@@ -14,10 +14,11 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from ccm.errors import ConfigError, did_you_mean
-from ccm.files import sha256
-from ccm.hub import why
-from ccm.models.cache import ABOUT, Had, Source, keep, model_folder, read_about, write_about
+from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.files import sha256
+from ccm.core.hub import why
+from ccm.core.provenance import ABOUT, Had, Source, read_about, write_about
+from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize
 

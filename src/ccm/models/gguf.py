@@ -12,10 +12,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ccm.errors import ConfigError
-from ccm.hub import why
+from ccm.core.errors import ConfigError
+from ccm.core.hub import why
+from ccm.core.processes import get_logger
 from ccm.models.cache import cache_folder, keep
-from ccm.processes import get_logger
 
 ENDING = ".gguf"
 _EDGE = 1 << 20  # bytes at the beginning and at the end of a file by which its copy is known

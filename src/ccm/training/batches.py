@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ccm.data import DataSet
-from ccm.layout import Sample, length
-from ccm.recipe import Recipe
+from ccm.engine.layout import Sample, length
+from ccm.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from itertools import islice
 
 import torch
 
+from ccm.core.errors import ConfigError, TrainingError, listed
+from ccm.core.processes import get_logger
 from ccm.data import DataSet
-from ccm.errors import ConfigError, TrainingError, listed
-from ccm.layout import Sample
-from ccm.processes import get_logger
-from ccm.recipe import Recipe
+from ccm.engine.layout import Sample
 from ccm.training.batches import Batches
+from ccm.training.recipe import Recipe
 from ccm.training.run import FIRST_BATCH, Checkpoint
 from ccm.training.stages import Stage
 

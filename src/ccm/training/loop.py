@@ -19,20 +19,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import fully_shard
 
+from ccm.chat.turns import Turns
+from ccm.core.errors import AdapterError, ConfigError, TrainingError
+from ccm.core.files import SafetensorError, as_path
+from ccm.core.processes import get_logger, is_main
 from ccm.data import DataSet, open_data
-from ccm.errors import AdapterError, ConfigError, TrainingError
-from ccm.files import SafetensorError, as_path
-from ccm.layout import length
-from ccm.processes import get_logger, is_main
-from ccm.recipe import Recipe
+from ccm.engine.layout import length
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
 from ccm.training.checks import base_origin, check, check_checkpoint, digest, trackers
 from ccm.training.precision import WORTH, bfloat16_speed
 from ccm.training.preview import mlp_width
+from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
-from ccm.turns import Turns
 
 LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
 
@@ -107,7 +107,7 @@ def train(
     if is_main():  # the others would see what the first has written by then
         run.check(resume=resume)
     turns = open_turns(recipe)
-    data = open_data(recipe, turns)
+    data = open_data(recipe.data, turns, recipe.seed)
     return Training(recipe, run, data, lambda placed: make(placed, turns), report, advance).go()
 
 

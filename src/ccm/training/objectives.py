@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from ccm.layout import IGNORE, Sample, Step
+from ccm.engine.layout import IGNORE, Sample, Step
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from ccm.base import entry_sizes
-from ccm.layout import Sample
-from ccm.quantization import stored_bytes
-from ccm.recipe import Recipe
+from ccm.engine.families import entry_sizes
+from ccm.engine.layout import Sample
+from ccm.engine.quantization import stored_bytes
 from ccm.training.batches import Batch
+from ccm.training.recipe import Recipe
 from ccm.training.stages import Stage
 
 

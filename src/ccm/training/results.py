@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ccm.checkpoint import CONFIG, PEFT_CONFIG
-from ccm.errors import TrainingError
-from ccm.files import make_atomically
-from ccm.recipe import load_recipe
+from ccm.core.errors import TrainingError
+from ccm.core.files import make_atomically
+from ccm.engine.adapter_files import CONFIG, PEFT_CONFIG
 from ccm.training.checks import base_origin
+from ccm.training.recipe import load_recipe
 from ccm.training.run import CHECKPOINTS, RECIPE, read_checkpoint, whole_checkpoints
 from ccm.training.stages import make_stage, open_turns
 

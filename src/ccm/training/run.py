@@ -18,18 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccm.errors import ConfigError, TrainingError, reason
-from ccm.files import (
-    SafetensorError,
-    holding,
-    is_held,
-    load_tensors,
-    parse_json,
-    read_json,
-    write_atomically,
-)
-from ccm.recipe import Recipe, read_table, write_recipe
-from ccm.tensor_files import read_file, write_file
+from ccm.core.errors import ConfigError, TrainingError, reason
+from ccm.core.files import SafetensorError, holding, is_held, load_tensors, parse_json, read_json, write_atomically
+from ccm.core.tensor_files import read_file, write_file
+from ccm.training.recipe import Recipe, read_table, write_recipe
 
 RECIPE, LOG, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "checkpoints", ".lock"
 KIND = "ccm_checkpoint"

@@ -14,24 +14,25 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ccm.base import PROJECTIONS, load_base, max_positions, projection_paths
-from ccm.builtin import NAME, START
-from ccm.checkpoint import copy_tensors, read_stage1
-from ccm.config import CCMConfig, LoRASettings
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import CCMConfig, LoRASettings
+from ccm.core.errors import ConfigError
+from ccm.core.files import save_json
+from ccm.core.rules import Rule, make_rule
 from ccm.data import DataSet
-from ccm.encoder import EncoderLayout
-from ccm.errors import ConfigError
-from ccm.files import save_json
-from ccm.fingerprint import fingerprint_base
-from ccm.head import head_reads, pick
-from ccm.layout import IGNORE, Layout
-from ccm.loading import TURNS, load_tokenizer, model_class, turn_format
-from ccm.recipe import Recipe
-from ccm.rules import Rule, make_rule
-from ccm.seq2seq import CCMEncoderDecoder
+from ccm.engine.adapter_files import copy_tensors, read_stage1
+from ccm.engine.families import PROJECTIONS, max_positions, projection_paths
+from ccm.engine.fingerprint import fingerprint_base
+from ccm.engine.head import head_reads, pick
+from ccm.engine.layout import IGNORE, Layout
+from ccm.engine.t5.encoder import EncoderLayout
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
+from ccm.models.base import load_base
+from ccm.models.builtin import NAME, START
+from ccm.models.load import TURNS, load_tokenizer, model_class, turn_format
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective
-from ccm.turns import Turns, make_turns
+from ccm.training.recipe import Recipe
 
 FULL = make_rule("full")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ccm.data.builtin import MadeUp
+from ccm.data.builtin.dialogues import MadeUp
 
 _FOLDER = Path(__file__).parent
 _ARTICLE = re.compile(r"\b([Aa])(?= [aeiouAEIO])")

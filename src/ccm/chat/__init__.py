@@ -1,0 +1,1 @@
+"""Conversations: turns as tokens, replies, and the memory that follows them."""

@@ -1,0 +1,392 @@
+"""Conversation: say something, stream the reply, compress the exchange."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ccm.chat.reply import Reply, end_ids, reply_to
+from ccm.chat.turns import make_turns
+from ccm.core.config import check_count
+from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.plain_text import check_text
+from ccm.core.processes import get_logger
+from ccm.engine.decoder import CCMModel, check_decoder
+from ccm.engine.memory import KIND, Memory
+from ccm.engine.sampling import Read, Sampling
+
+logger = get_logger(__name__)
+UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """One exchange in numbers; tokens and entries are counted, bytes are of keys and values.
+
+    Attributes:
+        reply: the text.
+        step_tokens: all tokens of the exchange that were read into the memory.
+        memory_entries: what the memory now holds.
+        memory_bytes: likewise.
+        full_context_tokens: what full context would hold.
+        full_context_bytes: likewise.
+        recent_tokens: those of the memory's entries that are recent text, not compressed yet.
+    """
+
+    reply: str
+    step_tokens: int
+    memory_entries: int
+    memory_bytes: int
+    full_context_tokens: int
+    full_context_bytes: int
+    recent_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is held of a conversation, in numbers.
+
+    Attributes:
+        steps: pieces of text that were compressed; under rules that compress none, those that were read.
+        tokens: all that were read: what full context would hold.
+        entries: all that are held.
+        recent: those of them that are recent text, not compressed yet.
+        nbytes: of the keys and values of all entries.
+        entry_nbytes: of one entry.
+        window: the most entries that there may be; None where there may be ever more.
+    """
+
+    steps: int
+    tokens: int
+    entries: int
+    recent: int
+    nbytes: int
+    entry_nbytes: int
+    window: int | None = None
+
+
+class Talk(ABC):
+    """What conversations have in common, however they keep their past.
+
+    Args:
+        model: the model.
+        tokenizer: of its base model.
+        sampling: how replies are chosen; greedy where None.
+        system: the system message, which stays in view as it is.
+        tools: definitions of tools, which stay in view beside it.
+
+    Attributes:
+        kind: of the files that it is saved in (:data:`ccm.core.tensor_files.KINDS`).
+        last: the last exchange; None at the beginning, and after one was taken back.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling | None,
+        system: str,
+        tools: Sequence[Mapping[str, Any]],
+    ) -> None:
+        check_decoder(model, "a conversation")
+        self.model, self.tokenizer = model, tokenizer
+        self.turns = make_turns(tokenizer, model.config.turns, system, tools)
+        self.sampling = sampling or Sampling()
+        self.last: TurnReport | None = None
+        self._end_ids = end_ids(model.base, tokenizer)
+
+    @property
+    @abstractmethod
+    def past(self) -> Past:
+        """What is held now."""
+
+    @abstractmethod
+    def say(self, text: str) -> Generator[str, None, None]:
+        """Yield the reply piece by piece; joined, they are the reply. Once it is complete, the exchange belongs to the
+        past.
+
+        A reply that is not consumed to its end, or is interrupted, leaves the past as it was.
+
+        Raises:
+            InputError: before anything is generated, when the text is no string, empty, or holds half of a surrogate
+                pair; at the end, when the past became another meanwhile, and the reply belongs to none.
+        """
+
+    def answer(self, text: str) -> str:
+        """Say something and return the whole reply; errors as of :meth:`say`."""
+        for _ in self.say(text):
+            pass
+        assert self.last is not None
+        return self.last.reply
+
+    @abstractmethod
+    def compare(self, text: str) -> dict[str, str | None]:
+        """Replies to the same text from "memory", from "full" context (None where not all of its text is at hand), and
+        with "none"; the past stays as it is.
+        """
+
+    @abstractmethod
+    def undo(self, count: int = 1) -> None:
+        """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
+
+        Raises:
+            InputError: when it is no whole number, or there are fewer, or fewer that can be taken back.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Begin anew."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Save what is held.
+
+        Raises:
+            MemoryFileError: when the path is a directory, a file of another kind, or cannot be written.
+        """
+
+    @abstractmethod
+    def load(self, path: str | Path) -> None:
+        """Go on from what was saved; the present past stays where the file cannot be used.
+
+        Raises:
+            MemoryFileError: when the file is absent, damaged, of another kind, model, adapter or rule.
+            InputError: when it holds several conversations.
+        """
+
+    def _prompt(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of what a user says.
+
+        Raises:
+            InputError: also when it holds what begins a turn: as text, it would be read as one.
+        """
+        if mark := next((mark for mark in self.turns.marks if mark in check_text(text, "The turn")), None):
+            raise InputError(f"The turn holds {mark!r}, with which this model's turns begin; leave it out.")
+        return self.turns.prompt(text, first=first)
+
+    def _reply(
+        self, read: Read, prompt: Sequence[int], number: int, most: int
+    ) -> tuple[Reply, Generator[str, None, None]]:
+        """A reply to a prompt, and the pieces that fill it; ``number`` is that of the past for the sampling."""
+        reply, device = Reply(self.turns, self._end_ids, most), self.model.device
+        chance = self.sampling.generator(number, device)
+        return reply, reply_to(prompt, read, reply, self.sampling, generator=chance)
+
+    def _whole(self, read: Read, prompt: Sequence[int], number: int, most: int) -> str:
+        """The text of such a reply."""
+        reply, pieces = self._reply(read, prompt, number, most)
+        for _ in pieces:
+            pass
+        return reply.text
+
+    @staticmethod
+    def _check_same(now: object, begun: object) -> None:
+        """Refuse to keep an exchange that followed another past than the present one.
+
+        Raises:
+            InputError: when it did.
+        """
+        if now is not begun:
+            raise InputError(
+                "The conversation went on, back or elsewhere while this reply was generated; the exchange is not kept. "
+                "Finish a reply, or close it, before the next call."
+            )
+
+    def _report(self, reply: str, step_tokens: int) -> TurnReport:
+        past = self.past
+        return TurnReport(
+            reply=reply,
+            step_tokens=step_tokens,
+            memory_entries=past.entries,
+            memory_bytes=past.nbytes,
+            full_context_tokens=past.tokens,
+            full_context_bytes=past.tokens * past.entry_nbytes,
+            recent_tokens=past.recent,
+        )
+
+
+class Conversation(Talk):
+    """A conversation whose past is a :class:`Memory`.
+
+    Args:
+        model: the model.
+        tokenizer: of its base model.
+        memory: where to go on from, of one conversation; a new one where None.
+        sampling: how replies are chosen.
+        system: the system message: it stands before all exchanges, raw, and is never compressed. A memory goes on under
+            the one it was written under where none is given, and under another by an approximation where one is
+            (:meth:`CCMModel.put_under`).
+        tools: definitions of tools, as ``apply_chat_template`` takes them; they stand beside it.
+
+    Raises:
+        InputError: when the memory holds several conversations.
+        ConfigError: when the turn format cannot say a system message, or tools.
+    """
+
+    kind = KIND
+
+    def __init__(
+        self,
+        model: CCMModel,
+        tokenizer: PreTrainedTokenizerBase,
+        memory: Memory | None = None,
+        sampling: Sampling | None = None,
+        *,
+        system: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__(model, tokenizer, sampling, system, tools)
+        self.memory = self._empty() if memory is None else self._placed(memory)
+        self.turns.headed = bool(len(self.memory.heads[0]))
+        self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
+        self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
+
+    @property
+    def past(self) -> Past:
+        memory = self.memory
+        held = memory.entries[0], 0, memory.nbytes, memory.entry_nbytes
+        return Past(len(memory.steps[0]), memory.tokens[0], *held)
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """As :meth:`Talk.say`; the exchange is compressed into the memory.
+
+        Raises:
+            InputError: also when the model's positions leave no room for a reply, or the memory is closed.
+        """
+        if self.memory.closed:
+            raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
+        before = self.memory
+        begun, prompt = self._placed_prompt(text)
+        first, cache = not begun.begun[0], self.model.close(begun).cache()
+        read = self.model.reader(begun, cache)
+        reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
+        yield from pieces
+        self._check_same(self.memory, before)
+        step = self.turns.remembered(text, prompt, reply.ids, first=first)
+        seen = [*prompt, *reply.said[:-1]]
+        ids = torch.tensor([step], device=self.model.device)
+        with torch.no_grad():
+            memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
+        if begun is not before or not self.model.rule.reversible:
+            if self.model.rule.reversible:
+                self._earlier.clear()  # a memory that grows is large: the one before steps made way last is kept
+            self._earlier.append(before)
+        if self._text is not None:
+            self._text.append(step)
+        self.memory = memory
+        self.last = self._report(reply.text, len(step))
+
+    def undo(self, count: int = 1) -> None:
+        made = len(self.memory.steps[0])
+        if not 1 <= check_count(count, "count") <= made:
+            have = f"there are {made}; allowed are 1 to {made}" if made else "there is no exchange to take back"
+            raise InputError(f"Cannot take {count} exchanges back: {have}.")
+        left = made - count
+        held = next((one for one in self._earlier if len(one.steps[0]) >= left), self.memory)
+        over = len(held.steps[0]) - left
+        if over and (not self.model.rule.reversible or over > held.live):
+            kept = made - min((len(one.steps[0]) for one in self._earlier), default=made)
+            kept = max(kept, held.live) if self.model.rule.reversible else kept
+            raise InputError(
+                f"Cannot take {count} exchanges back, {kept} at most: under the rule {self.model.config.rule!r} the "
+                f"last {UNDO} are kept, and none from before a memory was loaded or that made way for others. "
+                "Load an earlier memory, or reset."
+            )
+        self.memory = held.rollback(over)
+        while self._earlier and len(self._earlier[-1].steps[0]) >= left:
+            self._earlier.pop()
+        self.last = None
+        if self._text:
+            del self._text[-count:]
+
+    def reset(self) -> None:
+        self._begin(self._empty(), [])
+
+    def save(self, path: str | Path) -> None:
+        """Save the memory (see :meth:`Memory.save`)."""
+        self.memory.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved memory; the present one stays where the file cannot be used."""
+        self._begin(self._placed(self.model.load_memory(path)), None)
+
+    def _empty(self) -> Memory:
+        return self.model.empty_memory(1, [self.model.head(self.turns.head)])
+
+    def _placed(self, memory: Memory) -> Memory:
+        """The memory of one conversation, under the head that was asked for, if any was."""
+        if memory.batch != 1:
+            raise InputError(
+                f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row]."
+            )
+        head = self.model.head(self.turns.head)
+        if not (self.turns.system or self.turns.tools) or head.ids == memory.heads[0].ids:
+            return memory
+        logger.warning(
+            "The memory was written under another system message: it is read under this one by an approximation."
+        )
+        return self.model.put_under(memory, [head])
+
+    def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
+        self.memory, self._text, self.last = memory, text, None
+        self.turns.headed = bool(len(memory.heads[0]))
+        self._earlier.clear()
+
+    def compare(self, text: str) -> dict[str, str | None]:
+        alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
+        replies: dict[str, str | None] = {
+            "memory": self._answer(*self._placed_prompt(text)),
+            "full": None,
+        }
+        if self._text is not None:
+            whole = [token for step in self._text for token in step]
+            asked = [*whole, *self._prompt(text, first=False)] if whole else alone
+            if len(asked) < self._room(empty):
+                replies["full"] = self._answer(empty, asked)
+        return {**replies, "none": self._answer(empty, alone)}
+
+    def _placed_prompt(self, text: str) -> tuple[Memory, list[int]]:
+        """The memory with room for what a user says and for a reply, and the token ids of what is said."""
+        memory, prompt = self.memory, self._prompt(text, first=not self.memory.begun[0])
+        reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)  # longer ones end where positions do
+        with suppress(InputError, UnsupportedModelError):  # where none can be made, the reply is as long as it can be
+            memory = self.model.make_room(memory, len(prompt) + reply)
+        if memory.begun != self.memory.begun:
+            prompt = self._prompt(text, first=True)
+        return memory, prompt
+
+    def _room(self, memory: Memory) -> int:
+        """Tokens of text for which there are positions after a memory."""
+        return self.model.max_positions - self.model.config.n_tok - int(memory.offset[0])
+
+    def _answer(self, memory: Memory, prompt: list[int]) -> str:
+        read = self.model.reader(memory, self.model.close(memory).cache())
+        return self._whole(read, prompt, memory.tokens[0], self._most(memory, prompt))
+
+    def _most(self, memory: Memory, prompt: list[int]) -> int:
+        """The longest reply to a prompt, in tokens.
+
+        Raises:
+            InputError: when the model's positions leave no room for a token of a reply and the COMP tokens after it.
+        """
+        room = self._room(memory) - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"This text of {len(prompt)} tokens leaves no room for a reply within the {self.model.max_positions} "
+                "positions that the model was made for. Be brief, or begin anew."
+            )
+        return min(self.sampling.max_new_tokens, room)

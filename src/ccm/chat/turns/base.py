@@ -1,0 +1,221 @@
+"""What all formats of turns share."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ccm.core.config import TurnFormat
+from ccm.core.errors import ConfigError, InputError
+from ccm.core.plain_text import PlainText, after_other, check_text
+from ccm.engine.layout import IGNORE, Step
+
+T = TypeVar("T", str, list[int])
+_OTHERS = 64  # turns that are kept
+SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
+
+
+class Turns(ABC):
+    """What the two formats share. Subclasses say how a user's turn reads.
+
+    Attributes:
+        plain: encodes what people write.
+        system: the system message; empty where none was given.
+        tools: definitions of tools.
+        headed: whether a head stands before the first turn that is to be written.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, form: TurnFormat, system: str, tools: Sequence[Mapping[str, Any]]
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("The tokenizer has no EOS token, so no reply would ever end; set tokenizer.eos_token.")
+        self.tokenizer, self.form, self.plain = tokenizer, form, PlainText(tokenizer)
+        self.system, self.tools, self.headed = system, tools, bool(system)
+        self._others: dict[str, Turns] = {}  # under other system messages
+        self._last: tuple[list[int], str] = ([], "")  # decoded
+
+    def under(self, system: str, tools: Sequence[Mapping[str, Any]] = ()) -> Turns:
+        """The same turns after another system message and other tools; see :func:`ccm.chat.turns.make_turns`."""
+        key = json.dumps([system, [*tools]], sort_keys=True)
+        if key not in self._others:
+            if len(self._others) == _OTHERS:
+                del self._others[next(iter(self._others))]
+            self._others[key] = type(self)(self.tokenizer, self.form, system, tools)
+        return self._others[key]
+
+    @property
+    @abstractmethod
+    def head(self) -> list[int]:
+        """Token ids that stand before all turns, and stay as they are."""
+
+    @cached_property
+    def eos_id(self) -> int:
+        """The token that ends a reply."""
+        return self.tokenizer.eos_token_id
+
+    def prompt(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a user's turn, up to where the reply begins.
+
+        Raises:
+            InputError: when the text is no string, empty, only white space, or holds half of a surrogate pair.
+        """
+        return self._first(self._checked(text)) if first else self._later(self._checked(text))
+
+    def statement(self, text: str, *, first: bool) -> Step:
+        """A context step that no reply follows; the targets are the text. In a chat template it is a user's message.
+
+        Raises:
+            InputError: when the text is no string, or holds half of a surrogate pair.
+        """
+        ids, lead, close = self._statement(check_text(text, "The statement"), first=first)
+        end = len(ids) - close
+        return Step(ids, [*[IGNORE] * (lead - 1), *ids[max(lead, 1) : end], *[IGNORE] * (close + 1)])
+
+    def exchange(self, text: str, reply: str, *, first: bool) -> Step:
+        """A turn with its reply as one step, of the past; the targets are the reply and the EOS after it.
+
+        Raises:
+            InputError: as of :meth:`prompt`.
+        """
+        prompt, answer = self._past(self._checked(text), first=first), self.encode_reply(reply)
+        targets = [IGNORE] * (len(prompt) - 1) + answer + [self.eos_id]
+        return Step(prompt + answer, targets)
+
+    def reads_plainly(self, talk: Sequence[tuple[str, str]]) -> bool:
+        """Whether turns and replies read as they are, with the same between them as between any others.
+
+        No turn of such a conversation is refused, and no reply of it is shown otherwise; this is found out far sooner
+        than turn by turn.
+        """
+        said = [text for turn in talk for text in turn]
+        return all(map(str.strip, said)) and not self.plain.steers(check_text("\n".join(said)))
+
+    @cached_property
+    def around(self) -> int:
+        """Tokens of a first turn and its reply that are of the format."""
+        return len(self.exchange(*SAMPLES, first=True).ids)
+
+    def encode_reply(self, reply: str) -> list[int]:
+        """Token ids of a reply as the model would write it after a prompt."""
+        return self.plain.encode(check_text(reply, "The reply"))
+
+    def shown(self, reply: str) -> str:
+        """A reply as the format shows it once it is of the past; a chat template may leave a thought out."""
+        return reply
+
+    def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
+        """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
+        renders an exchange of the past as it rendered the prompt.
+
+        Args:
+            text: of the user's turn.
+            prompt: its token ids.
+            reply: token ids of the reply.
+            first: whether it is the first turn.
+        """
+        return [*prompt, *reply]
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """(B, T) bool, whether a turn ends after each of the ids (B, T): where they go on with what begins a later one.
+
+        What spells it out within a text passes for it. Where nothing stands between the turns, none is found.
+        """
+        opening = torch.tensor(self._opening, device=ids.device)
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        if 0 < len(opening) < ids.shape[1]:
+            begins = (ids.unfold(1, len(opening), 1) == opening).all(-1)
+            found[:, : begins.shape[1] - 1] = begins[:, 1:]
+        for lead in (self._lead, self._lead[1:]):  # without the first token, where that is a sink
+            begins = torch.tensor(lead[: ids.shape[1]], device=ids.device)
+            found[(ids[:, : len(begins)] == begins).all(-1), : len(begins)] = False
+        return found
+
+    def decode(self, ids: Sequence[int], *, but: int = 0) -> str:
+        """The text of a reply: without special tokens, its last ``but`` characters, and white space around it."""
+        text = self._text([token for token in ids if token not in self._special])
+        return text[: len(text) - but].strip()
+
+    def cut(self, ids: Sequence[int]) -> list[int] | None:
+        """The ids of a reply before a next turn that begins within them; None where none does."""
+        text = self._text(ids)
+        at = min((at for mark in self.marks if (at := text.find(mark)) >= 0), default=None)
+        if at is None:
+            return None
+        kept = next(n for n in range(len(ids), -1, -1) if text[:at].startswith(self._text(ids[:n])))
+        return [*ids[:kept], *self._inside(text[len(self._text(ids[:kept])) : at])]
+
+    def pending(self, ids: Sequence[int]) -> int:
+        """How many characters at the end of a reply may turn out to begin a next turn."""
+        text = self._text(ids)
+        lengths = (n for mark in self.marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+        return max(lengths, default=0)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """All that the ids say; a reply under way is asked for again and again."""
+        asked = [*ids]
+        if asked != self._last[0]:
+            self._last = asked, self.tokenizer.decode(asked, clean_up_tokenization_spaces=False)
+        return self._last[1]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Tokens that no text shows."""
+        return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
+
+    def _checked(self, text: str) -> str:
+        if not check_text(text, "The turn").strip():
+            raise InputError(f"The turn {text!r} is empty; write some text.")
+        return text
+
+    def _past(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of a turn, up to where its reply begins, once that is of the past."""
+        return self._first(text) if first else self._later(text)
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """Token ids with which every later turn begins."""
+        return in_common(*map(self._later, SAMPLES))
+
+    @cached_property
+    def _lead(self) -> list[int]:
+        """Token ids with which every first turn begins: what stands before its text, such as a system message."""
+        return in_common(*map(self._first, SAMPLES))
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Texts with which a turn begins, so that a reply ends there; white space alone is none."""
+        return ()
+
+    @abstractmethod
+    def _first(self, text: str) -> list[int]:
+        """Token ids of the first turn of a conversation, up to where the reply begins."""
+
+    @abstractmethod
+    def _later(self, text: str) -> list[int]:
+        """Likewise, of a turn that follows others."""
+
+    @abstractmethod
+    def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
+        """Token ids of a turn without a reply, and how many of them stand before and after the text."""
+
+    def _format(self, text: str) -> list[int]:
+        """Token ids of what is of the format: special tokens are what they say."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+
+    def _inside(self, text: str) -> list[int]:
+        """As :meth:`_format`, of what stands after other text: at the start of a string, some would lose a space."""
+        return after_other(self._format, text)
+
+
+def in_common(one: T, other: T) -> T:
+    """What two texts, or lists of ids, begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]

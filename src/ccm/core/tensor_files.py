@@ -1,0 +1,119 @@
+"""Files of tensors that say what they are: memories, streams, adapters, checkpoints.
+
+Each is one safetensors file. Its metadata has one key, the kind of the file; the value is the manifest, as JSON:
+format_version, digest, and what belongs to the kind (docs/files.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccm.core.errors import CCMError, reason
+from ccm.core.files import SafetensorError, Stated, load_tensors, parse_json, save_tensors
+
+FORMAT_VERSION = 2  # 1 had no digest
+KINDS = {
+    "ccm_memory": "a memory, as of a chat without a window",
+    "ccm_stream": "a stream, as of a chat with a window",
+    "ccm_encoder_memory": "a memory of an encoder-decoder",
+    "ccm_adapter": "the tensors of an adapter",
+    "ccm_checkpoint": "a checkpoint of a training",
+}
+Check = Callable[[dict[str, Any], dict[str, Stated]], None]
+
+
+def write_file(path: Path, kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Write tensors with a manifest, atomically.
+
+    Raises:
+        OSError: see :func:`ccm.core.files.write_atomically`.
+    """
+    plain = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))  # as it is read again
+    save_tensors(path, tensors, {kind: json.dumps({**plain, "digest": digest(tensors, plain)})})
+
+
+def read_file(
+    path: Path,
+    kind: str,
+    error: type[CCMError],
+    check: Check = lambda manifest, stated: None,
+    *,
+    bare: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Copies of the tensors, on the CPU, and the manifest of a file of that kind, as they were written.
+
+    Args:
+        path: a regular file.
+        kind: one of :data:`KINDS`.
+        error: what is raised.
+        check: called before any tensor is read; refuses by an error of its own what is not wanted.
+        bare: take a file without a manifest for one of version 1, its metadata for the manifest.
+
+    Raises:
+        error: when the file is absent, damaged, of another kind, or of a newer version.
+    """
+    manifest: dict[str, Any] = {}
+
+    def begin(metadata: dict[str, str], stated: dict[str, Stated]) -> None:
+        manifest.update(_manifest(path, kind, metadata, error, bare))
+        check(manifest, stated)
+
+    try:
+        tensors, _ = load_tensors(path, begin)
+    except FileNotFoundError as cause:
+        raise error(f"There is no file {path}.") from cause
+    except OSError as cause:
+        raise error(f"{path} cannot be read ({reason(cause)}); name a file of {KINDS[kind]}.") from cause
+    except SafetensorError as cause:
+        raise error(f"{path} is no whole file of {KINDS[kind]}: {cause}. Name another, or copy it again.") from cause
+    except MemoryError as cause:
+        raise error(f"{path} is larger than the memory of this machine.") from cause
+    written = manifest.pop("digest", None)
+    if (written is not None or manifest["format_version"] > 1) and written != digest(tensors, manifest):
+        raise error(f"{path} is damaged: it does not hold what was written; take a copy of it that is whole.")
+    return tensors, manifest
+
+
+def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """64 hex digits: SHA-256 of the settings as JSON, and of name, dtype, shape and bytes of each tensor, by name."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def check_version(version: Any, where: str | Path, error: type[CCMError]) -> None:
+    """Refuse a version of the format that this package does not read.
+
+    Raises:
+        error: naming it.
+    """
+    known = type(version) is int and version >= 1
+    if not known or version > FORMAT_VERSION:
+        newer = " It was written by a newer one: update ccm." if known else ""
+        raise error(f"{where} has format version {version}; this ccm reads versions 1 to {FORMAT_VERSION}.{newer}")
+
+
+def _manifest(path: Path, kind: str, metadata: dict[str, str], error: type[CCMError], bare: bool) -> dict[str, Any]:
+    if kind not in metadata:
+        for other in KINDS.keys() & metadata.keys():
+            raise error(f"{path} holds {KINDS[other]}; wanted is {KINDS[kind]}.")
+        if bare:
+            return {**metadata, "format_version": 1}
+    try:
+        manifest = parse_json(metadata[kind])
+    except (KeyError, ValueError) as cause:
+        raise error(f"{path} is not {KINDS[kind]}: its manifest is missing or damaged ({cause}).") from cause
+    if not isinstance(manifest, dict):
+        raise error(f"{path} has a damaged manifest: it is a {type(manifest).__name__}, not an object.")
+    check_version(manifest.get("format_version"), path, error)
+    return manifest

@@ -1,0 +1,1 @@
+"""The dialogues of the built-in model: made up without end, with facts that are asked for later."""

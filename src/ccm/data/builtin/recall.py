@@ -1,0 +1,199 @@
+"""Recall of the built-in model: facts told in a conversation, asked for at its end, replied to freely."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ccm.chat.reply import Reply, end_ids, replies_to
+from ccm.chat.turns import Turns, make_turns
+from ccm.core.errors import InputError
+from ccm.data.builtin import words
+from ccm.data.builtin.generator import (
+    HELD_OUT,
+    Dialogue,
+    Turn,
+    Verdict,
+    judge,
+    recall_dialogue,
+    small_talk,
+    untold_question,
+)
+from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import Memory
+
+QUESTIONS = 4  # the last turns of a dialogue, which are judged; long dialogues have earlier ones
+NAMED = {*words.NAMES, *words.CITIES}
+MAX_REPLY = 32  # tokens; the longest reply of the training dialogues has fewer
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """Shares are of the questions in the last four steps, on told facts, and of one more on what was never told.
+
+    Attributes:
+        recall: right value, and no other of its kind.
+        recall_held_out: likewise, where the value is a name or city that no training saw; None where none was asked.
+        recall_seen: likewise, of the other names and cities.
+        unknown: told facts answered with "I don't know".
+        wrong: told facts answered otherwise.
+        invented: facts never told that were not answered with "I don't know".
+        entries: mean memory entries at the end of a conversation.
+        memory_bytes: mean bytes of these.
+        full_context_bytes: mean bytes that full context holds for the same text.
+    """
+
+    rule: str
+    n_tok: int
+    steps: int
+    facts: int
+    dialogues: int
+    seed: int
+    before: int
+    recall: float
+    recall_held_out: float | None
+    recall_seen: float | None
+    unknown: float
+    wrong: float
+    invented: float
+    entries: float
+    memory_bytes: float
+    full_context_bytes: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate_recall(
+    model: CCMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int = 12,
+    facts: int = 8,
+    dialogues: int = 500,
+    seed: int = 0,
+    batch: int = 50,
+    before: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> RecallReport:
+    """Hold fresh conversations in batches and judge the replies to the questions.
+
+    Args:
+        model: the model under its rule.
+        tokenizer: of its base.
+        steps: user lines a dialogue, of which the last four ask.
+        facts: told in the others, 4 to 10: at least one is never told.
+        dialogues: how many.
+        seed: of the dialogues.
+        batch: conversations held at a time.
+        before: lines of small talk before a dialogue, beyond the model's positions where they are many.
+        progress: called with the number of finished dialogues.
+
+    Raises:
+        InputError: when so many steps cannot tell so many facts, or there is nothing to hold.
+    """
+    if not 4 <= facts <= 10:
+        raise InputError(f"facts is {facts}; a dialogue tells 4 to 10.")
+    if steps < (least := QUESTIONS + -(-facts // 2)):
+        raise InputError(
+            f"steps is {steps}; at most two facts are told in each but the last {QUESTIONS}, so that {facts} facts "
+            f"need at least {least}."
+        )
+    for name, value, fewest in (("dialogues", dialogues, 1), ("batch", batch, 1), ("before", before, 0)):
+        if value < fewest:
+            raise InputError(f"{name} is {value}; it must be at least {fewest}.")
+    turns = make_turns(tokenizer, model.config.turns)
+    verdicts: Counter[tuple[str, Verdict]] = Counter()
+    entries = held = full = 0
+    for begin in range(0, dialogues, batch):
+        rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
+        group = [recall_dialogue(rng, steps, facts, QUESTIONS) for rng in rngs]
+        untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
+        memory = model.empty_memory(len(group), [model.head(turns.head)] * len(group))
+        small = [small_talk(random.Random(f"before {seed} {begin + i}"), before) for i in range(len(group))]
+        for lines in zip(*small, strict=True):
+            memory = _read(model, turns, memory, lines)
+        memory = _hold(model, turns, memory, group, verdicts)
+        replies, _ = _exchange(model, turns, memory, untold)
+        verdicts.update(("untold", judge(r, t.asked or "", None)) for r, t in zip(replies, untold, strict=True))
+        entries += sum(memory.entries)
+        held += sum(memory.entries) * memory.entry_nbytes
+        full += sum(memory.tokens) * memory.entry_nbytes
+        progress(begin + len(group))
+    return RecallReport(
+        rule=model.config.rule,
+        n_tok=model.config.n_tok,
+        steps=steps,
+        facts=facts,
+        dialogues=dialogues,
+        seed=seed,
+        before=before,
+        recall=_share(verdicts, "told", Verdict.RIGHT) or 0.0,
+        recall_held_out=_share(verdicts, "held out", Verdict.RIGHT),
+        recall_seen=_share(verdicts, "seen", Verdict.RIGHT),
+        unknown=_share(verdicts, "told", Verdict.UNKNOWN) or 0.0,
+        wrong=_share(verdicts, "told", Verdict.WRONG) or 0.0,
+        invented=_share(verdicts, "untold", Verdict.WRONG) or 0.0,
+        entries=entries / dialogues,
+        memory_bytes=held / dialogues,
+        full_context_bytes=full / dialogues,
+    )
+
+
+def _read(model: CCMModel, turns: Turns, memory: Memory, lines: Sequence[Turn]) -> Memory:
+    """The memory with an exchange of the past."""
+    pairs = zip(lines, memory.begun, strict=True)
+    rows = [[*turns.exchange(line.user, line.reply, first=not begun).ids] for line, begun in pairs]
+    with torch.no_grad():
+        return model.compress(model.make_room(memory, max(map(len, rows))), *_padded(rows))
+
+
+def _hold(
+    model: CCMModel, turns: Turns, memory: Memory, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]
+) -> Memory:
+    steps = [*zip(*(dialogue.turns for dialogue in group), strict=True)]
+    for number, step in enumerate(steps, start=1):
+        replies, memory = _exchange(model, turns, memory, step)
+        for reply, turn in zip(replies, step, strict=True):
+            if turn.asked and turn.value and number > len(steps) - QUESTIONS:
+                verdict = judge(reply, turn.asked, turn.value)
+                verdicts["told", verdict] += 1
+                if turn.value in NAMED:
+                    verdicts["held out" if turn.value in HELD_OUT else "seen", verdict] += 1
+    return memory
+
+
+def _exchange(
+    model: CCMModel, turns: Turns, memory: Memory, step: tuple[Turn, ...] | list[Turn]
+) -> tuple[list[str], Memory]:
+    """One line of every conversation: the replies, and the memory with the exchange in it."""
+    pairs = zip(step, memory.begun, strict=True)
+    prompts = [turns.prompt(turn.user, first=not begun) for turn, begun in pairs]
+    memory = model.make_room(memory, max(map(len, prompts)) + MAX_REPLY)
+    ends = end_ids(model.base, turns.tokenizer)
+    replies = [Reply(turns, ends, MAX_REPLY) for _ in prompts]
+    cache = model.close(memory).cache()
+    with torch.no_grad():
+        logits = model.read(memory, *_padded(prompts), cache, last=True)[:, -1]
+        replies_to(logits, model.reader(memory, cache), replies)
+        memory = model.compress(memory, *_padded([p + r.ids for p, r in zip(prompts, replies, strict=True)]))
+    return [reply.text for reply in replies], memory
+
+
+def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+def _share(verdicts: Counter[tuple[str, Verdict]], kind: str, verdict: Verdict) -> float | None:
+    total = sum(count for (k, _), count in verdicts.items() if k == kind)
+    return verdicts[kind, verdict] / total if total else None

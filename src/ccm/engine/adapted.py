@@ -1,0 +1,284 @@
+"""AdaptedModel: a stock model with an adapter of ours on it, what is trained of it, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ccm.core.config import CCMConfig
+from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.provenance import called
+from ccm.core.rules import Rule, make_rule
+from ccm.engine.adapter_files import (
+    BaseFacts,
+    SavedAdapter,
+    check_base,
+    check_fit,
+    copy_tensors,
+    find_adapter,
+    read_adapter,
+    with_rule,
+    write_adapter,
+)
+from ccm.engine.attention import EAGER, SDPA
+from ccm.engine.families import attention_modules, entry_sizes, max_positions
+from ccm.engine.fingerprint import effective_settings, fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
+from ccm.engine.lora import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
+from ccm.engine.memory_files import Origin
+from ccm.engine.quantization import Quantization
+from ccm.engine.seams import try_seams
+from ccm.engine.stack import check_seams
+
+check_seams()
+
+
+@dataclass(frozen=True)
+class ParallelOutput:
+    """What a parallel pass gives.
+
+    Attributes:
+        logits: (P, V) at the P tokens that have a target, row by row; (B, T, V) where the layout has no target.
+        loss: mean cross-entropy over all targets of the batch; None where the layout has none.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+
+
+class AdaptedModel(nn.Module):
+    """What :class:`ccm.engine.decoder.CCMModel` and :class:`ccm.engine.t5.seq2seq.CCMEncoderDecoder` have in common.
+
+    Args:
+        base: a model of a supported family. Its attention functions are replaced by ours, its projections get the LoRA,
+            and its weights are frozen, all in place.
+        config: the settings.
+        stage1: a plain LoRA to merge into the base's weights first.
+
+    Raises:
+        UnsupportedModelError: when the seams do not reach the model, or it is of the other kind.
+        ConfigError: when the config has an unknown rule or option, or a stage-1 LoRA is to go into a quantized base.
+    """
+
+    encoder_decoder: ClassVar[bool]
+    build_layout: ClassVar[Callable[..., Any]]  # samples -> what forward takes
+
+    def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
+        super().__init__()
+        attentions: list[Any] = attention_modules(base)
+        if base.config.is_encoder_decoder != self.encoder_decoder:
+            kind = "an encoder-decoder" if base.config.is_encoder_decoder else "a decoder alone"
+            raise UnsupportedModelError(f"{type(base).__name__} is {kind}; ccm.load finds the class for it.")
+        try_seams(self.encoder_decoder)
+        self.config, self.stage1 = config, stage1
+        signs = sample_signs(base)
+        self.base_id = fingerprint_base(base, stage1.fingerprint if stage1 else "", signs)
+        self.base_signs = pack_signs(signs)
+        self.base_settings = effective_settings(base.config.get_text_config())
+        if stage1:
+            base = merge_stage1(base, stage1)
+        self.rule = _built_rule(config, base)
+        self.vocab_size = base.get_input_embeddings().weight.shape[0]
+        softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
+        kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
+        base.set_attn_implementation(kernel)
+        if {getattr(attention.config, "_attn_implementation", None) for attention in attentions} != {kernel}:
+            raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
+        if getattr(base.config, "output_router_logits", False):
+            base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks
+        inject_lora(base, config.lora)
+        embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
+        self.comp_embeddings = embedding(base, self._embeddings(config.n_tok_range[1]))
+        self.base = base
+        self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
+        self._called = called(base.name_or_path)
+        self._origin: tuple[tuple[int, ...], Origin] | None = None
+        self.rule.to(base.device)
+        self.comp_embeddings.to(base.device)
+
+    def _embeddings(self, most: int) -> int:
+        """How many embeddings are trained for at most ``most`` COMP tokens a step."""
+        return most
+
+    def under(self, rule: str | None = None, **changes: Any) -> Self:
+        """The same base and adapter under another rule of memory, or another N; all weights are shared.
+
+        Args:
+            rule: see :func:`ccm.engine.adapter_files.with_rule`.
+            changes: other settings, such as ``n_tok`` and ``recurrent``.
+
+        Raises:
+            ConfigError: when the adapter cannot run as asked.
+        """
+        config, other = with_rule(self.config, rule, **changes), type(self).__new__(type(self))
+        vars(other).update(vars(self), _modules={**self._modules}, config=config, _origin=None)
+        if (config.rule, config.rule_options) != (self.config.rule, self.config.rule_options):
+            other.rule = _built_rule(config, self.base).to(self.device).train(self.training)
+        return other
+
+    # Files -----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: str | Path,
+        base: str | Path | PreTrainedModel | None = None,
+        *,
+        rule: str | None = None,
+        rule_options: Mapping[str, Any] | None = None,
+        n_tok: int | None = None,
+        recurrent: bool | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        quantize: Quantization | None = None,
+        revision: str | None = None,
+        base_revision: str | None = None,
+        strict: bool = False,
+        **options: Any,
+    ) -> Self:
+        """A base model with an adapter of ours.
+
+        Args:
+            adapter: folder or Hub id.
+            base: the base model, or where to load it from; the place that the adapter names where None.
+            rule: another rule to run under (see :func:`ccm.engine.adapter_files.with_rule`).
+            rule_options: other options of the rule; its defaults where the rule is another than the adapter's own.
+            n_tok: another N of those that the adapter was trained with, or its own to insist on.
+            recurrent: another value of the flag.
+            device: where to put a base that is loaded here; a CUDA device if there is one where None.
+            dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
+            quantize: how to store that base's weights in fewer bits (:mod:`ccm.engine.quantization`).
+            revision: of the adapter on the Hub.
+            base_revision: of the base on the Hub.
+            strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
+            options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
+
+        Raises:
+            AdapterError: when the adapter is absent, damaged, or of another base model.
+            ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
+            UnsupportedModelError: when the seams do not reach the base.
+        """
+        place = {"device": device, "dtype": dtype, "quantize": quantize, **options}
+        from ccm.models.load import find_parts  # the one import that runs up: people look for the method here
+
+        folder, stock = find_parts(adapter, base, revision=revision, base_revision=base_revision, **place)
+        saved = read_adapter(folder)
+        changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
+        config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
+        check_fit(saved.tensors, stock, str(adapter))
+        model = cls(stock, config, stage1=saved.stage1)
+        check_base(saved, model.base_facts, str(adapter), strict=strict)
+        model.load_adapter(saved.tensors_for(config.rule), str(folder))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter: settings, trained tensors, stage-1 adapter; not the base model.
+
+        Raises:
+            AdapterError: when the path is a file, or cannot be written.
+        """
+        config = replace(self.config, base_fingerprint=self.base_id, base_vocab_size=self.vocab_size)
+        tensors = self.adapter_tensors()
+        write_adapter(SavedAdapter(config, tensors, self.stage1, self.base_signs, self.base_settings), folder)
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
+
+        Raises:
+            AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite; nothing
+                is then copied.
+        """
+        copy_tensors(tensors, self.adapter_tensors(), where)
+
+    def begin_with(self, adapter: str | Path) -> None:
+        """Copy of another adapter of this base what the model has too; of another N or rank, as much as both have.
+
+        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or rank, or no LoRA.
+
+        Raises:
+            AdapterError: when it is absent, damaged, or of another base model.
+        """
+        saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
+        check_base(saved, self.base_facts, str(adapter))
+        check_fit(saved.tensors, self.base, str(adapter))
+        begun = {name: tensor.detach().clone() for name, tensor in own.items()}
+        for name in begun.keys() & saved.tensors.keys():
+            both = tuple(slice(min(sizes)) for sizes in zip(begun[name].shape, saved.tensors[name].shape, strict=True))
+            begun[name][both] = saved.tensors[name][both].to(begun[name])
+        self.load_adapter(begun, str(adapter))
+
+    @property
+    def base_facts(self) -> BaseFacts:
+        """What tells the base from others."""
+        name = self.base.name_or_path or type(self.base).__name__
+        stage1 = self.stage1.fingerprint if self.stage1 else ""
+        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings, stage1)
+
+    # What the model is -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model lives."""
+        return self.base.device
+
+    @property
+    def max_positions(self) -> int:
+        """Text positions the base model was made for."""
+        return max_positions(self.base)
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
+        lora = {f"{name.removesuffix('.default')}.weight": module.weight for name, module in self._lora}
+        rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
+        return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
+
+    @property
+    def origin(self) -> Origin:
+        """The identity that memories of this model carry. It follows the adapter as it is trained; only changes made
+        through a tensor's ``.data`` go unseen."""
+        tensors = self.adapter_tensors()
+        versions = tuple(tensor._version for tensor in tensors.values())
+        if self._origin is None or self._origin[0] != versions:
+            config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # wherever it lies
+            self._origin = (
+                versions,
+                Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)), self._called),
+            )
+        return self._origin[1]
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Refuse ids (B, T), of one token at least, that the model does not have.
+
+        Raises:
+            InputError: with the lowest and the highest.
+        """
+        lowest, highest = torch.stack(ids.aminmax()).tolist()
+        if lowest < 0 or highest >= self.vocab_size:
+            raise InputError(
+                f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
+                "tokenizer that of the base model?"
+            )
+
+    def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
+        return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)
+
+
+def _built_rule(config: CCMConfig, base: PreTrainedModel) -> Rule:
+    """The rule of a config, with the parameters that it owns on a base."""
+    rule, sizes = make_rule(config.rule, dict(config.rule_options)), entry_sizes(base)
+    hidden = base.config.get_text_config().hidden_size
+    rule.build(layers=len(sizes), kv_heads=sizes[0][0], hidden=hidden, n_tok=config.n_tok_range[1])
+    return rule
+
+
+_OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
+
+
+def _said(config: CCMConfig) -> dict[str, Any]:
+    """The settings that say something: memories outlive the coming of fields that an adapter does not use."""
+    return {name: value for name, value in config.to_dict().items() if value is not None}

@@ -1,0 +1,63 @@
+"""A memory's cache carries its memory: wherever a base model is given one, text is read after the entries.
+
+stock generate or forward, with a MemoryCache  ->  the same call, with mask, positions and the view of the entries
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ccm.core.errors import InputError
+from ccm.engine.memory import MemoryCache
+
+
+def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """A hook before ``forward``: mask and positions are those of text after the memory where the caller gives none.
+
+    Raises:
+        InputError: when mask or positions do not fit the memory, or the model keeps no cache.
+    """
+    if "ccm" in kwargs:
+        return None
+    if args:
+        kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its former name, which callers may still use
+    if not isinstance(cache, MemoryCache):
+        return None
+    check_caching(module)
+    text = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        mask = cache.mask_before(*text.shape[:2]).long()
+    elif mask.ndim == 2 and mask.shape[1] != cache.get_seq_length() + text.shape[1]:
+        raise InputError(
+            f"The attention mask has {mask.shape[1]} columns; after a memory it has one for each of its "
+            f"{cache.columns.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
+            "out where nothing is padded; to generate, call generate of the CCMModel."
+        )
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = cache.positions_of(mask, text.shape[1])
+    elif cache.get_seq_length() == cache.columns.width and not cache.follows(positions):
+        raise InputError(
+            f"The text is to begin at position {int(positions.min())}, but the memory ends at "
+            f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."
+        )
+    view = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
+    return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
+
+
+def check_caching(module: PreTrainedModel) -> None:
+    """Refuse a base model that would keep no cache.
+
+    Raises:
+        InputError: under gradient checkpointing in training.
+    """
+    if module.training and module.is_gradient_checkpointing:
+        raise InputError(
+            "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
+            "first, or train with the parallel pass."
+        )

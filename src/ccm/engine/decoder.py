@@ -1,0 +1,532 @@
+"""CCMModel: a stock causal language model with both seams, the parallel pass, and the online steps.
+
+parallel   layout -> mask, positions -> logits                      one pass over the unrolled recursion
+online     memory + step -> K/V at its COMP tokens -> rule -> memory     one step; then read or generate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from ccm.core.config import CCMConfig, check_count
+from ccm.core.errors import InputError, MemoryFileError, UnsupportedModelError
+from ccm.core.sending import send, send_numbers
+from ccm.engine.adapted import AdaptedModel, ParallelOutput
+from ccm.engine.attention import SDPA, AllWritten, CompressingPass, ParallelPass
+from ccm.engine.carrying import attach_view, check_caching
+from ccm.engine.families import decoder, entry_sizes, given_cache
+from ccm.engine.head import head_reads, pick
+from ccm.engine.layout import IGNORE, Layout, build_layout
+from ccm.engine.lora import PlainLoRA
+from ccm.engine.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
+from ccm.engine.room import drop_oldest
+from ccm.engine.rope import Rope
+
+_HEADS = 16  # that a model keeps
+_NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # of generate
+
+
+class CCMModel(AdaptedModel):
+    """Compressed context memory on a stock causal language model; see :class:`AdaptedModel`.
+
+    Attributes:
+        flex: whether parallel passes attend by flex_attention; where it wins, if None (:mod:`ccm.engine.flex`).
+    """
+
+    encoder_decoder = False
+    build_layout = staticmethod(build_layout)
+
+    def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
+        super().__init__(base, config, stage1=stage1)
+        for module in (self.base, decoder(self.base)):
+            module.register_forward_pre_hook(attach_view, with_kwargs=True)
+        self.base.get_output_embeddings().register_forward_pre_hook(pick)
+        self.flex: bool | None = None
+        self._heads: dict[tuple[Any, ...], Head] = {}
+
+    def load_memory(self, path: str | Path) -> Memory:
+        """A saved memory that this model and adapter made.
+
+        Raises:
+            MemoryFileError: see :meth:`Memory.load`; also when its sizes are not the model's.
+        """
+        memory = Memory.load(path, self.origin, self.head)
+        if memory.sizes != entry_sizes(self.base):
+            raise MemoryFileError(f"{path} holds entries of other sizes than the model's; the file was altered.")
+        return memory.to(self.device, self.base.dtype)
+
+    # Parallel --------------------------------------------------------------------------------------------------------
+
+    def forward(self, layout: Layout) -> ParallelOutput:
+        """The whole recursion in one pass. Logits are computed at tokens with a target, or at all if there is none.
+
+        Raises:
+            InputError: when the layout runs beyond the model's positions.
+        """
+        if (end := int(layout.positions.max()) + 1) > self.max_positions:
+            raise InputError(
+                f"This batch ends at position {end}, but the model was made for {self.max_positions}. "
+                "Leave steps out, or shorten them."
+            )
+        flex = self.flex if self.base.config._attn_implementation == SDPA else False
+        current = ParallelPass(layout, self.rule, flex=flex)
+        targets = layout.targets.flatten()
+        trained = (targets != IGNORE).nonzero().flatten()
+        with head_reads(trained) if len(trained) else nullcontext():
+            logits = self.base(
+                inputs_embeds=self._embed(layout.ids, layout.slots),
+                attention_mask=layout.ids.new_ones(1, 1, 1, 1).bool(),  # else it makes one; the pass has its own
+                position_ids=layout.positions,
+                use_cache=False,
+                ccm=current,
+            ).logits[..., : self.vocab_size]
+        if not len(trained):
+            return ParallelOutput(logits, None)
+        return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
+
+    # Online ----------------------------------------------------------------------------------------------------------
+
+    def head(self, ids: Sequence[int]) -> Head:
+        """A head of those token ids, which memories share; the last ones are kept, so that none is read twice.
+
+        Raises:
+            InputError: when it leaves no position for text, or the ids are not the model's.
+        """
+        key = (*ids, str(self.device), self.base.dtype)
+        if key not in self._heads:
+            if len(self._heads) == _HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = self._read_head(tuple(ids))
+        return self._heads[key]
+
+    @torch.no_grad()
+    def _read_head(self, ids: tuple[int, ...]) -> Head:
+        if not ids:
+            return Head()
+        blank = self.empty_memory()
+        cache, (text, mask, _) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
+        cache.columns = cache.columns._replace(raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
+        self._run(blank, cache, text, mask, n_tok=0)
+        return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
+
+    def _check_heads(self, heads: Sequence[Head], batch: int) -> None:
+        if len(heads) != batch:
+            raise InputError(f"There are {len(heads)} heads for {batch} conversations; give one for each.")
+        if any(len(head) and head.base != self.base_id for head in heads):
+            raise InputError("A head was read by another base model; take one of model.head(ids).")
+
+    def empty_memory(self, batch: int = 1, heads: Sequence[Head] | None = None) -> Memory:
+        """The memory of ``batch`` conversations that have not begun.
+
+        Args:
+            batch: B.
+            heads: what stands before each of them, raw, in view of all their text; nothing where None.
+
+        Raises:
+            InputError: when it is no whole number above 0, there are more or fewer heads, or one is of another base.
+        """
+        if check_count(batch, "batch") < 1:
+            raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
+        heads = [Head()] * batch if heads is None else heads
+        self._check_heads(heads, batch)
+        table = {"device": self.device, "dtype": self.base.dtype}
+        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
+        blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
+        offset = send_numbers([*map(len, heads)], self.device)
+        return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin, False, tuple(heads))
+
+    def put_under(self, memory: Memory, heads: Sequence[Head]) -> Memory:
+        """The memory under other heads: its keys are turned by the difference in length.
+
+        An approximation: what was compressed saw the head that it was written under.
+
+        Args:
+            memory: of B conversations.
+            heads: of each.
+
+        Raises:
+            InputError: when there are more or fewer heads, or one is empty where the memory needs a sink.
+            UnsupportedModelError: when keys of the model cannot be turned, and a length differs.
+        """
+        self._check_heads(heads, memory.batch)
+        if [head.ids for head in heads] == [head.ids for head in memory.heads]:
+            return memory
+        return Memory.stack([self._put_under(memory[row], head) for row, head in enumerate(heads)])
+
+    def _put_under(self, memory: Memory, head: Head) -> Memory:
+        if not len(head) and self.config.sink and memory.begun[0]:
+            raise InputError(
+                "This memory was written under a head, and its model needs a first token in view; give it another head."
+            )
+        by, keys = len(head) - len(memory.heads[0]), memory.keys
+        if by:
+            turn = Rope(self.base).by(torch.full((memory.width,), by, device=self.device))
+            keys = tuple(turn(layer, x) for layer, x in enumerate(keys))
+        moved = replace(
+            memory,
+            keys=keys,
+            positions=torch.where(memory.positions < 0, memory.positions, memory.positions + by),
+            offset=memory.offset + by,
+            heads=(head,),
+        )
+        raw = self.rule.keeps_text or (self.rule.compresses == "context" and not memory.closed)
+        return moved if raw or moved.sinks == memory.sinks else moved.without_sink()
+
+    def make_room(self, memory: Memory, tokens: int) -> Memory:
+        """The memory with room for so many more tokens of text: where positions end, the oldest steps make way.
+
+        An eighth of all positions is made free at least, so that keys are seldom turned. See :mod:`ccm.engine.room`.
+
+        Raises:
+            InputError: when the text is too long by itself, or the rule compresses once a context.
+            UnsupportedModelError: when keys of the model cannot be turned.
+        """
+        limit = self.max_positions - self._comp_room
+        missing = [end + tokens - limit for end in memory.ends]
+        if max(missing) <= 0:
+            return memory
+        if self.rule.compresses == "context" or max(map(len, memory.heads)) + tokens > limit:
+            self._check_end(memory, [tokens] * memory.batch)
+        rope, least = Rope(self.base), self.max_positions // 8
+        rows = (memory[row] for row in range(memory.batch))
+        pairs = zip(rows, missing, strict=True)
+        return Memory.stack([drop_oldest(row, max(n, least), rope) if n > 0 else row for row, n in pairs])
+
+    @property
+    def _comp_room(self) -> int:
+        """Positions that the COMP tokens after a text need."""
+        return 0 if self.rule.compresses == "never" else self.config.n_tok
+
+    def compress(
+        self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
+    ) -> Memory:
+        """Read one more step and fold it into the memory: Mem(t) from Mem(t-1) and the step's text.
+
+        Args:
+            memory: Mem(t-1), of B conversations.
+            ids: (B, T) token ids of the step, padded on the left; best on the CPU, where they are checked without a
+                wait for the device.
+            mask: (B, T) bool, False at padding; all True where None; likewise.
+            cache: a cache that began with ``memory`` and has read the first tokens of ``ids`` already, as ``generate``
+                leaves it: they are not read again, and it is used up. One that does not fit is not used.
+
+        Raises:
+            InputError: when a step is empty or runs beyond the model's positions, the memory is closed or foreign, or
+                the model keeps no cache.
+        """
+        if memory.closed:
+            raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
+        ids, mask, lengths = self._text(memory, ids, mask)
+        if cache is not None and not (
+            cache.memory is memory
+            and cache.get_seq_length() <= cache.columns.width + ids.shape[1]
+            and cache.layers[0].keys.shape[0] == memory.batch
+        ):
+            cache = None  # of a closed memory, of more text than this, or of beams: read the step afresh
+        if self.rule.forgets:
+            return memory.after([StepRecord(n, 0, 0) for n in lengths])
+        if self.rule.compresses != "step":
+            cache = MemoryCache(memory) if cache is None else cache
+            self._run(memory, cache, ids, mask, n_tok=0)
+            read = self._extend(memory, cache, mask, memory.positions_of(mask))
+            return read.after([StepRecord(n, n, n) for n in lengths])
+        source = memory
+        if not self.config.recurrent:
+            source, cache = memory.sink_only(), None
+        cache = MemoryCache(source) if cache is None else cache
+        weights = self._run(source, cache, ids, mask, n_tok=self.config.n_tok)
+        folded = self._fold(memory, source, cache, mask, weights)
+        added, skipped = self._added(memory), self._comp_positions
+        return folded.after([StepRecord(n, a, n + skipped) for n, a in zip(lengths, added, strict=True)])
+
+    def _added(self, memory: Memory) -> list[int | None]:
+        """Per conversation, entries that one step more adds: its COMP tokens, and the sink where there is none yet."""
+        if not self.rule.reversible:
+            return [None] * memory.batch
+        rows = zip(memory.heads, memory.steps, strict=True)
+        lacking = (not len(head) and not any(step.entries for step in row) for head, row in rows)
+        return [self.config.n_tok + memory.sinks * new for new in lacking]
+
+    @property
+    def _comp_positions(self) -> int:
+        """Text positions that the COMP tokens of one step take."""
+        return self.config.n_tok if self.config.positions == "base" else 0
+
+    def close(self, memory: Memory) -> Memory:
+        """The memory as a query reads it: under rules that compress once per context, COMP tokens follow now.
+
+        ``read`` and ``generate`` do this by themselves; it is worth saving where a context is complete. The given
+        memory stays open for further steps.
+        """
+        if self.rule.compresses != "context" or not memory.width or memory.closed:
+            return memory
+        cache = MemoryCache(memory)
+        nothing = memory.mask.new_zeros(memory.batch, 0)
+        ids = memory.positions.new_zeros(memory.batch, 0)
+        weights = self._run(memory, cache, ids, nothing, n_tok=self.config.n_tok)
+        begun = memory.mask.any(1, keepdim=True)  # a conversation without steps has nothing to compress
+        if self.rule.keeps_text:
+            comp = torch.full((memory.batch, self.config.n_tok), COMPRESSED, device=ids.device)
+            closed = self._extend(memory, cache, begun.expand_as(comp), comp)
+        else:
+            closed = self._fold(memory.first(0), memory, cache, nothing, weights)
+            closed = replace(closed, mask=closed.mask & begun)
+        return replace(closed, offset=memory.offset + self._comp_positions * begun[:, 0], closed=True)
+
+    def read(
+        self,
+        memory: Memory,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        cache: MemoryCache | None = None,
+        *,
+        last: bool = False,
+    ) -> Tensor:
+        """Logits (B, T, V) of text (B, T) that follows the memory; the memory stays as it is.
+
+        Args:
+            memory: of B conversations.
+            ids: (B, T) token ids, padded on the left.
+            mask: (B, T) bool, False at padding.
+            cache: ``model.close(memory).cache()``, where the caller goes on from what is read: a further text follows
+                what was read into it.
+            last: only those of the last token, (B, 1, V).
+
+        Raises:
+            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, the cache is
+                of another, or the model keeps no cache.
+        """
+        ids, mask, _ = self._text(memory, ids, mask)
+        cache = self._cache_of(memory, cache)
+        whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
+        read = whole[:, cache.columns.width :]
+        self._check_end(memory, read.sum(1).tolist())
+        logits = self.base(
+            input_ids=ids,
+            attention_mask=whole.long(),
+            position_ids=cache.positions_of(whole, ids.shape[1]),
+            **given_cache(self.base, cache),
+            logits_to_keep=int(last),
+        ).logits[..., : self.vocab_size]
+        cache.read = read
+        return logits
+
+    def reader(self, memory: Memory, cache: MemoryCache) -> Callable[[Tensor], Tensor]:
+        """Reads ids (B, T) on from the memory into the cache, and gives the logits (B, V) of the token after them; see
+        :mod:`ccm.chat.reply`. Nothing is kept for gradients.
+        """
+
+        @torch.no_grad()
+        def read(ids: Tensor) -> Tensor:
+            return self.read(memory, ids, cache=cache, last=True)[:, -1]
+
+        return read
+
+    def generate(
+        self,
+        memory: Memory,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        cache: MemoryCache | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Continue text (B, T) that follows the memory; the memory stays as it is.
+
+        Args:
+            memory: of B conversations.
+            ids: (B, T) token ids, padded on the left.
+            mask: (B, T) bool, False at padding.
+            cache: ``model.close(memory).cache()``, where the caller wants to keep what is read for :meth:`compress`.
+            options: of ``transformers``' generate: sampling, streamer, stopping, beams.
+
+        Returns:
+            (B, G) the new token ids.
+
+        Raises:
+            InputError: when the text is empty or it and the new tokens run beyond the model's positions, the memory is
+                foreign, the cache is of another or has read text already, the model keeps no cache, or an option asks
+                for another cache or for more than ids.
+        """
+        ids, mask, lengths = self._text(memory, ids, mask)
+        asked = {**vars(options.get("generation_config") or GenerationConfig()), **options}
+        for name, needed in _NEEDED.items():
+            if asked.get(name) not in (None, needed):
+                raise InputError(
+                    f"{name} is {asked[name]!r}; a memory is read from its own cache, and generate returns ids alone: "
+                    "leave it out."
+                )
+        options |= _NEEDED  # whatever the model's generation_config.json says
+        cache = self._cache_of(memory, cache)
+        if cache.get_seq_length() != cache.columns.width:
+            raise InputError("This cache has read text already; take a fresh one.")
+        most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
+        self._check_end(memory, [length + max(most, 0) for length in lengths])
+        memory, before = cache.memory, cache.columns.mask
+        if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
+            cache.batch_repeat_interleave(copies)
+        if self.config.embeddings == "table":
+            comp = range(self.vocab_size, self.vocab_size + self.config.n_tok_range[1])
+            options["suppress_tokens"] = [*(self._option(options, "suppress_tokens") or ()), *comp]
+        positions = torch.cat([torch.zeros_like(before, dtype=torch.long), memory.positions_of(mask)], dim=1)
+        output = self.base.generate(
+            ids,
+            attention_mask=torch.cat([before, mask], dim=1).long(),
+            position_ids=positions,
+            **given_cache(self.base, cache),
+            **options,
+        )
+        return output[:, ids.shape[1] :]
+
+    def _cache_of(self, memory: Memory, cache: MemoryCache | None) -> MemoryCache:
+        """That cache, where it is of the memory; a fresh one where None."""
+        if cache is None:
+            return self.close(memory).cache()
+        heads = ([head.ids for head in one.heads] for one in (cache.memory, memory))
+        same = cache.memory.origin == memory.origin and cache.memory.steps is memory.steps
+        if not same or next(heads) != next(heads):
+            raise InputError("This cache is of another memory; take a fresh one.")
+        return cache
+
+    def _copies(self, options: Mapping[str, Any]) -> int:
+        """Rows that ``generate`` makes of each one it is given: beams or, without them, sequences to return."""
+        beams, sequences = (self._option(options, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        return beams if beams > 1 else sequences
+
+    def _option(self, options: Mapping[str, Any], name: str) -> Any:
+        """An option of ``generate``, wherever it is set; None where it is not."""
+        configs = (options.get("generation_config"), self.base.generation_config)
+        sources = [options, *(vars(config) for config in configs if config is not None)]
+        return next((source[name] for source in sources if source.get(name)), None)
+
+    def _run(
+        self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
+    ) -> dict[int, Tensor | None]:
+        """Feed what the cache has not read of a step, then COMP tokens; returns the rule's write weights by layer."""
+        before = cache.columns
+        done = cache.get_seq_length() - before.width
+        slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
+        start = source.offset + mask.sum(1)
+        text = source.positions_of(mask)
+        positions = torch.cat([text[:, done:], start[:, None] + slot], dim=1)
+        columns = torch.cat([before.positions, text, torch.full_like(slot, COMPRESSED)], dim=1)
+        fed = torch.cat([ids[:, done:], torch.zeros_like(slot)], dim=1)
+        slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
+        step = send_numbers([len(row) + 1 for row in source.steps], ids.device)
+        read = torch.cat([before.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
+        current = CompressingPass(
+            read,
+            columns,
+            positions,
+            before.raw,
+            rule=self.rule,
+            n_tok=n_tok,
+            step=step,
+            layers=len(source.keys),
+        )
+        if fed.shape[1]:
+            self.run(cache, fed, slots, positions, read, current)
+        return current.weights
+
+    def run(
+        self, cache: DynamicCache, ids: Tensor, slots: Tensor, positions: Tensor, mask: Tensor, current: CompressingPass
+    ) -> None:
+        """Feed text and COMP tokens into a cache, as far as their keys and values go; no logits are computed.
+
+        Args:
+            cache: of S columns, which grows by T.
+            ids: (B, T) token ids; at COMP tokens, any.
+            slots: (B, T) k at the k-th COMP token (from 0), -1 at text.
+            positions: (B, T).
+            mask: (B, S + T) bool, False at padding.
+            current: the pass, which keeps the rule's weights.
+        """
+        check_caching(self.base)
+        with suppress(AllWritten):
+            decoder(self.base)(
+                inputs_embeds=self._embed(ids, slots),
+                attention_mask=mask.long(),
+                position_ids=positions,
+                **given_cache(decoder(self.base), cache),
+                ccm=current,
+            )
+
+    def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:
+        """The memory with all that the cache has read since, raw."""
+        head = cache.columns.width - memory.width
+        return replace(
+            memory,
+            keys=tuple(layer.keys[:, :, head:] for layer in cache.layers),
+            values=tuple(layer.values[:, :, head:] for layer in cache.layers),
+            mask=torch.cat([memory.mask, mask], dim=1),
+            positions=torch.cat([memory.positions, positions], dim=1),
+        )
+
+    def _fold(
+        self, memory: Memory, source: Memory, cache: MemoryCache, mask: Tensor, weights: dict[int, Tensor | None]
+    ) -> Memory:
+        """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
+        n, sink = self.config.n_tok, memory.sinks
+        read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
+        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
+
+        def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
+            head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
+            return torch.cat([head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
+
+        layers = range(len(cache.layers))
+        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()
+        valid[:, :sink] &= send_numbers([[not len(head)] for head in memory.heads], valid.device)
+        return replace(
+            memory,
+            keys=tuple(fold(memory.keys[i], cache.layers[i].keys, weights[i]) for i in layers),
+            values=tuple(fold(memory.values[i], cache.layers[i].values, weights[i]) for i in layers),
+            mask=valid,
+            positions=torch.full(valid.shape, COMPRESSED, device=valid.device),
+        )
+
+    def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
+        """Ids and mask of a text that follows the memory, on the model's device, and its lengths.
+
+        The text is checked where it lies: of one on the CPU, the device is asked nothing.
+        """
+        if memory.origin != self.origin:
+            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
+            raise InputError(
+                f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
+                f"{memory.batch} conversations both must be ({memory.batch}, T)."
+            )
+        lengths = mask.sum(1).tolist()
+        if not all(lengths):
+            raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        self.check_ids(ids)
+        self._check_end(memory, lengths)
+        return send(ids, self.device), send(mask, self.device), lengths
+
+    def _check_end(self, memory: Memory, lengths: Sequence[int]) -> None:
+        end = max(at + length for at, length in zip(memory.ends, lengths, strict=True)) + self._comp_room
+        if end > self.max_positions:
+            raise InputError(
+                f"This text would end at position {end}, but the model was made for {self.max_positions}. "
+                "Begin a new memory, roll back, or split the text and drop what is old."
+            )
+
+
+def check_decoder(model: AdaptedModel, what: str) -> None:
+    """Refuse a model for something that only decoders alone can do.
+
+    Raises:
+        UnsupportedModelError: when it is an encoder-decoder.
+    """
+    if model.encoder_decoder:
+        raise UnsupportedModelError(f"{type(model.base).__name__} is an encoder-decoder; {what} needs a decoder alone.")

@@ -1,0 +1,489 @@
+"""Memory: what is kept of a conversation, as plain tensors. Immutable by convention: an update returns a new one.
+
+    columns   [ sink | padding | entries of step 1, 2, ... ]      a sink only where the config has one, without a head
+    read as   [ padding, head | the columns ]                     the head is shared by all memories under it
+
+Shapes: B conversations, L layers, K kv heads, M columns, H tokens of a head, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from ccm.core.config import check_count
+from ccm.core.errors import InputError, IrreversibleError, MemoryFileError, RowError
+from ccm.core.rules import RULES
+from ccm.core.sending import send_numbers
+from ccm.engine.attention import CachedPass
+from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
+
+KIND = "ccm_memory"
+_PARTS: Parts = {
+    "keys": ("BKMD", "entry"),
+    "values": ("BKMD", "entry"),
+    "mask": ("BM", "bool"),
+    "positions": ("BM", "int64"),
+    "offset": ("B", "int64"),
+}
+COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Text that stands raw before all steps, such as a system message: read once, and shared by every memory under it.
+
+    See :meth:`ccm.CCMModel.head`.
+
+    Attributes:
+        ids: H token ids.
+        keys: per layer (1, K, H, D), after the rotary embedding, at positions from 0 on; none where H is 0.
+        values: per layer (1, K, H, D).
+        base: fingerprint of the base model that read it.
+    """
+
+    ids: tuple[int, ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+    base: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Head:
+        """The same head on a device or in a dtype."""
+        keys, values = (tuple(x.to(device=device, dtype=dtype) for x in side) for side in (self.keys, self.values))
+        return Head(self.ids, keys, values, self.base)
+
+
+class Columns(NamedTuple):
+    """What text after a memory attends to: the head, padded on the left, then the memory's own columns; S together.
+
+    Attributes:
+        keys: per layer (B, K, S, D).
+        values: per layer (B, K, S, D).
+        mask: (B, S) bool, False at padding.
+        positions: (B, S), as of a memory.
+        raw: (B,) how many of the first tokens stay in view of all text, whatever a layer's reach.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    positions: Tensor
+    raw: Tensor
+
+    @property
+    def width(self) -> int:
+        """S, padding included."""
+        return self.mask.shape[1]
+
+
+class StepRecord(NamedTuple):
+    """What one step did to the memory: text tokens read, entries added (None: mixed in), positions advanced."""
+
+    tokens: int
+    entries: int | None
+    positions: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The compressed context of B conversations.
+
+    Attributes:
+        keys: per layer (B, K, M, D), after the rotary embedding.
+        values: per layer (B, K, M, D).
+        mask: (B, M) bool, False at padding.
+        positions: (B, M) text position of a raw entry, :data:`COMPRESSED` elsewhere.
+        offset: (B,) position of the next text token.
+        steps: per conversation, what every step did.
+        origin: what made it.
+        closed: whether its context is complete, under a rule that compresses once a context.
+        heads: per conversation, what stands before its steps; its keys and values are not among the columns.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    positions: Tensor
+    offset: Tensor
+    steps: tuple[tuple[StepRecord, ...], ...]
+    origin: Origin
+    closed: bool
+    heads: tuple[Head, ...]
+
+    @property
+    def batch(self) -> int:
+        """B, the number of conversations."""
+        return self.mask.shape[0]
+
+    @property
+    def width(self) -> int:
+        """M, the number of columns, padding included."""
+        return self.mask.shape[1]
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Entries held per conversation, padding not counted."""
+        return tuple(self.mask.sum(1).tolist())
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Text tokens read per conversation: what full context would hold."""
+        return tuple(sum(step.tokens for step in row) for row in self.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, without those of the heads."""
+        return sum(x.nbytes for x in (*self.keys, *self.values))
+
+    @property
+    def ends(self) -> list[int]:
+        """Per conversation, what ``offset`` holds: of an open memory by its records, without a wait for the device."""
+        if self.closed:
+            return self.offset.tolist()
+        pairs = zip(self.heads, self.steps, strict=True)
+        return [len(head) + sum(step.positions for step in row) for head, row in pairs]
+
+    @property
+    def begun(self) -> tuple[bool, ...]:
+        """Per conversation, whether anything that follows its head is held."""
+        ends = zip(self.offset.tolist(), self.heads, self.entries, strict=True)
+        return tuple(at > len(head) or held > 0 for at, head, held in ends)
+
+    @property
+    def live(self) -> int:
+        """Of the steps of one conversation, how many of the last are held; those before them made way."""
+        (row,) = self.steps
+        rule = RULES[self.origin.config.rule]
+        if rule.compresses == "never" and not rule.keeps_text:
+            return len(row)  # no step takes a position
+        return sum(step.positions > 0 for step in row)
+
+    @property
+    def sinks(self) -> int:
+        """Columns of sinks, 0 or 1: the first token of a conversation without a head, under a config that has one."""
+        return int(self.origin.config.sink and not all(map(len, self.heads)))
+
+    @property
+    def entry_nbytes(self) -> int:
+        """Bytes of one entry of one conversation, over all layers."""
+        return 2 * sum(heads * dim for heads, dim in self.sizes) * self.keys[0].element_size()
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Per layer (K, D)."""
+        return tuple((x.shape[1], x.shape[3]) for x in self.keys)
+
+    def cache(self) -> MemoryCache:
+        """A cache that begins with this memory, which stays as it is.
+
+        For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory
+        (``cache=cache`` from transformers 5.24 on).
+
+        Raises:
+            InputError: when the memory is open under a rule that compresses once a context.
+        """
+        if RULES[self.origin.config.rule].compresses == "context" and self.width and not self.closed:
+            raise InputError(
+                "This memory is open: its context is not compressed yet. Take model.close(memory).cache()."
+            )
+        return MemoryCache(self)
+
+    def columns(self) -> Columns:
+        """Head and columns, as text after the memory reads them; nothing is copied where there is no head."""
+        config, device = self.origin.config, self.mask.device
+        rule = RULES[config.rule]
+        raw = send_numbers([rule.raw(len(head), sink=config.sink) for head in self.heads], device)
+        own = Columns(self.keys, self.values, self.mask, self.positions, raw)
+        if not (width := max(map(len, self.heads))):
+            return own
+        missing = send_numbers([[width - len(head)] for head in self.heads], device)
+        places = torch.arange(width, device=device) - missing
+
+        def before(layer: int, x: Tensor, side: str) -> Tensor:
+            heads = [getattr(head, side)[layer] if len(head) else x[:1, :, :0] for head in self.heads]
+            return torch.cat([torch.cat([pad(h, (0, 0, width - h.shape[2], 0)) for h in heads]), x], dim=2)
+
+        return Columns(
+            tuple(before(i, x, "keys") for i, x in enumerate(own.keys)),
+            tuple(before(i, x, "values") for i, x in enumerate(own.values)),
+            torch.cat([places >= 0, own.mask], dim=1),
+            torch.cat([places.clamp(min=0), own.positions], dim=1),
+            raw,
+        )
+
+    def positions_of(self, mask: Tensor) -> Tensor:
+        """(B, T) positions of text that follows the memory, padded where ``mask`` (B, T) is False."""
+        return self.offset[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
+        """The same memory on a device or in a dtype."""
+        moved = self._each(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
+        return replace(moved, offset=self.offset.to(device), heads=tuple(head.to(device, dtype) for head in self.heads))
+
+    def fork(self) -> Memory:
+        """A copy that shares no tensor with this memory but its heads, which never change."""
+        return replace(self._each(Tensor.clone), offset=self.offset.clone())
+
+    def sink_only(self) -> Memory:
+        """This memory without the entries of its steps: what a step sees that is read in isolation."""
+        return self.first(self.sinks)
+
+    def first(self, width: int) -> Memory:
+        """The first ``width`` columns, or all where there are fewer."""
+        return self._each(lambda x: x[:, :, :width])
+
+    def without(self, begin: int, end: int) -> Memory:
+        """All columns but those from number ``begin`` to before ``end``."""
+        return self._each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
+
+    def without_sink(self) -> Memory:
+        """One conversation without its sink."""
+        records = [*self.steps[0]]
+        if (first := next((i for i, step in enumerate(records) if step.entries), None)) is not None:
+            records[first] = records[first]._replace(entries=(records[first].entries or 1) - 1)
+        return replace(self.without(0, 1), steps=(tuple(records),))
+
+    def after(self, records: Sequence[StepRecord]) -> Memory:
+        """This memory with one more step on the record of every conversation, and its offset moved on."""
+        moved = send_numbers([record.positions for record in records], self.offset.device)
+        steps = tuple((*row, record) for row, record in zip(self.steps, records, strict=True))
+        return replace(self, offset=self.offset + moved, steps=steps)
+
+    def rollback(self, steps: int = 1) -> Memory:
+        """The memory before the last ``steps`` steps.
+
+        Raises:
+            IrreversibleError: when the rule mixes steps, so that none can be taken out.
+            InputError: when it is no whole number, or a conversation has fewer steps.
+        """
+        if self.closed:
+            raise InputError("This memory was closed: its steps are no longer apart. Roll back the open memory.")
+        if not 0 <= check_count(steps, "steps") <= min(map(len, self.steps)):
+            raise InputError(f"Cannot roll back {steps} steps; the memory holds {min(map(len, self.steps))}.")
+        if steps == 0:
+            return self
+        return Memory.stack([self[row]._without_last(steps) for row in range(self.batch)])
+
+    def _without_last(self, count: int) -> Memory:
+        kept, lost = self.steps[0][:-count], self.steps[0][-count:]
+        width = self.width
+        for step in lost:
+            if step.entries is None:
+                raise IrreversibleError(
+                    f"The rule {self.origin.config.rule!r} does not keep its steps apart and cannot roll back. "
+                    "Keep the earlier Memory instead: updates never change it, and under such a rule it stays small."
+                )
+            width -= step.entries
+        return replace(self.first(width), offset=self.offset - sum(step.positions for step in lost), steps=(kept,))
+
+    def __getitem__(self, row: int) -> Memory:
+        """One conversation of the batch, without the batch's padding.
+
+        Raises:
+            RowError: when the batch has no such row; iterating over a memory ends by it.
+            InputError: when it is no whole number.
+        """
+        if not 0 <= check_count(row, "row") < self.batch:
+            raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
+        keep = self.mask[row].nonzero().flatten()
+        one = self._each(lambda x: x[row : row + 1].index_select(2, keep))
+        return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],), heads=(self.heads[row],))
+
+    @staticmethod
+    def stack(memories: Sequence[Memory]) -> Memory:
+        """One batch of several memories of whatever lengths, in order.
+
+        Raises:
+            InputError: when there are none, or they differ in base model, adapter or settings.
+        """
+        if not memories:
+            raise InputError("There is no memory to stack; give at least one.")
+        first = memories[0]
+        if any((m.origin, m.closed) != (first.origin, first.closed) for m in memories):
+            raise InputError("Only memories of the same model, adapter and settings, all open or all closed, stack.")
+        leads = [min(m.sinks, m.width) for m in memories]
+        width = max(leads) + max(m.width - lead for m, lead in zip(memories, leads, strict=True))
+        padded = [m._padded(width) for m in memories]
+        return replace(
+            first,
+            keys=tuple(map(torch.cat, zip(*(m.keys for m in padded), strict=True))),
+            values=tuple(map(torch.cat, zip(*(m.values for m in padded), strict=True))),
+            mask=torch.cat([m.mask for m in padded]),
+            positions=torch.cat([m.positions for m in padded]),
+            offset=torch.cat([m.offset for m in memories]),
+            steps=tuple(row for m in memories for row in m.steps),
+            heads=tuple(head for m in memories for head in m.heads),
+        )
+
+    def _padded(self, width: int) -> Memory:
+        """Widened with padding between the sink and the steps' entries."""
+        lead = min(self.sinks, self.width)
+        missing = width - self.width
+        return self._each(lambda x: torch.cat([x[:, :, :lead], pad(x[:, :, lead:], (0, 0, missing, 0))], dim=2))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Memory:
+        """Apply a change of rows or columns to all entries; mask and positions are seen as (B, 1, M, 1)."""
+        return replace(
+            self,
+            keys=tuple(map(change, self.keys)),
+            values=tuple(map(change, self.values)),
+            mask=change(self.mask[:, None, :, None])[:, 0, :, 0],
+            positions=change(self.positions[:, None, :, None])[:, 0, :, 0],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
+
+        Raises:
+            MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
+        """
+        manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
+        manifest["head"] = [head.ids for head in self.heads] if any(map(len, self.heads)) else None
+        tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
+            f"values.{i}": x for i, x in enumerate(self.values)
+        }
+        tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
+        write_memory(path, KIND, tensors, manifest)
+
+    @staticmethod
+    def load(path: str | Path, origin: Origin, head: Callable[[tuple[int, ...]], Head] | None = None) -> Memory:
+        """Read a memory that ``origin`` made.
+
+        Args:
+            path: of the file.
+            origin: what made it.
+            head: reads the token ids of a head, as :meth:`CCMModel.head` does; only for memories that have one.
+
+        Raises:
+            MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
+        """
+        tensors, manifest = read_memory(path, KIND, origin, _PARTS, heads=True)
+        return _from_tensors(path, tensors, manifest, origin, head or _unread)
+
+
+def _unread(ids: tuple[int, ...]) -> Head:
+    raise MemoryFileError("The memory stands under a head, which its model must read: take model.load_memory(path).")
+
+
+def _from_tensors(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    manifest: dict[str, Any],
+    origin: Origin,
+    read: Callable[[tuple[int, ...]], Head],
+) -> Memory:
+    layers = sum(name.startswith("keys.") for name in tensors)
+    heads = manifest.get("head") or [[] for _ in tensors.get("offset", ())]
+    if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
+        raise MemoryFileError(
+            f"{path} has a damaged manifest: its head {heads!r} is no list of token ids a conversation."
+        )
+    try:
+        memory = Memory(
+            keys=tuple(tensors[f"keys.{i}"] for i in range(layers)),
+            values=tuple(tensors[f"values.{i}"] for i in range(layers)),
+            mask=tensors["mask"],
+            positions=tensors["positions"],
+            offset=tensors["offset"],
+            steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
+            origin=origin,
+            closed=manifest["closed"],
+            heads=tuple(read(tuple(ids)) if ids else Head() for ids in heads),
+        )
+    except InputError as error:  # a head that the model cannot read
+        raise MemoryFileError(f"{path} is damaged: its head cannot be read. {error}") from error
+    except (KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
+    if not len(memory.steps) == len(memory.heads) == memory.batch:
+        raise MemoryFileError(
+            f"{path} is damaged: {memory.batch} conversations, steps of {len(memory.steps)}, heads of "
+            f"{len(memory.heads)}."
+        )
+    _check_records(path, memory)
+    return memory
+
+
+def _check_records(path: str | Path, memory: Memory) -> None:
+    """The steps' records must be counts; those of an open memory must add up to its entries and offset."""
+    if not isinstance(memory.closed, bool):
+        raise MemoryFileError(f"{path} has a damaged manifest: closed is {memory.closed!r}, not true or false.")
+    ends = memory.offset.tolist()
+    for row, held, offset, head in zip(memory.steps, memory.entries, ends, memory.heads, strict=True):
+        mixed = [step.entries is None for step in row]
+        counts = [n for step in row for n in step if n is not None]
+        if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and 0 <= n < LIMIT for n in counts):
+            raise MemoryFileError(f"{path} has a damaged manifest: the steps {row} are not three counts each.")
+        entries, positions = sum(step.entries or 0 for step in row), len(head) + sum(step.positions for step in row)
+        if not memory.closed and ((not any(mixed) and entries != held) or positions != offset):
+            raise MemoryFileError(
+                f"{path} is damaged: its steps add up to {entries} entries and {positions} positions, "
+                f"but it holds {held} and ends at {offset}."
+            )
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < LIMIT
+
+
+class MemoryCache(DynamicCache):
+    """A growing cache whose first columns are a memory. Every layer keeps all of it, whatever its sliding window.
+
+    Attributes:
+        memory: the memory.
+        columns: head and columns of it, with which the cache begins.
+        read: (B, R) bool, False at padding, of text that :meth:`CCMModel.read` read since; what others read has none.
+    """
+
+    def __init__(self, memory: Memory, columns: Columns | None = None) -> None:
+        super().__init__()
+        self.memory, self.columns = memory, memory.columns() if columns is None else columns
+        self.read = memory.mask[:, :0]
+        for layer, (key, value) in enumerate(zip(self.columns.keys, self.columns.values, strict=True)):
+            self.update(key[:, :, :0], value[:, :, :0], layer)
+            self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
+
+    def fork(self) -> MemoryCache:
+        """A cache that has read the same and goes on by itself; nothing is copied."""
+        twin = MemoryCache(self.memory, self.columns)
+        twin.read = self.read
+        for layer, own in zip(twin.layers, self.layers, strict=True):
+            layer.keys, layer.values = own.keys, own.values
+        return twin
+
+    def mask_before(self, rows: int, length: int) -> Tensor:
+        """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more, none of them padding.
+
+        With beams, ``rows`` is a multiple of the memory's.
+        """
+        known = torch.cat([self.columns.mask, self.read], dim=1).repeat_interleave(rows // self.memory.batch, 0)
+        return torch.cat([known, known.new_ones(rows, self.get_seq_length() - known.shape[1] + length)], dim=1)
+
+    def positions_of(self, mask: Tensor, length: int) -> Tensor:
+        """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""
+        return self.memory.positions_of(mask[:, self.columns.width :])[:, -length:]
+
+    def follows(self, positions: Tensor) -> bool:
+        """Whether text at these positions (rows, T) comes after the memory; ``rows`` as in :meth:`mask_before`."""
+        offset = self.memory.offset.repeat_interleave(positions.shape[0] // self.memory.batch)
+        return bool((positions >= offset[:, None]).all())
+
+    def view(self, positions: Tensor, mask: Tensor) -> CachedPass:
+        """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.
+
+        ``mask`` (B, S) is that of the memory and all text so far.
+        """
+        memory, columns, length = self.memory, self.columns, positions.shape[1]
+        beams = positions.shape[0] // memory.batch
+        entries, offset, raw = (x.repeat_interleave(beams, 0) for x in (columns.positions, memory.offset, columns.raw))
+        read = replace(memory, offset=offset).positions_of(mask[:, columns.width :])[:, :-length]
+        return CachedPass(mask.bool(), torch.cat([entries, read, positions], dim=1), positions, raw)

@@ -1,0 +1,106 @@
+"""What the seams assume of the libraries under them: versions, checked with ``import ccm``, and names and arguments.
+
+What they do is tried by :mod:`ccm.engine.seams`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import Version
+
+from ccm.core.errors import StackError
+
+Seam = tuple[str, str, tuple[str, ...]]  # module, what is in it, the arguments that it must have
+
+OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-versions`
+    "torch": "2.11.0",
+    "transformers": "5.3.0",
+    "peft": "0.18.0",
+    "tokenizers": "0.22.1",
+    "safetensors": "0.4.5",
+    "accelerate": "1.1.0",
+    "huggingface_hub": "1.3.0",
+}
+SEAMS: tuple[Seam, ...] = (
+    ("transformers", "AttentionInterface.register", ()),
+    ("transformers", "AttentionMaskInterface.register", ()),
+    ("transformers", "PreTrainedModel.set_attn_implementation", ()),
+    ("transformers", "DynamicCache.update", ("key_states", "value_states", "layer_idx")),
+    ("transformers.cache_utils", "DynamicLayer.update", ("key_states", "value_states")),
+    ("transformers.integrations.sdpa_attention", "sdpa_attention_forward", ("query", "key", "value", "attention_mask")),
+    ("transformers.masking_utils", "sdpa_mask", ("kv_length", "mask_function")),
+    ("transformers.masking_utils", "eager_mask", ("kv_length", "mask_function")),
+    ("peft", "LoraConfig._register_custom_module", ()),
+    ("peft", "inject_adapter_in_model", ("peft_config", "model")),
+    ("peft.tuners.lora.layer", "Linear.merge", ()),
+)
+ENCODER_OLDEST = {"transformers": "5.20.0"}  # what encoder-decoders need: before, an encoder keeps its own attention
+ENCODER_SEAMS: tuple[Seam, ...] = (
+    (
+        "transformers.models.t5.modeling_t5",
+        "T5Attention._relative_position_bucket",
+        ("relative_position", "bidirectional", "num_buckets", "max_distance"),
+    ),
+)
+
+
+def check_versions(oldest: Mapping[str, str] = OLDEST, what: str = "ccm") -> None:
+    """Refuse libraries older than those on which the suite passes, or that ``what`` needs; nothing is imported.
+
+    Raises:
+        StackError: naming the versions that are there and those that are needed.
+    """
+    there = versions()
+    if old := [name for name, least in oldest.items() if there[name] and Version(there[name]) < Version(least)]:
+        needed = ", ".join(f"{name} {oldest[name]}" for name in old)
+        raise refusal(f"{what} needs at least {needed}")
+
+
+def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
+    """Refuse libraries that lack what the seams build on: both of them, or others that are named.
+
+    Raises:
+        StackError: naming what is missing, and the versions that are there.
+    """
+    for module, path, arguments in seams:
+        try:
+            found: Any = import_module(module)
+            for name in path.split("."):
+                found = getattr(found, name)
+            lacks = [name for name in arguments if name not in inspect.signature(found).parameters]
+        except (ImportError, AttributeError) as error:
+            raise refusal(f"{module}.{path} is not there any more") from error
+        if lacks:
+            raise refusal(f"{module}.{path} does not take {', '.join(lacks)} any more")
+
+
+def check_encoders() -> None:
+    """Refuse libraries on which encoder-decoders do not run.
+
+    Raises:
+        StackError: as of :func:`check_versions` and :func:`check_seams`.
+    """
+    check_versions(ENCODER_OLDEST, "T5")
+    check_seams(ENCODER_SEAMS)
+
+
+def versions() -> dict[str, str]:
+    """The versions that are installed, empty where a library is not."""
+    found = {}
+    for name in OLDEST:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def refusal(what: str) -> StackError:
+    """The error of libraries on which something does not work, with the versions that are there and the way out."""
+    there = ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
+    return StackError(f"{what}; installed are {there}. Install tested versions: pip install -c constraints.txt -e .")

@@ -1,0 +1,1 @@
+"""Streams: text without end in so many entries, compressed or evicted as it comes."""

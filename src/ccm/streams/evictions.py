@@ -1,0 +1,303 @@
+"""What a stream holds, and how it makes room: by compressing its oldest text, or by dropping it.
+
+columns   [ sink | memory | recent text ]        at most W (cache_size) between two passes, W + 1 within one
+position    0      S ..     S + M ..  L - 1       of an entry is its column; the next token reads at L
+
+A pass over the model reads as many tokens as there is room for. Then entries move left, and their keys are turned by
+so many positions (:mod:`ccm.engine.rope`): text moves a few times before it goes, the entries of a mean never do, so
+rounding does not add up however long the stream is.
+
+Shapes: B streams in step with one another, K kv heads, D head dim, L columns held: S sink, M memory, the rest text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ccm.core.config import check_types
+from ccm.core.errors import ConfigError
+from ccm.engine.attention import CachedPass, CompressingPass, Pass, additive
+from ccm.engine.call import Attended, Call
+from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import COMPRESSED
+from ccm.engine.reach import Reach
+from ccm.engine.rope import Rope
+from ccm.streams.entries import NO_ID, Entries, Held
+
+Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how well a piece of text may end after each; 0 is not at all
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """The sizes of a stream, in entries; the defaults are those of the authors' run on PG19.
+
+    Attributes:
+        cache_size: W, the most that are held, sink and memory included (the authors' window_size).
+        span: the text that is compressed, or dropped, at a time (their comp_size).
+        memory_size: the most entries of memory (their comp_cache_size); the oldest go first.
+        sink: S, the first tokens of the stream, which stay in view for ever.
+        evict: how room is made: "compress", "blocks" drops the oldest text by spans, "window" by tokens.
+        tolerance: how far the end of a span may move to where a sentence or a paragraph ends, in tokens.
+    """
+
+    cache_size: int = 160
+    span: int = 64
+    memory_size: int = 8
+    sink: int = 1
+    evict: str = "compress"
+    tolerance: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, least in (("span", 1), ("memory_size", 0), ("sink", 0), ("tolerance", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+        if self.evict not in EVICTIONS:
+            raise ConfigError(f"evict is {self.evict!r}; allowed: {', '.join(EVICTIONS)}.")
+        if self.cache_size < self.least:
+            raise ConfigError(
+                f"cache_size is {self.cache_size}; sink {self.sink}, memory {self.memory_size}, and a span of "
+                f"{self.span} with its tolerance of {self.tolerance} need at least {self.least}. Raise it, or lower "
+                "the span."
+            )
+
+    @property
+    def least(self) -> int:
+        """The smallest cache: what a compression reads, and a token that is still recent after it."""
+        return self.sink + self.memory_size + self.span + self.tolerance + 1
+
+
+class Eviction(ABC):
+    """How a stream makes room; itself the common part of those that wait until a token is one too many.
+
+    Args:
+        model: whose stream it is.
+        settings: the sizes.
+        rope: of the model.
+        ends: where pieces of text may end; None where spans are as long as the settings say.
+
+    Raises:
+        ConfigError: when the model cannot do it, or the sizes do not fit the model.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: CCMModel, settings: StreamSettings, rope: Rope, ends: Ends | None = None) -> None:
+        self.model, self.settings, self.rope, self.ends = model, settings, rope, ends
+        if settings.cache_size + 1 > model.max_positions:
+            raise ConfigError(
+                f"cache_size is {settings.cache_size}, but the model was made for {model.max_positions} positions; it "
+                f"must be at most {model.max_positions - 1}."
+            )
+
+    def room(self, length: int) -> int:
+        """How many tokens the next pass may read, of ``length`` columns held."""
+        return self.settings.cache_size + 1 - length
+
+    def view(self, held: Held, count: int) -> Pass:
+        """What the next ``count`` tokens attend to: all that is held, and one another."""
+        positions = self._positions(held, len(held.entries), count)
+        columns = torch.cat([self._columns(held, len(held.entries)), positions], dim=1)
+        return CachedPass(
+            torch.ones_like(columns, dtype=torch.bool), columns, positions, torch.zeros_like(columns[:, 0])
+        )
+
+    def settle(self, held: Held) -> Held:
+        """Make room where a pass has left more than there is for."""
+        return held if len(held.entries) <= self.settings.cache_size else self.evict(held)
+
+    @abstractmethod
+    def evict(self, held: Held) -> Held:
+        """What is held after room was made."""
+
+    def _check_span(self) -> None:
+        span, tolerance, n = self.settings.span, self.settings.tolerance, self.model.config.n_tok
+        if span - tolerance <= n:
+            raise ConfigError(
+                f"span is {span} with a tolerance of {tolerance}; a span must be longer than the {n} entries that a "
+                "compression makes of it."
+            )
+
+    def _columns(self, held: Held, length: int) -> Tensor:
+        """(B, length) positions of the first columns: sink and memory are in every layer's reach."""
+        positions = self._positions(held, 0, length)
+        return torch.where(positions < self.settings.sink + held.memory, COMPRESSED, positions)
+
+    def _positions(self, held: Held, start: int, count: int) -> Tensor:
+        ids = held.entries.ids
+        return torch.arange(start, start + count, device=ids.device).expand(len(ids), -1)
+
+    def _without(self, held: Held, count: int) -> Entries:
+        """What is held without the ``count`` oldest tokens of text."""
+        lead = self.settings.sink + held.memory
+        return Entries.join(held.entries[:lead], held.entries[lead + count :].moved(self.rope, -count))
+
+
+class Compress(Eviction):
+    """Compressed context memory: the oldest span becomes N entries, which the model's rule folds into the memory.
+
+    The COMP tokens see sink, memory and span, at the positions after them. The rule's fold is of keys at equal
+    positions (slot k of the memory, and slot k of a fresh step), which are those that they then have: so a mean of
+    turned keys is the turned mean, and the memory of rules that average is never turned again.
+
+    Raises:
+        ConfigError: when the rule does not compress step by step, or the memory has no room for N entries, or a span is
+            no longer than these.
+    """
+
+    name = "compress"
+
+    def __init__(self, model: CCMModel, settings: StreamSettings, rope: Rope, ends: Ends | None = None) -> None:
+        super().__init__(model, settings, rope, ends)
+        n = model.config.n_tok
+        if model.rule.compresses != "step":
+            raise ConfigError(
+                f"The rule {model.config.rule!r} does not compress step by step, so that a stream has nothing to keep; "
+                "load the model with a rule that does, such as concat, or drop old text: evict=window or evict=blocks."
+            )
+        if settings.memory_size < n:
+            raise ConfigError(f"memory_size is {settings.memory_size}; the {n} entries of a span need at least {n}.")
+        self._check_span()
+
+    def evict(self, held: Held) -> Held:
+        lead = self.settings.sink + held.memory
+        end = lead + self._span(held.entries.ids[:, lead:])
+        fresh, weights = self._write(held, end)
+        memory = self._fold(held.entries[self.settings.sink : lead], fresh, weights, end)
+        moved = held.entries[end:].moved(self.rope, self.settings.sink + len(memory) - end)
+        entries = Entries.join(held.entries[: self.settings.sink], memory, moved)
+        return Held(entries, len(memory), held.evictions + 1)
+
+    def _span(self, text: Tensor) -> int:
+        """How much of the text (B, T) is compressed: the settings' span, or, within its tolerance, up to where the
+        text of all streams together ends best; of equals, the nearest."""
+        span, most = self.settings.span, self.settings.tolerance
+        if self.ends is None or not most:
+            return span
+        strength = self.ends(text).sum(0)[span - most - 1 : span + most].tolist()
+        return span - most + max(range(len(strength)), key=lambda i: (strength[i], -abs(i - most)))
+
+    def _write(self, held: Held, end: int) -> tuple[Entries, dict[int, Tensor | None]]:
+        """h(t), the N entries of what stands before column ``end``, at positions from there on; the rule's weights."""
+        source, n = held.entries[:end], self.model.config.n_tok
+        positions = self._positions(held, end, n)
+        columns = torch.cat([self._columns(held, end), torch.full_like(positions, COMPRESSED)], dim=1)
+        read = torch.ones_like(columns, dtype=torch.bool)
+        current = CompressingPass(
+            read,
+            columns,
+            positions,
+            torch.zeros_like(columns[:, 0]),
+            rule=self.model.rule,
+            n_tok=n,
+            step=torch.full_like(positions[:, 0], held.evictions + 1),
+            layers=len(source.keys),
+        )
+        cache = source.cache()
+        slots, nothing = positions - end, torch.zeros_like(positions)
+        self.model.run(cache, nothing, slots, positions, read, current)
+        keys, values = ([getattr(layer, name)[:, :, -n:] for layer in cache.layers] for name in ("keys", "values"))
+        return Entries(tuple(keys), tuple(values), torch.full_like(positions, NO_ID)), current.weights
+
+    def _fold(self, memory: Entries, fresh: Entries, weights: dict[int, Tensor | None], end: int) -> Entries:
+        """Mem(t) by the rule, cut on the left to the memory's size, at the positions after the sink."""
+        sink, most, fold = self.settings.sink, self.settings.memory_size, self.model.rule.fold
+        fresh = fresh.moved(self.rope, sink - end)
+        layers = range(len(fresh.keys))
+
+        def columns(old: Tensor, new: Tensor) -> Tensor:
+            return fold(old[:, None, :, None], new[:, None, :, None], None)[:, 0, -most:, 0]
+
+        ids = columns(memory.ids, fresh.ids)
+        stood = columns(*(torch.arange(len(part), device=ids.device)[None] for part in (memory, fresh)))[0]
+        folded = Entries(
+            tuple(fold(memory.keys[i], fresh.keys[i], weights[i])[:, :, -most:] for i in layers),
+            tuple(fold(memory.values[i], fresh.values[i], weights[i])[:, :, -most:] for i in layers),
+            ids,
+        )
+        return folded.moved(self.rope, torch.arange(len(folded), device=ids.device) - stood)
+
+
+class Blocks(Eviction):
+    """A window with a sink that drops what :class:`Compress` would compress, less what the memory would have grown: as
+    many entries in view at every token (the authors' comparison, after StreamingLLM).
+
+    Raises:
+        ConfigError: when a span is no longer than N.
+    """
+
+    name = "blocks"
+
+    def __init__(self, model: CCMModel, settings: StreamSettings, rope: Rope, ends: Ends | None = None) -> None:
+        super().__init__(model, settings, rope, ends)
+        self._check_span()
+
+    def evict(self, held: Held) -> Held:
+        n, most = self.model.config.n_tok, self.settings.memory_size
+        before, after = (min(n * count, most) for count in (held.evictions, held.evictions + 1))
+        dropped = self.settings.span - (after - before)
+        return replace(held, entries=self._without(held, dropped), evictions=held.evictions + 1)
+
+
+class Window(Eviction):
+    """A window with a sink that is always full: every token drops one.
+
+    A token's distance to the text in view is what it was when both were read, and its distance to the sink is always
+    W: positions only matter by such distances. So many tokens go through in one pass, each with a copy of the sink,
+    turned to where it is W away, and each with a band of the text before it (:class:`_Sliding`).
+    """
+
+    name = "window"
+
+    def room(self, length: int) -> int:
+        most = self.settings.cache_size
+        return most - length if length < most else min(self.settings.span, self.model.max_positions - most)
+
+    def view(self, held: Held, count: int) -> Pass:
+        if len(held.entries) < self.settings.cache_size:
+            return super().view(held, count)
+        return _Sliding(self.settings.cache_size, self.settings.sink, count, self.rope, held.entries.ids.device)
+
+    def evict(self, held: Held) -> Held:
+        dropped = len(held.entries) - self.settings.cache_size
+        return replace(held, entries=self._without(held, dropped), evictions=held.evictions + dropped)
+
+
+class _Sliding:
+    """The pass of T tokens after a full cache of W, as each would see it if it were alone.
+
+    keys      | sink for token 1 | for 2 | .. | text of the cache | tokens 1 2 3 |
+    token 2            .             x     .      . . x x x x x       x x .            the latest W - S, and itself
+    """
+
+    def __init__(self, width: int, sink: int, count: int, rope: Rope, device: torch.device) -> None:
+        self.rows: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self._sink, self._band = sink, width - sink
+        token = torch.arange(count, device=device)
+        self._turn = rope.by(token.repeat_interleave(sink))
+        self._copies = (token[:, None] == token.repeat_interleave(sink)).expand(count, -1)
+        self._distance = (token + width)[:, None] - torch.arange(sink, width + count, device=device)
+        self._last = torch.full_like(token, width)[None]  # (1, T) where each token would stand
+        self._added: dict[Reach | None, Tensor] = {}
+
+    def attend(self, call: Call) -> Attended:
+        copies, reach = call.query.shape[2], call.reach
+        first, last = (x[:, :, : self._sink].repeat(1, 1, copies, 1) for x in (call.key, call.value))
+        key = torch.cat([self._turn(call.layer, first), call.key[:, :, self._sink :]], dim=2)
+        value = torch.cat([last, call.value[:, :, self._sink :]], dim=2)
+        if reach not in self._added:
+            near = (self._distance >= 0) & (self._distance <= self._band)
+            if reach is not None:
+                near &= reach.covers(self._last.T, self._last.T - self._distance)
+            self._added[reach] = additive(torch.cat([self._copies, near], dim=1)[None, None], call.query.dtype)
+        return call.retuned(self._last).entries(key, value).run(self._added[reach])
+
+
+EVICTIONS: dict[str, type[Eviction]] = {eviction.name: eviction for eviction in (Compress, Blocks, Window)}
