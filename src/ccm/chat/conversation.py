@@ -19,9 +19,10 @@ from ccm.core.config import check_count
 from ccm.core.errors import InputError, UnsupportedModelError
 from ccm.core.plain_text import check_text
 from ccm.core.processes import get_logger
-from ccm.engine.decoder import CCMModel, check_decoder
+from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import KIND, Memory
 from ccm.engine.sampling import Read, Sampling
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 
 logger = get_logger(__name__)
 UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
@@ -96,14 +97,13 @@ class Talk(ABC):
 
     def __init__(
         self,
-        model: CCMModel,
+        model: CCMModel | CCMEncoderDecoder,
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling | None,
         system: str,
         tools: Sequence[Mapping[str, Any]],
     ) -> None:
-        check_decoder(model, "a conversation")
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = as_decoder(model, "a conversation"), tokenizer
         self.turns = make_turns(tokenizer, model.config.turns, system, tools)
         self.sampling = sampling or Sampling()
         self.last: TurnReport | None = None
@@ -241,7 +241,7 @@ class Conversation(Talk):
 
     def __init__(
         self,
-        model: CCMModel,
+        model: CCMModel | CCMEncoderDecoder,
         tokenizer: PreTrainedTokenizerBase,
         memory: Memory | None = None,
         sampling: Sampling | None = None,

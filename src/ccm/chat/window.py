@@ -24,6 +24,7 @@ from ccm.core.errors import ConfigError, InputError
 from ccm.engine.decoder import CCMModel
 from ccm.engine.families import entry_sizes
 from ccm.engine.sampling import Read, Sampling
+from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 from ccm.streams.stream_files import KIND
@@ -85,7 +86,7 @@ class WindowConversation(Talk):
 
     def __init__(
         self,
-        model: CCMModel,
+        model: CCMModel | CCMEncoderDecoder,
         tokenizer: PreTrainedTokenizerBase,
         size: int,
         sampling: Sampling | None = None,
@@ -94,7 +95,7 @@ class WindowConversation(Talk):
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(model, tokenizer, sampling, system, tools)
-        self.settings = window_settings(size, model, len(self.turns.head))
+        self.settings = window_settings(size, self.model, len(self.turns.head))
         self._earlier: deque[tuple[StreamingMemory, tuple[int, ...] | None]] = deque(maxlen=UNDO)
         self.stream = self._new()
         self._text: tuple[int, ...] | None = ()  # all that was read, where it is known and not too long to go on from

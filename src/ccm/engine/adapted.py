@@ -163,17 +163,43 @@ class AdaptedModel(nn.Module):
             ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
             UnsupportedModelError: when the seams do not reach the base.
         """
-        place = {"device": device, "dtype": dtype, "quantize": quantize, **options}
-        from ccm.models.load import find_parts  # the one import that runs up: people look for the method here
+        from ccm.models.load import find_parts  # the one import that runs up: users of transformers look here
 
-        folder, stock = find_parts(adapter, base, revision=revision, base_revision=base_revision, **place)
-        saved = read_adapter(folder)
+        place = {"device": device, "dtype": dtype, "quantize": quantize, **options}
+        saved, stock = find_parts(adapter, base, revision=revision, base_revision=base_revision, **place)
         changes = {"n_tok": n_tok, "recurrent": recurrent, "rule_options": rule_options}
-        config = with_rule(saved.config, rule, **{k: v for k, v in changes.items() if v is not None})
-        check_fit(saved.tensors, stock, str(adapter))
-        model = cls(stock, config, stage1=saved.stage1)
-        check_base(saved, model.base_facts, str(adapter), strict=strict)
-        model.load_adapter(saved.tensors_for(config.rule), str(folder))
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return cls.on(stock, saved, str(adapter), rule=rule, strict=strict, **changes)
+
+    @classmethod
+    def on(
+        cls,
+        base: PreTrainedModel,
+        saved: SavedAdapter,
+        where: str,
+        *,
+        rule: str | None = None,
+        strict: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """A base with an adapter that was read.
+
+        Args:
+            base: the stock model; it is changed in place.
+            saved: the adapter.
+            where: it was read, for messages.
+            rule: another rule to run under, with other settings as ``changes`` (see :meth:`under`).
+            strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
+
+        Raises:
+            AdapterError: when the adapter is of another base model.
+            ConfigError: when it cannot run as asked.
+        """
+        config = with_rule(saved.config, rule, **changes)
+        check_fit(saved.tensors, base, where)
+        model = cls(base, config, stage1=saved.stage1)
+        check_base(saved, model.base_facts, where, strict=strict)
+        model.load_adapter(saved.tensors_for(config.rule), where)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -522,11 +522,12 @@ class CCMModel(AdaptedModel):
             )
 
 
-def check_decoder(model: AdaptedModel, what: str) -> None:
-    """Refuse a model for something that only decoders alone can do.
+def as_decoder(model: AdaptedModel, what: str) -> CCMModel:
+    """The model itself, for something that only decoders alone can do.
 
     Raises:
         UnsupportedModelError: when it is an encoder-decoder.
     """
-    if model.encoder_decoder:
+    if not isinstance(model, CCMModel):
         raise UnsupportedModelError(f"{type(model.base).__name__} is an encoder-decoder; {what} needs a decoder alone.")
+    return model

@@ -19,7 +19,7 @@ from ccm.chat.reply import Reply
 from ccm.chat.turns import Turns
 from ccm.core.errors import ConfigError, InputError
 from ccm.data.questions import Question
-from ccm.engine.decoder import CCMModel, check_decoder
+from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import Head, Memory
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.evaluation.answering import answering, padded
@@ -97,7 +97,7 @@ class Scorer:
         if generate and turns is None:
             raise ConfigError("To generate replies, a scorer needs their turns; give both.")
         if fold is not None:
-            check_decoder(model, "what folds the entries of raw text, as the baseline 'pool' does,")
+            as_decoder(model, "what folds the entries of raw text, as the baseline 'pool' does,")
         self.model, self.batch, self.generate = model, batch, generate
         self.turns, self.fold = turns if generate else None, fold
         self.answering = answering(model, self.turns, generate)
@@ -179,7 +179,7 @@ class Scorer:
         if not any(question.head for question in questions):
             return None
         model: Any = self.model
-        check_decoder(model, "a head before the steps")
+        as_decoder(model, "a head before the steps")
         return [model.head(question.head) for question in questions]
 
     def _judged(self, question: Question, reply: Reply | None) -> JudgedReply | None:

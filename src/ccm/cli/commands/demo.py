@@ -17,7 +17,7 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.cli.console import plain_console, quiet
 from ccm.core.errors import CCMError, InputError, reason
 from ccm.core.units import size
-from ccm.engine.decoder import CCMModel, check_decoder
+from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Read
@@ -36,8 +36,8 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     """
     quiet()
     example = read_example(file)
-    model, tokenizer = load_model(**choice)
-    check_decoder(model, "the demo")
+    loaded, tokenizer = load_model(**choice)
+    model = as_decoder(loaded, "the demo")
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example
     steps = [Step(turns.exchange(*split_turn(line), first=i == 0).ids) for i, line in enumerate(context)]
