@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ccm.core.config import CCMConfig
@@ -38,17 +39,27 @@ from ccm.engine.stack import check_seams
 check_seams()
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(P,) cross-entropy in nats, in float32, of the targets (P,) under logits (P, V) of any dtype."""
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
 @dataclass(frozen=True)
 class ParallelOutput:
     """What a parallel pass gives.
 
     Attributes:
         logits: (P, V) at the P tokens that have a target, row by row; (B, T, V) where the layout has no target.
-        loss: mean cross-entropy over all targets of the batch; None where the layout has none.
+        targets: (P,) these targets; None where the layout has none.
     """
 
     logits: Tensor
-    loss: Tensor | None
+    targets: Tensor | None
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Mean cross-entropy over all targets of the batch; None where the layout has none."""
+        return None if self.targets is None else token_losses(self.logits, self.targets).mean()
 
 
 class AdaptedModel(nn.Module):
@@ -251,6 +262,16 @@ class AdaptedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the base model lives."""
         return self.base.device
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Sizes of what is kept, by the letters of :class:`ccm.engine.key_values.KeyValues`: L layers, K and D of each,
+        H hidden, V vocabulary."""
+        table = {"L": len(entry_sizes(self.base)), "V": self.vocab_size}
+        table["H"] = self.base.config.get_text_config().hidden_size
+        for layer, (heads, dim) in enumerate(entry_sizes(self.base)):
+            table |= {f"K{layer}": heads, f"D{layer}": dim}
+        return table
 
     @property
     def max_positions(self) -> int:

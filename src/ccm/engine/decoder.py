@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ccm.core.config import CCMConfig, check_count
-from ccm.core.errors import InputError, MemoryFileError, UnsupportedModelError
+from ccm.core.errors import InputError, UnsupportedModelError
 from ccm.core.sending import send, send_numbers
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
 from ccm.engine.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.engine.carrying import attach_view, check_caching
-from ccm.engine.families import decoder, entry_sizes, given_cache
+from ccm.engine.families import decoder, given_cache
 from ccm.engine.head import head_reads, pick
+from ccm.engine.key_values import no_entries
 from ccm.engine.layout import IGNORE, Layout, build_layout
 from ccm.engine.lora import PlainLoRA
 from ccm.engine.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
@@ -59,10 +59,7 @@ class CCMModel(AdaptedModel):
         Raises:
             MemoryFileError: see :meth:`Memory.load`; also when its sizes are not the model's.
         """
-        memory = Memory.load(path, self.origin, self.head)
-        if memory.sizes != entry_sizes(self.base):
-            raise MemoryFileError(f"{path} holds entries of other sizes than the model's; the file was altered.")
-        return memory.to(self.device, self.base.dtype)
+        return Memory.load(path, self.origin, self.head, self.part_sizes).to(self.device, self.base.dtype)
 
     # Parallel --------------------------------------------------------------------------------------------------------
 
@@ -91,7 +88,7 @@ class CCMModel(AdaptedModel):
             ).logits[..., : self.vocab_size]
         if not len(trained):
             return ParallelOutput(logits, None)
-        return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
+        return ParallelOutput(logits[0], targets[trained])
 
     # Online ----------------------------------------------------------------------------------------------------------
 
@@ -114,7 +111,7 @@ class CCMModel(AdaptedModel):
             return Head()
         blank = self.empty_memory()
         cache, (text, mask, _) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
-        cache.columns = cache.columns._replace(raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
+        cache.columns = replace(cache.columns, raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
         self._run(blank, cache, text, mask, n_tok=0)
         return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
 
@@ -138,11 +135,10 @@ class CCMModel(AdaptedModel):
             raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
         heads = [Head()] * batch if heads is None else heads
         self._check_heads(heads, batch)
-        table = {"device": self.device, "dtype": self.base.dtype}
-        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
+        nothing = no_entries(self.base, batch)
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
         offset = send_numbers([*map(len, heads)], self.device)
-        return Memory(nothing, nothing, blank.bool(), blank, offset, ((),) * batch, self.origin, False, tuple(heads))
+        return Memory(nothing, nothing, blank.bool(), blank, offset, self.origin, ((),) * batch, tuple(heads))
 
     def put_under(self, memory: Memory, heads: Sequence[Head]) -> Memory:
         """The memory under other heads: its keys are turned by the difference in length.

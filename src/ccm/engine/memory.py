@@ -8,10 +8,11 @@ Shapes: B conversations, L layers, K kv heads, M columns, H tokens of a head, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,20 +20,14 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ccm.core.config import check_count
-from ccm.core.errors import InputError, IrreversibleError, MemoryFileError, RowError
+from ccm.core.errors import InputError, IrreversibleError, MemoryFileError
 from ccm.core.rules import RULES
 from ccm.core.sending import send_numbers
 from ccm.engine.attention import CachedPass
+from ccm.engine.key_values import BaseMemory, KeyValues
 from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
 
 KIND = "ccm_memory"
-_PARTS: Parts = {
-    "keys": ("BKMD", "entry"),
-    "values": ("BKMD", "entry"),
-    "mask": ("BM", "bool"),
-    "positions": ("BM", "int64"),
-    "offset": ("B", "int64"),
-}
 COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
 
 
@@ -63,7 +58,8 @@ class Head:
         return Head(self.ids, keys, values, self.base)
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Columns(KeyValues):
     """What text after a memory attends to: the head, padded on the left, then the memory's own columns; S together.
 
     Attributes:
@@ -74,16 +70,16 @@ class Columns(NamedTuple):
         raw: (B,) how many of the first tokens stay in view of all text, whatever a layer's reach.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    parts: ClassVar[Parts] = {
+        **KeyValues.parts,
+        "mask": ("BM", "bool"),
+        "positions": ("BM", "int64"),
+        "raw": ("B", "int64"),
+    }
+
     mask: Tensor
     positions: Tensor
     raw: Tensor
-
-    @property
-    def width(self) -> int:
-        """S, padding included."""
-        return self.mask.shape[1]
 
 
 class StepRecord(NamedTuple):
@@ -94,8 +90,8 @@ class StepRecord(NamedTuple):
     positions: int
 
 
-@dataclass(frozen=True)
-class Memory:
+@dataclass(frozen=True, eq=False)
+class Memory(BaseMemory):
     """The compressed context of B conversations.
 
     Attributes:
@@ -104,46 +100,22 @@ class Memory:
         mask: (B, M) bool, False at padding.
         positions: (B, M) text position of a raw entry, :data:`COMPRESSED` elsewhere.
         offset: (B,) position of the next text token.
-        steps: per conversation, what every step did.
         origin: what made it.
-        closed: whether its context is complete, under a rule that compresses once a context.
+        steps: per conversation, what every step did.
         heads: per conversation, what stands before its steps; its keys and values are not among the columns.
+        closed: whether its context is complete, under a rule that compresses once a context.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
-    positions: Tensor
-    offset: Tensor
+    by_row = ("steps", "heads")
+
     steps: tuple[tuple[StepRecord, ...], ...]
-    origin: Origin
-    closed: bool
     heads: tuple[Head, ...]
-
-    @property
-    def batch(self) -> int:
-        """B, the number of conversations."""
-        return self.mask.shape[0]
-
-    @property
-    def width(self) -> int:
-        """M, the number of columns, padding included."""
-        return self.mask.shape[1]
-
-    @property
-    def entries(self) -> tuple[int, ...]:
-        """Entries held per conversation, padding not counted."""
-        return tuple(self.mask.sum(1).tolist())
+    closed: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Text tokens read per conversation: what full context would hold."""
         return tuple(sum(step.tokens for step in row) for row in self.steps)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values, without those of the heads."""
-        return sum(x.nbytes for x in (*self.keys, *self.values))
 
     @property
     def ends(self) -> list[int]:
@@ -172,16 +144,6 @@ class Memory:
     def sinks(self) -> int:
         """Columns of sinks, 0 or 1: the first token of a conversation without a head, under a config that has one."""
         return int(self.origin.config.sink and not all(map(len, self.heads)))
-
-    @property
-    def entry_nbytes(self) -> int:
-        """Bytes of one entry of one conversation, over all layers."""
-        return 2 * sum(heads * dim for heads, dim in self.sizes) * self.keys[0].element_size()
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Per layer (K, D)."""
-        return tuple((x.shape[1], x.shape[3]) for x in self.keys)
 
     def cache(self) -> MemoryCache:
         """A cache that begins with this memory, which stays as it is.
@@ -227,12 +189,11 @@ class Memory:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """The same memory on a device or in a dtype."""
-        moved = self._each(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
-        return replace(moved, offset=self.offset.to(device), heads=tuple(head.to(device, dtype) for head in self.heads))
+        return replace(super().to(device, dtype), heads=tuple(head.to(device, dtype) for head in self.heads))
 
     def fork(self) -> Memory:
         """A copy that shares no tensor with this memory but its heads, which never change."""
-        return replace(self._each(Tensor.clone), offset=self.offset.clone())
+        return replace(self.each(Tensor.clone), offset=self.offset.clone())
 
     def sink_only(self) -> Memory:
         """This memory without the entries of its steps: what a step sees that is read in isolation."""
@@ -240,11 +201,11 @@ class Memory:
 
     def first(self, width: int) -> Memory:
         """The first ``width`` columns, or all where there are fewer."""
-        return self._each(lambda x: x[:, :, :width])
+        return self.each(lambda x: x[:, :, :width])
 
     def without(self, begin: int, end: int) -> Memory:
         """All columns but those from number ``begin`` to before ``end``."""
-        return self._each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
+        return self.each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
 
     def without_sink(self) -> Memory:
         """One conversation without its sink."""
@@ -286,60 +247,8 @@ class Memory:
             width -= step.entries
         return replace(self.first(width), offset=self.offset - sum(step.positions for step in lost), steps=(kept,))
 
-    def __getitem__(self, row: int) -> Memory:
-        """One conversation of the batch, without the batch's padding.
-
-        Raises:
-            RowError: when the batch has no such row; iterating over a memory ends by it.
-            InputError: when it is no whole number.
-        """
-        if not 0 <= check_count(row, "row") < self.batch:
-            raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
-        keep = self.mask[row].nonzero().flatten()
-        one = self._each(lambda x: x[row : row + 1].index_select(2, keep))
-        return replace(one, offset=self.offset[row : row + 1], steps=(self.steps[row],), heads=(self.heads[row],))
-
-    @staticmethod
-    def stack(memories: Sequence[Memory]) -> Memory:
-        """One batch of several memories of whatever lengths, in order.
-
-        Raises:
-            InputError: when there are none, or they differ in base model, adapter or settings.
-        """
-        if not memories:
-            raise InputError("There is no memory to stack; give at least one.")
-        first = memories[0]
-        if any((m.origin, m.closed) != (first.origin, first.closed) for m in memories):
-            raise InputError("Only memories of the same model, adapter and settings, all open or all closed, stack.")
-        leads = [min(m.sinks, m.width) for m in memories]
-        width = max(leads) + max(m.width - lead for m, lead in zip(memories, leads, strict=True))
-        padded = [m._padded(width) for m in memories]
-        return replace(
-            first,
-            keys=tuple(map(torch.cat, zip(*(m.keys for m in padded), strict=True))),
-            values=tuple(map(torch.cat, zip(*(m.values for m in padded), strict=True))),
-            mask=torch.cat([m.mask for m in padded]),
-            positions=torch.cat([m.positions for m in padded]),
-            offset=torch.cat([m.offset for m in memories]),
-            steps=tuple(row for m in memories for row in m.steps),
-            heads=tuple(head for m in memories for head in m.heads),
-        )
-
-    def _padded(self, width: int) -> Memory:
-        """Widened with padding between the sink and the steps' entries."""
-        lead = min(self.sinks, self.width)
-        missing = width - self.width
-        return self._each(lambda x: torch.cat([x[:, :, :lead], pad(x[:, :, lead:], (0, 0, missing, 0))], dim=2))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Memory:
-        """Apply a change of rows or columns to all entries; mask and positions are seen as (B, 1, M, 1)."""
-        return replace(
-            self,
-            keys=tuple(map(change, self.keys)),
-            values=tuple(map(change, self.values)),
-            mask=change(self.mask[:, None, :, None])[:, 0, :, 0],
-            positions=change(self.positions[:, None, :, None])[:, 0, :, 0],
-        )
+    def _must_agree(self) -> tuple[Any, ...]:
+        return self.origin, self.closed
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
@@ -349,25 +258,27 @@ class Memory:
         """
         manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
         manifest["head"] = [head.ids for head in self.heads] if any(map(len, self.heads)) else None
-        tensors = {f"keys.{i}": x for i, x in enumerate(self.keys)} | {
-            f"values.{i}": x for i, x in enumerate(self.values)
-        }
-        tensors |= {"mask": self.mask, "positions": self.positions, "offset": self.offset}
-        write_memory(path, KIND, tensors, manifest)
+        write_memory(path, KIND, self.tensors(), manifest)
 
     @staticmethod
-    def load(path: str | Path, origin: Origin, head: Callable[[tuple[int, ...]], Head] | None = None) -> Memory:
+    def load(
+        path: str | Path,
+        origin: Origin,
+        head: Callable[[tuple[int, ...]], Head] | None = None,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> Memory:
         """Read a memory that ``origin`` made.
 
         Args:
             path: of the file.
             origin: what made it.
             head: reads the token ids of a head, as :meth:`CCMModel.head` does; only for memories that have one.
+            sizes: of the model, where it is known.
 
         Raises:
             MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
         """
-        tensors, manifest = read_memory(path, KIND, origin, _PARTS, heads=True)
+        tensors, manifest = read_memory(path, KIND, origin, Memory.parts, sizes, heads=True)
         return _from_tensors(path, tensors, manifest, origin, head or _unread)
 
 
@@ -382,19 +293,14 @@ def _from_tensors(
     origin: Origin,
     read: Callable[[tuple[int, ...]], Head],
 ) -> Memory:
-    layers = sum(name.startswith("keys.") for name in tensors)
-    heads = manifest.get("head") or [[] for _ in tensors.get("offset", ())]
+    heads = manifest.get("head") or [[] for _ in tensors["offset"]]
     if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
         raise MemoryFileError(
             f"{path} has a damaged manifest: its head {heads!r} is no list of token ids a conversation."
         )
     try:
-        memory = Memory(
-            keys=tuple(tensors[f"keys.{i}"] for i in range(layers)),
-            values=tuple(tensors[f"values.{i}"] for i in range(layers)),
-            mask=tensors["mask"],
-            positions=tensors["positions"],
-            offset=tensors["offset"],
+        memory = Memory.from_tensors(
+            tensors,
             steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
             origin=origin,
             closed=manifest["closed"],
@@ -448,9 +354,7 @@ class MemoryCache(DynamicCache):
         super().__init__()
         self.memory, self.columns = memory, memory.columns() if columns is None else columns
         self.read = memory.mask[:, :0]
-        for layer, (key, value) in enumerate(zip(self.columns.keys, self.columns.values, strict=True)):
-            self.update(key[:, :, :0], value[:, :, :0], layer)
-            self.layers[layer].keys, self.layers[layer].values = key, value  # not copied: a cache grows by new tensors
+        self.columns.fill(self)
 
     def fork(self) -> MemoryCache:
         """A cache that has read the same and goes on by itself; nothing is copied."""

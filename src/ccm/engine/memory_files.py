@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ccm.core.config import CCMConfig
-from ccm.core.errors import CCMError, MemoryFileError, reason
+from ccm.core.errors import CCMError, MemoryFileError, listed, reason
 from ccm.core.files import SafetensorError, Stated, as_path, check_regular, read_metadata
-from ccm.core.tensor_files import KINDS, Check, read_file, write_file
+from ccm.core.tensor_files import KINDS, read_file, write_file
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
 LIMIT = 1 << 63  # counts and ids in a manifest are below: they go into int64, and into messages
@@ -79,14 +79,21 @@ def read_memory(
     kind: str,
     origin: Origin,
     parts: Parts,
-    check: Check = lambda manifest, stated: None,
+    sizes: Mapping[str, int],
     *,
+    optional: Collection[str] = (),
     heads: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and manifest of a file of that kind, which ``origin`` made.
+    """Tensors and manifest of a file of that kind, which ``origin`` made; the values are finite.
 
-    The tensors are ``parts``, whose sizes go together and whose values are finite. ``check`` is called before they are
-    read; ``heads`` is whether memories of that kind may stand under one.
+    Args:
+        path: of the file.
+        kind: one of :data:`ccm.core.tensor_files.KINDS`.
+        origin: what must have made it.
+        parts: the tensors of that kind.
+        sizes: of the model (see :meth:`ccm.engine.adapted.AdaptedModel.part_sizes`); those of other letters may be any.
+        optional: parts that may be absent.
+        heads: whether memories of that kind may stand under a head.
 
     Raises:
         MemoryFileError: when the file is absent, damaged, of another kind, version, model, adapter or rule.
@@ -96,8 +103,7 @@ def read_memory(
         _check_manifest(path, manifest, origin)
         if not heads and (head := manifest.get("head")) is not None:
             raise MemoryFileError(f"{path} says that it was written under a head ({head}); its kind has none.")
-        check_parts(path, stated, parts)
-        check(manifest, stated)
+        check_parts(path, stated, parts, sizes, optional)
 
     tensors, manifest = read_file(as_path(path, MemoryFileError), kind, MemoryFileError, fits)
     for name, tensor in tensors.items():
@@ -106,8 +112,14 @@ def read_memory(
     return tensors, manifest
 
 
-def check_parts(path: str | Path, stated: Mapping[str, Stated], parts: Parts) -> None:
-    """Refuse tensors that are no ``parts``, or do not go together.
+def check_parts(
+    path: str | Path,
+    stated: Mapping[str, Stated],
+    parts: Parts,
+    sizes: Mapping[str, int],
+    optional: Collection[str] = (),
+) -> None:
+    """Refuse tensors that are not the ``parts``, or whose sizes do not go together.
 
     A letter stands for the same size wherever it is; heads K and head dims D may differ from layer to layer. A part
     that has them is one tensor a layer, ``NAME.0``, ``NAME.1`` and so on. The dtype "entry" is the same in all parts.
@@ -119,20 +131,29 @@ def check_parts(path: str | Path, stated: Mapping[str, Stated], parts: Parts) ->
     if len(floats) != 1:
         raise MemoryFileError(f"{path} is damaged: its dtypes of floating point are {sorted(floats)}, not one.")
     (entry,) = floats
-    sizes: dict[str, int] = {}
+    layers = sizes.get("L", sum(name.startswith("keys.") for name in stated))
+    wanted = {
+        f"{part}.{layer}" if "K" in letters else part
+        for part, (letters, _) in parts.items()
+        for layer in range(layers if "K" in letters else 1)
+    }
+    if missing := wanted - stated.keys() - {*optional}:
+        raise MemoryFileError(f"{path} lacks a part of what it should hold: {listed(missing)}.")
+    if unknown := stated.keys() - wanted:
+        raise MemoryFileError(f"{path} is damaged: it holds {listed(unknown)} beside its parts.")
+    known = dict(sizes)
     for name, (dtype, shape) in stated.items():
         part, _, layer = name.partition(".")
-        letters, wanted = parts.get(part, ("", ""))
-        expected = len(letters), entry if wanted == "entry" else wanted
-        if (len(shape), dtype) != expected or bool(layer) != ("K" in letters):
+        letters, kind = parts[part]
+        expected = len(letters), entry if kind == "entry" else kind
+        if (len(shape), dtype) != expected:
             raise MemoryFileError(
                 f"{path} is damaged: {name} has dimensions and dtype {(len(shape), dtype)}, expected {expected}."
             )
         for letter, size in zip(letters, shape, strict=True):
-            known = sizes.setdefault(f"{letter}{layer}" if letter in "KD" else letter, size)
-            if known != size:
+            if known.setdefault(f"{letter}{layer}" if letter in "KD" else letter, size) != size:
                 raise MemoryFileError(
-                    f"{path} is damaged: its sizes disagree, {name} has {size} where {known} is {letter}."
+                    f"{path} is damaged: its sizes disagree: {name} is {shape}, unlike other parts or the model."
                 )
 
 

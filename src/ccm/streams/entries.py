@@ -6,19 +6,21 @@ Shapes: B streams in step with one another, K kv heads, D head dim, L columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from ccm.engine.key_values import KeyValues
+from ccm.engine.memory_files import Parts
 from ccm.engine.rope import Rope
 
 NO_ID = -1  # the token id of an entry that stands for many
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Columns of a cache, each at the position that its place says. Never changed: an update returns new ones.
+@dataclass(frozen=True, eq=False)
+class Entries(KeyValues):
+    """Columns of a cache, each at the position that its place says.
 
     Attributes:
         keys: per layer (B, K, L, D), after the rotary embedding.
@@ -26,21 +28,15 @@ class Entries:
         ids: (B, L) token ids, :data:`NO_ID` at entries of the memory.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    parts: ClassVar[Parts] = {**KeyValues.parts, "ids": ("BM", "int64")}
+
     ids: Tensor
 
     def __len__(self) -> int:
-        return self.ids.shape[1]
+        return self.width
 
     def __getitem__(self, columns: slice) -> Entries:
-        keys, values = (tuple(x[:, :, columns] for x in each) for each in (self.keys, self.values))
-        return Entries(keys, values, self.ids[:, columns])
-
-    def rows(self, rows: list[int]) -> Entries:
-        """Those of some streams of the batch."""
-        keys, values = (tuple(x[rows] for x in each) for each in (self.keys, self.values))
-        return Entries(keys, values, self.ids[rows])
+        return self.each(lambda x: x[:, :, columns])
 
     def moved(self, rope: Rope, delta: int | Tensor) -> Entries:
         """The same at positions that are greater by ``delta``, one number or (L,)."""
@@ -49,24 +45,6 @@ class Entries:
             return self
         turn = rope.by(by)
         return replace(self, keys=tuple(turn(layer, key) for layer, key in enumerate(self.keys)))
-
-    @staticmethod
-    def join(*parts: Entries) -> Entries:
-        """One after the other. No tensor is shared with the parts, so that what they were cut from can go."""
-        keys = tuple(torch.cat(layer, dim=2) for layer in zip(*(p.keys for p in parts), strict=True))
-        values = tuple(torch.cat(layer, dim=2) for layer in zip(*(p.values for p in parts), strict=True))
-        return Entries(keys, values, torch.cat([p.ids for p in parts], dim=1))
-
-    def cache(self) -> DynamicCache:
-        """A cache that begins with these, which stay as they are."""
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
-            cache.update(key[:, :, :0], value[:, :, :0], layer)
-            cache.layers[layer].keys, cache.layers[layer].values = (
-                key,
-                value,
-            )  # not copied: a cache grows by new tensors
-        return cache
 
 
 @dataclass(frozen=True)

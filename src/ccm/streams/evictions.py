@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from ccm.core.config import check_types
 from ccm.core.errors import ConfigError
@@ -136,7 +137,7 @@ class Eviction(ABC):
     def _without(self, held: Held, count: int) -> Entries:
         """What is held without the ``count`` oldest tokens of text."""
         lead = self.settings.sink + held.memory
-        return Entries.join(held.entries[:lead], held.entries[lead + count :].moved(self.rope, -count))
+        return Entries.join([held.entries[:lead], held.entries[lead + count :].moved(self.rope, -count)])
 
 
 class Compress(Eviction):
@@ -171,7 +172,7 @@ class Compress(Eviction):
         fresh, weights = self._write(held, end)
         memory = self._fold(held.entries[self.settings.sink : lead], fresh, weights, end)
         moved = held.entries[end:].moved(self.rope, self.settings.sink + len(memory) - end)
-        entries = Entries.join(held.entries[: self.settings.sink], memory, moved)
+        entries = Entries.join([held.entries[: self.settings.sink], memory, moved])
         return Held(entries, len(memory), held.evictions + 1)
 
     def _span(self, text: Tensor) -> int:
@@ -199,7 +200,7 @@ class Compress(Eviction):
             step=torch.full_like(positions[:, 0], held.evictions + 1),
             layers=len(source.keys),
         )
-        cache = source.cache()
+        cache = source.fill(DynamicCache())
         slots, nothing = positions - end, torch.zeros_like(positions)
         self.model.run(cache, nothing, slots, positions, read, current)
         keys, values = ([getattr(layer, name)[:, :, -n:] for layer in cache.layers] for name in ("keys", "values"))

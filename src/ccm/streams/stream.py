@@ -14,19 +14,19 @@ import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ccm.core.config import check_count
 from ccm.core.errors import ConfigError, InputError
 from ccm.core.plain_text import PlainText, check_text
 from ccm.engine.carrying import check_caching
 from ccm.engine.decoder import CCMModel
-from ccm.engine.families import entry_sizes, given_cache
+from ccm.engine.families import given_cache
+from ccm.engine.key_values import no_entries
 from ccm.engine.rope import Rope
 from ccm.engine.sampling import Sampling, tokens
 from ccm.streams.boundaries import Boundaries
@@ -100,8 +100,7 @@ class StreamingMemory:
             ends = Boundaries(tokenizer)
         self.rope = Rope(model.base)
         self._eviction = EVICTIONS[self.settings.evict](model, self.settings, self.rope, ends)
-        place: dict[str, Any] = {"device": model.device, "dtype": model.base.dtype}
-        nothing = tuple(torch.zeros(batch, heads, 0, dim, **place) for heads, dim in entry_sizes(model.base))
+        nothing = no_entries(model.base, batch)
         self._held = Held(Entries(nothing, nothing, torch.zeros(batch, 0, dtype=torch.long, device=model.device)))
         self.tokens = 0
         self.last: Tensor | None = None
@@ -225,7 +224,7 @@ class StreamingMemory:
         if not rows or not all(0 <= check_count(row, "row") < self.batch for row in rows):
             raise InputError(f"The rows are {rows}; name some of the {self.batch} streams, counted from 0.")
         few = self.fork()
-        few._held = replace(self._held, entries=self._held.entries.rows(rows))
+        few._held = replace(self._held, entries=self._held.entries.each(lambda x: x[rows]))
         few.last = None if self.last is None else self.last[rows]
         return few
 
@@ -234,7 +233,7 @@ class StreamingMemory:
         """One pass over tokens for which there is room, and then room for more."""
         check_caching(self.model.base)
         held, start = self._held, self.entries
-        cache = held.entries.cache()
+        cache = held.entries.fill(DynamicCache())
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
         logits = self.model.base(
             input_ids=ids,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
+from ccm.engine.adapted import token_losses
 from ccm.engine.layout import IGNORE, Sample, Step
 
 
@@ -62,7 +63,7 @@ class Objective:
         """
         found = {}
         if self.weights.keys() & {"last", "every"}:
-            by_token = cross_entropy(logits.float(), targets, reduction="none")
+            by_token = token_losses(logits, targets)
             found = {"last": (by_token * last).sum(), "every": by_token.sum()}
         if teacher is not None:
             ours, theirs = log_softmax(logits.float(), -1), log_softmax(teacher.float(), -1)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -23,8 +23,9 @@ from ccm.core.config import CCMConfig
 from ccm.core.errors import ConfigError, InputError, MemoryFileError
 from ccm.core.rules import rule_class
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
-from ccm.engine.families import attention_modules, entry_sizes, given_cache
+from ccm.engine.families import attention_modules, given_cache
 from ccm.engine.head import head_reads, pick
+from ccm.engine.key_values import no_entries
 from ccm.engine.layout import IGNORE, Sample, Step
 from ccm.engine.lora import PlainLoRA
 from ccm.engine.stack import check_encoders
@@ -63,11 +64,10 @@ class CCMEncoderDecoder(AdaptedModel):
         Raises:
             MemoryFileError: see :meth:`EncoderMemory.load`; also when its sizes or ids are not the model's.
         """
-        memory = EncoderMemory.load(path, self.origin)
+        memory = EncoderMemory.load(path, self.origin, self.part_sizes)
         highest = max((token for text in memory.text for step in text for token in step), default=0)
-        entries = memory.sizes == entry_sizes(self.base) and memory.states.shape[2] == self.base.config.hidden_size
-        if not entries or highest >= self.vocab_size:
-            raise MemoryFileError(f"{path} holds entries or text of another model than this; the file was altered.")
+        if highest >= self.vocab_size:
+            raise MemoryFileError(f"{path} holds text of another model than this; the file was altered.")
         return memory.to(self.device, self.base.dtype)
 
     # Parallel --------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class CCMEncoderDecoder(AdaptedModel):
         hidden, cross = self._encode(self.empty_memory(len(layout.ids)), layout)
         with head_reads(trained):
             logits = self.decode(hidden, cross, layout.targets)
-        return ParallelOutput(logits[0], cross_entropy(logits[0].float(), targets[trained]))
+        return ParallelOutput(logits[0], targets[trained])
 
     def encode(self, layout: EncoderLayout) -> Tensor:
         """(B, T, hidden) last hidden states of the encoder for a whole batch."""
@@ -104,13 +104,12 @@ class CCMEncoderDecoder(AdaptedModel):
 
     def empty_memory(self, batch: int = 1) -> EncoderMemory:
         """The memory of ``batch`` conversations that have not begun."""
-        table = {"device": self.device, "dtype": self.base.dtype}
-        nothing = tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(self.base))
-        states = torch.zeros(batch, 0, self.base.config.hidden_size, **table)
+        nothing = no_entries(self.base, batch)
+        states = torch.zeros(batch, 0, self.base.config.hidden_size, device=self.device, dtype=self.base.dtype)
         blank = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
         offset = torch.zeros(batch, dtype=torch.long, device=self.device)
         return EncoderMemory(
-            nothing, nothing, states, blank.bool(), blank, offset, ((),) * batch, (0,) * batch, self.origin
+            nothing, nothing, blank.bool(), blank, offset, self.origin, states, ((),) * batch, (0,) * batch
         )
 
     def compress(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None = None) -> EncoderMemory:
