@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ccm
+from ccm.core.rules import RULES
 
 PACKAGE = Path(ccm.__file__).parent
 ROOMS = ("core", "engine", "models", "streams", "chat", "data", "training", "evaluation", "adapters", "cli")
@@ -51,6 +52,19 @@ def test_the_package_has_few_names() -> None:
 def test_no_module_imports_a_higher_room(name: str) -> None:
     above = {found for found in imported(MODULES[name]) if level(found) > level(name)}
     assert above == {high for low, high in UPWARD if low == name}
+
+
+def test_the_engine_and_the_training_ask_a_rule_and_never_for_its_name() -> None:
+    """The bounds "full" and "none" aside; the seams are tried under one rule, whichever."""
+    names = {rule.name for rule in RULES.values() if rule.compresses == "step"}
+    found = {
+        (name, node.value)
+        for name, path in MODULES.items()
+        if name.startswith(("ccm.engine.", "ccm.streams.", "ccm.chat.", "ccm.training."))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert found == {("ccm.engine.seams", "concat"), ("ccm.streams.evictions", "window")}  # an eviction's own name
 
 
 @pytest.mark.parametrize("name", [name for name in ccm.__all__ if name != "__version__"])
