@@ -124,7 +124,10 @@ def test_every_target_and_command_exists(monkeypatch) -> None:
     assert commands
     listed = re.findall(r"^\| `ccm ([^`]+)` \|", (ROOT / "docs/commands.md").read_text(encoding="utf-8"), re.M)
     assert len(listed) >= 20
-    for command in [*commands, *listed]:
+    guide = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
+    measured = re.findall(r"^ccm ((?:evaluate|report) [a-z][^\n]*)", guide, re.M)
+    assert len(measured) >= 3
+    for command in [*commands, *listed, *measured]:
         monkeypatch.setattr(sys, "argv", ["ccm", *command.split(), "--help"])
         with pytest.raises(SystemExit) as end:
             cli.main()

@@ -494,16 +494,20 @@ def test_what_was_left_out_is_listed_once_for_all_its_steps(tmp_path: Path) -> N
     assert text.endswith("\n\n- steps 2, 4: 3 left out, too long\n- step 4: 1 left out, odd\n")
 
 
-def test_the_pictures_tell_eleven_methods_apart_by_step_and_by_peak_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Figure] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The pictures that are drawn, which are not written."""
+    figures: list[Figure] = []
 
     def savefig(figure: Figure, place: Path, **_: object) -> None:
-        drawn.append(figure)
+        figures.append(figure)
         place.touch()
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def test_the_pictures_tell_eleven_methods_apart_by_step_and_by_peak_memory(tmp_path: Path, drawn: list[Figure]) -> None:
     line = replace(result("full", [-1.0]).line, kv_bytes=1000.0)
     rows = [
         Result(replace(line, method=str(number), depth=depth, peak_bytes=2000.0 * depth), [-1.0], [1], [""])
@@ -516,6 +520,20 @@ def test_the_pictures_tell_eleven_methods_apart_by_step_and_by_peak_memory(
     assert [[*line.get_xdata()] for line in memory] == [[2000.0, 8000.0]] * 11
     for shown in (steps, memory):  # two colours may be alike, two marks not
         assert len({line.get_marker() for line in shown}) == 11
+        assert "None" not in {line.get_linestyle() for line in shown}
+
+
+def test_points_are_not_joined_where_a_line_would_run_back(tmp_path: Path, drawn: list[Figure]) -> None:
+    line = result("full", [-1.0]).line
+    rows = [
+        Result(replace(line, method=method, depth=depth, peak_bytes=peak), [-1.0], [1], [""])
+        for method, peaks in {"grows": (1.0, 2.0, 3.0), "shrinks": (1.0, 3.0, 2.0)}.items()
+        for depth, peak in zip((1, 2, 4), peaks, strict=True)
+    ]
+    text = section(rows, tmp_path, "")
+    steps, memory = ({line.get_linestyle() for line in figure.axes[0].lines} for figure in drawn)
+    assert (steps, memory) == ({"-"}, {"None"})
+    assert "(memory.png)\n\n*The same by" in text
 
 
 def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(

@@ -17,7 +17,7 @@ from ccm.core.files import write_atomically
 from ccm.core.units import size
 from ccm.data.tasks import DRAWS
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.results import NOT_FINITE, Result
+from ccm.evaluation.results import NOT_FINITE, Measured, Result
 
 TITLES = {
     "perplexity": "perplexity",
@@ -310,7 +310,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
-        f"![by step]({pictures[0]}) ![by memory]({pictures[1]})\n\n"
+        f"{_captioned(pictures, results[0].line.main)}"
         f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score. "
         f"It is {WHY_UNSTATED}. "
         "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
@@ -318,6 +318,18 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
         "After ± stands the standard error over the questions; of several draws, the standard deviation over them.\n\n"
         f"{_by_steps(said)}"
     )
+
+
+def _captioned(pictures: Sequence[str], name: str) -> str:
+    """The pictures by step and by memory, each with what it shows under it."""
+    score, better = TITLES[name], "lower" if name in NUMBERS else "higher"
+    by_step = f"The {score} of each method by time step: {better} is better."
+    by_memory = (
+        f"The same by the largest K/V that a query reads: of two methods with the same {score}, the one on the left "
+        "takes less memory. Points are joined unless a memory shrinks from one step to the next."
+    )
+    said = zip(("by step", "by memory"), pictures, (by_step, by_memory), strict=True)
+    return "".join(f"![{score} {by}]({picture})\n\n*{caption}*\n\n" for by, picture, caption in said)
 
 
 def _by_steps(said: Sequence[tuple[int, str]]) -> str:
@@ -352,17 +364,22 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
     name = results[0].line.main
-    rows = rows_of(results)
-    for number, method in enumerate(dict.fromkeys(method for _, method, _ in rows)):
-        groups = [[r.line for r in group] for _, other, group in rows if other == method]
-        places = [fmean(getattr(line, by) for line in lines) for lines in groups]
+    found: dict[str, list[list[Measured]]] = defaultdict(list)
+    for _, method, group in rows_of(results):
+        found[method].append([result.line for result in group])
+    places = {
+        method: [fmean(getattr(line, by) for line in lines) for lines in groups] for method, groups in found.items()
+    }
+    joined = all(along == sorted(along) for along in places.values())  # else lines would run back over themselves
+    for number, (method, groups) in enumerate(found.items()):
         scores = [[line.figures[name] for line in lines] for lines in groups]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
-        style = {"marker": "os^Dv<>pPX*hd"[number % 13], "ls": ["-", "--", ":"][number // 10 % 3], "label": method}
+        line = ["-", "--", ":"][number // 10 % 3] if joined else "none"
+        style = {"marker": "os^Dv<>pPX*hd"[number % 13], "ls": line, "label": method}
         hollow = {"ms": 5, "fillstyle": "none"}  # so that all are seen where they coincide
-        axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
+        axes.errorbar(places[method], [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
     if by == "depth":
-        depths = sorted({depth for depth, _, _ in rows})
+        depths = sorted({result.line.depth for result in results})
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import Any
 
 from ccm.chat.turns import make_turns
@@ -29,7 +30,7 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
     turns = make_turns(tokenizer, model.config.turns)
     lines = [split_turn(line) for line in context] + [(question, expected)]
     steps = [Step(turns.exchange(user, reply, first=i == 0).ids) for i, (user, reply) in enumerate(lines)]
-    labels = [user if len(user) <= 28 else user[:27] + "\u2026" for user, _ in lines]
+    labels = [fill(shorten(user, 72, placeholder="\u2026"), 24) for user, _ in lines]
     try:
         weights, title = write_weights(model, steps, turns.head), f"Who wrote the memory: {model.config.rule}"
         draw_writes(weights, labels, title, output)
