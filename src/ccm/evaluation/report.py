@@ -310,7 +310,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
-        f"{_captioned(pictures, results[0].line.main)}"
+        f"{_captioned(*pictures, results[0].line.main)}"
         f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score. "
         f"It is {WHY_UNSTATED}. "
         "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
@@ -320,16 +320,14 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     )
 
 
-def _captioned(pictures: Sequence[str], name: str) -> str:
-    """The pictures by step and by memory, each with what it shows under it."""
+def _captioned(by_step: str, by_memory: str, name: str) -> str:
+    """The two pictures, each with what it shows under it."""
     score, better = TITLES[name], "lower" if name in NUMBERS else "higher"
-    by_step = f"The {score} of each method by time step: {better} is better."
-    by_memory = (
-        f"The same by the largest K/V that a query reads: of two methods with the same {score}, the one on the left "
-        "takes less memory. Points are joined unless a memory shrinks from one step to the next."
+    return (
+        f"![{score} by step]({by_step})\n\n*The {score} of each method by time step: {better} is better.*\n\n"
+        f"![{score} by memory]({by_memory})\n\n*The same by the largest K/V that a query reads: less is further left. "
+        "Points are joined unless a memory shrinks from one step to the next.*\n\n"
     )
-    said = zip(("by step", "by memory"), pictures, (by_step, by_memory), strict=True)
-    return "".join(f"![{score} {by}]({picture})\n\n*{caption}*\n\n" for by, picture, caption in said)
 
 
 def _by_steps(said: Sequence[tuple[int, str]]) -> str:
