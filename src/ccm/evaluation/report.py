@@ -310,7 +310,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     _draw(results, folder / pictures[1], "peak_bytes", "peak K/V in bytes")
     return (
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
-        f"{_captioned(*pictures, results[0].line.main)}"
+        f"{_captioned(pictures[0], pictures[1], results[0].line.main)}"
         f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score. "
         f"It is {WHY_UNSTATED}. "
         "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
