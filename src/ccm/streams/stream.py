@@ -128,7 +128,7 @@ class StreamingMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        return sum(x.nbytes for x in (*self._held.entries.keys, *self._held.entries.values))
+        return self._held.entries.nbytes
 
     @property
     def room(self) -> int:
