@@ -90,7 +90,8 @@ the type `dynamic`.
 
 Encoder-decoders (`t5`: T5, Flan-T5, with transformers 5.20 or newer) have checks of their own
 (`tests/engine/t5/test_seq2seq.py`): the rules concat, merge, ema, gist and pos_control in the encoder, parallel =
-online, eager = sdpa, generation; equal to the authors' numbers (`make conformance`). Refused there: recurrence, the gate, a sink, streams, chats and the demo.
+online, eager = sdpa, generation; equal to the authors' numbers (`make conformance`). Refused there: recurrence, the
+gate, a sink, streams, chats and the demo.
 
 Mixture-of-experts models keep their routers as they are: these are frozen, and no loss of theirs is computed.
 """
