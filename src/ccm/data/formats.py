@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ccm.core.plain_text import HALF
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 
 Object = Mapping[str, Any]
 ROLES = {
@@ -122,14 +122,14 @@ class Format:
 
     needs: tuple[str, ...]
     uses: tuple[str, ...]
-    read: Callable[[Object, set[str]], Chat | Task]
+    read: Callable[[Object, set[str]], Chat | TaskExample]
 
     def __str__(self) -> str:
         first, *others = map(repr, self.needs)
         return f"{first} with {' and '.join(others)}" if others else first
 
 
-def read_example(value: Any, told: set[str]) -> Chat | Task:
+def read_example(value: Any, told: set[str]) -> Chat | TaskExample:
     """The conversation or task that a JSON value is.
 
     Args:
@@ -246,14 +246,14 @@ def _branch(messages: Mapping[str, Object], place: Any) -> list[Object]:
     return branch[::-1]
 
 
-def _task(value: Object, told: set[str]) -> Task:
+def _task(value: Object, told: set[str]) -> TaskExample:
     steps, choices = (_texts(value.get(name) or [], name) for name in ("steps", "choices"))
     if not steps:
         raise ExampleError("'steps' must be a list of at least one text")
     query, answer = (_text(value[name], f"'{name}'") for name in ("query", "answer"))
     if choices and answer not in choices:
         raise ExampleError(f"the answer {answer!r} is none of the choices {choices}")
-    return Task(tuple(steps), query, answer, tuple(dict.fromkeys(choices)))
+    return TaskExample(tuple(steps), query, answer, tuple(dict.fromkeys(choices)))
 
 
 FORMATS = (

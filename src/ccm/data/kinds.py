@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ccm.chat.turns import Turns
-from ccm.core.errors import ConfigError
-from ccm.data.settings import DataSettings
 from ccm.engine.layout import IGNORE, Sample, Step
 
 
@@ -88,7 +86,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskExample:
     """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target.
 
     Where there is a choice, the answer is one of ``choices``; training makes nothing of the others.
@@ -117,11 +115,11 @@ class Task:
         read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
         return Sample(read, turns.exchange(self.query, self.answer, first=not kept), turns.head)
 
-    def parts(self, most: int) -> Iterator[Task]:
+    def parts(self, most: int) -> Iterator[TaskExample]:
         """The task with its latest ``most`` steps."""
         yield self.latest(most)
 
-    def latest(self, steps: int) -> Task:
+    def latest(self, steps: int) -> TaskExample:
         """The task with as many of its latest steps."""
         return replace(self, steps=self.steps[-steps:] if steps else ())
 
@@ -168,7 +166,7 @@ class Text:
         return Text(self.chunks[-steps - self.query :], self.query)
 
 
-Example = Chat | Task | Text
+Example = Chat | TaskExample | Text
 
 
 def _stretches(count: int, most: int, query: int) -> Iterator[range]:
@@ -176,16 +174,3 @@ def _stretches(count: int, most: int, query: int) -> Iterator[range]:
     for begin in range(0, count, most + query):
         begin = min(begin, count - query - 1)
         yield range(begin, min(begin + most + query, count))
-
-
-def check_chunks(settings: DataSettings) -> None:
-    """See whether chunks of running text are short enough to be steps.
-
-    Raises:
-        ConfigError: where they are not.
-    """
-    if settings.chunk_tokens > settings.max_step_tokens:
-        chunk, step = map(settings.called, ("chunk_tokens", "max_step_tokens"))
-        raise ConfigError(
-            f"{chunk} is {settings.chunk_tokens}, {step} {settings.max_step_tokens}; lower the one or raise the other."
-        )

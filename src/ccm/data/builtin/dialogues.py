@@ -10,12 +10,11 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_shares, check_types
-from ccm.core.errors import ConfigError
+from ccm.core.config import bounded
 from ccm.data.builtin import words
 from ccm.data.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue, untold_question
 from ccm.data.builtin.recall import evaluate_recall
-from ccm.data.settings import DataSettings
+from ccm.data.settings import DataOptions, DataSettings
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample, Step
 
@@ -28,7 +27,7 @@ _NAMED = ("name", "home", "sister", "brother", "friend")
 
 
 @dataclass(frozen=True)
-class Options:
+class BuiltinOptions(DataOptions):
     """What the dialogues are like.
 
     Attributes:
@@ -45,34 +44,24 @@ class Options:
         recall: dialogues of 12 steps on which an evaluation measures recall; 0 for none.
     """
 
-    longest: int = 14
-    ramp: int = 0
-    long: float = 0.05
-    asking: float = 0.5
-    dense: float = 0.35
-    untold: float = 0.2
-    made_up: float = 0.5
-    pieced: float = 0.0
-    spliced: float = 0.7
+    longest: int = bounded(14, 4, LONGEST)
+    ramp: int = bounded(0, 0)
+    long: float = bounded(0.05, 0, 1)
+    asking: float = bounded(0.5, 0.05, 1)
+    dense: float = bounded(0.35, 0, 1)
+    untold: float = bounded(0.2, 0, 1)
+    made_up: float = bounded(0.5, 0, 1)
+    pieced: float = bounded(0.0, 0, 1)
+    spliced: float = bounded(0.7, 0, 1)
     questions_only: bool = True
-    recall: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
-        if not 4 <= self.longest <= LONGEST:
-            raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        check_shares(self, "data.options.", "long", "dense", "untold", "made_up", "pieced", "spliced")
-        if not 0.05 <= self.asking <= 1:
-            raise ConfigError(f"data.options.asking is {self.asking}; it is a share, from 0.05 to 1.")
-        if self.ramp < 0 or self.recall < 0:
-            raise ConfigError(f"data.options: ramp is {self.ramp}, recall {self.recall}; both must be at least 0.")
+    recall: int = bounded(0, 0)
 
 
 @dataclass(frozen=True)
 class BuiltinData:
     """Dialogues of the training split as samples, each ending in a question."""
 
-    options: Options
+    options: BuiltinOptions
     turns: Turns
     seed: int
     eval_samples: int
@@ -141,14 +130,10 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> BuiltinData:
     """The dialogues of these settings.
 
     Raises:
-        ConfigError: on options that it does not have, or on files.
+        ConfigError: when an option is not allowed, or a path is named.
     """
-    if settings.path or settings.eval_path:
-        raise ConfigError(
-            "The data set 'builtin' makes its own dialogues; leave data.path out, or set data.name=custom."
-        )
-    options = build_settings(Options, settings.options, "data.options")
-    return BuiltinData(options, turns, seed, settings.eval_samples)
+    settings.forbid_paths()
+    return BuiltinData(settings.read_options(BuiltinOptions), turns, seed, settings.eval_samples)
 
 
 @dataclass(frozen=True)
