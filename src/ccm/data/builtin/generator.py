@@ -1,8 +1,8 @@
 """Small English dialogues: a user tells facts about themselves, chats, and asks for them later.
 
-`training_dialogue` and `corpus` mix everything, `recall_dialogue` first tells and then asks, and
-`judge` scores a reply. A tenth of the names and cities never occurs in the training split.
-All randomness comes from the `random.Random` that is handed in.
+`training_dialogue` and `corpus` mix everything, `recall_dialogue` first tells and then asks, and `judge` scores a
+reply. A tenth of the names and cities never occurs in the training split. All randomness comes from the
+`random.Random` that a caller gives.
 """
 
 import random
@@ -14,23 +14,7 @@ from functools import cache
 
 from ccm.core.errors import InputError
 from ccm.data.builtin import words
-from ccm.data.builtin.words import DOUBLE_LEADS, KINDS, QUESTION_LEADS, STATEMENT_LEADS, STATEMENT_TAILS, Kind
-
-__all__ = [
-    "FACTS",
-    "HELD_OUT",
-    "KINDS",
-    "UNKNOWN_REPLY",
-    "Dialogue",
-    "Kind",
-    "Turn",
-    "Verdict",
-    "corpus",
-    "judge",
-    "recall_dialogue",
-    "training_dialogue",
-    "untold_question",
-]
+from ccm.data.builtin.words import DOUBLE_LEADS, KINDS, QUESTION_LEADS, STATEMENT_LEADS, STATEMENT_TAILS
 
 UNKNOWN_REPLY = "I don't know."
 """The reply to a question on a fact never told."""
@@ -44,7 +28,7 @@ HELD_OUT: frozenset[str] = frozenset(words.NAMES[9::10] + words.CITIES[9::10])
 
 def _draws(excluded: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """The values to draw from, by kind."""
-    return {kind.name: tuple(v for v in kind.draws or kind.values if v not in excluded) for kind in KINDS.values()}
+    return {kind.name: tuple(v for v in kind.draws if v not in excluded) for kind in KINDS.values()}
 
 
 _DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -127,9 +111,8 @@ class _Writer:
         line = _capital(line)
         if self.rng.random() >= self.typos:
             return line
-        slip = self.rng.randrange(3)
-        if slip != 0:
-            line = line.lower()
+        slip = self.rng.randrange(3)  # of the mark, of the capitals, of both
+        line = line if slip == 0 else line.lower()
         return line if slip == 1 else line.rstrip(".!?")
 
     def _learn(self, name: str) -> list[tuple[str, str]]:
@@ -262,8 +245,8 @@ def recall_dialogue(
 ) -> Dialogue:
     """First tell `facts` facts in steps - questions turns, then ask `questions` of them.
 
-    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there
-    are many, earlier questions; where turns are short, some lines tell two facts.
+    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there are many, earlier
+    questions; where turns are few, some lines tell two facts.
     """
     lines = steps - questions
     if not (questions <= facts <= min(len(FACTS), 2 * lines)):
@@ -356,8 +339,8 @@ def _mentioned(text: str, candidates: frozenset[str]) -> set[str]:
 def judge(reply: str, kind: str, value: str | None) -> Verdict:
     """Score a reply to a question on `kind` whose right value is `value`, None if never told.
 
-    RIGHT: the value and no other value of the kind; UNKNOWN: "I don't know" though it was told;
-    WRONG: anything else. With no value told, RIGHT is "I don't know" without any value.
+    RIGHT is the value and no other value of the kind; UNKNOWN is "I don't know" though it was told; WRONG is anything
+    else. With no value told, RIGHT is "I don't know" without any value.
     """
     text = _normalised(reply)
     right = set() if value is None else {_normalised(value)}
