@@ -388,7 +388,7 @@ def test_a_gated_data_set_tells_the_reason_and_what_to_do(tmp_path: Path, monkey
 
 
 def test_folders_and_names_that_do_not_fit_are_named(tmp_path: Path, given: Path) -> None:
-    with pytest.raises(ConfigError, match="There is no data set 'sodda' to prepare. Did you mean soda?"):
+    with pytest.raises(ConfigError, match="There is no data set 'sodda'. Did you mean soda?"):
         prepare("sodda", tmp_path / "out", given)
     with pytest.raises(DataError, match=r"There is no folder .*elsewhere"):
         prepare("soda", tmp_path / "out", tmp_path / "elsewhere")
