@@ -148,10 +148,13 @@ def test_the_tasks_are_those_of_the_publishers_list_and_one_without_files_is_cou
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"input": "a", "output": "b", "opt', "colours_test.jsonl, line 2: not JSON"),
-        ('{"input": "a", "output": 1, "options": []}', "line 2: an example has the texts"),
-        ("[1]", "line 2: an example has the texts"),
-        ('{"input": "a", "output": "b", "options": [1]}', "line 2: an example has the texts"),
+        (
+            '{"input": "a", "output": "b", "opt',
+            "colours_test.jsonl, line 2: no object with 'input' and 'output' and 'options'",
+        ),
+        ('{"input": "a", "output": 1, "options": []}', "row 2: an example has the texts"),
+        ("[1]", "line 2: no object with 'input'"),
+        ('{"input": "a", "output": "b", "options": [1]}', "row 2: an example has the texts"),
     ],
 )
 def test_damaged_files_are_named_with_the_line(folder: Path, turns: Turns, line: str, said: str) -> None:

@@ -30,10 +30,11 @@ from typing import Any, Literal
 
 from ccm.chat.turns import Turns
 from ccm.core.config import bounded
-from ccm.core.errors import ConfigError, DataError, reason
+from ccm.core.errors import ConfigError, DataError
 from ccm.core.processes import get_logger
 from ccm.data.examples import Epochs, log_left_out, tell_held_out
 from ccm.data.questions import Question
+from ccm.data.reading import read_rows
 from ccm.data.settings import DataOptions, DataSettings, TaskOptions
 from ccm.data.tasks import Averaging, Task, TaskSettings, encode_words
 from ccm.engine.layout import Sample
@@ -131,27 +132,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The examples of a file.
 
     Raises:
-        DataError: when it is absent, or a line is none; with the file and the line.
+        DataError: when it is absent or not whole, or a row is no example.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{where}: not JSON ({error}); the file may not be whole.") from None
-                texts = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("input", "output"))
-                options = row.get("options") if texts else None
-                if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-                    raise DataError(f"{where}: an example has the texts input and output, and options, a list.")
-                yield row
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}; it belongs to the MetaICL data.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
+    for number, row in enumerate(read_rows(path, ["input", "output", "options"]), start=1):
+        given, output, options = row.values()
+        if not isinstance(options, list) or not all(isinstance(text, str) for text in (given, output, *options)):
+            raise DataError(f"{path}, row {number}: an example has the texts input and output, and options, a list.")
+        yield row
 
 
 def listed_tasks(folder: Path, split: str) -> list[str] | None:

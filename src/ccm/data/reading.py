@@ -232,6 +232,8 @@ def _parquet_file(path: Path, columns: Sequence[str]) -> Iterator[Any]:
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     with readable(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 asked = {column: row[column] for column in columns}
