@@ -4,7 +4,7 @@
     .txt, gzipped or not                             running text
 
 Everything is read and checked before training begins; up to ten kinds of faults are reported at once, by file and line.
-What is not used is logged as a warning.
+A warning of the log names what is not used.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class CustomTask(Task):
     def __post_init__(self) -> None:
         deepest = max(example.length for example in self.examples)
         self.depths = [2**i for i in range(deepest.bit_length())] or [0]
-        chosen = sum(bool(_choices(example)) for example in self.examples)
+        chosen = sum(isinstance(example, TaskExample) and bool(example.choices) for example in self.examples)
         if chosen not in (0, len(self.examples)):
             raise DataError(
                 f"{chosen} of {len(self.examples)} examples have choices; a task is measured by accuracy, where all "
@@ -112,10 +112,6 @@ class CustomTask(Task):
                 right, before = cut.choices.index(cut.answer), question.query[-1:]
                 question = replace(question, answers=answers, right=right, before=before)
             yield question if depth else question.alone()
-
-
-def _choices(example: Example) -> tuple[str, ...]:
-    return example.choices if isinstance(example, TaskExample) else ()
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:

@@ -58,7 +58,7 @@ class Corpus:
         return turns and sum(counts) <= longest
 
     def keep(self, dialogues: Iterable[Dialogue], turns: Turns, longest: int) -> Iterator[Dialogue]:
-        """Those that are long enough in turns, and not too long in tokens."""
+        """The dialogues that are long enough in turns, and not too long in tokens."""
         for dialogue in dialogues:
             ids = turns.plain.encode_all(dialogue.turns)
             if self.fits([len(turn) for turn in ids], longest):
@@ -111,7 +111,7 @@ def open_examples(corpus: Corpus, settings: DataSettings, turns: Turns, seed: in
     """The dialogues of a corpus in the folder ``data.path``; a warning tells what is left out.
 
     Raises:
-        ConfigError: when it names no folder, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
         DataError: when a file is absent or malformed.
     """
     options, folder = settings.read_options(DialogueOptions), settings.published_folder(corpus.files)
@@ -206,7 +206,7 @@ def open_dialogues(corpus: Corpus, settings: TaskSettings, turns: Turns) -> Dial
     """The dialogues to evaluate on, in the folder of a corpus.
 
     Raises:
-        ConfigError: when no folder is named, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
         DataError: when a file is absent.
     """
     folder = settings.require_path(f"the folder that holds {corpus.files}")

@@ -1,4 +1,4 @@
-"""Published formats of conversations and tasks: each is a function, from a JSON value to an example, and a row below.
+"""Published formats of conversations and tasks: each is a function from a JSON value to an example, and a row below.
 
     {"messages": [{"role": "user", "content": ...}, ...], "system": ...}        ours, OpenAI's, Anthropic's, TRL's
     {"conversations": [{"from": "human", "value": ...}, ...], "system": ...}    ShareGPT's, as LLaMA-Factory reads it
@@ -7,8 +7,8 @@
     {"chat": {"history": {"messages": {...}, "currentId": ...}}}                Open WebUI's exports
     {"steps": [...], "query": ..., "answer": ..., "choices": [...]}             ours, of tasks
 
-Every key of a value is used, or refused where it changes what is said or learned, or told. One that holds null, an
-empty text, list or object says nothing; nor does a flag such as "prefix" that holds false.
+Every key of a value is used, or refused where it changes what is said or learned, or named in a warning. A key that
+holds null, an empty text, list or object says nothing; nor does a flag such as "prefix" that holds false.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def read_example(value: Any, told: set[str]) -> Chat | TaskExample:
 def _check_keys(
     value: Object, used: Collection[str], refused: Mapping[str, str], told: set[str], within: str = ""
 ) -> None:
-    """See that no key that changes the meaning goes unused; the others are told."""
+    """Refuse unused keys that change the meaning, and tell of all others."""
     for key, held in value.items():
         if key in used or held is None or held in ("", [], {}) or (held is False and key in _FLAGS):
             continue
@@ -171,7 +171,7 @@ def _completion(value: Object, told: set[str]) -> Chat:
 
 
 def _alpaca(value: Object, told: set[str]) -> Chat:
-    """The input stands under the instruction; every reply is learned, those of the history, too."""
+    """The input stands under the instruction; every reply is learned, also in the history."""
     history = value.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise ExampleError("'history' must be a list of pairs, an instruction and its output")

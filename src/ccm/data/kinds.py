@@ -1,4 +1,4 @@
-"""Three kinds of examples that data sets share: chats, tasks, and running text; how each becomes samples."""
+"""Three kinds of examples that data sets share, chats, tasks and running text, and how each becomes samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Chat:
     """Turns of a user and an assistant. A sample is its beginning; its replies are targets, the last is the query's.
 
     Attributes:
-        turns: what the user says and the reply to it.
-        system: the message that stands before them.
-        tools: definitions of tools, which stand there too, as a list in JSON; empty where there are none.
-        silent: numbers of turns, counted from 0, whose replies are read but are no targets; not of all after the first.
+        turns: what the user says, and the reply.
+        system: the message that stands before all turns.
+        tools: definitions of tools, which stand there as well, as a list in JSON; empty where there are none.
+        silent: numbers of turns, counted from 0, whose replies are read but not learned; never all after the first.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -158,8 +158,10 @@ class Text:
 
     def parts(self, most: int) -> Iterator[Text]:
         """Stretches of at most ``most`` chunks and a query, in order; a last one too short takes those before along."""
-        for part in _stretches(len(self.chunks), most, self.query):
-            yield Text(self.chunks[part.start : part.stop], self.query)
+        count = len(self.chunks)
+        for begin in range(0, count, most + self.query):
+            begin = min(begin, count - self.query - 1)
+            yield Text(self.chunks[begin : begin + most + self.query], self.query)
 
     def latest(self, steps: int) -> Text:
         """The query, and as many chunks before it."""
@@ -167,10 +169,3 @@ class Text:
 
 
 Example = Chat | TaskExample | Text
-
-
-def _stretches(count: int, most: int, query: int) -> Iterator[range]:
-    """Where stretches of at most ``most`` items and a query begin and end; the last reaches back to have one item."""
-    for begin in range(0, count, most + query):
-        begin = min(begin, count - query - 1)
-        yield range(begin, min(begin + most + query, count))

@@ -242,7 +242,8 @@ class MetaICLTask(Task):
             found = [self._pool(task, seed) for seed in self.options.seeds]
             pool, spare = ([example for example in pool if self.prompt.fits(example)] for pool in found)
             chosen = demonstrations_for(pool, spare, depth)
-            self._note_pool(task, [*found[0], *found[1]])
+            if left_out := sum(map(len, found)) - len(pool) - len(spare):
+                self.noted[f"{task}: demonstrations longer than {LONGEST} tokens, not used"] += left_out
             example = None
             for example in self._examples(path):
                 yield from self._question(example, chosen, depth, task)
@@ -266,10 +267,6 @@ class MetaICLTask(Task):
                 why = "there are no more" if len(question.steps) == len(chosen) else "the others have no room"
                 self.noted[f"{task}: fewer than {depth} demonstrations, {why}"] += 1
             yield question
-
-    def _note_pool(self, task: str, pool: Sequence[MetaICLExample]) -> None:
-        if left_out := sum(not self.prompt.fits(example) for example in pool):
-            self.noted[f"{task}: demonstrations longer than {LONGEST} tokens, not used"] += left_out
 
     def _pool(self, task: str, seed: int) -> list[MetaICLExample]:
         found = pools(self.folder, task)

@@ -64,8 +64,8 @@ class MixtureOptions(DataOptions):
 
 @dataclass(frozen=True)
 class Mixture:
-    """The samples of several data sets. Of every :data:`ROUND` samples each part has its share, in random order; a part
-    is asked for its samples one after the other, so that it has its own epochs.
+    """The samples of several data sets. Of every :data:`ROUND` samples each part has its share, in random order; each
+    part gives its samples one after the other, and so has epochs of its own.
 
     Attributes:
         parts: the data sets.
@@ -102,7 +102,7 @@ class Mixture:
         return part, (number + 1) * self.shares[part] + slot - ends[part]
 
     def held_out(self) -> list[Sample]:
-        """Those of all parts."""
+        """The held-out samples of all parts."""
         return [sample for part in self.parts for sample in part.held_out()]
 
     def measure(self, model: CCMModel) -> dict[str, float]:

@@ -31,12 +31,12 @@ class RecallOptions(DataOptions):
     """What the dialogues to train on are like.
 
     Attributes:
-        longest: most have 4 to so many lines.
-        long: share of them that have more, up to 40.
+        longest: most dialogues have 4 to so many lines.
+        long: share of the dialogues that have more, up to 40.
         asking: share of the lines that ask.
-        untold: share of these that ask for what was never told.
+        untold: share of the questions that ask for what was never told.
         dense: share of the dialogues that first tell 2 to 10 facts and then ask for them.
-        made_up: share of the names that nobody has: copying is learned, not a list.
+        made_up: share of the names that nobody has, so that copying is learned and not a list.
         headed: share of the dialogues that stand under a system message of their own.
         asked_only: whether the replies to questions are the only targets.
     """

@@ -1,4 +1,4 @@
-"""The dialogues of the built-in model, drawn without end: facts are told, and asked for later."""
+"""The data set of the built-in model: dialogues that tell facts and ask for them later, drawn without end."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ class BuiltinOptions(DataOptions):
     """What the dialogues are like.
 
     Attributes:
-        longest: the short dialogues have 4 to so many turns.
-        ramp: samples over which ``longest`` is reached, from 4 turns on.
+        longest: short dialogues have 4 to so many turns.
+        ramp: samples over which ``longest`` grows from 4 turns to its value.
         long: share of the dialogues that have 17 to 48 turns instead.
         asking: share of the turns that are questions.
         dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
-        untold: of these, how likely a question is followed by one on what was never told.
-        made_up: share of the names and cities that are made up, all through a dialogue: copying is learned, not a list.
-        pieced: share of these that are drawn from the tokenizer's own pieces, so that any piece may follow any other.
-        spliced: share of the rest that are made of two real ones, not of syllables.
+        untold: in a dense dialogue, how likely a question on what was never told follows another question.
+        made_up: share of the names and cities that are made up, each all through its dialogue, so that copying is
+            learned and not a list.
+        pieced: share of the made-up names that are drawn from the tokenizer's own pieces: any may follow any other.
+        spliced: share of the other made-up names that are made of two real ones, not of syllables.
         questions_only: whether the replies to questions are the only targets.
         recall: dialogues of 12 steps on which an evaluation measures recall; 0 for none.
     """

@@ -61,11 +61,9 @@ def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" and not word.startswith(("eu", "uk")) else f"a {word}"
 
 
-def _fill(wording: str, value: str, animal: str = "", old: str = "x") -> str:
+def _fill(wording: str, value: str, animal: str = "x", old: str = "x") -> str:
     """The wording with its fields filled, not yet capitalised."""
-    if not animal:
-        return wording.format(v=value, a=_a(value), old=old, aold=_a(old))
-    return wording.format(v=value, a=_a(value), k=animal, ak=_a(animal))
+    return wording.format(v=value, a=_a(value), k=animal, ak=_a(animal), old=old, aold=_a(old))
 
 
 def _capital(text: str) -> str:
@@ -130,8 +128,7 @@ class _Writer:
         return told
 
     def _filled(self, name: str, wording: str) -> str:
-        animal = self.facts["pet_kind"] if name == "pet" else ""
-        return _fill(wording, self.facts[name], animal)
+        return _fill(wording, self.facts[name], self.facts.get("pet_kind", "x"))
 
     def tell(self) -> None:
         """One fact not told before."""
@@ -212,7 +209,7 @@ class _Writer:
 
 
 def training_dialogue(rng: random.Random, steps: int, split: str = "train", asking: float = 0.42) -> Dialogue:
-    """A random mixture of `steps` turns, `asking` the share of questions; at most all but one fact kinds are told."""
+    """A random mixture of `steps` turns, `asking` the share of questions; at least one kind of fact is never told."""
     writer = _Writer(rng, split)
     limit = max(1, min(len(FACTS) - 1, round(steps * rng.uniform(0.2, 0.8))))
     for step in range(steps):
@@ -253,9 +250,7 @@ def recall_dialogue(
         raise InputError(f"A dialogue of {steps} steps cannot tell {facts} facts and ask for {questions} of them.")
     writer = _Writer(rng, split)
     for action in _recall_plan(rng, lines, facts):
-        if action in ("change", "ask") and not writer.order:
-            action = "chat"
-        if action == "ask":
+        if action == "ask" and writer.order:
             writer.ask(rng.choice(writer.order))
         elif action == "change" and writer.changeable():
             writer.change()
