@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -135,8 +135,15 @@ class CCMConfig:
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
+def bounded(default: float | None, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A field of a dataclass of settings with its bounds, both included; :func:`check_types` enforces them."""
+    return field(default=default, metadata={"bounds": (least, most)})
+
+
 def check_types(settings: Any, prefix: str = "") -> None:
-    """Refuse a field of a dataclass whose value is not of its declared type; a whole number will do for a float.
+    """Refuse a field of a dataclass whose value is not of its declared type, or not within its bounds.
+
+    A whole number will do for a float.
 
     Raises:
         ConfigError: naming the field, its value and what is allowed.
@@ -147,17 +154,11 @@ def check_types(settings: Any, prefix: str = "") -> None:
             allowed = " or ".join(map(_allowed, choices))
             empty = " An empty one is '', its quotes included." if value is None and str in choices else ""
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.{empty}")
-
-
-def check_shares(settings: Any, prefix: str, *names: str) -> None:
-    """Refuse fields of a dataclass that are no shares.
-
-    Raises:
-        ConfigError: naming the field and its value.
-    """
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ConfigError(f"{prefix}{name} is {getattr(settings, name)}; it is a share, from 0 to 1.")
+    for limited in (item for item in fields(settings) if "bounds" in item.metadata):
+        (least, most), value = limited.metadata["bounds"], getattr(settings, limited.name)
+        if value is not None and not least <= value <= most:
+            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{prefix}{limited.name} is {value}; it must be {allowed}.")
 
 
 def check_count(value: Any, name: str) -> int:
