@@ -40,8 +40,9 @@ from ccm.evaluation.report import (
     section,
     tables,
 )
-from ccm.evaluation.results import NOT_FINITE, Measured, Result
-from ccm.evaluation.run import Evaluation
+from ccm.evaluation.results import NOT_FINITE, Measurement, Result
+from ccm.evaluation.run import evaluation_methods
+from ccm.evaluation.settings import EvaluationSettings, Selection
 from ccm.evaluation.texts import FIGURES
 from ccm.models.builtin import WEIGHTS
 
@@ -305,7 +306,7 @@ def result(
         figures = {"perplexity": perplexity(answers)}
     (main,) = figures
     task = {"name": "dialog"}
-    line = Measured(
+    line = Measurement(
         task,
         rule,
         rule,
@@ -362,14 +363,15 @@ def test_no_gain_is_stated_where_full_context_is_worse_than_a_guess(vocabulary: 
 
 def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    asked = Evaluation(TaskSettings("dialog", str(folder)), rules=("full", "none"), depths=(1, 2), batch=2)
-    run.evaluate(asked, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    task, settings = TaskSettings("dialog", str(folder)), EvaluationSettings(depths=(1, 2), batch=2)
+    asked = Selection(output=tmp_path / "out")
+    run.evaluate([task], asked, settings, lambda *one: told.append(one))
     assert {total for _, _, total in told} == {40, 30}  # five questions, two steps, twice each; then none, once each
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1] == ("none, step 2", 30, 30)
     told.clear()
     more = replace(asked, rules=("full", "none", "concat"))
-    run.evaluate(more, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    run.evaluate([task], more, settings, lambda *one: told.append(one))
     assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 20)}  # the rest was measured before
 
 
@@ -414,7 +416,7 @@ def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
 
 def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
     concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
-    methods = Evaluation(TaskSettings("dialog"), adapters=[concat, gate], rules=["full"]).methods()
+    methods = evaluation_methods(Selection(adapters=[concat, gate], rules=["full"]))
     assert [(m.name, m.rule, m.adapter) for m in methods] == [
         ("full", "full", concat), ("concat", None, concat), ("gate", None, gate),
     ]  # fmt: skip
@@ -422,7 +424,7 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
 
 def test_a_plain_lora_is_the_base_of_the_rules_that_compress_nothing(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    methods = Evaluation(TaskSettings("dialog"), adapters=[str(tmp_path)]).methods()
+    methods = evaluation_methods(Selection(adapters=[str(tmp_path)]))
     assert [(m.name, m.rule, m.adapter) for m in methods] == [(n, n, str(tmp_path)) for n in ("full", "none")]
 
 
@@ -443,10 +445,10 @@ def test_recall_of_held_out_facts_is_measured(capsys: pytest.CaptureFixture[str]
 
 def test_baselines_have_the_memory_of_the_adapter_of_concat() -> None:
     concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
-    task = TaskSettings("dialog")
-    methods = Evaluation(task, adapters=[gate, concat], rules=["full"], baselines=["window", "pool"]).methods()
+    chosen = Selection(adapters=[gate, concat], rules=["full"], baselines=["window", "pool"])
+    methods = evaluation_methods(chosen)
     assert [(m.name, m.adapter) for m in methods[:3]] == [("full", gate), ("window", concat), ("pool", concat)]
-    alone = Evaluation(task, adapters=[gate], rules=[], baselines=["window"]).methods()
+    alone = evaluation_methods(replace(chosen, adapters=[gate], rules=[]))
     assert alone[0].adapter == gate
 
 
@@ -465,7 +467,7 @@ def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.Cap
     assert dialog(folder, "--baseline", "embedding") == 2
     assert "name a folder or Hub id with --embedder" in capsys.readouterr().err
     assert dialog(folder, "--baseline", "window", "--room", 0) == 2
-    assert "at least 1 entry" in capsys.readouterr().err
+    assert "room is 0; it must be at least 1" in capsys.readouterr().err
 
 
 def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
@@ -599,7 +601,7 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert "name the output of an evaluation that ended" in capsys.readouterr().err
     next((one / "scores").iterdir()).unlink()
     assert ccm("report", one, "--output", tmp_path / "page") == 2
-    assert "say the same evaluation again" in capsys.readouterr().err
+    assert "run the same evaluation again" in capsys.readouterr().err
     assert ccm("report", other, "--output", one / "report.md") == 2
     assert "is a file" in capsys.readouterr().err
 
@@ -774,6 +776,5 @@ def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:
 
 
 def test_a_rule_that_needs_an_adapter_is_refused_before_anything_is_measured() -> None:
-    alone = Evaluation(TaskSettings("custom", "data"), model="org/base", rules=("full", "concat"))
     with pytest.raises(ConfigError, match="rule 'concat' needs an adapter for org/base"):
-        alone.methods()
+        evaluation_methods(Selection(model="org/base", rules=("full", "concat")))

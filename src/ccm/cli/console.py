@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from itertools import chain
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
@@ -27,11 +29,9 @@ from rich.progress import (
 from ccm.core.units import size
 
 _SETTING = re.compile(
-    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder|depths|given|evict)="
-    r"(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote)"
+    r"(?<![\w./-])(?:task\.(?:options\.)?(?P<of_task>\w+)\b|(?P<name>\w+)=(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote))"
 )
-_OF_TASK = re.compile(r"(?<![\w./-])task\.(?:path\b|options\.(?P<name>\w+))")
-_FLAGS = {"depths": "steps", "given": "source", "evict": "baseline"}  # of settings whose flags are called otherwise
+_FLAGS = {"evict": "--baseline"}  # of settings that are no parameter of a command
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 
@@ -82,12 +82,32 @@ def _units(pieces: Iterable[str]) -> Iterator[str]:
 
 def with_flags(message: str) -> str:
     """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
+    flags = _flags()
 
     def flag(found: re.Match[str]) -> str:
-        name, value = _FLAGS.get(found["name"], found["name"]).replace("_", "-"), found["value"]
-        return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name} {value}")
+        name, value = found["of_task"] or found["name"], found["value"]
+        if value in ("True", "False"):
+            name, value = f"{name}={value}", None
+        if name not in flags:
+            return found[0]
+        return flags[name] if value is None else f"{flags[name]} {value}"
 
-    return _OF_TASK.sub(lambda found: f"--{(found['name'] or 'data').replace('_', '-')}", _SETTING.sub(flag, message))
+    return _SETTING.sub(flag, message)
+
+
+@cache
+def _flags() -> dict[str, str]:
+    """The flag of each setting, from the options of all commands, by the option's own name and its parameter's."""
+    from ccm.cli import app  # which imports this module
+
+    flags, commands = {**_FLAGS}, [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        for option in (parameter for parameter in command.params if parameter.opts[0].startswith("--")):
+            on, off = option.opts[0], option.secondary_opts
+            flags |= dict.fromkeys((option.name, on[2:].replace("-", "_")), on)
+            flags |= {f"{option.name}=True": on} | ({f"{option.name}=False": off[0]} if off else {})
+    return flags
 
 
 def with_set(message: str) -> str:

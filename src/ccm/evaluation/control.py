@@ -17,7 +17,7 @@ from ccm.data.questions import Question
 POOL = 1024  # questions among which another conversation is looked for
 
 
-class Control:
+class ControlQuestions:
     """Questions with the context of another conversation of as many steps, always the same one for a seed.
 
     Args:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ccm.core.errors import ConfigError
 from ccm.data.tasks import Task
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
-from ccm.evaluation.scoring import Scored
+from ccm.evaluation.scoring import ScoredQuestion
 from ccm.evaluation.texts import means
 
 
@@ -26,7 +26,7 @@ def main_figure(task: Task) -> str:
     return task.replies.figure if task.replies and task.replies.most else task.measures
 
 
-def figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+def figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
     """The figures of a task: of likelihoods without the parts that do not count, of replies over all questions.
 
     Raises:
@@ -44,20 +44,20 @@ def figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     return found
 
 
-def by_part(task: Task, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+def by_part(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, dict[str, float]]:
     """The figures of each part of a task, also of those that do not count."""
-    parts: dict[str, list[Scored]] = defaultdict(list)
+    parts: dict[str, list[ScoredQuestion]] = defaultdict(list)
     for one in scored:
         parts[one.task].append(one)
     return {name: _figures(task, part) | _replies(part) for name, part in parts.items()}
 
 
-def counting(task: Task, scored: Sequence[Scored]) -> list[Scored]:
+def counting(task: Task, scored: Sequence[ScoredQuestion]) -> list[ScoredQuestion]:
     """Those that count in figures of likelihoods."""
     return [one for one in scored if task.averaging.counts(one.task)]
 
 
-def values(task: Task, scored: Sequence[Scored], name: str) -> list[Value]:
+def values(task: Task, scored: Sequence[ScoredQuestion], name: str) -> list[Value]:
     """What stands behind the main figure, question by question, under ``name`` where it is no mean over parts."""
     if (main := main_figure(task)) != task.measures:
         return [Value(one.reply.figures[main], 1, name) for one in scored if one.reply]
@@ -68,7 +68,7 @@ def values(task: Task, scored: Sequence[Scored], name: str) -> list[Value]:
     return [Value(chosen(one.answers, c) == one.right, 1, one.task) for one, c in choices if c is not None]
 
 
-def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+def _figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
     """Figures of likelihoods, of questions that are counted together; none of no questions."""
     if not scored:
         return {}
@@ -78,11 +78,11 @@ def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     return {choice: accuracy([(one.answers, one.right) for one in scored], choice) for choice in CHOICES}
 
 
-def _replies(scored: Sequence[Scored]) -> dict[str, float]:
+def _replies(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
     return means([one.reply for one in scored if one.reply])
 
 
-def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+def _by_class(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
     """What is to be said of answers that are the same classes everywhere; of numbers, by how much they are wrong."""
     if not task.classes or task.measures == "perplexity":
         return {}

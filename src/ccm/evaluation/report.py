@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from ccm.core.errors import ConfigError
 from ccm.core.files import write_atomically
 from ccm.core.units import size
 from ccm.data.tasks import DRAWS
 from ccm.evaluation.metrics import recovered, standard_error
 from ccm.evaluation.results import NOT_FINITE, Result
+from ccm.evaluation.store import check_folder
 
 TITLES = {
     "perplexity": "perplexity",
@@ -291,8 +291,7 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
     Raises:
         ConfigError: when the folder is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"The output {folder} is a file; name a folder.")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sections = [section(results, folder, f"{number}-") for number, results in enumerate(groups, start=1)]
     text = "# Evaluations\n\n" + "\n".join(f"## {text}" for text in sections)

@@ -30,7 +30,7 @@ POOL = 1024  # questions that are sorted together, so that little is padded
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredQuestion:
     """What a model makes of a question.
 
     Attributes:
@@ -106,7 +106,7 @@ class Scorer:
     @torch.inference_mode()
     def score(
         self, questions: Iterable[Question], progress: Callable[[int], None] = lambda done: None
-    ) -> Iterator[Scored]:
+    ) -> Iterator[ScoredQuestion]:
         """The questions, scored, in their order; of a long stream no more than ``POOL`` are held at a time.
 
         ``progress`` is called with how many are done, batch by batch.
@@ -116,7 +116,7 @@ class Scorer:
         """
         stream, done = iter(questions), 0
         while pool := [*islice(stream, POOL)]:
-            found: dict[int, Scored] = {}
+            found: dict[int, ScoredQuestion] = {}
             for _, alike in groupby(sorted(range(len(pool)), key=lambda i: _shape(pool[i])), lambda i: _kind(pool[i])):
                 rows = [*alike]
                 size = max(1, self.batch // len(pool[rows[0]].answers))
@@ -127,7 +127,7 @@ class Scorer:
             done += len(pool)
             yield from (found[i] for i in range(len(pool)))
 
-    def _score(self, questions: list[Question]) -> list[Scored]:
+    def _score(self, questions: list[Question]) -> list[ScoredQuestion]:
         """Questions with as many steps and answers each."""
         begun = self._now()
         memory, peaks = self._write(questions)
@@ -146,7 +146,7 @@ class Scorer:
             rows = zip(sums[i], question.answers, own[i], strict=True)
             answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
             held = (entries, peak, entries * size, peak * size)
-            scored.append(Scored(question.task, question.right, answers, *held, self._judged(question, reply)))
+            scored.append(ScoredQuestion(question.task, question.right, answers, *held, self._judged(question, reply)))
         return scored
 
     def _now(self) -> float:

@@ -16,7 +16,7 @@ from ccm.training.loop import Advance, Report
 from ccm.training.recipe import Recipe
 
 
-class Shown(NamedTuple):
+class TrainingDisplay(NamedTuple):
     """What a training calls to show itself: with the reports that are due, and with how it stands after every step."""
 
     report: Callable[[Report], None]
@@ -24,14 +24,14 @@ class Shown(NamedTuple):
 
 
 @contextmanager
-def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
+def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay]:
     """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
     if not is_main():
-        yield Shown(lambda report: None)
+        yield TrainingDisplay(lambda report: None)
         return
     if not sys.stderr.isatty():
         steps = recipe.max_steps
-        yield Shown(
+        yield TrainingDisplay(
             lambda report: print(f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True)
         )
         return
@@ -49,7 +49,7 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
             if stands is not None:
                 show(stands)
 
-        yield Shown(show, advance)
+        yield TrainingDisplay(show, advance)
 
 
 def _figures(report: Report) -> str:
