@@ -205,12 +205,13 @@ def _options(parameters: Mapping[str, inspect.Parameter]) -> Iterator[inspect.Pa
             yield one.replace(kind=one.KEYWORD_ONLY, annotation=declared)
 
 
-def _filled(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a command, its groups built from the values of their fields."""
     arguments = {}
     for name, one in parameters.items():
-        group = one.annotation
-        arguments[name] = group(**_filled(_fields(group), given)) if is_dataclass(group) else given[name]
+        group: Any = one.annotation
+        grouped = is_dataclass(one.annotation)
+        arguments[name] = group(**_filled(_fields(group), given)) if grouped else given[name]
     return arguments
 
 
