@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
@@ -117,14 +116,25 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     methods = evaluation_methods(selection, settings.embedder)
-    run = _Evaluation(selection, settings, _Progress(len(tasks) * len(methods), progress))
+    if processes().num_processes > 1 and selection.device is None:
+        selection = replace(selection, device=str(processes().device))  # each process has one of its own
+    models, store = Models(selection), ResultStore(selection.output, SCORES, build_result)
+    work = _Progress(len(tasks) * len(methods), progress)
+    opened: dict[object, QuestionSet] = {}
     found: dict[tuple[int, str], list[Result]] = {}
-    for method in run.models.grouped(methods):
+    for method in models.grouped(methods):
+        n_tok = selection.n_tok if method.compresses or method.baseline else None
+        model, tokenizer = models.load(method, recurrent=method.recurrent, n_tok=n_tok)
+        turns = make_turns(tokenizer, _turn_format(selection, method, model))
         for number, task in enumerate(tasks):
-            found[number, method.name] = [*run.measure(task, method)]
+            alike = number, tokenizer.name_or_path, model.base_id, turns.form
+            if alike not in opened:
+                opened[alike] = _open(task, settings, turns)
+            run = _MethodRun(task, selection, settings, method, model, turns, opened[alike], work)
+            found[number, method.name] = run.measure(store)
     results = [result for number in range(len(tasks)) for method in methods for result in found[number, method.name]]
     if processes().is_main_process:
-        run.store.write_lines("results.jsonl", (asdict(result.line) for result in results))
+        store.write_lines("results.jsonl", (asdict(result.line) for result in results))
     return results
 
 
@@ -137,8 +147,7 @@ class _Progress:
     """Counts the questions that are done, and all that there are. Kept results count for nothing.
 
     Args:
-        parts: how many methods and tasks there are. One that was not begun is taken to ask as many questions as the
-            latest that was.
+        parts: methods on tasks. One that was not begun is taken to ask as many questions as the latest that was.
         report: as of :func:`evaluate`.
     """
 
@@ -147,172 +156,154 @@ class _Progress:
         self._done = self._begun = self._latest = 0
 
     def begin(self, questions: int) -> None:
-        """A method asks so many."""
+        """The next part asks so many questions."""
         self._later -= 1
         self._begun += questions
         self._latest = questions
 
-    def tell(self, part: str, done: int, _total: int) -> None:
-        """So many questions of a depth are done."""
-        self._report(part, self._done + done, self._begun + self._later * self._latest)
+    def tell(self, name: str, done: int) -> None:
+        """So many questions are done since the latest call of :meth:`end`."""
+        self._report(name, self._done + done, self._begun + self._later * self._latest)
 
-    def end(self, questions: int) -> None:
-        """All so many of a depth are done."""
-        self._done += questions
+    def end(self, questions: int, *, kept: bool = False) -> None:
+        """So many questions are done, or were measured before."""
+        if kept:
+            self._begun -= questions
+        else:
+            self._done += questions
 
-    def skip(self, questions: int) -> None:
-        """A depth of so many was measured before."""
-        self._begun -= questions
+
+def _turn_format(selection: Selection, method: Method, model: Any) -> TurnFormat:
+    """The turns of the adapter or base; the paper's for a base that says nothing of its turns."""
+    base = selection.model or NAME
+    says = method.adapter or shipped(base) or (Path(base) / TURNS).is_file()
+    return model.config.turns if says or model.config.turns.template == "chat" else PAPER_TURNS
 
 
-class _Evaluation:
-    """What the methods of an evaluation have in common: models, question sets, and the folder of results."""
+def _open(settings: TaskSettings, asked: EvaluationSettings, turns: Turns) -> QuestionSet:
+    """The questions of a task, as those turns read them.
 
-    def __init__(self, selection: Selection, settings: EvaluationSettings, progress: _Progress) -> None:
-        if processes().num_processes > 1 and selection.device is None:
-            selection = replace(selection, device=str(processes().device))  # each process has one of its own
-        self.selection, self.settings, self.progress = selection, settings, progress
-        self.models = Models(selection)
-        self.store = ResultStore(selection.output, SCORES, build_result)
-        self._opened: list[tuple[object, QuestionSet]] = []
+    Raises:
+        ConfigError: when the task has no replies to judge, or a depth has no questions.
+    """
+    task = open_task(settings, turns)
+    if task.replies is None and asked.generate:
+        raise ConfigError("This task has no replies that could be judged; leave generate out.")
+    if task.replies is not None and asked.generate is not None:
+        task.replies = replace(task.replies, most=asked.generate)
+    return QuestionSet(task, asked.depths, asked.most)
 
-    def measure(self, task: TaskSettings, method: EvaluationMethod) -> Iterator[Result]:
-        """One method at every depth of a task."""
-        n_tok = self.selection.n_tok if method.compresses or method.baseline else None
-        model, tokenizer = self.models.load(method, recurrent=method.recurrent, n_tok=n_tok)
-        turns = make_turns(tokenizer, self._turn_format(method, model))
-        asked = self._open(task, model.base_id, turns)
-        control = self.settings.control and not model.rule.forgets
-        self.progress.begin((1 + control) * asked.total)
-        for depth, count in asked.counts.items():
-            path = self.store.path(method.name, depth, self._identity(task, method, model, turns, asked, depth))
-            result = self.store.read(path)
+
+@dataclass(frozen=True)
+class _MethodRun:
+    """One method on one task."""
+
+    task: TaskSettings
+    selection: Selection
+    settings: EvaluationSettings
+    method: EvaluationMethod
+    model: Any
+    turns: Turns
+    asked: QuestionSet
+    work: _Progress
+
+    def measure(self, store: ResultStore[Result]) -> list[Result]:
+        """The results at every depth, measured unless they are kept."""
+        self.work.begin((1 + self.control) * self.asked.total)
+        results = []
+        for depth, count in self.asked.counts.items():
+            path = store.path(self.method.name, depth, self._identity(depth))
+            result = store.read(path)
             if result is None:
-                scored, seconds = self._score(method, model, turns, asked, depth)
-                result = self._result(task, method, model, asked, depth, scored, seconds)
+                scored, seconds = self._score(depth)
+                result = self._result(depth, scored, seconds)
                 if processes().is_main_process:
                     replies = [asdict(one.reply) for one in scored if one.reply]
                     if path and replies:  # for people to read
-                        self.store.write_lines(f"replies/{path.stem}.jsonl", replies)
-                    self.store.write(path, result)
+                        store.write_lines(f"replies/{path.stem}.jsonl", replies)
+                    store.write(path, result)
             else:
-                self.progress.skip((1 + control) * count.total)
-            yield result
+                self.work.end((1 + self.control) * count.total, kept=True)
+            results.append(result)
+        return results
 
-    def _turn_format(self, method: EvaluationMethod, model: Any) -> TurnFormat:
-        """The turns of the adapter or base; the paper's for a base that says nothing of its turns."""
-        base = self.selection.model or NAME
-        says = method.adapter or shipped(base) or (Path(base) / TURNS).is_file()
-        return model.config.turns if says or model.config.turns.template == "chat" else PAPER_TURNS
+    @property
+    def control(self) -> bool:
+        """Whether each query is also read with the memory of another conversation."""
+        return self.settings.control and not self.model.rule.forgets
 
-    def _open(self, settings: TaskSettings, base_id: str, turns: Turns) -> QuestionSet:
-        """The questions of a task; methods on one base with the same turns share them.
+    @property
+    def baseline(self) -> Baseline:
+        """What is kept of a context; all of it where the method is no baseline."""
+        return self.method.baseline or Baseline()
 
-        Raises:
-            ConfigError: when the task has no replies to judge, or a depth has no questions.
-        """
-        key = settings, base_id, turns.tokenizer.name_or_path, turns.form
-        for known, question_set in self._opened:
-            if known == key:
-                return question_set
-        task, generate = open_task(settings, turns), self.settings.generate
-        if task.replies is None and generate:
-            raise ConfigError("This task has no replies that could be judged; leave generate out.")
-        if task.replies is not None and generate is not None:
-            task.replies = replace(task.replies, most=generate)
-        self._opened.append((key, QuestionSet(task, self.settings.depths, self.settings.most)))
-        return self._opened[-1][1]
-
-    def _identity(
-        self, task: TaskSettings, method: EvaluationMethod, model: Any, turns: Turns, asked: QuestionSet, depth: int
-    ) -> dict[str, Any]:
-        """All that a result depends on. Earlier versions wrote the same, so that their results are found."""
-        settings, selection = self.settings, self.selection
+    def _identity(self, depth: int) -> dict[str, Any]:
+        """All that a result depends on. Earlier versions used the same values, so that their results are found."""
+        settings, model = self.settings, self.model
         identity = {
-            "task": asdict(task),
+            "task": asdict(self.task),
             "most": settings.most,
             "dtype": str(model.base.dtype),
             "rule": model.config.rule,
-            "origin": repr(model.origin) if method.compresses else model.base_id,  # whatever adapter named the base
-            "form": asdict(turns.form),
+            "origin": repr(model.origin) if self.method.compresses else model.base_id,  # whatever adapter named it
+            "form": asdict(self.turns.form),
             "depth": depth,
-            "asked": asked.counts[depth].digest,
+            "asked": self.asked.counts[depth].digest,
         }
-        if asked.generate:
-            identity["generate"] = asked.generate
-        if settings.control and not model.rule.forgets:
-            identity["control"] = True
-        if selection.quantize:
-            identity["quantize"] = selection.quantize
-        if method.baseline is not None:
+        optional = {"generate": self.asked.generate, "control": self.control, "quantize": self.selection.quantize}
+        identity |= {name: value for name, value in optional.items() if value}
+        if self.method.baseline is not None:
             identity |= {"room": settings.room, "n_tok": model.config.n_tok, "embedder": settings.embedder}
         return identity
 
-    def _score(
-        self, method: EvaluationMethod, model: Any, turns: Turns, asked: QuestionSet, depth: int
-    ) -> tuple[list[ScoredQuestion], Seconds]:
+    def _score(self, depth: int) -> tuple[list[ScoredQuestion], Seconds]:
         """All questions at a depth, in their order, and the time that they took without the control."""
-        total, fold = asked.counts[depth].total, method.baseline.fold if method.baseline else None
-        part = f"{method.name}, step {depth}"
-        scorer = Scorer(model, batch=self.settings.batch, generate=asked.generate, turns=turns, fold=fold)
-        questions = partial(self._questions, method, model, turns.tokenizer, asked, depth)
-        scored = _score_share(scorer, questions(), total, partial(self.progress.tell, part))
-        self.progress.end(total)
-        if self.settings.control and not model.rule.forgets:
-            control = ControlQuestions(questions())
-            plain = Scorer(model, batch=self.settings.batch, fold=fold)
-            tell = partial(self.progress.tell, f"{part}, other memories")
-            others = iter(_score_share(plain, control, total, tell))
+        total, name = self.asked.counts[depth].total, f"{self.method.name}, step {depth}"
+        make = partial(Scorer, self.model, batch=self.settings.batch, fold=self.baseline.fold)
+        scorer = make(generate=self.asked.generate, turns=self.turns)
+        scored = _score_share(scorer, self._questions(depth), total, partial(self.work.tell, name))
+        self.work.end(total)
+        if self.control:
+            control, tell = ControlQuestions(self._questions(depth)), partial(self.work.tell, f"{name}, other memories")
+            others = iter(_score_share(make(), control, total, tell))
             found = [next(others).answers[0].total if there else None for there in control.found]
             scored = [replace(one, other=other) for one, other in zip(scored, found, strict=True)]
-            self.progress.end(total)
+            self.work.end(total)
         times = gather_object([scorer.seconds])
         return scored, Seconds(sum(time.write for time in times), sum(time.read for time in times))
 
-    def _questions(
-        self, method: EvaluationMethod, model: Any, tokenizer: PreTrainedTokenizerBase, asked: QuestionSet, depth: int
-    ) -> Iterator[Question]:
+    def _questions(self, depth: int) -> Iterator[Question]:
         """The questions at a depth, with as much of their contexts as the method reads."""
-        select = method.baseline.select if method.baseline else None
-        for question in asked.questions(depth):
-            if model.rule.forgets:
+        for question in self.asked.questions(depth):
+            if self.model.rule.forgets:
                 yield question.alone()
-            elif select is None:
+            elif self.baseline.select is None:
                 yield question
             else:
-                room = self.settings.room or model.config.n_tok * len(question.steps) + 1
-                yield shortened(question, select, room, tokenizer)
+                room = self.settings.room or self.model.config.n_tok * len(question.steps) + 1
+                yield shortened(question, self.baseline.select, room, self.turns.tokenizer)
 
-    def _result(
-        self,
-        settings: TaskSettings,
-        method: EvaluationMethod,
-        model: Any,
-        asked: QuestionSet,
-        depth: int,
-        every: Sequence[ScoredQuestion],
-        seconds: Seconds,
-    ) -> Result:
-        scored, task, count = [one for one in every if one.finite], asked.task, asked.counts[depth]
+    def _result(self, depth: int, every: Sequence[ScoredQuestion], seconds: Seconds) -> Result:
+        method, model, task, count = self.method, self.model, self.asked.task, self.asked.counts[depth]
+        scored = [one for one in every if one.finite]
         if not scored:
             raise InputError(
                 f"No likelihood under {method.name} at step {depth} is a finite number. The model overflows, or its "
                 "weights are damaged; try dtype='float32'."
             )
         broken, counted = len(every) - len(scored), counting(task, scored)
-        options = {k: v for k, v in settings.options.items() if v is not None}
-        if asked.generate:
-            options["generate"] = asked.generate
-        base, quantize = self.selection.model, self.selection.quantize
-        base = base or (model.config.base_model if method.adapter else None) or NAME
+        options = {name: value for name, value in self.task.options.items() if value is not None}
+        if self.asked.generate:
+            options["generate"] = self.asked.generate
+        base = self.selection.model or (model.config.base_model if method.adapter else None) or NAME
         line = Measurement(
-            task={"name": settings.name, **options},
+            task={"name": self.task.name, **options},
             method=method.name,
             rule=model.config.rule if method.baseline is None else method.name,
             n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
             adapter=method.adapter,
-            model=f"{base}, {quantize}" if quantize else base,
-            data=settings.path,
+            model=f"{base}, {self.selection.quantize}" if self.selection.quantize else base,
+            data=self.task.path,
             base=model.base_id,
             depth=depth,
             asked=count.digest,
@@ -331,22 +322,22 @@ class _Evaluation:
             read_seconds=seconds.read,
             vocab_size=model.vocab_size,
         )
-        value, weight, part = map(list, zip(*values(task, scored, settings.name), strict=True))
+        value, weight, part = map(list, zip(*values(task, scored, self.task.name), strict=True))
         nats = [one.answers[one.right].total for one in counted]
         return Result(line, value, weight, part, nats, [one.other for one in counted])
 
 
 def _score_share(
-    scorer: Scorer, questions: Iterable[Question], total: int, progress: Callable[[int, int], None]
+    scorer: Scorer, questions: Iterable[Question], total: int, tell: Callable[[int], None]
 ) -> list[ScoredQuestion]:
     """All questions, scored, in their order; of n processes, each scores every n-th."""
     state = processes()
     count, index = state.num_processes, state.process_index
 
-    def tell(done: int) -> None:
+    def advance(done: int) -> None:
         if state.is_main_process:
-            progress(min(done * count, total), total)
+            tell(min(done * count, total))
 
-    share = scorer.score(islice(questions, index, None, count), tell)
+    share = scorer.score(islice(questions, index, None, count), advance)
     own = [(number * count + index, one) for number, one in enumerate(share)]
     return [one for _, one in sorted(gather_object(own), key=lambda pair: pair[0])]
