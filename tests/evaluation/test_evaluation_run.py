@@ -27,7 +27,7 @@ from ccm.cli import main
 from ccm.core.errors import ConfigError
 from ccm.core.files import load_tensors, save_tensors
 from ccm.data.tasks import Task, TaskSettings
-from ccm.evaluation import answering, run, scoring
+from ccm.evaluation import answering, methods, run, scoring
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
 from ccm.evaluation.report import (
     UNSTATED,
@@ -108,6 +108,19 @@ def test_methods_that_read_a_task_alike_open_it_once(
     assert len(opened) == 1
     assert dialog(folder, "--rule", "full", "--adapter", own, "--adapter", other) == 0
     assert [form.separator for form in opened[1:]] == [opened[0].separator, "\n"]
+
+
+def test_several_tasks_share_a_model_and_keep_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], methods.load_model
+    monkeypatch.setattr(methods, "load_model", lambda *given, **more: loaded.append(given) or load(*given, **more))
+    tasks = [TaskSettings("dialog", str(folder), {"protocol": name}) for name in ("paper", "fixed-target")]
+    settings = EvaluationSettings(depths=[1], control=False)
+    (folder / "dialogues_test.txt").write_text(" __eou__ ".join(f"Turn {i} ." for i in range(16)) + " __eou__\n")
+    found = run.evaluate(tasks, Selection(rules=["none", "gate", "full"]), settings)
+    assert [(r.line.task["protocol"], r.line.method) for r in found] == [
+        (name, rule) for name in ("paper", "fixed-target") for rule in ("none", "gate", "full")
+    ]
+    assert len(loaded) == 2  # concat, which "none" and "full" run on, and gate
 
 
 def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,3 +39,18 @@ def test_without_an_adapter_it_is_one_that_ships(monkeypatch: pytest.MonkeyPatch
         "gate",
     ]
     assert [path.name for path in loaded] == ["concat", "gate"]
+
+
+def test_methods_are_grouped_so_that_each_adapter_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = methods.load_model
+    monkeypatch.setattr(
+        methods,
+        "load_model",
+        lambda base, adapter, **given: loaded.append(adapter.name) or load(base, adapter, **given),
+    )
+    models, named = Models(Selection()), [Method(rule, rule, None) for rule in ("concat", "gate", "full", "none")]
+    grouped = models.grouped(named)
+    assert [method.name for method in grouped] == ["concat", "full", "none", "gate"]
+    assert [models.load(method)[0].config.rule for method in grouped] == ["concat", "full", "none", "gate"]
+    assert [path.name for path in loaded] == ["concat", "gate"]

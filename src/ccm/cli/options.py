@@ -81,9 +81,7 @@ SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
     ],
     "rule_options": Annotated[
         list[str] | None,
-        typer.Option(
-            "--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable.", callback=_table
-        ),
+        typer.Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable."),
     ],
     "rules": Annotated[
         list[str] | None,
@@ -155,7 +153,7 @@ class ModelOptions:
     model: str | None = None
     adapter: str | None = None
     rule: str | None = None
-    rule_options: dict[str, Any] | None = None
+    rule_options: list[str] | None = None
     n_tok: int | None = None
     recurrent: bool | None = None
     device: str | None = None
@@ -165,7 +163,7 @@ class ModelOptions:
 
     def chosen(self) -> dict[str, Any]:
         """As ``ccm.load`` takes it."""
-        return asdict(self)
+        return {**asdict(self), "rule_options": _table(self.rule_options)}
 
 
 @dataclass(frozen=True)
