@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import typer
 from rich.cells import cell_len
@@ -31,7 +32,6 @@ from ccm.core.units import size
 _SETTING = re.compile(
     r"(?<![\w./-])(?:task\.(?:options\.)?(?P<of_task>\w+)\b|(?P<name>\w+)=(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote))"
 )
-_FLAGS = {"evict": "--baseline"}  # of settings that are no parameter of a command
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 
@@ -82,31 +82,31 @@ def _units(pieces: Iterable[str]) -> Iterator[str]:
 
 def with_flags(message: str) -> str:
     """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
-    flags = _flags()
 
     def flag(found: re.Match[str]) -> str:
         name, value = found["of_task"] or found["name"], found["value"]
+        on, off = _flags().get(name, (None, None))
         if value in ("True", "False"):
-            name, value = f"{name}={value}", None
-        if name not in flags:
-            return found[0]
-        return flags[name] if value is None else f"{flags[name]} {value}"
+            return (on if value == "True" else off) or found[0]
+        return found[0] if on is None else on if value is None else f"{on} {value}"
 
     return _SETTING.sub(flag, message)
 
 
 @cache
-def _flags() -> dict[str, str]:
-    """The flag of each setting, from the options of all commands, by the option's own name and its parameter's."""
+def _flags() -> dict[str, tuple[str, str | None]]:
+    """The flag of each setting, and the one that turns it off, from the options of all commands: by the name of the
+    option and by that of its parameter."""
     from ccm.cli import app  # which imports this module
 
-    flags, commands = {**_FLAGS}, [typer.main.get_command(app)]
+    flags: dict[str, tuple[str, str | None]] = {"evict": ("--baseline", None)}
+    commands: list[Any] = [typer.main.get_command(app)]
     for command in commands:
         commands += getattr(command, "commands", {}).values()
-        for option in (parameter for parameter in command.params if parameter.opts[0].startswith("--")):
-            on, off = option.opts[0], option.secondary_opts
-            flags |= dict.fromkeys((option.name, on[2:].replace("-", "_")), on)
-            flags |= {f"{option.name}=True": on} | ({f"{option.name}=False": off[0]} if off else {})
+        for option in command.params:
+            flag = option.opts[0], next(iter(option.secondary_opts), None)
+            if flag[0].startswith("--"):
+                flags[option.name] = flags[flag[0][2:].replace("-", "_")] = flag
     return flags
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from ccm.core.files import write_atomically
 from ccm.core.units import size
 from ccm.data.tasks import DRAWS
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.results import NOT_FINITE, Result
+from ccm.evaluation.results import NOT_FINITE, Measurement, Result
 from ccm.evaluation.store import check_folder
 
 TITLES = {
@@ -44,7 +43,39 @@ WHY_UNSTATED = (
     "stated only where full beats none by two standard errors, both were measured on the same base and questions, and "
     "full is no worse than a guess, which has the size of the vocabulary as its perplexity"
 )
-Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
+
+
+class Row(NamedTuple):
+    """A method at a depth, and its results: one for each draw."""
+
+    depth: int
+    method: str
+    results: list[Result]
+
+    def mean(self, name: str) -> float:
+        """The mean of an attribute of the measurements over the draws."""
+        return fmean(getattr(result.line, name) for result in self.results)
+
+    def memory(self, entries: str, nbytes: str) -> list[str]:
+        """Two cells: entries, and the size of their keys and values."""
+        return [f"{self.mean(entries):.1f}", size(self.mean(nbytes))]
+
+    def figure(self, name: str, task: str | None = None) -> str:
+        """A figure, of all tasks or one, empty where it was not measured; of several draws mean and deviation."""
+        lines = [result.line for result in self.results]
+        found = [(line.figures if task is None else line.by_task.get(task, {})).get(name) for line in lines]
+        values = [value for value in found if value is not None]
+        spread = [fmean(values), stdev(values)] if len(values) > 1 else values
+        return " ± ".join(f"{value:.3f}" if name in NUMBERS else f"{value:.1%}" for value in spread)
+
+    def share(self, kind: Share, every: Sequence[Result], digits: int = 1) -> str:
+        """A gain or content with its error, empty where it is not stated; of several draws mean and deviation."""
+        found = [one for result in self.results if (one := kind(result, every)) is not None]
+        if len(found) < len(self.results):
+            return ""
+        shares = [one.share for one in found]
+        both = (fmean(shares), stdev(shares)) if len(found) > 1 else found[0]
+        return " ± ".join(f"{value:.{digits}%}" for value in both)
 
 
 class Gain(NamedTuple):
@@ -54,12 +85,15 @@ class Gain(NamedTuple):
     error: float
 
 
+Share = Callable[[Result, Sequence[Result]], Gain | None]  # of a result among others
+
+
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """Results by depth, and in their order by method."""
     groups: dict[tuple[int, str], list[Result]] = defaultdict(list)
     for result in sorted(results, key=lambda r: r.line.depth):
         groups[result.line.depth, result.line.method].append(result)
-    return [(*key, group) for key, group in groups.items()]
+    return [Row(*key, group) for key, group in groups.items()]
 
 
 def gain(result: Result, results: Sequence[Result]) -> Gain | None:
@@ -123,34 +157,28 @@ def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, flo
 def overview(results: Sequence[Result]) -> str:
     """A Markdown table in the shape of the paper's: a method a row, a time step a column; the gain in parentheses."""
     main, rows = results[0].line.main, rows_of(results)
-    depths = sorted({depth for depth, _, _ in rows})
+    depths = sorted({row.depth for row in rows})
     cells: dict[str, list[str]] = defaultdict(lambda: [""] * len(depths))
-    for depth, method, group in rows:
-        share = _gains(group, results, digits=0)
-        figure = _spread(main, [result.line.figures[main] for result in group])
-        cells[method][depths.index(depth)] = f"{figure} ({share})" if share else figure
-    table = [["method", *map(str, depths)], *([name, *row] for name, row in cells.items())]
+    for row in rows:
+        share = row.share(gain, results, digits=0)
+        cells[row.method][depths.index(row.depth)] = row.figure(main) + (f" ({share})" if share else "")
+    table = [["method", *map(str, depths)], *([name, *found] for name, found in cells.items())]
     return f"{TITLES[main]} by time step, and the recovered gain:\n\n{_markdown(table)}\n"
 
 
 def tables(results: Sequence[Result]) -> str:
     """Two Markdown tables, depth by depth: all figures, and the memory and time that they took."""
     names = [name for name in TITLES if any(name in r.line.figures for r in results)]
-    found = [
-        ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "content", "questions (skipped)"]
-    ]
+    titles = [TITLES[name] for name in names]
+    found = [["step", "method", "N", *titles, "recovered gain", "content", "questions (skipped)"]]
     took = [["step", "method", "memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]]
-    for depth, method, group in rows_of(results):
-        lines = [result.line for result in group]
-        first = lines[0]
-        figures = [_spread(name, [line.figures.get(name) for line in lines]) for name in names]
-        asked = f"{first.questions} ({sum(first.skipped.values())})"
-        shares = [_gains(group, results), _gains(group, results, content)]
-        found.append([str(depth), method, str(first.n_tok or ""), *figures, *shares, asked])
-        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
-        peak = [f"{fmean(line.peak_entries for line in lines):.1f}", size(fmean(line.peak_bytes for line in lines))]
-        seconds = [f"{fmean(getattr(line, key) for line in lines):.1f}" for key in ("write_seconds", "read_seconds")]
-        took.append([str(depth), method, *memory, *peak, *seconds])
+    for row in rows_of(results):
+        begin, line = [str(row.depth), row.method], row.results[0].line
+        shares = [row.share(kind, results) for kind in (gain, content)]
+        asked = f"{line.questions} ({sum(line.skipped.values())})"
+        found.append([*begin, str(line.n_tok or ""), *map(row.figure, names), *shares, asked])
+        memory = row.memory("entries", "kv_bytes") + row.memory("peak_entries", "peak_bytes")
+        took.append([*begin, *memory, *(f"{row.mean(name):.1f}" for name in ("write_seconds", "read_seconds"))])
     return f"{_markdown(found)}\n{_markdown(took)}"
 
 
@@ -160,11 +188,8 @@ def by_task(results: Sequence[Result]) -> str:
     if not 1 < len(names) <= WIDEST:
         return ""
     main = results[0].line.main
-    rows = [["step", "method", *names]]
-    for depth, method, group in rows_of(results):
-        figures = [_spread(main, [r.line.by_task.get(name, {}).get(main) for r in group]) for name in names]
-        rows.append([str(depth), method, *figures])
-    return f"{TITLES[main]} by task:\n\n{_markdown(rows)}\n"
+    rows = [[str(row.depth), row.method, *(row.figure(main, name) for name in names)] for row in rows_of(results)]
+    return f"{TITLES[main]} by task:\n\n{_markdown([['step', 'method', *names], *rows])}\n"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -177,40 +202,15 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     """For a terminal: a head and rows of what matters most; :data:`UNSTATED` for a gain, see :data:`WHY_UNSTATED`."""
     name = results[0].line.main
     rows = [["step", "method", TITLES[name], "recovered", "content", "questions", "entries", "K/V"]]
-    for depth, method, group in rows_of(results):
-        lines = [result.line for result in group]
-        bound = lines[0].rule in ("full", "none")
-        gained = "" if bound else _gains(group, results, digits=0) or UNSTATED
-        asked = f"{lines[0].questions:,}"
-        asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
-        told = _gains(group, results, content, digits=0)
-        figures = [_spread(name, [line.figures[name] for line in lines]), gained, told, asked]
-        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
-        rows.append([str(depth), method, *figures, *memory])
+    for row in rows_of(results):
+        line = row.results[0].line
+        bound = line.rule in ("full", "none")
+        gained = "" if bound else row.share(gain, results, digits=0) or UNSTATED
+        told, left_out = row.share(content, results, digits=0), sum(line.skipped.values())
+        asked = f"{line.questions:,}" + (f" (-{left_out:,})" if left_out else "")
+        memory = row.memory("entries", "kv_bytes")
+        rows.append([str(row.depth), row.method, row.figure(name), gained, told, asked, *memory])
     return rows
-
-
-def _spread(name: str, values: Sequence[float | None]) -> str:
-    """The value; of several draws the mean and the standard deviation."""
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return _figure(name, *there) if there else ""
-    return f"{_figure(name, fmean(there))} ± {_figure(name, stdev(there))}"
-
-
-def _gains(
-    group: Sequence[Result],
-    results: Sequence[Result],
-    share: Callable[[Result, Sequence[Result]], Gain | None] = gain,
-    digits: int = 1,
-) -> str:
-    """The recovered gain, or content, with its standard error; of several draws the mean and the standard deviation."""
-    found = [one for result in group if (one := share(result, results)) is not None]
-    if len(found) < len(group):
-        return ""
-    shares = [one.share for one in found]
-    both = (fmean(shares), stdev(shares)) if len(found) > 1 else found[0]
-    return " ± ".join(f"{value:.{digits}%}" for value in both)
 
 
 def title(results: Sequence[Result]) -> str:
@@ -229,26 +229,23 @@ def merged(runs: Mapping[str, Sequence[Result]], *, draws: bool = False) -> list
     name. What differs only in what was drawn of the data is one task.
     """
     groups: list[list[tuple[str, Result]]] = []
-    for run, results in runs.items():
-        for result in results:
-            group = next((rows for rows in groups if _together(rows, result)), None)
-            if group is None:
-                groups.append(group := [])
-            group.append((run, result))
+    for run, result in ((run, result) for run, results in runs.items() for result in results):
+        group = next((rows for rows in groups if _together(rows, result)), None)
+        if group is None:
+            groups.append(group := [])
+        group.append((run, result))
     return [[*_distinct(rows if draws else _apart(rows))] for rows in groups]
 
 
 def _together(rows: Sequence[tuple[str, Result]], result: Result) -> bool:
-    """Whether a result is of the task of some others, with the same targets wherever it has a step in common."""
-    said = {_undrawn(other) for _, other in rows}
-    asked = {other.line.asked for _, other in rows if other.line.depth == result.line.depth}
-    return said == {_undrawn(result)} and asked <= {result.line.asked}
+    """Whether a result is of the task of some others, with the same targets wherever it has a depth in common."""
 
+    def task(line: Measurement) -> dict[str, Any]:
+        return {"main": line.main} | {key: value for key, value in line.task.items() if key not in DRAWS}
 
-def _undrawn(result: Result) -> str:
-    """What is measured, whatever is drawn."""
-    task = {key: value for key, value in result.line.task.items() if key not in DRAWS}
-    return json.dumps([task, result.line.main], sort_keys=True)
+    lines = [other.line for _, other in rows]
+    asked = {line.asked for line in lines if line.depth == result.line.depth}
+    return task(lines[0]) == task(result.line) and asked <= {result.line.asked}
 
 
 def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
@@ -352,16 +349,16 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     axes: Any = figure.subplots()
     name = results[0].line.main
     rows = rows_of(results)
-    for number, method in enumerate(dict.fromkeys(method for _, method, _ in rows)):
-        groups = [[r.line for r in group] for _, other, group in rows if other == method]
-        places = [fmean(getattr(line, by) for line in lines) for lines in groups]
-        scores = [[line.figures[name] for line in lines] for lines in groups]
+    for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        own = [row for row in rows if row.method == method]
+        places = [row.mean(by) for row in own]
+        scores = [[result.line.figures[name] for result in row.results] for row in own]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
         style = {"marker": "os^Dv<>pPX*hd"[number % 13], "ls": ["-", "--", ":"][number // 10 % 3], "label": method}
         hollow = {"ms": 5, "fillstyle": "none"}  # so that all are seen where they coincide
         axes.errorbar(places, [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
     if by == "depth":
-        depths = sorted({depth for depth, _, _ in rows})
+        depths = sorted({row.depth for row in rows})
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)
@@ -376,7 +373,3 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))
-
-
-def _figure(name: str, value: float) -> str:
-    return f"{value:.3f}" if name in NUMBERS else f"{value:.1%}"
