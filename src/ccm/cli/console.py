@@ -86,9 +86,11 @@ def with_flags(message: str) -> str:
     def flag(found: re.Match[str]) -> str:
         name, value = found["of_task"] or found["name"], found["value"]
         on, off = _flags().get(name, (None, None))
-        if value in ("True", "False"):
-            return (on if value == "True" else off) or found[0]
-        return found[0] if on is None else on if value is None else f"{on} {value}"
+        if on is None:
+            return found[0]
+        if value == "False":
+            return off or found[0]
+        return on if value in (None, "True") else f"{on} {value}"
 
     return _SETTING.sub(flag, message)
 
