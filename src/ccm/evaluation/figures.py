@@ -1,4 +1,4 @@
-"""What a task makes of scored questions: its figures, and the value of each question that stands behind them."""
+"""The figures of a task, from its scored questions, and the value of each question behind them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ccm.evaluation.texts import means
 
 
 class Value(NamedTuple):
-    """A question's part in the figure that counts: its value, its weight, and what the figure is a mean over."""
+    """A question's part in the main figure: its value, its weight, and the part of the task that it belongs to."""
 
     value: float
     weight: int
@@ -22,15 +22,15 @@ class Value(NamedTuple):
 
 
 def main_figure(task: Task) -> str:
-    """The figure that counts."""
+    """Name of the figure that a task is reported by."""
     return task.replies.figure if task.replies and task.replies.most else task.measures
 
 
 def figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
-    """The figures of a task: of likelihoods without the parts that do not count, of replies over all questions.
+    """The figures of a task. Those of likelihoods leave out the parts that do not count; those of replies do not.
 
     Raises:
-        ConfigError: when no part of them counts in the main figure.
+        ConfigError: when none of the questions counts in the main figure.
     """
     if task.measures == "perplexity":
         found = _figures(task, counting(task, scored)) | _replies(scored)
@@ -53,12 +53,12 @@ def by_part(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, dict[str,
 
 
 def counting(task: Task, scored: Sequence[ScoredQuestion]) -> list[ScoredQuestion]:
-    """Those that count in figures of likelihoods."""
+    """The questions that count in figures of likelihoods."""
     return [one for one in scored if task.averaging.counts(one.task)]
 
 
 def values(task: Task, scored: Sequence[ScoredQuestion], name: str) -> list[Value]:
-    """What stands behind the main figure, question by question, under ``name`` where it is no mean over parts."""
+    """The values behind the main figure, question by question; their part is ``name`` where there are no parts."""
     if (main := main_figure(task)) != task.measures:
         return [Value(one.reply.figures[main], 1, name) for one in scored if one.reply]
     if task.measures == "perplexity":
@@ -69,7 +69,7 @@ def values(task: Task, scored: Sequence[ScoredQuestion], name: str) -> list[Valu
 
 
 def _figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
-    """Figures of likelihoods, of questions that are counted together; none of no questions."""
+    """Figures of likelihoods, of questions that are counted together; empty without questions."""
     if not scored:
         return {}
     if task.measures == "perplexity":
@@ -83,7 +83,7 @@ def _replies(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
 
 
 def _by_class(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
-    """What is to be said of answers that are the same classes everywhere; of numbers, by how much they are wrong."""
+    """Figures of answers that are the same classes for all questions: F1, and distances of classes that are numbers."""
     if not task.classes or task.measures == "perplexity":
         return {}
     taken, right = [chosen(one.answers, task.measures) for one in scored], [one.right for one in scored]

@@ -18,10 +18,10 @@ from ccm.core.files import write_atomically
 
 @dataclass(frozen=True)
 class Point:
-    """A stream at one place of its text.
+    """A stream at a position of its text.
 
     Attributes:
-        read: tokens read up to there, BOS included.
+        read: tokens read so far, BOS included.
         tokens: how many of them were predicted.
         nll: their negative log-likelihood, summed, in nats.
         entries: in the cache.
@@ -54,11 +54,11 @@ class StreamResult:
         method: its name.
         text: name of the text.
         total: how many tokens it has, BOS included.
-        points: along the text; the last one is where it stands.
-        largest: the most entries that were in the cache between two passes.
-        bytes: of keys and values then.
+        points: along the text; the last one is the latest.
+        largest: the most entries in the cache between two passes.
+        bytes: of their keys and values.
         evictions: how often room was made.
-        continued: what the model wrote after the text; None where it was not asked to.
+        continued: what the model wrote after the text; None where it was not asked to write.
     """
 
     method: str
@@ -77,7 +77,7 @@ class StreamResult:
 
     @property
     def last(self) -> Point:
-        """Where it stands."""
+        """The latest point."""
         return self.points[-1]
 
     def line(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Total:
 
 
 def totals(results: Sequence[StreamResult]) -> list[Total]:
-    """Each method over its texts."""
+    """The totals of each method over its texts."""
     every = []
     for name in dict.fromkeys(result.method for result in results):
         own = [result for result in results if result.method == name]
