@@ -1,4 +1,4 @@
-"""What people read of an evaluation: a Markdown table, and two pictures."""
+"""Reports of evaluations: Markdown tables, and two pictures."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ TITLES = {
     "rmse": "RMSE",
 }
 
-WIDEST = 10  # tasks that a table of them has columns for
+WIDEST = 10  # the most tasks in a table with a column for each
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
-UNSTATED = "*"  # on a terminal, in place of a gain
+UNSTATED = "*"  # stands for a gain on a terminal
 WHY_UNSTATED = (
     "stated only where full beats none by two standard errors, both were measured on the same base and questions, and "
     "full is no worse than a guess, which has the size of the vocabulary as its perplexity"
@@ -99,8 +99,8 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
 def gain(result: Result, results: Sequence[Result]) -> Gain | None:
     """The recovered gain of a result among others, at its depth.
 
-    None where full and no context are not both there, were measured on another base or other targets, or do not differ
-    by two standard errors, and where even with full context the model is worse than a guess among all of its tokens.
+    None unless full and none are both there, on the same base and targets, and differ by two standard errors; None too
+    where the model with full context is worse than a guess among all its tokens.
     """
     by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
@@ -120,7 +120,7 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
 def content(result: Result, results: Sequence[Result]) -> Gain | None:
     """The share of a result's gain over no context that is lost with the memory of another conversation, in nats.
 
-    None where no context is not there, was measured otherwise, or is not worse by two standard errors.
+    None unless none is there, on the same base and targets, and is worse by two standard errors.
     """
     none = next((r for r in results if r.line.rule == "none" and _same(r, result)), None)
     if none is None or len(none.nats) != len(result.others):
@@ -136,13 +136,13 @@ def content(result: Result, results: Sequence[Result]) -> Gain | None:
 
 
 def _same(one: Result, other: Result) -> bool:
-    """Whether two results have base, task, depth and targets in common."""
+    """Whether two results have the same base, task, depth and targets."""
     a, b = ((r.line.base, r.line.task, r.line.depth, r.line.asked, r.weights, r.tasks) for r in (one, other))
     return a == b and not any(NOT_FINITE in r.line.skipped for r in (one, other))  # else other targets were left out
 
 
 def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, float]:
-    """The mean over tasks of values of a result's questions, weighted as there, and its standard error."""
+    """The mean over tasks of values, one for each question of a result with its weight, and its standard error."""
     by_task: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for value, weight, task in zip(values, result.weights, result.tasks, strict=True):
         by_task[task].append((value, weight))
@@ -214,7 +214,7 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
 
 
 def title(results: Sequence[Result]) -> str:
-    """What was measured, in words; of an option that differs, every value."""
+    """The task and its options in words, with every value of an option that differs."""
     tasks = [result.line.task for result in results]
     values = {key: [*dict.fromkeys(str(task.get(key)) for task in tasks)] for task in tasks for key in task}
     (name,) = values.pop("name")
@@ -223,10 +223,10 @@ def title(results: Sequence[Result]) -> str:
 
 
 def merged(runs: Mapping[str, Sequence[Result]], *, draws: bool = False) -> list[list[Result]]:
-    """The results of several runs, by name, those of each task together.
+    """The results of several runs, by the run's name, grouped by task.
 
-    Where runs differ in what they have of a method, they are several draws of it, or else the run stands beside its
-    name. What differs only in what was drawn of the data is one task.
+    Where runs have different results of a method, they are draws of it (``draws``), or the run's name stands beside
+    the method's. Tasks that differ only in what was drawn of the data are one task.
     """
     groups: list[list[tuple[str, Result]]] = []
     for run, result in ((run, result) for run, results in runs.items() for result in results):
@@ -249,7 +249,7 @@ def _together(rows: Sequence[tuple[str, Result]], result: Result) -> bool:
 
 
 def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
-    """The run beside the name of every method that runs differ in."""
+    """The results, with the run's name beside each method that runs differ in."""
     differing = {r.line.method for (_, r), (_, s) in combinations(rows, 2) if _differ(r, s)}
     return [
         (run, replace(r, line=replace(r.line, method=f"{r.line.method} [{run}]")) if r.line.method in differing else r)
@@ -258,7 +258,7 @@ def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
 
 
 def _distinct(rows: Sequence[tuple[str, Result]]) -> Iterator[Result]:
-    """What was found, once: of a rule that has no seed, runs find the same."""
+    """Each result once: runs of a rule without a seed have the same."""
     seen: list[tuple[object, ...]] = []
     for _, result in rows:
         line = result.line
@@ -269,7 +269,7 @@ def _distinct(rows: Sequence[tuple[str, Result]]) -> Iterator[Result]:
 
 
 def _differ(one: Result, other: Result) -> bool:
-    """Whether two results have a method's name in common, but not what it is or found."""
+    """Whether two results have the same method by name, but another N, base, or values."""
     a, b = one.line, other.line
     same = (a.method, a.task) == (b.method, b.task)
     made = (a.base, a.n_tok) == (b.base, b.n_tok)
@@ -277,13 +277,13 @@ def _differ(one: Result, other: Result) -> bool:
 
 
 def write_report(results: Sequence[Result], folder: Path) -> None:
-    """The table and the pictures of one task, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
+    """Write the tables and pictures of one task into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
     text = section(results, folder, "")
     write_atomically(folder / "report.md", lambda p: p.write_text(f"# {text}", encoding="utf-8"))
 
 
 def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
-    """One page of several tasks, each as of :func:`write_report`, into a folder.
+    """Write one page of several tasks into a folder, each task as :func:`write_report` does.
 
     Raises:
         ConfigError: when the folder is a file.
@@ -296,7 +296,7 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
 
 
 def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
-    """The text of one task, title first; its pictures are drawn into a folder, under names that begin so."""
+    """The text of one task, title first; its pictures go into a folder, under names that begin with the prefix."""
     said = [(r.line.depth, f"{n} left out, {reason}") for r in results for reason, n in r.line.skipped.items() if n]
     broken = [r.line for r in results if NOT_FINITE in r.line.skipped]
     said += [(line.depth, f"some likelihoods of {line.method} are not finite") for line in broken]
@@ -317,7 +317,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
 
 
 def _by_steps(said: Sequence[tuple[int, str]]) -> str:
-    """A list of what is said of time steps, each thing once with all its steps."""
+    """A list of remarks on time steps, each once with all its steps."""
     steps: dict[str, list[int]] = defaultdict(list)
     for depth, text in sorted({*said}):
         steps[text].append(depth)
@@ -325,7 +325,7 @@ def _by_steps(said: Sequence[tuple[int, str]]) -> str:
 
 
 def _made_of(results: Sequence[Result]) -> str:
-    """What was measured with what: model, data and adapters, by the last part of their places."""
+    """Model, data and adapters, by the last parts of their paths."""
     lines = [result.line for result in results]
     used = {(line.method, Path(line.adapter).name) for line in lines if line.n_tok is not None and line.adapter}
     adapters: dict[str, list[str]] = defaultdict(list)
@@ -341,7 +341,7 @@ def _made_of(results: Sequence[Result]) -> str:
 
 
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
-    """Score against the step, or against the memory on a logarithmic axis (as the paper's Figure 10)."""
+    """Draw the score against the step, or the memory on a logarithmic axis (as the paper's Figure 10)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 

@@ -51,8 +51,8 @@ def write_weights(model: CCMModel, steps: Sequence[Step], head: Sequence[int] = 
     if not rule.mixes:
         raise ConfigError(f"The rule {model.config.rule!r} mixes no steps: every entry is of one step alone.")
     layout = build_layout([Sample(steps, Step(steps[-1].ids[:1]), head)], model.config, rule, 0).to(model.device)
-    watched = _RecordingRule(rule)
-    model.rule = watched
+    recording = _RecordingRule(rule)
+    model.rule = recording
     try:
         model(layout)
     finally:
@@ -60,14 +60,14 @@ def write_weights(model: CCMModel, steps: Sequence[Step], head: Sequence[int] = 
     count, n = len(steps), model.config.n_tok
     heads = model.empty_memory().sizes[0][0]
     layers = []
-    for layer in sorted(watched.seen):
-        mix = watched.seen[layer][0].expand(heads, -1, -1).unflatten(2, (count, n)).unflatten(1, (count, n))
+    for layer in sorted(recording.seen):
+        mix = recording.seen[layer][0].expand(heads, -1, -1).unflatten(2, (count, n)).unflatten(1, (count, n))
         layers.append(mix.diagonal(dim1=2, dim2=4).permute(1, 0, 3, 2))  # (K, T, N, T, N) to (T, K, N, T)
     return torch.stack(layers, dim=1).float().cpu()
 
 
 def draw_writes(weights: Tensor, labels: Sequence[str], title: str, path: Path) -> None:
-    """A PNG of the memory after the last step: a panel a layer, a row a head and slot, a column a step.
+    """A PNG of the memory after the last step: a panel for each layer, a row for each head and slot, a column a step.
 
     Args:
         weights: as of :func:`write_weights`.

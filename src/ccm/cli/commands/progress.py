@@ -1,4 +1,4 @@
-"""How a training shows itself while it runs: a bar on a terminal, lines elsewhere."""
+"""The display of a training while it runs: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ccm.training.recipe import Recipe
 
 
 class TrainingDisplay(NamedTuple):
-    """What a training calls to show itself: with the reports that are due, and with how it stands after every step."""
+    """What a training calls: ``report`` with each report that is due, ``advance`` after every step."""
 
     report: Callable[[Report], None]
     advance: Advance = lambda step, report: None
@@ -25,7 +25,7 @@ class TrainingDisplay(NamedTuple):
 
 @contextmanager
 def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay]:
-    """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
+    """Show a bar on a terminal, a line for each report elsewhere; on standard error, by the first process alone."""
     if not is_main():
         yield TrainingDisplay(lambda report: None)
         return
@@ -38,11 +38,11 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
-        held: dict[str, float] = {}  # what was evaluated last
+        latest: dict[str, float] = {}  # figures of the latest evaluation
 
         def show(stands: Report) -> None:
-            held.update(stands.measured)
-            bar.update(task, description=_figures(replace(stands, measured=held)))
+            latest.update(stands.measured)
+            bar.update(task, description=_figures(replace(stands, measured=latest)))
 
         def advance(step: int, stands: Report | None) -> None:
             bar.update(task, completed=step)
