@@ -37,7 +37,7 @@ def test_lines_break_between_words_on_a_terminal_and_nowhere_else(monkeypatch, c
         ("load it with recurrent=False, or recurrent=True.", "load it with --no-recurrent, or --recurrent."),
         ("take rule='full' or 'none'.", "take --rule full or 'none'."),
         ("try dtype='float32'.", "try --dtype float32."),
-        ("give adapter=DIR, rule=NAME or baseline=NAME.", "give --adapter DIR, --rule NAME or --baseline NAME."),
+        ("give adapters=DIR, rules=NAME or baselines=NAME.", "give --adapter DIR, --rule NAME or --baseline NAME."),
         ("measure the others with depths=1,2.", "measure the others with --steps 1,2."),
         ("bring them with given=DIR", "bring them with --source DIR"),
         ("replace old text: evict=window.", "replace old text: --baseline window."),

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import chain
-from typing import Any
 
 import typer
 from rich.cells import cell_len
@@ -84,31 +83,25 @@ def with_flags(message: str) -> str:
     """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
 
     def flag(found: re.Match[str]) -> str:
-        name, value = found["of_task"] or found["name"], found["value"]
-        on, off = _flags().get(name, (None, None))
-        if on is None:
+        flags, value = _flags().get(found["of_task"] or found["name"]), found["value"]
+        if flags is None:
             return found[0]
-        if value == "False":
-            return off or found[0]
-        return on if value in (None, "True") else f"{on} {value}"
+        return flags[-1 if value == "False" else 0] + (f" {value}" if value not in (None, "True", "False") else "")
 
     return _SETTING.sub(flag, message)
 
 
 @cache
-def _flags() -> dict[str, tuple[str, str | None]]:
-    """The flag of each setting, and the one that turns it off, from the options of all commands: by the name of the
-    option and by that of its parameter."""
+def _flags() -> dict[str, list[str]]:
+    """The flags of each setting, on and off, as the options of all commands declare them."""
     from ccm.cli import app  # which imports this module
 
-    flags: dict[str, tuple[str, str | None]] = {"evict": ("--baseline", None)}
-    commands: list[Any] = [typer.main.get_command(app)]
+    flags, commands = {"evict": ["--baseline"]}, [typer.main.get_command(app)]
     for command in commands:
         commands += getattr(command, "commands", {}).values()
         for option in command.params:
-            flag = option.opts[0], next(iter(option.secondary_opts), None)
-            if flag[0].startswith("--"):
-                flags[option.name] = flags[flag[0][2:].replace("-", "_")] = flag
+            if option.name and option.opts[0].startswith("--"):
+                flags[option.name] = [option.opts[0], *option.secondary_opts]
     return flags
 
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
-import typer
+from typer import Option
 
 from ccm.core.errors import ConfigError
+from ccm.evaluation.settings import Quantization
 
 T = TypeVar("T")
 
@@ -52,97 +53,75 @@ def _table(given: Sequence[str] | None) -> dict[str, Any] | None:
 
 Recurrent = Annotated[
     bool | None,
-    typer.Option(
-        "--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."
-    ),
+    Option("--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."),
 ]
-Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+Lines = Annotated[bool, Option("--json", help="One JSON object a line on standard output.")]
+Text, Number, Names = str | None, int | None, list[str] | None
 
 SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
-    "model": Annotated[
-        str | None,
-        typer.Option(help="Base model: folder, Hub id, short name, or 'builtin' (the default, without --adapter)."),
-    ],
-    "adapter": Annotated[
-        str | None,
-        typer.Option(help="Compression adapter: folder, Hub id, or checkpoint of a training.", callback=_trained),
-    ],
+    "model": Annotated[Text, Option(help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).")],
+    "adapter": Annotated[Text, Option(help="Adapter: folder, Hub id, or checkpoint of a training.", callback=_trained)],
     "adapters": Annotated[
         list[str],
-        typer.Option(
+        Option(
             "--adapter",
             metavar="DIR",
-            help="Compression adapter or checkpoint, under its own rule; repeatable.",
+            help="Adapter or checkpoint, under its own rule; repeatable.",
             callback=_all_trained,
         ),
     ],
-    "rule": Annotated[
-        str | None, typer.Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")
-    ],
+    "rule": Annotated[Text, Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")],
     "rule_options": Annotated[
-        list[str] | None,
-        typer.Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable."),
+        Names, Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable.")
     ],
     "rules": Annotated[
-        list[str] | None,
-        typer.Option(
+        Names,
+        Option(
             "--rule",
             metavar="NAME",
             help="Rule to compare, on the first adapter that can run it; repeatable (of tasks: full and none).",
         ),
     ],
     "baselines": Annotated[
-        list[str] | None,
-        typer.Option(
+        Names,
+        Option(
             "--baseline",
             metavar="NAME",
             help="Baseline to compare; repeatable. Tasks, at equal K/V: window (with sink), bm25, embedding, pool. "
             "Streams, with a sink: window (always full, the default), blocks (drops what is compressed).",
         ),
     ],
-    "n_tok": Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")],
+    "n_tok": Annotated[Number, Option(help="COMP tokens a step that the adapter must have.")],
     "recurrent": Recurrent,
-    "device": Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")],
-    "dtype": Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")],
+    "device": Annotated[Text, Option(help="Such as cpu or cuda:0.")],
+    "dtype": Annotated[str, Option(help="auto, float64, float32, bfloat16 or float16.")],
     "quantize": Annotated[
-        Literal["int8", "8bit", "4bit"] | None,
-        typer.Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
+        Quantization | None,
+        Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
     ],
     "strict": Annotated[
-        bool, typer.Option("--strict", help="Refuse a quantized or fine-tuned relative of the adapter's base.")
+        bool, Option("--strict", help="Refuse a quantized or fine-tuned relative of the adapter's base.")
     ],
-    "output": Annotated[
-        Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")
-    ],
+    "output": Annotated[Path | None, Option(help="Folder for results, report and pictures; goes on where it was.")],
     "depths": Annotated[
-        str | None,
-        typer.Option("--steps", "--k", help="Time steps, such as 1,2,4; all of the task otherwise.", callback=numbers),
+        Text, Option("--steps", "--k", help="Time steps, such as 1,2,4 (all of the task).", callback=numbers)
     ],
     "most": Annotated[
-        int,
-        typer.Option(
-            help="Questions at most of each kind (a task of MetaICL, a category of LoCoMo), at every step; 0 is all."
-        ),
+        int, Option(help="Most questions of each kind (task of MetaICL, category of LoCoMo) at every step; 0 is all.")
     ],
-    "batch": Annotated[int, typer.Option(help="Answers at a time.")],
+    "batch": Annotated[int, Option(help="Answers at a time.")],
     "generate": Annotated[
-        int | None,
-        typer.Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own)."),
+        Number, Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")
     ],
     "control": Annotated[
-        bool,
-        typer.Option(
-            help="Read each query with the memory of another conversation, too: how much of a gain is content."
-        ),
+        bool, Option(help="Read each query with another conversation's memory, too: how much of a gain is content.")
     ],
-    "room": Annotated[
-        int | None, typer.Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")
-    ],
-    "embedder": Annotated[str | None, typer.Option(help="Model of the baseline embedding: folder or Hub id.")],
-    "temperature": Annotated[float, typer.Option(help="Of what is generated; 0 is greedy.")],
-    "top_k": Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")],
-    "top_p": Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")],
-    "seed": Annotated[int | None, typer.Option(help="Of the sampling.")],
+    "room": Annotated[Number, Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")],
+    "embedder": Annotated[Text, Option(help="Model of the baseline embedding: folder or Hub id.")],
+    "temperature": Annotated[float, Option(help="Of what is generated; 0 is greedy.")],
+    "top_k": Annotated[int, Option(help="Sample from the k likeliest tokens; 0 is all.")],
+    "top_p": Annotated[float, Option(help="Sample from the likeliest tokens of this probability.")],
+    "seed": Annotated[Number, Option(help="Of the sampling.")],
 }
 
 
@@ -158,7 +137,7 @@ class ModelOptions:
     recurrent: bool | None = None
     device: str | None = None
     dtype: str = "auto"
-    quantize: Literal["int8", "8bit", "4bit"] | None = None
+    quantize: Quantization | None = None
     strict: bool = False
 
     def chosen(self) -> dict[str, Any]:

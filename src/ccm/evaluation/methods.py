@@ -143,7 +143,7 @@ def named_once(methods: list[M]) -> list[M]:
         ConfigError: when there is no method, or several have the same name.
     """
     if not methods:
-        raise ConfigError("There is no method to compare; give adapter=DIR, rule=NAME or baseline=NAME.")
+        raise ConfigError("There is no method to compare; give adapters=DIR, rules=NAME or baselines=NAME.")
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{', '.join(twice)} is asked for twice; name each rule, adapter and baseline once.")

@@ -9,6 +9,8 @@ from typing import Literal
 
 from ccm.core.errors import ConfigError
 
+Quantization = Literal["int8", "8bit", "4bit"]  # as in ccm.engine.quantization, which imports torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -33,7 +35,7 @@ class Selection:
     n_tok: int | None = None
     device: str | None = None
     dtype: str = "auto"
-    quantize: Literal["int8", "8bit", "4bit"] | None = None
+    quantize: Quantization | None = None
     output: Path | None = None
 
 
