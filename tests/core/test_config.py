@@ -67,7 +67,7 @@ def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], me
 
 @pytest.mark.parametrize("n_tok", [0, -1, 2.0, "2", True, None])
 def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; .*whole number"):
+    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; it must be (a whole number|at least 1)"):
         CCMConfig(n_tok=n_tok)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ccm.core.config import check_types
+from ccm.core.config import bounded, check_types
 from ccm.core.errors import ConfigError
 from ccm.engine.attention import CachedPass, CompressingPass, Pass, additive
 from ccm.engine.call import Attended, Call
@@ -48,17 +48,14 @@ class StreamSettings:
     """
 
     cache_size: int = 160
-    span: int = 64
-    memory_size: int = 8
-    sink: int = 1
+    span: int = bounded(64, 1)
+    memory_size: int = bounded(8, 0)
+    sink: int = bounded(1, 0)
     evict: str = "compress"
-    tolerance: int = 0
+    tolerance: int = bounded(0, 0)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, least in (("span", 1), ("memory_size", 0), ("sink", 0), ("tolerance", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
         if self.evict not in EVICTIONS:
             raise ConfigError(f"evict is {self.evict!r}; allowed: {', '.join(EVICTIONS)}.")
         if self.cache_size < self.least:
