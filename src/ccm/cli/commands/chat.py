@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.text import Text
 from ccm import __version__
 from ccm.chat.conversation import Conversation, Talk, TurnReport
 from ccm.chat.window import WindowConversation
-from ccm.cli.commands.chat_commands import Commands, kept_as, recent
+from ccm.cli.commands.chat_commands import Command, Commands, kept_as, recent
 from ccm.cli.console import by_words, plain_console, quiet, tell, with_flags
 from ccm.core.errors import CCMError, InputError
 from ccm.core.plain_text import check_text
@@ -105,7 +105,7 @@ def _terminal(conversation: Talk, load: Path | None) -> int:
     _welcome(conversation, console)
     if load is not None:
         commands.memory("")
-    ask = _line_reader(console, commands)
+    ask = _line_reader(console, commands.table)
     explained = False
     while True:
         console.print()
@@ -131,13 +131,13 @@ def _terminal(conversation: Talk, load: Path | None) -> int:
             return 0
 
 
-def _line_reader(console: Console, commands: Commands) -> Callable[[], str]:
+def _line_reader(console: Console, commands: Mapping[str, Command]) -> Callable[[], str]:
     """What asks for a turn: with history and completion, or plainly where the terminal takes no control sequences."""
     if console.is_dumb_terminal or (os.name == "posix" and not os.environ.get("TERM")):
         return _plain_line
     from ccm.cli.commands.prompt import line_reader
 
-    return line_reader(PROMPT, commands.table)
+    return line_reader(PROMPT, commands)
 
 
 def _plain_line() -> str:

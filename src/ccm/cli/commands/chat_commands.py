@@ -138,6 +138,7 @@ class Commands:
         for name, command in self.table.items():
             table.add_row(f"{name} {command.takes}", command.about)
         self.console.print(table)
+        self.console.print("Ctrl-C stops a reply. Options such as --system are given at the start: ccm chat --help")
 
     def quit(self, _: str) -> None:
         raise EOFError

@@ -32,7 +32,7 @@ class CommandCompleter(Completer):
 def line_reader(prompt: str, commands: Mapping[str, Command]) -> Callable[[], str]:
     """What asks for the next turn and returns it; Ctrl-C raises KeyboardInterrupt, Ctrl-D EOFError.
 
-    The commands are listed as soon as a / is typed, files at the tabulator.
+    The commands are listed as soon as a / is typed, files when Tab is pressed.
     """
 
     def names_a_command() -> bool:
