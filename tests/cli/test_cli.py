@@ -350,7 +350,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
     [
         ("   ", "is empty"),
         ("/nonsense", "There is no command /nonsense. The commands are /memory, "),
-        ("/com What is my name?", "There is no command /com. Did you mean /compare?"),
+        ("/c What is my name?", "There is no command /c. Did you mean /compare?"),
         ("/laod a.memory", "There is no command /laod. Did you mean /load?"),
         ("/save", "needs a file name"),
         ("/load no-such-file", "There is no file no-such-file"),

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ccm import __version__
-from ccm.chat.conversation import Conversation, Talk, TurnReport
+from ccm.chat.conversation import BaseConversation, Conversation, TurnReport
 from ccm.chat.window import WindowConversation
 from ccm.cli.commands.chat_commands import Command, Commands, kept_as, recent
 from ccm.cli.console import by_words, plain_console, quiet, tell, with_flags
@@ -52,7 +52,7 @@ def run(
     """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
     quiet()
     model, tokenizer = load_model(**choice)
-    conversation: Talk = (
+    conversation: BaseConversation = (
         Conversation(model, tokenizer, sampling=sampling, system=system)
         if window is None
         else WindowConversation(model, tokenizer, window, sampling, system=system)
@@ -75,7 +75,7 @@ def base_name(source: str) -> str:
     return folder.name if folder.is_dir() else source
 
 
-def statistics(conversation: Talk, report: TurnReport) -> str:
+def statistics(conversation: BaseConversation, report: TurnReport) -> str:
     """The line after each turn."""
     step = report.step_tokens if report.recent_tokens else f"{report.step_tokens} -> {_written(conversation, report)}"
     return (
@@ -85,7 +85,7 @@ def statistics(conversation: Talk, report: TurnReport) -> str:
     )
 
 
-def explanation(conversation: Talk, report: TurnReport) -> str:
+def explanation(conversation: BaseConversation, report: TurnReport) -> str:
     """What the line of statistics says, in words."""
     became = "stay as text for now" if report.recent_tokens else f"became {_written(conversation, report)} entries"
     return (
@@ -94,12 +94,12 @@ def explanation(conversation: Talk, report: TurnReport) -> str:
     )
 
 
-def _written(conversation: Talk, report: TurnReport) -> int:
+def _written(conversation: BaseConversation, report: TurnReport) -> int:
     """Entries that the turn became."""
     return conversation.model.rule.entries_of(report.step_tokens, conversation.model.config.n_tok)
 
 
-def _terminal(conversation: Talk, load: Path | None) -> int:
+def _terminal(conversation: BaseConversation, load: Path | None) -> int:
     console = plain_console()
     commands = Commands(conversation, console, load)
     _welcome(conversation, console)
@@ -148,7 +148,7 @@ def _plain_line() -> str:
         raise
 
 
-def _welcome(conversation: Talk, console: Console) -> None:
+def _welcome(conversation: BaseConversation, console: Console) -> None:
     """The first screen: what this is, what the model knows, and what to try."""
     name = base_name(conversation.model.base.name_or_path)
     console.print(Text.assemble(("ccm", "bold"), f" {__version__}  {name}, {kept_as(conversation)}\n"))
@@ -158,7 +158,7 @@ def _welcome(conversation: Talk, console: Console) -> None:
     console.print(f"\n{TRY}\n\n/help lists the commands, exit leaves.")
 
 
-def _about(conversation: Talk) -> str:
+def _about(conversation: BaseConversation) -> str:
     """What this chat is, in a sentence: what becomes of the turns."""
     rule, n, window = conversation.model.rule, conversation.model.config.n_tok, conversation.past.window
     if window is not None:
@@ -176,7 +176,7 @@ def _about(conversation: Talk) -> str:
     return f"A chat with a small memory: {n} entries{growth}. The text of the turns is thrown away."
 
 
-def _reply(conversation: Talk, console: Console, line: str, *, explain: bool) -> None:
+def _reply(conversation: BaseConversation, console: Console, line: str, *, explain: bool) -> None:
     if is_builtin(conversation.model.base.name_or_path):
         tokens = len(conversation.tokenizer(check_text(line, "The turn"))["input_ids"])
         if tokens > 2 * LONGEST_TURN:
@@ -201,7 +201,7 @@ def _aside(console: Console, text: str) -> None:
     console.print(Padding(Text(text), (0, 0, 0, len(PROMPT)), expand=False), style="dim")
 
 
-def _pipe(conversation: Talk, load: Path | None, *, as_json: bool) -> int:
+def _pipe(conversation: BaseConversation, load: Path | None, *, as_json: bool) -> int:
     """One user turn a line in, one line out: its reply or, with ``as_json``, its report or error as an object.
 
     The rest goes to standard error. Returns 1 if any line failed.

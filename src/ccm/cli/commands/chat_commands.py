@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ccm.chat.conversation import Talk
+from ccm.chat.conversation import BaseConversation
 from ccm.core.errors import InputError
 from ccm.core.units import size
 from ccm.engine.memory_files import kind_of
@@ -45,7 +45,7 @@ class Commands:
         table: every command by its name.
     """
 
-    def __init__(self, conversation: Talk, console: Console, file: Path | None) -> None:
+    def __init__(self, conversation: BaseConversation, console: Console, file: Path | None) -> None:
         self.conversation, self.console = conversation, console
         self._own = file and file.resolve()
         self._refused: Path | None = None  # another conversation's file, which /save left as it is
@@ -144,7 +144,7 @@ class Commands:
         raise EOFError
 
 
-def kept_as(conversation: Talk) -> str:
+def kept_as(conversation: BaseConversation) -> str:
     """How a conversation is kept: the rule and its options, N, and the window if there is one."""
     config, window = conversation.model.config, conversation.past.window
     options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
