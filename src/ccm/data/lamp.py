@@ -149,6 +149,20 @@ def draw(generator: np.random.Generator, entries: int, count: int) -> list[int]:
     return generator.choice(entries, count, replace=entries < count).tolist()
 
 
+def read_outputs(path: Path) -> dict[str, str]:
+    """The answers of a file of outputs, by the ids of their questions.
+
+    Raises:
+        DataError: when it is absent or malformed.
+    """
+    with readable(path):
+        outputs = json.loads(path.read_text(encoding="utf-8-sig"))
+    try:
+        return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no file of LaMP: {error!r}.") from None
+
+
 @dataclass(frozen=True)
 class LaMPExample:
     """One example, as texts.
@@ -199,13 +213,7 @@ class Reader:
 
     @cached_property
     def _outputs(self) -> dict[str, str]:
-        path = self.folder / f"{self.split}_outputs.json"
-        with readable(path):
-            outputs = json.loads(path.read_text(encoding="utf-8-sig"))
-        try:
-            return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no file of LaMP: {error!r}.") from None
+        return read_outputs(self.folder / f"{self.split}_outputs.json")
 
     def usable(self, left_out: Counter[str]) -> Iterator[tuple[LaMPExample, list[int]]]:
         """The examples that can be used, with the numbers of their entries; the others are counted by reason.

@@ -169,7 +169,7 @@ def evaluated_file(folder: Path, task: str) -> Path | None:
     return next((path for name in names if (path := folder / task / name).is_file()), None)
 
 
-def pools(folder: Path, task: str) -> dict[int, Path]:
+def few_shot_files(folder: Path, task: str) -> dict[int, Path]:
     """The files of 16 demonstrations a class, by the seed in their names."""
     name = re.compile(rf"{re.escape(task)}_16_(\d+)_train\.jsonl")
     found = ((name.fullmatch(path.name), path) for path in (folder / task).glob("*.jsonl"))
@@ -269,7 +269,7 @@ class MetaICLTask(Task):
             yield question
 
     def _pool(self, task: str, seed: int) -> list[MetaICLExample]:
-        found = pools(self.folder, task)
+        found = few_shot_files(self.folder, task)
         if seed not in found:
             raise DataError(
                 f"{self.folder / task} holds no {task}_16_{seed}_train.jsonl; it has demonstrations of the seeds "
@@ -464,7 +464,7 @@ def _training_files(folder: Path, task: str) -> tuple[str, list[Path]]:
         return "", [whole]
     if evaluated := evaluated_file(folder, task):
         return "no training file, so trained on from the test file", [evaluated]
-    few = [*pools(folder, task).values()]
+    few = [*few_shot_files(folder, task).values()]
     return "no training file, so trained on from the few-shot pools" if few else _NOTHING, few
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import DataError
 from ccm.data import dailydialog as daily
 from ccm.data import soda as social
-from ccm.data.metaicl import read_lines
-from ccm.data.reading import count_rows, read_items, read_rows, read_text, readable
+from ccm.data.lamp import read_outputs
+from ccm.data.metaicl import listed_tasks, read_lines
+from ccm.data.reading import count_rows, read_items, read_rows, read_text
 from ccm.data.sources.catalogue import SOURCES
 
 _SPLITS = ("train", "validation", "test")
@@ -39,13 +39,9 @@ def metaicl(folder: Path) -> dict[str, int]:
     return {f"tasks to {what} on": len(tasks & {*names}) for what, names in listed.items()} or {"tasks": len(tasks)}
 
 
-def _listed(folder: Path) -> dict[str, Sequence[str]]:
+def _listed(folder: Path) -> dict[str, list[str]]:
     """The tasks of hr_to_lr to train and to test on; nothing where its list is not in the folder."""
-    try:
-        listed = json.loads((folder / "hr_to_lr.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return {what: listed[what] for what in ("train", "test")}
+    return {what: tasks for what in ("train", "test") if (tasks := listed_tasks(folder, what)) is not None}
 
 
 def lamp(folder: Path) -> dict[str, int]:
@@ -115,13 +111,11 @@ def _count(rows: Iterator[Any]) -> int:
 
 
 def _answered(questions: Path) -> int:
-    outputs = _outputs(questions)
+    outputs = read_outputs(_outputs(questions))
     try:
-        with readable(outputs):
-            golds = {gold["id"] for gold in json.loads(outputs.read_text(encoding="utf-8"))["golds"]}
-        return sum(question["id"] in golds for _, question in read_items(questions))
+        return sum(question["id"] in outputs for _, question in read_items(questions))
     except (KeyError, TypeError) as error:
-        raise DataError(f"{questions} and {outputs.name} are no LaMP files: {error!r}.") from None
+        raise DataError(f"{questions} is no file of LaMP: {error!r}.") from None
 
 
 def _outputs(questions: Path) -> Path:
