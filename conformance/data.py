@@ -18,7 +18,7 @@ from ccm.data import lamp
 from ccm.data.dailydialog import CORPUS as DAILY
 from ccm.data.dailydialog import tidy as tidy_daily
 from ccm.data.dialogue import Dialogue
-from ccm.data.metaicl import Example, Prompt, demonstrations_for, distinct
+from ccm.data.metaicl import MetaICLExample, Prompt, demonstrations_for, distinct
 from ccm.data.soda import CORPUS as SODA
 from ccm.data.soda import tidy as tidy_soda
 from ccm.engine.layout import IGNORE, Sample, Step, build_layout
@@ -105,10 +105,10 @@ def prompt_of(special: dict[str, Any], *, bos: bool = True) -> Prompt:
     return Prompt(special["input_prefix"], special["output_prefix"], special["bos"] if bos else None)
 
 
-def examples(table: dict[str, Any], prompt: Prompt) -> list[Example]:
+def examples(table: dict[str, Any], prompt: Prompt) -> list[MetaICLExample]:
     """Those of a recorded task or pool that are kept."""
     options = table.get("options") or [[]] * len(table["input"])
-    rows = [Example(*row) for row in zip(table["input"], table["output"], options, strict=True)]
+    rows = [MetaICLExample(*row) for row in zip(table["input"], table["output"], options, strict=True)]
     return [example for example in rows if prompt.fits(example, EXAMPLE)]
 
 
@@ -133,7 +133,7 @@ def _mixed(case: dict[str, Any], raw: dict[str, Any]) -> list[list[list[int]]]:
     task, index = example["metaicl_train"].values()
     pool = examples(raw["raw"]["train"][task], prompt)
     drawn = [pool[i] for i in training_choice(generator, case["k"], len(pool), index)]
-    asked = prompt.question(Example(pool[index].input, pool[index].output), drawn, case["max_length"], task)
+    asked = prompt.question(MetaICLExample(pool[index].input, pool[index].output), drawn, case["max_length"], task)
     answer = [*asked.answers[0], _Numbers.eos_token_id]
     query = Step([*asked.query, *answer[:-1]], [*[IGNORE] * (len(asked.query) - 1), *answer])
     told = Dialogue(_written(dialogue["dialog"])).sample(_TURNS, generator.randint(3, len(dialogue["dialog"]) + 1) - 2)
@@ -167,10 +167,12 @@ def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
     else:
         example = examples(tables["test"][case["task"]], prompt)[case["idx"]]
         if case["row"] is not None:
-            example = Example(example.input, distinct(example.options)[case["row"]])
+            example = MetaICLExample(example.input, distinct(example.options)[case["row"]])
         pools = {seed: examples(table[case["task"]], prompt) for seed, table in tables["demonstrations"].items()}
         demonstrations = demonstrations_for(pools[str(case["seed_eval"])], pools["13"], case["k"])
-    question = prompt.question(Example(example.input, example.output), demonstrations, case["max_length"], case["task"])
+    question = prompt.question(
+        MetaICLExample(example.input, example.output), demonstrations, case["max_length"], case["task"]
+    )
     return with_comp([[*step] for step in question.steps], [*question.query], case)
 
 
@@ -186,10 +188,10 @@ def training_choice(
 
 def _lamp(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
     for case in recorded["entry_text"]:
-        ours = lamp.template(case["lamp_index"]).entry.format(**case["entry"])
+        ours = lamp.TEMPLATES[case["lamp_index"]].entry.format(**case["entry"])
         yield f"lamp {case['lamp_index']} entry", {"layout": float(ours != case["text"])}
     for number, classes in recorded["candidates"].items():
-        yield f"lamp {number} classes", {"layout": float([*lamp.template(int(number)).classes] != classes)}
+        yield f"lamp {number} classes", {"layout": float([*lamp.TEMPLATES[int(number)].classes] != classes)}
     for case in recorded["retriever"]:
         if not case["random_k"]:
             drawn = [[*islice(lamp_choices(case["n"], case["k"], train=train), 3)] for train in (True, False)]
@@ -215,7 +217,7 @@ def lamp_choices(n: int, k: int, *, train: bool) -> Iterator[list[int]]:
 
 def _lamp_text(case: dict[str, Any]) -> str:
     """The text of a recorded case as ours has it, with the words for COMP tokens after the steps."""
-    layout, instance = lamp.template(case["lamp_index"]), case["instance"]
+    layout, instance = lamp.TEMPLATES[case["lamp_index"]], case["instance"]
     count = len(instance["profile"]["id"])
     fields = instance["profile"].keys()
     profile = [{field: instance["profile"][field][i] for field in fields} for i in range(count)]

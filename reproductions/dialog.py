@@ -18,7 +18,8 @@ from pathlib import Path
 from ccm.cli.commands.evaluate import run_report
 from ccm.cli.console import quiet
 from ccm.data.tasks import TaskSettings
-from ccm.evaluation.run import Evaluation, evaluate
+from ccm.evaluation.run import evaluate
+from ccm.evaluation.settings import EvaluationSettings, Selection
 from reproductions.parts import processes, train_model, train_part
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -44,21 +45,21 @@ def train_adapter(what: tuple[str, int], places: tuple[str, ...], changes: tuple
     return train_part("dialog", f"{method} {seed}", "compress", output / f"{method}-{seed}", places, changes)
 
 
-def evaluation(task: TaskSettings, adapters: dict[str, str], *, first: bool, most: int) -> Evaluation:
+def selection(adapters: dict[str, str], output: Path, *, first: bool) -> Selection:
     """What is measured of a seed; what has no seed is measured with the first."""
     rules = [rule for method, rule in ON_TOP.items() if method in adapters]
     alone, baselines = (["full", "none"], BASELINES) if first else ([], ())
-    return Evaluation(task, adapters=[*adapters.values()], rules=[*alone, *rules], baselines=baselines, most=most)
+    return Selection(adapters=[*adapters.values()], rules=[*alone, *rules], baselines=baselines, output=output)
 
 
-def measure(evaluation: Evaluation, folder: Path) -> None:
-    """An evaluation into a folder."""
+def measure(task: TaskSettings, chosen: Selection, most: int) -> None:
+    """An evaluation into its folder."""
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
-            print(f"{folder.name}: {what}, {total:,} questions", file=sys.stderr)
+            print(f"{task.options['protocol']}: {what}, {total:,} questions", file=sys.stderr)
 
-    evaluate(evaluation, output=folder, progress=tell)
+    evaluate([task], chosen, EvaluationSettings(most=most), tell)
 
 
 def main() -> None:
@@ -84,12 +85,12 @@ def main() -> None:
         adapters = dict(zip(wanted, pool.map(work, wanted), strict=True))
         of_seed = {seed: {method: str(adapters[method, seed]) for method in args.methods} for seed in args.seeds}
         tasks = [TaskSettings("dialog", str(daily), {"protocol": protocol}) for protocol, _ in runs]
-        asked = [
-            evaluation(task, of_seed[seed], first=seed == args.seeds[0], most=args.most)
-            for task, (_, seed) in zip(tasks, runs, strict=True)
-        ]
         folders = [args.output / f"{protocol}-{seed}" for protocol, seed in runs]
-        [*pool.map(measure, asked, folders)]
+        chosen = [
+            selection(of_seed[seed], folder, first=seed == args.seeds[0])
+            for folder, (_, seed) in zip(folders, runs, strict=True)
+        ]
+        [*pool.map(measure, tasks, chosen, [args.most] * len(tasks))]
     run_report(folders, args.output / "report", draws=True)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ccm.core.files import save_json
-from ccm.data.lamp import template
+from ccm.data.lamp import TEMPLATES
 
 ARTICLES = "open/news-category-huffpost/news.jsonl.gz"
 OTHER_NAMES = {
@@ -28,7 +28,7 @@ OTHER_NAMES = {
     "wellness": "healthy living",
 }
 LEAST, ASKED = 24, 8  # articles of an author, and how many of them are asked for
-CLASSES = template(2).classes
+CLASSES = TEMPLATES[2].classes
 
 
 def by_author(path: Path) -> dict[str, list[dict[str, str]]]:

@@ -15,7 +15,7 @@ from ccm.adapters import sharing
 from ccm.core.errors import AdapterError, ConfigError
 from ccm.engine.adapter_files import read_adapter
 from ccm.engine.decoder import CCMModel
-from ccm.evaluation.results import Measured, Result
+from ccm.evaluation.results import Measurement, Result
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def result(method: str, perplexity: float) -> Result:
     figures = {"perplexity": perplexity}
-    line = Measured(
+    line = Measurement(
         {"name": "dialog"},
         method,
         method,

@@ -12,7 +12,7 @@ from tokenizers_made import OPEN_THOUGHT, tokenizer
 from transformers import PreTrainedTokenizerBase
 
 import ccm
-from ccm.chat.conversation import Conversation, Talk
+from ccm.chat.conversation import BaseConversation, Conversation
 from ccm.chat.window import WindowConversation
 from ccm.core.config import TurnFormat
 from ccm.core.errors import InputError, MemoryFileError
@@ -254,7 +254,7 @@ def test_a_reply_ends_at_every_token_that_the_model_names(loaded, monkeypatch) -
         assert chat.last.step_tokens == len(chat.turns.exchange("My name is Anna.", chat.last.reply, first=True).ids)
 
 
-def kinds(loaded) -> list[Talk]:
+def kinds(loaded) -> list[BaseConversation]:
     return [Conversation(*loaded), WindowConversation(*loaded, 100)]
 
 

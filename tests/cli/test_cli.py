@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ import pytest
 import typer
 from authors import theirs
 from commands import call
+from rich.console import Console
 
 from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.chat.window import WindowConversation
+from ccm.cli.commands import chat
 from ccm.cli.commands.chat import base_name
 from ccm.core.units import size
 from ccm.models.builtin import WEIGHTS
@@ -113,14 +116,14 @@ def test_on_a_terminal_the_window_is_told_and_lines_break_between_words(monkeypa
     lines = ["My name is Anna.", f"/save {file}", "/undo 40"]
     assert call(monkeypatch, "chat", "--window", "36", stdin="\n".join(lines), terminal=True) == 0
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert "builtin, concat, N = 2, window of 36" in shown[0]
+    assert "builtin, concat, N = 2, window of 36" in shown[1]
     assert "     13 tokens; memory 13 entries (13 of them recent text), 78 KB (full context:" in shown
     assert "     13 tokens, 78 KB)" in shown
     assert "last 8 are kept, and none from before one was loaded. Load an earlier one, or" in shown
     arguments = ("chat", "--window", "100", "--load", str(file))
     assert call(monkeypatch, *arguments, stdin="/reset\n/memory\n", terminal=True) == 0
     out = capsys.readouterr().out
-    assert "window of 36" in out.splitlines()[0]  # the file's
+    assert "window of 36" in out.splitlines()[1]  # the file's
     assert "window of 100: 0 compressions" in out
 
 
@@ -208,6 +211,84 @@ def test_a_terminal_shows_the_model_the_replies_and_the_numbers(monkeypatch, cap
     assert out.count("tokens; memory") == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "about"),
+    [
+        ((), "A chat with a small memory: 2 entries a turn."),
+        (("--rule", "gate"), "A chat with a small memory: 4 entries, however many turns there are."),
+        (("--rule", "full"), "A chat in full context: all turns stay as text"),
+        (("--rule", "none"), "A chat without memory: each turn stands alone."),
+        (("--rule", "pos_control"), "for each reply, all turns are compressed into 2 entries."),
+        (("--window", "36"), "A chat without end, in 36 entries: recent turns stay as text"),
+    ],
+)
+def test_the_first_screen_says_what_the_chat_is(monkeypatch, capsys, arguments: tuple[str, ...], about: str) -> None:
+    assert call(monkeypatch, "chat", *arguments, terminal=True) == 0
+    shown = capsys.readouterr().out
+    assert about in " ".join(shown.split())
+    assert shown.startswith("Loading ...\rccm ")
+    for told in ("The built-in model is tiny", "My name is Anna.", "/compare What is my name?", "/help lists"):
+        assert told in shown
+
+
+def test_the_first_screen_says_nothing_of_what_another_model_knows(monkeypatch, capsys, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(WEIGHTS / "base", folder)
+    assert call(monkeypatch, "chat", "--model", str(folder), "--rule", "full", terminal=True) == 0
+    assert "built-in" not in capsys.readouterr().out
+
+
+def test_the_first_screen_says_what_was_loaded(monkeypatch, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "a.memory"
+    assert call(monkeypatch, "chat", stdin=f"My name is Anna.\n/save {file}\n") == 0
+    assert call(monkeypatch, "chat", "--load", str(file), terminal=True) == 0
+    assert "1 step, 13 tokens in 2 entries" in capsys.readouterr().out
+
+
+def test_the_line_of_statistics_is_explained_once(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "chat", stdin="My name is Anna.\nThank you!\n", terminal=True) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    explained = "(This turn's 13 tokens became 2 entries. The memory takes 12 KB; the whole text would take 78 KB.)"
+    assert shown.count(explained) == shown.count("This turn's") == 1
+    assert call(monkeypatch, "chat", "--window", "36", stdin="My name is Anna.\n", terminal=True) == 0
+    assert "(This turn's 13 tokens stay as text for now. The" in capsys.readouterr().out
+
+
+def test_words_leave_and_help_on_a_terminal_and_are_turns_in_a_pipe(monkeypatch, capsys) -> None:
+    for word in ("exit", "QUIT", "/exit", "/quit"):
+        assert call(monkeypatch, "chat", stdin=f"help\n{word}\n/nonsense\n", terminal=True) == 0
+        out = capsys.readouterr().out
+        assert "take back the last exchange" in out
+        assert "nonsense" not in out
+    assert call(monkeypatch, "chat", stdin="help\n") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_turn_far_beyond_those_of_the_builtin_model_is_warned_of(monkeypatch, capsys) -> None:
+    arguments = ("chat", "--max-new-tokens", "4")
+    line = "My name is Anna. " * 12
+    assert call(monkeypatch, *arguments, stdin=f"{line}\nThank you!\n", terminal=True) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("trained on turns of up to 22, and will not make sense of it") == 1
+    assert call(monkeypatch, *arguments, stdin=line) == 0
+    assert "trained on turns" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "", None])
+def test_a_terminal_without_control_sequences_gives_plain_lines(monkeypatch, capsys, term: str | None) -> None:
+    if term is None:
+        monkeypatch.delenv("TERM", raising=False)
+    else:
+        monkeypatch.setenv("TERM", term)
+    console = Console(force_terminal=True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("My name is Anna.\n"))
+    ask = chat._line_reader(console, {})
+    assert ask() == "My name is Anna."
+    with pytest.raises(EOFError):
+        ask()
+    assert capsys.readouterr().out == "you  you  \n"
+
+
 @pytest.mark.parametrize("line", ["/x[/]", "/load [/i] :x:"])
 def test_a_terminal_shows_errors_as_they_are(monkeypatch, capsys, line: str) -> None:
     assert call(monkeypatch, "chat", stdin=f"{line}\n/memory\n", terminal=True) == 0
@@ -268,7 +349,9 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
     ("line", "message"),
     [
         ("   ", "is empty"),
-        ("/nonsense", "There is no command /nonsense"),
+        ("/nonsense", "There is no command /nonsense. The commands are /memory, "),
+        ("/c What is my name?", "There is no command /c. Did you mean /compare?"),
+        ("/laod a.memory", "There is no command /laod. Did you mean /load?"),
         ("/save", "needs a file name"),
         ("/load no-such-file", "There is no file no-such-file"),
         ("/load .", "is a directory"),

@@ -15,8 +15,8 @@ from helpers import tiny_model
 
 from ccm.chat.window import window_settings
 from ccm.core import errors
-from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
-from ccm.core.errors import CCMError, ConfigError, InputError
+from ccm.core.config import CCMConfig, LoRASettings, TurnFormat, bounded, check_types
+from ccm.core.errors import CCMError, ConfigError, InputError, unknown_name
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 
@@ -67,7 +67,7 @@ def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], me
 
 @pytest.mark.parametrize("n_tok", [0, -1, 2.0, "2", True, None])
 def test_a_number_of_comp_tokens_that_is_none_is_refused(n_tok: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; .*whole number"):
+    with pytest.raises(ConfigError, match=rf"n_tok is {n_tok!r}; it must be (a whole number|at least 1)"):
         CCMConfig(n_tok=n_tok)
 
 
@@ -142,6 +142,37 @@ def test_a_table_of_settings_must_be_a_table(name: str, value: Any) -> None:
 def test_a_value_of_another_type_is_refused_with_the_one_it_must_have(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CCMConfig.from_dict(values)
+
+
+@dataclasses.dataclass
+class Bounded:
+    count: int = bounded(3, 1)
+    share: float | None = bounded(0.5, 0, 1)
+    free: int = 0
+
+
+@pytest.mark.parametrize("values", [{}, {"count": 1}, {"share": 0}, {"share": 1}, {"share": None}, {"free": -5}])
+def test_values_within_their_bounds_are_allowed(values: dict[str, Any]) -> None:
+    check_types(Bounded(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "x.count is 0; it must be at least 1."),
+        ({"share": 1.5}, "x.share is 1.5; it must be from 0 to 1."),
+        ({"share": float("nan")}, "x.share is nan; it must be from 0 to 1."),
+        ({"count": "many"}, "x.count is 'many'; it must be a whole number."),
+    ],
+)
+def test_values_beyond_their_bounds_are_refused_with_them(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_types(Bounded(**values), "x.")
+
+
+def test_an_unknown_name_is_told_with_the_likeliest_and_all_others() -> None:
+    error = unknown_name("rule", "concad", ["concat", "merge"])
+    assert str(error) == "There is no rule 'concad'. Did you mean concat? There are: concat, merge."
 
 
 def test_settings_cannot_be_changed_in_place() -> None:

@@ -24,7 +24,7 @@ from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
 from ccm.data.custom import CustomTask, open_task, read_examples
 from ccm.data.examples import Examples
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 from ccm.data.settings import DataSettings
 from ccm.data.tasks import TaskSettings
 from ccm.engine.layout import IGNORE, Sample, Step, length
@@ -179,7 +179,7 @@ def test_a_file_is_read_alone_and_within_a_folder_whatever_its_layout(
         found = [*chain.from_iterable(read_examples(path, DataSettings(), turns))]
         assert found == [
             Chat((("Ask 0 0.", "Say 0 0."), ("Ask 0 1.", "Say 0 1."))),
-            Task(("One.",), "Sum?", "Three."),
+            TaskExample(("One.",), "Sum?", "Three."),
         ]
 
 
@@ -207,7 +207,7 @@ def test_a_folder_is_read_whole_in_any_form(tmp_path: Path, turns: Turns, caplog
     (tmp_path / "notes.md").write_text("not data", encoding="utf-8")
     for _ in range(2):
         examples = [*chain.from_iterable(read_examples(tmp_path, DataSettings(chunk_tokens=16), turns))]
-        assert [type(example).__name__ for example in examples] == ["Chat", "Task", "Text", "Chat"]
+        assert [type(example).__name__ for example in examples] == ["Chat", "TaskExample", "Text", "Chat"]
     (told,) = caplog.messages
     assert told.startswith(f"{tmp_path}: not read are ['notes.md'];")
 
@@ -303,7 +303,7 @@ def test_an_empty_folder_and_an_absent_file_are_refused(tmp_path: Path, turns: T
 
 
 def test_no_path_and_options_are_refused(tmp_path: Path, turns: Turns) -> None:
-    with pytest.raises(ConfigError, match=r"say which with data\.path=FILE"):
+    with pytest.raises(ConfigError, match=r"needs your own file or folder; name it as data.path"):
         open_data(DataSettings(), turns, 0)
     with pytest.raises(ConfigError, match="has no options; data.options is {'long': 1}"):
         opened(write(tmp_path / "a.jsonl", chat(0, 2)), turns, options={"long": 1})

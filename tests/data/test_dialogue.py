@@ -16,7 +16,7 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, DataError
 from ccm.data import dailydialog, open_data, soda
-from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, TaskOptions
+from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, DialogueTaskOptions
 from ccm.data.examples import Examples
 from ccm.data.tasks import TaskSettings, open_task
 from ccm.engine.layout import IGNORE, Sample
@@ -161,7 +161,7 @@ def test_a_file_without_a_dialogue_to_train_on_is_refused(folder: Path, turns: T
 
 
 def test_absent_and_damaged_files_are_named(folder: Path, turns: Turns) -> None:
-    with pytest.raises(ConfigError, match="needs data.path, the folder that holds dialogues_train.txt,"):
+    with pytest.raises(ConfigError, match="needs the folder that holds dialogues_train.txt,"):
         open_data(load_recipe("dialog").data, turns, 0)
     path = folder / "dialogues_test.txt"
     packed = gzip.compress(path.read_bytes())
@@ -223,7 +223,7 @@ def test_soda_is_read_from_parquet_or_json_lines(tmp_path: Path, turns: Turns, p
 def test_only_the_first_of_soda_are_measured(tmp_path: Path, turns: Turns) -> None:
     lines = [json.dumps({"dialogue": [f"{i}.", "a.", "b."]}) for i in range(9)]
     (tmp_path / "valid.jsonl").write_text("\n".join(lines))
-    task = DialogueTask(replace(soda.CORPUS, most=4), tmp_path, turns, TaskOptions())
+    task = DialogueTask(replace(soda.CORPUS, most=4), tmp_path, turns, DialogueTaskOptions())
     assert [turns.decode([*question.steps[0]]) for question in task.questions(1)] == ["0.", "1.", "2.", "3."]
 
 

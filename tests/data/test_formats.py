@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccm.data.formats import ROLES, ExampleError, read_example
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 
 TURNS = (("I am Anna.", "Hello, Anna."), ("I live in\nOslo.", "A fine city."), ("Who am I?", "Anna."))
 CHAT = Chat(TURNS)
@@ -218,7 +218,7 @@ def test_a_flag_that_is_false_says_nothing_and_one_that_is_true_is_refused(place
 )
 def test_any_key_is_used_refused_or_told(place: str, key: str) -> None:
     without, told = outcome(PLACES[place]({}))
-    assert isinstance(without, Chat | Task)
+    assert isinstance(without, Chat | TaskExample)
     if key in PLACES[place]({}):
         return
     found, now = outcome(PLACES[place]({key: "words"}))

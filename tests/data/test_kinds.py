@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 from ccm.engine.layout import IGNORE
 from ccm.models.builtin import WEIGHTS
 from ccm.models.load import load_tokenizer
@@ -72,6 +72,6 @@ def test_a_reply_that_is_not_learned_is_read_and_the_query_has_a_target(turns: T
 
 
 def test_a_task_cut_short_keeps_its_latest_steps_and_its_query(turns: Turns) -> None:
-    sample = Task(("One.", "Two.", "Three."), "Sum?", "Six.").sample(turns, 2)
+    sample = TaskExample(("One.", "Two.", "Three."), "Sum?", "Six.").sample(turns, 2)
     read = [turns.tokenizer.decode(step.ids) for step in (*sample.steps, sample.query)]
     assert read == ["<s>Two.", "\nUser:Three.", "\nUser:Sum?\nAssistant:Six."]

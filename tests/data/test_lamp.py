@@ -14,8 +14,7 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
-from ccm.data.lamp import LaMPTask, kept_entries, template
-from ccm.data.lamp_training import LaMPData
+from ccm.data.lamp import TEMPLATES, LaMPData, LaMPTask, kept_entries
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
 from ccm.engine.layout import IGNORE, Sample, length
@@ -61,7 +60,7 @@ def test_entries_are_the_steps_and_the_classes_the_answers(tmp_path: Path, turns
     assert texts[0].startswith("Instruction: ")
     assert texts[0].endswith('."\n')
     assert texts[1].startswith("\n, and ")
-    question_text, review = template(3).split(ASKED)
+    question_text, review = TEMPLATES[3].split(ASKED)
     assert texts[2] == f". {question_text}\nInput: {review}\nOutput:"
     assert [decode(answer).strip() for answer in question.answers] == ["1", "2", "3", "4", "5"]
     assert (question.right, question.task) == (3, "LaMP-3")
@@ -160,7 +159,7 @@ def test_wrong_files_and_settings_are_named(tmp_path: Path, turns: Turns) -> Non
     (folder / "dev_outputs.json").write_text('{"golds')
     with pytest.raises(DataError, match="may not be whole"):
         asked(opened(folder, turns), 1)
-    with pytest.raises(ConfigError, match="There is no LaMP-6"):
+    with pytest.raises(ConfigError, match="options.number is 6; allowed: 1, 2, 3, 4, 5, 7"):
         opened(folder, turns, number=6)
     with pytest.raises(ConfigError, match="There is no time step 17"):
         asked(opened(folder, turns), 17)
@@ -269,7 +268,7 @@ def test_a_recipe_with_the_authors_settings(training: Path, turns: Turns) -> Non
     assert (recipe.max_steps, recipe.batch_size, recipe.lr, recipe.adapter.lora.r) == (2000, 128, 3e-4, 8)
     assert (recipe.adapter.rule, recipe.adapter.n_tok, recipe.data.max_steps) == ("concat", 4, 16)
     assert {len(sample.steps) for sample in to_train(training, turns).pool(0, 8)} == {16}
-    with pytest.raises(ConfigError, match="There is no LaMP-6"):
+    with pytest.raises(ConfigError, match="options.number is 6; allowed: 1, 2, 3, 4, 5, 7"):
         to_train(training, turns, **{"options.number": 6})
-    with pytest.raises(ConfigError, match="needs data.path, the folder that holds train_questions.json"):
+    with pytest.raises(ConfigError, match="needs the folder that holds train_questions.json"):
         open_data(recipe.data, turns, recipe.seed)

@@ -121,7 +121,7 @@ def test_what_is_no_conversation_is_refused_by_row(tmp_path: Path, turns: Turns,
 
 
 def test_settings_without_meaning_are_refused(turns: Turns, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs data.path, the folder of LMSYS-Chat-1M's files"):
+    with pytest.raises(ConfigError, match="needs the folder of LMSYS-Chat-1M's files"):
         open_data(DataSettings("lmsys"), turns, 0)
     with pytest.raises(ConfigError, match="data.options.most is -1"):
         opened(tmp_path, turns, options={"most": -1})

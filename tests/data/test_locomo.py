@@ -154,7 +154,7 @@ def test_categories_may_be_chosen(tmp_path: Path, turns: Turns) -> None:
     folder = write(tmp_path, asked(1), asked(2), asked(4))
     found = opened(folder, turns, categories=["temporal", "single-hop"]).questions(2)
     assert [question.task for question in found] == ["temporal", "single-hop"]
-    with pytest.raises(ConfigError, match="no category temporl. Did you mean temporal"):
+    with pytest.raises(ConfigError, match="no category 'temporl'. Did you mean temporal"):
         opened(folder, turns, categories=["temporl"])
 
 

@@ -12,7 +12,7 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, DataError
 from ccm.data.longmemeval import read
-from ccm.data.longterm import Asked
+from ccm.data.longterm import LongQuestion
 from ccm.data.questions import Question
 from ccm.data.tasks import Task, TaskSettings, open_task
 from ccm.models.builtin import WEIGHTS
@@ -79,7 +79,7 @@ def test_what_the_user_says_with_the_reply_is_a_step_and_sessions_are_in_order(t
     assert texts(late, turns)[0] == "[2023/05/03 (Wed) 10:00]\nc2 u\nA:c2 a"
 
 
-def one(tmp_path: Path, **changes: Any) -> Asked:
+def one(tmp_path: Path, **changes: Any) -> LongQuestion:
     (asked,) = read(write(tmp_path, question(**changes)))
     return asked
 
@@ -103,7 +103,7 @@ def test_questions_that_the_history_does_not_answer_are_counted_apart(tmp_path: 
     path = write(tmp_path, question("q1_abs"), question("q2"))
     assert [asked.task for asked in opened(path, turns).questions(2)] == ["abstention", "multi-session"]
     assert [asked.task for asked in opened(path, turns, categories=["abstention"]).questions(2)] == ["abstention"]
-    with pytest.raises(ConfigError, match="There is no category temporal"):
+    with pytest.raises(ConfigError, match="There is no category 'temporal'"):
         opened(path, turns, categories=["temporal"])
 
 

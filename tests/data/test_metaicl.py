@@ -14,8 +14,7 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, DataError
 from ccm.data import open_data
-from ccm.data.metaicl import MetaICLTask
-from ccm.data.metaicl_training import MetaICLData
+from ccm.data.metaicl import MetaICLData, MetaICLTask
 from ccm.data.questions import Question
 from ccm.data.tasks import TaskSettings, open_task
 from ccm.engine.layout import IGNORE, Sample, length
@@ -149,10 +148,13 @@ def test_the_tasks_are_those_of_the_publishers_list_and_one_without_files_is_cou
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"input": "a", "output": "b", "opt', "colours_test.jsonl, line 2: not JSON"),
-        ('{"input": "a", "output": 1, "options": []}', "line 2: an example has the texts"),
-        ("[1]", "line 2: an example has the texts"),
-        ('{"input": "a", "output": "b", "options": [1]}', "line 2: an example has the texts"),
+        (
+            '{"input": "a", "output": "b", "opt',
+            "colours_test.jsonl, line 2: no object with 'input' and 'output' and 'options'",
+        ),
+        ('{"input": "a", "output": 1, "options": []}', "row 2: an example has the texts"),
+        ("[1]", "line 2: no object with 'input'"),
+        ('{"input": "a", "output": "b", "options": [1]}', "row 2: an example has the texts"),
     ],
 )
 def test_damaged_files_are_named_with_the_line(folder: Path, turns: Turns, line: str, said: str) -> None:
@@ -326,7 +328,7 @@ def test_what_cannot_be_trained_on_is_refused(training: Path, turns: Turns) -> N
         to_train(training, turns, **{"options.tasks": "[beasts, birds]"})
     with pytest.raises(ConfigError, match=r"unknown keys \['long'\]. Did you mean longest"):
         to_train(training, turns, **{"options.long": 3})
-    with pytest.raises(ConfigError, match="needs data.path, the folder that holds MetaICL's tasks"):
+    with pytest.raises(ConfigError, match="needs the folder that holds MetaICL's tasks"):
         open_data(load_recipe("metaicl").data, turns, 0)
     with pytest.raises(ConfigError, match="leave data.eval_path out"):
         to_train(training, turns, eval_path="x")

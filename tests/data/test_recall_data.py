@@ -125,15 +125,15 @@ def test_the_task_asks_four_questions_of_every_dialogue_after_its_lines(turns: T
         assert value.casefold() in read.casefold()
         assert question.alone().steps == []
     assert questions == [*task.questions(12)]
-    assert questions != [*replace(task, options=recall.TaskOptions(3, seed=1)).questions(12)]
+    assert questions != [*replace(task, options=recall.RecallTaskOptions(3, seed=1)).questions(12)]
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         ("data.path=a.jsonl", "makes its own dialogues"),
-        ("data.options={longest: 3}", "longest is 3; it is from 4 to 40"),
-        ("data.options={asking: 1.5}", "asking is 1.5; it is a share"),
+        ("data.options={longest: 3}", "longest is 3; it must be from 4 to 40"),
+        ("data.options={asking: 1.5}", "asking is 1.5; it must be from 0 to 1"),
         ("data.options={asked: 1}", "asked"),
     ],
 )

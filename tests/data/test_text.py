@@ -104,7 +104,7 @@ def test_a_book_is_drawn_by_its_size_and_read_only_then(tmp_path: Path, turns: T
         yield file.read_text()
 
     data = opened(tmp_path, turns)
-    data = replace(data, source=replace(data.source, read=counted))
+    data = replace(data, library=replace(data.library, read=counted))
     assert not read
     data.pool(0, 320)
     assert sum(read.values()) == 320
@@ -166,7 +166,7 @@ def test_settings_without_meaning_are_refused(tmp_path: Path, turns: Turns) -> N
         opened(folder, turns, options={"x": 1})
     with pytest.raises(ConfigError, match="data.chunk_tokens is 16, data.max_step_tokens 8"):
         opened(folder, turns, max_step_tokens=8)
-    with pytest.raises(ConfigError, match=r"'pg19' needs data.path, the folder of PG19 \(\*.txt, \*.txt.gz\)"):
+    with pytest.raises(ConfigError, match=r"'pg19' needs the folder of PG19 \(\*.txt, \*.txt.gz\)"):
         open_data(DataSettings("pg19"), turns, 0)
 
 

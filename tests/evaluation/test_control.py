@@ -9,9 +9,9 @@ import pytest
 from helpers import make_sample, tiny_model
 
 from ccm.data.questions import Question
-from ccm.evaluation.control import Control
+from ccm.evaluation.control import ControlQuestions
 from ccm.evaluation.report import content
-from ccm.evaluation.results import Measured, Result
+from ccm.evaluation.results import Measurement, Result
 from ccm.evaluation.scoring import Scorer
 
 
@@ -24,7 +24,7 @@ ASKED = [question(i, 1 + i % 3) for i in range(12)]
 
 
 def test_another_conversation_has_as_many_steps_and_none_in_common() -> None:
-    control = Control(ASKED)
+    control = ControlQuestions(ASKED)
     swapped = [*control]
     assert control.found == [True] * 12
     for own, other in zip(ASKED, swapped, strict=True):
@@ -32,25 +32,27 @@ def test_another_conversation_has_as_many_steps_and_none_in_common() -> None:
         assert other.steps in [one.steps for one in ASKED]
         assert not {*map(tuple, own.steps)} & {*map(tuple, other.steps)}
         assert (other.query, other.answers, other.right) == (own.query, [own.answers[1]], 0)
-    assert [one.steps for one in Control(ASKED)] == [one.steps for one in swapped], "the seed alone fixes the choice"
-    assert [one.steps for one in Control(ASKED, seed=1)] != [one.steps for one in swapped]
+    assert [one.steps for one in ControlQuestions(ASKED)] == [one.steps for one in swapped], (
+        "the seed alone fixes the choice"
+    )
+    assert [one.steps for one in ControlQuestions(ASKED, seed=1)] != [one.steps for one in swapped]
 
 
 def test_where_there_is_no_other_conversation_none_is_read() -> None:
     same = replace(ASKED[0], query=[5, 6])  # another question about the same conversation
-    control = Control([ASKED[0], same, ASKED[1]])
+    control = ControlQuestions([ASKED[0], same, ASKED[1]])
     assert [*control] == []
     assert control.found == [False] * 3
-    assert not [*Control([replace(one, steps=[]) for one in ASKED])]
+    assert not [*ControlQuestions([replace(one, steps=[]) for one in ASKED])]
 
 
 def test_the_head_is_the_questions_own() -> None:
     asked = [question(i, 2, head=3) for i in range(4)]
-    assert [one.head for one in Control(asked)] == [one.head for one in asked]
+    assert [one.head for one in ControlQuestions(asked)] == [one.head for one in asked]
 
 
 def result(rule: str, nats: list[float], others: list[float | None]) -> Result:
-    line = Measured(
+    line = Measurement(
         {"name": "custom"},
         rule,
         rule,
@@ -100,7 +102,7 @@ def test_content_is_not_stated_without_a_gain_or_a_measure_of_none() -> None:
 
 def test_scores_with_anothers_memory_are_those_of_a_question_with_its_steps() -> None:
     model = tiny_model("concat")
-    (first, *_), asked = [*Control(ASKED)], ASKED[0]
+    (first, *_), asked = [*ControlQuestions(ASKED)], ASKED[0]
     (scored,) = Scorer(model).score([first])
     other = next(one for one in ASKED if one.steps == first.steps)
     (expected,) = Scorer(model).score([replace(asked, steps=other.steps)])

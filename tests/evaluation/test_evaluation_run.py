@@ -11,13 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import TOLERANCE
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -27,21 +23,9 @@ from ccm.cli import main
 from ccm.core.errors import ConfigError
 from ccm.core.files import load_tensors, save_tensors
 from ccm.data.tasks import Task, TaskSettings
-from ccm.evaluation import answering, run, scoring
-from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
-from ccm.evaluation.report import (
-    UNSTATED,
-    brief,
-    gain,
-    mean_over_tasks,
-    merged,
-    overview,
-    rows_of,
-    section,
-    tables,
-)
-from ccm.evaluation.results import NOT_FINITE, Measured, Result
-from ccm.evaluation.run import Evaluation
+from ccm.evaluation import answering, methods, run, scoring
+from ccm.evaluation.run import evaluation_methods
+from ccm.evaluation.settings import EvaluationSettings, Selection
 from ccm.evaluation.texts import FIGURES
 from ccm.models.builtin import WEIGHTS
 
@@ -107,6 +91,19 @@ def test_methods_that_read_a_task_alike_open_it_once(
     assert len(opened) == 1
     assert dialog(folder, "--rule", "full", "--adapter", own, "--adapter", other) == 0
     assert [form.separator for form in opened[1:]] == [opened[0].separator, "\n"]
+
+
+def test_several_tasks_share_a_model_and_keep_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], methods.load_model
+    monkeypatch.setattr(methods, "load_model", lambda *given, **more: loaded.append(given) or load(*given, **more))
+    tasks = [TaskSettings("dialog", str(folder), {"protocol": name}) for name in ("paper", "fixed-target")]
+    settings = EvaluationSettings(depths=[1], control=False)
+    (folder / "dialogues_test.txt").write_text(" __eou__ ".join(f"Turn {i} ." for i in range(16)) + " __eou__\n")
+    found = run.evaluate(tasks, Selection(rules=["none", "gate", "full"]), settings)
+    assert [(r.line.task["protocol"], r.line.method) for r in found] == [
+        (name, rule) for name in ("paper", "fixed-target") for rule in ("none", "gate", "full")
+    ]
+    assert len(loaded) == 2  # concat, which "none" and "full" run on, and gate
 
 
 def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,84 +289,17 @@ def test_likelihoods_that_are_no_numbers_are_counted_beside_the_score(
         assert line["figures"]["perplexity"] == pytest.approx(math.exp(2.0))
 
 
-def result(
-    rule: str, values: list[float], tasks: str = "", base: str = "a", tokens: Sequence[int] | None = None
-) -> Result:
-    """Of answers of ten tokens each, or so many, or of options where tasks are named, a letter each."""
-    weights = [*tokens] if tokens is not None else [10] * len(values)
-    if tasks:
-        by_task = {name: [v for v, t in zip(values, tasks, strict=True) if t == name] for name in sorted({*tasks})}
-        figures = {"acc_norm": sum(sum(of) / len(of) for of in by_task.values()) / len(by_task)}
-    else:
-        answers = [Likelihood(count * value, count) for value, count in zip(values, weights, strict=True)]
-        figures = {"perplexity": perplexity(answers)}
-    (main,) = figures
-    task = {"name": "dialog"}
-    line = Measured(
-        task,
-        rule,
-        rule,
-        1,
-        None,
-        "model",
-        None,
-        base,
-        1,
-        "",
-        len(values),
-        {},
-        {},
-        main,
-        figures,
-        {},
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
-    return Result(line, values, weights, [*tasks] or [""] * len(values))
-
-
-def test_a_gain_is_stated_only_where_full_and_none_differ_clearly() -> None:
-    full, none = result("full", [-2.0, -2.1, -1.9, -2.0]), result("none", [-3.0, -3.0, -2.9, -3.1])
-    some = result("concat", [-2.5, -2.5, -2.5, -2.5])
-    assert gain(some, [full, none, some]) == (pytest.approx(0.5), pytest.approx(0.0354, abs=1e-4))
-    assert gain(full, [full, none, some]) is None
-    noisy = result("full", [-2.0, -4.5, -1.5, -3.8])
-    assert gain(some, [noisy, none, some]) is None
-    nearly, clearly = result("full", [-1.0, -3.0, -0.9, -3.1]), result("full", [-1.0, -2.5, -0.9, -2.6])
-    assert gain(some, [nearly, none, some]) is None  # 1.7 standard errors
-    assert gain(some, [clearly, none, some]) is not None  # 2.9
-    assert gain(some, [full, some]) is None
-    assert gain(some, [replace(none, line=replace(none.line, rule="full")), none, some]) is None  # no gain at all
-
-
-@given(st.integers(2, 200_000), st.floats(1.0, 1e9))
-def test_no_gain_is_stated_where_full_context_is_worse_than_a_guess(vocabulary: int, of_full: float) -> None:
-    full, none, some = (result(name, [value] * 4) for name, value in (("full", -2.0), ("none", -3.0), ("concat", -2.5)))
-    sized = [replace(one, line=replace(one.line, vocab_size=vocabulary)) for one in (none, some)]
-    figures = {**full.line.figures, "perplexity": of_full}
-    full = replace(full, line=replace(full.line, vocab_size=vocabulary, figures=figures))
-    shown = [full, *sized]
-    stated = of_full <= vocabulary
-    assert (gain(shown[2], shown) is not None) == stated
-    assert ("%" in overview(shown)) == ("%" in tables(shown)) == stated  # a model card is made of these
-    assert any(UNSTATED in row for row in brief(shown)) != stated
-
-
 def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    asked = Evaluation(TaskSettings("dialog", str(folder)), rules=("full", "none"), depths=(1, 2), batch=2)
-    run.evaluate(asked, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    task, settings = TaskSettings("dialog", str(folder)), EvaluationSettings(depths=(1, 2), batch=2)
+    asked = Selection(output=tmp_path / "out")
+    run.evaluate([task], asked, settings, lambda *one: told.append(one))
     assert {total for _, _, total in told} == {40, 30}  # five questions, two steps, twice each; then none, once each
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1] == ("none, step 2", 30, 30)
     told.clear()
     more = replace(asked, rules=("full", "none", "concat"))
-    run.evaluate(more, output=tmp_path / "out", progress=lambda *one: told.append(one))
+    run.evaluate([task], more, settings, lambda *one: told.append(one))
     assert {(name.split(",")[0], total) for name, _, total in told} == {("concat", 20)}  # the rest was measured before
 
 
@@ -390,31 +320,9 @@ def test_what_the_built_in_model_is_not_for_is_said_once_as_figures_come(
         assert "Note:" not in capsys.readouterr().err
 
 
-def test_a_gain_is_not_stated_across_bases_or_targets() -> None:
-    full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
-    assert gain(result("concat", [-2.5, -2.5, -2.5], base="b"), [full, none]) is None
-    assert gain(result("concat", [-2.5, -2.5]), [full, none]) is None
-    some = result("concat", [-2.5, -2.5, -2.5])
-    assert gain(some, [full, none]) is not None
-    for changes in ({"asked": "others"}, {"skipped": {NOT_FINITE: 1}}):
-        assert gain(some, [replace(full, line=replace(full.line, **changes)), none]) is None
-
-
-def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
-    """One task of 200 questions without a difference, and one of ten where six are right instead of four."""
-    tasks = "a" * 200 + "b" * 10
-    full = result("full", [1.0, 0.0] * 100 + [1.0] * 6 + [0.0] * 4, tasks)
-    none = result("none", [1.0, 0.0] * 100 + [0.0] * 3 + [1.0] * 4 + [0.0] * 3, tasks)
-    difference, error = mean_over_tasks([f - n for f, n in zip(full.values, none.values, strict=True)], full)
-    assert difference == pytest.approx(0.1)
-    spread = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]
-    assert error == pytest.approx(standard_error(spread, [10] * 10) / 2)
-    assert gain(result("concat", [1.0, 0.0] * 105, tasks), [full, none]) is None
-
-
 def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
     concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
-    methods = Evaluation(TaskSettings("dialog"), adapters=[concat, gate], rules=["full"]).methods()
+    methods = evaluation_methods(Selection(adapters=[concat, gate], rules=["full"]))
     assert [(m.name, m.rule, m.adapter) for m in methods] == [
         ("full", "full", concat), ("concat", None, concat), ("gate", None, gate),
     ]  # fmt: skip
@@ -422,7 +330,7 @@ def test_an_adapter_gives_its_rule_and_serves_those_that_it_runs_with() -> None:
 
 def test_a_plain_lora_is_the_base_of_the_rules_that_compress_nothing(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    methods = Evaluation(TaskSettings("dialog"), adapters=[str(tmp_path)]).methods()
+    methods = evaluation_methods(Selection(adapters=[str(tmp_path)]))
     assert [(m.name, m.rule, m.adapter) for m in methods] == [(n, n, str(tmp_path)) for n in ("full", "none")]
 
 
@@ -443,10 +351,10 @@ def test_recall_of_held_out_facts_is_measured(capsys: pytest.CaptureFixture[str]
 
 def test_baselines_have_the_memory_of_the_adapter_of_concat() -> None:
     concat, gate = str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
-    task = TaskSettings("dialog")
-    methods = Evaluation(task, adapters=[gate, concat], rules=["full"], baselines=["window", "pool"]).methods()
+    chosen = Selection(adapters=[gate, concat], rules=["full"], baselines=["window", "pool"])
+    methods = evaluation_methods(chosen)
     assert [(m.name, m.adapter) for m in methods[:3]] == [("full", gate), ("window", concat), ("pool", concat)]
-    alone = Evaluation(task, adapters=[gate], rules=[], baselines=["window"]).methods()
+    alone = evaluation_methods(replace(chosen, adapters=[gate], rules=[]))
     assert alone[0].adapter == gate
 
 
@@ -465,7 +373,7 @@ def test_baselines_are_measured_at_equal_memory(folder: Path, capsys: pytest.Cap
     assert dialog(folder, "--baseline", "embedding") == 2
     assert "name a folder or Hub id with --embedder" in capsys.readouterr().err
     assert dialog(folder, "--baseline", "window", "--room", 0) == 2
-    assert "at least 1 entry" in capsys.readouterr().err
+    assert "room is 0; it must be at least 1" in capsys.readouterr().err
 
 
 def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
@@ -480,60 +388,6 @@ def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
     assert max(map(len, shown.splitlines())) <= 80
     assert dialog(folder, "--rule", "full", "--rule", "none") == 0
     assert "*" not in capsys.readouterr().out
-
-
-def test_what_was_left_out_is_listed_once_for_all_its_steps(tmp_path: Path) -> None:
-    lines = [result("full", [-1.0]).line, result("none", [-1.0]).line]
-    skipped = [{"too long": 3, "never": 0}, {"too long": 3, "odd": 1}]
-    rows = [
-        Result(replace(line, depth=depth, skipped=skipped[number]), [-1.0], [1], [""])
-        for line in lines
-        for number, depth in enumerate((2, 4))
-    ]
-    text = section(rows, tmp_path, "")
-    assert text.endswith("\n\n- steps 2, 4: 3 left out, too long\n- step 4: 1 left out, odd\n")
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The pictures that are drawn, which are not written."""
-    figures: list[Figure] = []
-
-    def savefig(figure: Figure, place: Path, **_: object) -> None:
-        figures.append(figure)
-        place.touch()
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
-def test_the_pictures_tell_eleven_methods_apart_by_step_and_by_peak_memory(tmp_path: Path, drawn: list[Figure]) -> None:
-    line = replace(result("full", [-1.0]).line, kv_bytes=1000.0)
-    rows = [
-        Result(replace(line, method=str(number), depth=depth, peak_bytes=2000.0 * depth), [-1.0], [1], [""])
-        for number in range(11)
-        for depth in (1, 4)
-    ]
-    section(rows, tmp_path, "")
-    steps, memory = ([*figure.axes[0].lines] for figure in drawn)
-    assert [[*line.get_xdata()] for line in steps] == [[1, 4]] * 11
-    assert [[*line.get_xdata()] for line in memory] == [[2000.0, 8000.0]] * 11
-    for shown in (steps, memory):  # two colours may be alike, two marks not
-        assert len({line.get_marker() for line in shown}) == 11
-        assert "None" not in {line.get_linestyle() for line in shown}
-
-
-def test_points_are_not_joined_where_a_line_would_run_back(tmp_path: Path, drawn: list[Figure]) -> None:
-    line = result("full", [-1.0]).line
-    rows = [
-        Result(replace(line, method=method, depth=depth, peak_bytes=peak), [-1.0], [1], [""])
-        for method, peaks in {"grows": (1.0, 2.0, 3.0), "shrinks": (1.0, 3.0, 2.0)}.items()
-        for depth, peak in zip((1, 2, 4), peaks, strict=True)
-    ]
-    text = section(rows, tmp_path, "")
-    steps, memory = ({line.get_linestyle() for line in figure.axes[0].lines} for figure in drawn)
-    assert (steps, memory) == ({"-"}, {"None"})
-    assert "(memory.png)\n\n*The same by" in text
 
 
 def test_several_draws_of_demonstrations_give_a_mean_and_a_deviation(
@@ -617,19 +471,9 @@ def test_runs_are_merged_into_one_page(folder: Path, tmp_path: Path, capsys: pyt
     assert "name the output of an evaluation that ended" in capsys.readouterr().err
     next((one / "scores").iterdir()).unlink()
     assert ccm("report", one, "--output", tmp_path / "page") == 2
-    assert "say the same evaluation again" in capsys.readouterr().err
+    assert "run the same evaluation again" in capsys.readouterr().err
     assert ccm("report", other, "--output", one / "report.md") == 2
     assert "is a file" in capsys.readouterr().err
-
-
-def test_a_gain_is_taken_among_results_of_the_same_base() -> None:
-    values = {"full": [-2.0, -2.1, -1.9], "none": [-3.0, -3.0, -2.9], "concat": [-2.5, -2.5, -2.5]}
-    rows = [result(rule, v, base=base) for base in ("a", "b") for rule, v in values.items()]
-    rows[5] = result("concat", [-2.9, -2.9, -2.9], base="b")
-    gains = [gain(row, rows) for row in rows]
-    assert gains[:2] + gains[3:5] == [None] * 4
-    assert gains[2] == (pytest.approx((2.9667 - 2.5) / 0.9667, abs=1e-3), pytest.approx(0.0452, abs=1e-4))
-    assert gains[5] == (pytest.approx((2.9667 - 2.9) / 0.9667, abs=1e-3), pytest.approx(0.0357, abs=1e-4))
 
 
 def test_runs_on_other_questions_are_other_tasks_and_are_measured_anew(
@@ -648,37 +492,6 @@ def test_runs_on_other_questions_are_other_tasks_and_are_measured_anew(
     page = (tmp_path / "page" / "report.md").read_text()
     assert page.count("\n## custom") == 2
     assert "±" not in page.partition("After ±")[0]
-
-
-@pytest.mark.parametrize("longest", [1, 60])
-def test_the_error_of_a_gain_is_that_of_questions_drawn_anew(longest: int) -> None:
-    rng = np.random.default_rng(3)
-    tokens = rng.integers(1, longest, 200, endpoint=True)
-    none = rng.normal(-3.0, 0.5, 200)
-    full = none + rng.normal(0.4, 0.3, 200)
-    some = none + rng.normal(0.3, 0.3, 200)
-    by_rule = {"full": full, "none": none, "concat": some}
-    rows = [result(rule, [*values], tokens=tokens.tolist()) for rule, values in by_rule.items()]
-    found = gain(rows[2], rows)
-    assert found is not None
-    drawn = rng.integers(0, 200, (2000, 200))
-    shares = (tokens * (some - none))[drawn].sum(1) / (tokens * (full - none))[drawn].sum(1)
-    assert found.share == pytest.approx((tokens * (some - none)).sum() / (tokens * (full - none)).sum())
-    assert found.error == pytest.approx(shares.std(), rel=0.1)
-    difference, _ = mean_over_tasks([*(full - none)], rows[0])
-    assert difference == pytest.approx((tokens * (full - none)).sum() / tokens.sum())
-
-
-def test_runs_of_several_seeds_are_draws_of_a_method() -> None:
-    full, none = result("full", [-2.0, -2.1, -1.9]), result("none", [-3.0, -3.0, -2.9])
-    one, other = result("concat", [-2.5, -2.5, -2.5]), result("concat", [-2.4, -2.4, -2.4])
-    runs = {"first": [full, none, one], "second": [full, none, other]}
-    (apart,) = merged(runs)
-    assert [method for _, method, _ in rows_of(apart)] == ["full", "none", "concat [first]", "concat [second]"]
-    (together,) = merged(runs, draws=True)
-    assert [(method, group) for _, method, group in rows_of(together)] == [
-        ("full", [full]), ("none", [none]), ("concat", [one, other]),
-    ]  # fmt: skip
 
 
 def adapter_like_concat(folder: Path, **changes: object) -> Path:
@@ -781,17 +594,6 @@ def test_chosen_answers_are_not_generated(tmp_path: Path, capsys: pytest.Capture
     assert "no replies that could be judged" in capsys.readouterr().err
 
 
-def test_a_gain_of_replies_is_that_of_their_main_figure() -> None:
-    def replies(rule: str, values: list[float]) -> Result:
-        row = result(rule, [-2.0] * len(values))
-        line = replace(row.line, main="answer_f1", figures={"answer_f1": sum(values) / len(values)})
-        return replace(row, line=line, values=values, weights=[1] * len(values))
-
-    full, none, some = replies("full", [0.9, 1.0, 0.8]), replies("none", [0.1, 0.0, 0.2]), replies("concat", [0.7] * 3)
-    assert gain(some, [full, none, some]) == (pytest.approx(0.6 / 0.8), pytest.approx(0.0361, abs=1e-4))
-
-
 def test_a_rule_that_needs_an_adapter_is_refused_before_anything_is_measured() -> None:
-    alone = Evaluation(TaskSettings("custom", "data"), model="org/base", rules=("full", "concat"))
     with pytest.raises(ConfigError, match="rule 'concat' needs an adapter for org/base"):
-        alone.methods()
+        evaluation_methods(Selection(model="org/base", rules=("full", "concat")))

@@ -12,7 +12,7 @@ from ccm.data.questions import Question
 from ccm.data.tasks import Averaging, Replies, Task
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
 from ccm.evaluation.metrics import Likelihood
-from ccm.evaluation.scoring import Scored
+from ccm.evaluation.scoring import ScoredQuestion
 from ccm.evaluation.texts import FIGURES, JudgedReply
 
 
@@ -25,9 +25,9 @@ class Two(Task):
         yield from ()
 
 
-def scored(part: str, total: float, value: float | None = None) -> Scored:
+def scored(part: str, total: float, value: float | None = None) -> ScoredQuestion:
     reply = None if value is None else JudgedReply(part, "", [], "", dict.fromkeys(FIGURES, value))
-    return Scored(part, 0, (Likelihood(total, 2),), 1, 1, 1, 1, reply)
+    return ScoredQuestion(part, 0, (Likelihood(total, 2),), 1, 1, 1, 1, reply)
 
 
 def test_a_part_that_does_not_count_is_in_no_perplexity_but_its_own() -> None:

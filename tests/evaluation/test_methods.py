@@ -8,6 +8,7 @@ import pytest
 
 from ccm.evaluation import methods
 from ccm.evaluation.methods import Method, Models
+from ccm.evaluation.settings import Selection
 from ccm.models.builtin import WEIGHTS
 
 
@@ -17,7 +18,7 @@ def test_an_adapter_is_loaded_with_its_base_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         methods, "load_model", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
     )
-    models, concat, gate = Models(None), str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
+    models, concat, gate = Models(Selection()), str(WEIGHTS / "concat"), str(WEIGHTS / "gate")
     found = [models.load(Method(rule or "own", rule, concat))[0] for rule in ("full", "none", None)]
     assert [model.config.rule for model in found] == ["full", "none", "concat"]
     assert models.load(Method("own", None, gate))[0].config.rule == "gate"
@@ -31,10 +32,25 @@ def test_without_an_adapter_it_is_one_that_ships(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         methods, "load_model", lambda base, adapter, **given: loaded.append(adapter) or load(base, adapter, **given)
     )
-    models = Models(None)
+    models = Models(Selection())
     assert [models.load(Method(rule, rule, None))[0].config.rule for rule in ("full", "none", "gate")] == [
         "full",
         "none",
         "gate",
     ]
     assert [path.name for path in loaded] == ["concat", "gate"]
+
+
+def test_methods_are_grouped_so_that_each_adapter_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = methods.load_model
+    monkeypatch.setattr(
+        methods,
+        "load_model",
+        lambda base, adapter, **given: loaded.append(adapter.name) or load(base, adapter, **given),
+    )
+    models, named = Models(Selection()), [Method(rule, rule, None) for rule in ("concat", "gate", "full", "none")]
+    grouped = models.grouped(named)
+    assert [method.name for method in grouped] == ["concat", "full", "none", "gate"]
+    assert [models.load(method)[0].config.rule for method in grouped] == ["concat", "full", "none", "gate"]
+    assert loaded == ["concat", "gate"]

@@ -18,7 +18,7 @@ from ccm.data.questions import Question
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from ccm.evaluation.metrics import Likelihood
-from ccm.evaluation.scoring import Scored, Scorer, Seconds
+from ccm.evaluation.scoring import ScoredQuestion, Scorer, Seconds
 
 SETTINGS: tuple[dict[str, object], ...] = ({"sink": True}, {"recurrent": False}, {"positions": "base"})
 CASES = [(row, {}) for row in TABLE]  # every rule, and every setting for a rule that grows and for one that mixes
@@ -69,7 +69,7 @@ def assert_as_from_scratch(model: CCMModel, asked: list[Question]) -> None:
             assert ours.tokens == len(answer)
 
 
-def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored]:
+def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[ScoredQuestion]:
     return [*Scorer(model, batch=batch).score(asked)]
 
 
@@ -85,7 +85,7 @@ def test_other_families_score_alike(family: str) -> None:
     assert_as_from_scratch(model, asked)
 
 
-def totals(one: Scored) -> list[float]:
+def totals(one: ScoredQuestion) -> list[float]:
     return [answer.total for answer in one.answers]
 
 
@@ -179,11 +179,11 @@ class Spelled(SeparatorTurns):
         return " ".join(map(str, ids))
 
 
-def replied(model: CCMModel, asked: list[Question], batch: int, ends: int = VOCAB + 1) -> list[Scored]:
+def replied(model: CCMModel, asked: list[Question], batch: int, ends: int = VOCAB + 1) -> list[ScoredQuestion]:
     return [*Scorer(model, batch=batch, generate=6, turns=Spelled(ends)).score(asked)]
 
 
-def texts_of(scored: list[Scored]) -> list[str]:
+def texts_of(scored: list[ScoredQuestion]) -> list[str]:
     return [one.reply.reply for one in scored if one.reply]
 
 
@@ -260,4 +260,4 @@ def test_writing_takes_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answers_own_likelihood_must_be_finite_too() -> None:
     fine, broken = Likelihood(-1.0, 1, own=-2.0), Likelihood(-1.0, 1, own=math.nan)
-    assert [Scored("", 0, (fine, one), 1, 1, 1, 1).finite for one in (fine, broken)] == [True, False]
+    assert [ScoredQuestion("", 0, (fine, one), 1, 1, 1, 1).finite for one in (fine, broken)] == [True, False]

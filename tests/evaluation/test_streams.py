@@ -16,8 +16,9 @@ from helpers import TOLERANCE
 import ccm
 from ccm.core.errors import ConfigError, DataError
 from ccm.evaluation import streams
+from ccm.evaluation.settings import Selection
 from ccm.evaluation.stream_results import Point, StreamResult, totals
-from ccm.evaluation.streams import StreamRun, read_texts, run_streams
+from ccm.evaluation.streams import StreamRun, read_texts, run_streams, stream_methods
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 
@@ -39,7 +40,7 @@ def book(tmp_path: Path) -> Path:
 
 
 def test_the_figures_are_those_of_the_stream(book: Path) -> None:
-    run = StreamRun([book], settings=SMALL, offset=7, tokens=120, baselines=("window", "blocks"))
+    run = StreamRun([book], Selection(baselines=("window", "blocks")), SMALL, offset=7, tokens=120)
     results = run_streams(run)
     assert [result.method for result in results] == ["concat", "window", "blocks"]
     model, tokenizer = ccm.load("builtin")
@@ -61,16 +62,17 @@ def test_the_figures_are_those_of_the_stream(book: Path) -> None:
 
 
 def test_a_tolerance_adds_methods_beside_the_fixed_spans(book: Path) -> None:
-    run = StreamRun([book], settings=replace(SMALL, tolerance=5), rules=["concat", "gate"], baselines=())
+    both, settings = Selection(rules=["concat", "gate"], baselines=()), replace(SMALL, tolerance=5)
     names = ["concat", "gate", "concat, sentence ends ±5", "gate, sentence ends ±5"]
-    assert [method.name for method in run.methods()] == names
-    fixed, ends = run_streams(replace(run, rules=["concat"]))
+    assert [method.name for method in stream_methods(both, settings)] == names
+    fixed, ends = run_streams(StreamRun([book], replace(both, rules=["concat"]), settings))
     assert fixed.last.perplexity != ends.last.perplexity
 
 
 def test_a_run_that_stops_goes_on_where_it_was(book: Path, tmp_path: Path) -> None:
-    run = StreamRun([book], settings=SMALL, baselines=("window",), generate=5)
+    run = StreamRun([book], settings=SMALL, generate=5)
     whole = run_streams(run)
+    run = replace(run, selection=Selection(output=tmp_path / "kept"))
     seen: list[tuple[str, int]] = []
 
     def stop(result: StreamResult) -> None:
@@ -79,9 +81,9 @@ def test_a_run_that_stops_goes_on_where_it_was(book: Path, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_streams(run, tmp_path / "kept", stop)
+        run_streams(run, stop)
     again: list[tuple[str, int]] = []
-    results = run_streams(run, tmp_path / "kept", lambda result: again.append((result.method, result.last.read)))
+    results = run_streams(run, lambda result: again.append((result.method, result.last.read)))
     assert again[0][0] == "concat"
     assert again[0][1] > seen[-1][1]
     for one, other in zip(results, whole, strict=True):
@@ -91,7 +93,7 @@ def test_a_run_that_stops_goes_on_where_it_was(book: Path, tmp_path: Path) -> No
         assert one.last.nll == pytest.approx(other.last.nll, rel=TOLERANCE)
         assert (one.continued, one.largest, one.evictions) == (other.continued, other.largest, other.evictions)
     done: list[str] = []
-    assert run_streams(run, tmp_path / "kept", lambda result: done.append(result.method)) == results
+    assert run_streams(run, lambda result: done.append(result.method)) == results
     assert not done  # nothing was read again
     lines = [json.loads(line) for line in (tmp_path / "kept/results.jsonl").read_text().splitlines()]
     assert [line["method"] for line in lines] == ["concat", "window"]
@@ -100,18 +102,18 @@ def test_a_run_that_stops_goes_on_where_it_was(book: Path, tmp_path: Path) -> No
 
 
 def test_figures_without_their_stream_are_read_again(book: Path, tmp_path: Path) -> None:
-    run = StreamRun([book], settings=SMALL, baselines=(), tokens=100)
-    (first,) = run_streams(run, tmp_path / "kept")
+    run = StreamRun([book], Selection(baselines=(), output=tmp_path / "kept"), SMALL, tokens=100)
+    (first,) = run_streams(run)
     for path in (tmp_path / "kept/streams").glob("*.stream"):
         path.unlink()
     read: list[int] = []
-    (again,) = run_streams(run, tmp_path / "kept", lambda result: read.append(result.last.read))
+    (again,) = run_streams(run, lambda result: read.append(result.last.read))
     assert read[-1] == 101
     assert again.last.nll == pytest.approx(first.last.nll)
     (figures,) = (tmp_path / "kept/streams").glob("*.json")
     figures.write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="delete it"):
-        run_streams(run, tmp_path / "kept")
+        run_streams(run)
 
 
 def test_several_texts_and_their_totals(book: Path, tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_several_texts_and_their_totals(book: Path, tmp_path: Path) -> None:
     (folder / "a.txt").write_text(TEXT, encoding="utf-8")
     with gzip.open(folder / "b.txt.gz", "wt", encoding="utf-8") as file:
         file.write(TEXT[30:])
-    results = run_streams(StreamRun([folder], settings=SMALL, baselines=(), tokens=60))
+    results = run_streams(StreamRun([folder], Selection(baselines=()), SMALL, tokens=60))
     assert [result.text for result in results] == ["a.txt", "b.txt.gz"]
     (total,) = totals(results)
     a, b = (result.last for result in results)
@@ -149,10 +151,10 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
         ({"offset": 100_000}, "leaves none"),
         ({"offset": -1}, "offset is -1"),
         ({"tokens": -1}, "tokens is -1"),
-        ({"rules": ["full"]}, "does not compress step by step"),
-        ({"rules": ["concat", "concat"]}, "concat is asked for twice"),
-        ({"baselines": ["bm25"]}, "there are window, blocks"),
-        ({"model": "elsewhere", "baselines": ()}, "no method to compare"),
+        ({"selection": Selection(rules=["full"])}, "does not compress step by step"),
+        ({"selection": Selection(rules=["concat", "concat"])}, "concat is asked for twice"),
+        ({"selection": Selection(baselines=["bm25"])}, "there are window, blocks"),
+        ({"selection": Selection(model="elsewhere", baselines=())}, "no method to compare"),
         ({"settings": replace(SMALL, cache_size=5000)}, "must be at most"),
     ],
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ccm
-from ccm.data.builtin.generator import HELD_OUT
+from ccm.data.builtin.generator import HELD_OUT, corpus
 from ccm.data.builtin.recall import evaluate_recall
-from ccm.models.builtin import WEIGHTS
+from ccm.models.builtin import LONGEST_TURN, WEIGHTS
 
 
 def test_it_is_small_and_of_the_llama_architecture() -> None:
@@ -24,6 +24,12 @@ def test_its_tokenizer_keeps_every_text() -> None:
     _, tokenizer = ccm.load("builtin")
     for text in ("My name is Anna.", "naïve café, 東京 🙂", "  two  spaces\tand a tab", *sorted(HELD_OUT)[:5]):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_no_turn_of_its_dialogues_is_longer_than_is_said() -> None:
+    _, tokenizer = ccm.load("builtin")
+    said = [turn.user for dialogue in corpus(0, dialogues=150, steps=(4, 48)) for turn in dialogue.turns]
+    assert LONGEST_TURN - 4 <= max(len(tokenizer.encode(text)) for text in said) <= LONGEST_TURN
 
 
 @pytest.mark.parametrize(("rule", "least", "most"), [("full", 0.9, 1.0), ("none", 0.0, 0.15)])

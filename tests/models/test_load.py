@@ -11,7 +11,7 @@ from tokenizers_made import CHATML, tokenizer
 
 import ccm
 from ccm.core.errors import ConfigError
-from ccm.core.provenance import Had, write_about
+from ccm.core.provenance import ModelSource, write_about
 from ccm.engine.adapter_files import read_adapter
 from ccm.models import cache
 from ccm.models import load as loading
@@ -29,7 +29,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     tiny_base(vocab_size=300).save_pretrained(folder)
     tokenizer(CHATML).save_pretrained(folder)
-    write_about(folder, Had(NAME, "registry", "Q4_1"))
+    write_about(folder, ModelSource(NAME, "registry", "Q4_1"))
     for seed, rule in enumerate(("concat", "gate")):
         model = tiny_model(rule, seed=seed, base=loading.load_base(NAME))
         model.save_pretrained(tmp_path / "adapters" / NAME / rule)

@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 
 from ccm.core.errors import DataError
-from ccm.evaluation.results import Kept, Measured, Result
+from ccm.evaluation.results import SCORES, Measurement, Result, build_result
+from ccm.evaluation.store import ResultStore
 from reproductions.certainty import differences, drawn, read_seeds, recovered
 
 TOKENS = [2, 1, 3, 2]
 
 
 def found(method: str, values: list[float], depth: int = 12, weights: list[int] = TOKENS, seed: int = 0) -> Result:
-    line = dict.fromkeys((field.name for field in fields(Measured)), 0)
+    line = dict.fromkeys((field.name for field in fields(Measurement)), 0)
     line |= {"method": method, "depth": depth, "asked": "them", "adapter": f"{method}-{seed}"}
-    return Result(Measured(**line), values, weights, ["" for _ in values])
+    return Result(Measurement(**line), values, weights, ["" for _ in values])
 
 
 def keep(folder: Path, *results: Result) -> None:
-    kept = Kept(folder)
+    store = ResultStore(folder, SCORES, build_result)
     for result in results:
-        kept.write(kept.place(result.line.method, result.line.depth, asdict(result.line)), result, [])
-    kept.write_lines(asdict(result.line) for result in results)
+        store.write(store.path(result.line.method, result.line.depth, asdict(result.line)), result)
+    store.write_lines("results.jsonl", (asdict(result.line) for result in results))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tiny_training import Tiny, make
 from transformers import GPT2Config, LlamaConfig, T5Config
 
 from ccm.core.config import TurnFormat
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 from ccm.training.batches import Batch
 from ccm.training.preview import estimate, mlp_width, picture
 from ccm.training.stages import Stage
@@ -42,7 +42,7 @@ def test_the_objective_says_what_is_learned(tiny: Tiny) -> None:
 
 def test_the_rule_says_where_comp_tokens_stand(tiny: Tiny) -> None:
     stage = make(tiny.recipe(adapter=ccm_config("gist"), objective={"last": 1.0}))
-    sample = Task(("One.", "Two."), "Sum?", "Three.").sample(stage.turns, 2)
+    sample = TaskExample(("One.", "Two."), "Sum?", "Three.").sample(stage.turns, 2)
     assert picture(sample, stage).splitlines()[0] == "block 0  | <s>One.\\nUser:Two. [COMP 1][COMP 2]"
     base = make(tiny.recipe(stage="base", turns=TurnFormat()))
     assert "COMP" not in picture(CHAT.sample(base.turns, 2), base)

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from tiny_t5 import write_t5
 from tiny_training import Tiny
 
-from ccm.cli.commands.progress import Shown, progress
+from ccm.cli.commands.progress import TrainingDisplay, progress
 from ccm.training import checks
 from ccm.training.loop import Report
 from ccm.training.recipe import Recipe, load_recipe
@@ -179,7 +179,7 @@ def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch
         if report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
+    monkeypatch.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(TrainingDisplay(interrupt)))
     assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
     assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
     assert caplog.messages[-1] == "The step under way is finished and saved first; the same again breaks off at once."
@@ -208,7 +208,7 @@ def test_a_second_ctrl_c_says_what_is_saved(
     changes = settings(tiny, output_dir=tmp_path / "out", save_every=save_every)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(Shown(interrupt)))
+        interrupted.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(TrainingDisplay(interrupt)))
         assert call(monkeypatch, "train", "custom", *changes) == 130
     signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == told

@@ -15,10 +15,9 @@ from ccm.models.published import ADAPTERS, SOURCE
 
 
 def download_adapters(name: str, output: Path, *, quiet: bool = True) -> list[Path]:
-    """Bring a set of published adapters into a folder, which gets its name when all of it is there and can be read.
+    """Download a set of published adapters into a folder, which gets its name once everything is there and readable.
 
-    What was broken off goes on where it ended. Whether a checkpoint holds more than tensors is found out without
-    executing it.
+    An interrupted download goes on where it ended. Checkpoints are read as tensors only, never executed.
 
     Returns:
         the adapters' folders.

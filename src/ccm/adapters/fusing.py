@@ -1,4 +1,4 @@
-"""A stage-1 adapter that stands under an adapter, merged into the base for good: one model, that can be quantized."""
+"""The stage-1 adapter under an adapter, merged into the base for good: one model, which can be quantized."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ccm.engine.lora import merge_stage1
 from ccm.models.base import load_base
 from ccm.models.load import load_tokenizer
 
-BASE = "base"  # the folder of the merged model, beside the adapter that names it
+BASE = "base"  # folder of the merged model, within the adapter's
 
 
 def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
-    """Write an adapter anew, on a base that has its stage-1 adapter in the weights, in the dtype of the base's files.
+    """Write an adapter anew, with a base that has the stage-1 adapter in its weights, in the dtype of its files.
 
     OUTPUT/  ccm_config.json  ccm_adapter.safetensors  base/      base: the whole model and its tokenizer
 
     Args:
         adapter: folder or Hub id.
-        output: a folder that is made.
-        base: where the base is; None takes the adapter's own.
+        output: the folder to make.
+        base: folder or Hub id of the base; None takes the one that the adapter names.
 
     Raises:
         AdapterError: when the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base, and

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choices:
-    """What is known of an adapter beside its files; None where it is not.
+    """What the user says of an adapter, beside its files; None where nothing is said.
 
     Attributes:
         base: folder, Hub id or short name of the base. It is loaded, and the adapter bound to it.
@@ -53,11 +53,11 @@ class Choices:
 
 @dataclass(frozen=True)
 class Import:
-    """An adapter of the authors' as one of ours, not written yet.
+    """An adapter of the authors, turned into one of ours but not written yet.
 
     Attributes:
         adapter: as :func:`ccm.engine.adapter_files.write_adapter` takes it.
-        assumed: what neither files nor names nor choices said, a sentence each.
+        assumed: what neither the files nor the name nor the choices say, a sentence each.
     """
 
     adapter: SavedAdapter
@@ -65,7 +65,7 @@ class Import:
 
 
 def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
-    """Read an adapter of the authors': a compression adapter, or a stage-1 adapter (ours, too) as one of "full".
+    """Read an adapter of the authors: a compression adapter, or a stage-1 adapter (also ours) as one for "full".
 
     Raises:
         AdapterError: when it is absent, damaged or not whole, has unknown or missing tensors, or contradicts its name,
@@ -100,17 +100,17 @@ def read_theirs(folder: str | Path, choices: Choices | None = None) -> Import:
 
 
 class Assumed:
-    """What was assumed, as it is found out.
+    """Collects what was assumed.
 
     Attributes:
-        notes: a sentence each.
+        notes: a sentence for each assumption.
     """
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
     def agreed(self, what: str, asked: T | None, said: T | None, default: T, note: str) -> T:
-        """A setting, as the folder's name says it, else as asked for, else the default, which is noted.
+        """A setting: as the folder's name says, or as asked for, or else the default, which is noted.
 
         Raises:
             AdapterError: when name and choice contradict each other.
@@ -142,7 +142,7 @@ def _memory(choices: Choices, said: RunName | None, sums: bool, assumed: Assumed
 
 
 def _sums(base: PreTrainedModel, comp: Tensor) -> bool:
-    """Whether the second half of the rows are of SUM tokens: they get no gradient, so they are as they began."""
+    """Whether the second half of the rows belongs to SUM tokens: without a gradient, they are as initialized."""
     half, odd = divmod(len(comp), 2)
     if odd or comp.shape[1] != base.get_input_embeddings().weight.shape[1]:
         return False
@@ -151,7 +151,7 @@ def _sums(base: PreTrainedModel, comp: Tensor) -> bool:
 
 
 def _n_tok(rows: int, rule: str, said: RunName | None, folder: Path) -> int:
-    """N, from the rows of the embeddings; merge adapters have SUM rows, too, unless they were left out."""
+    """N, from the rows of the embeddings; a merge adapter also has SUM rows, unless they were left out."""
     fits = [rows // 2] if rule == "merge" and rows % 2 == 0 else []
     fits += [rows] if rule != "merge" or said else []
     if said and said.n_tok not in fits:

@@ -1,4 +1,4 @@
-"""Adapters for others: what an adapter is, its model card, and its way to the Hub."""
+"""Adapters for others: their facts, their model cards, and their way to the Hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENCODER_USE = (
 
 
 def facts(adapter: SavedAdapter) -> dict[str, str]:
-    """What an adapter is, for people, by name."""
+    """The facts about an adapter, for people, by name."""
     config, turns = adapter.config, adapter.config.turns
     least, most = config.n_tok_range
     trained = [*adapter.tensors.values()]
@@ -63,7 +63,7 @@ def facts(adapter: SavedAdapter) -> dict[str, str]:
 
 
 def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Result]] = ()) -> str:
-    """A model card in Markdown, from the settings, and from results where there are any, a list for each task."""
+    """A model card in Markdown, from the settings, and from results, if there are any: a list for each task."""
     base = adapter.config.base_model
     head = ["---", f"base_model: {base}", "base_model_relation: adapter", "tags:", "- compressed-context-memory", "---"]
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(adapter).items())
@@ -99,7 +99,7 @@ def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Resul
 def stage(
     folder: Path, place: Path, name: str, base: str | None = None, results: Sequence[Sequence[Result]] = ()
 ) -> SavedAdapter:
-    """Put into ``place`` what others get: the adapter, its base by Hub id, and its own README.md or else a card.
+    """Write what others get into ``place``: the adapter, its base by Hub id, and its own README.md or else a card.
 
     Raises:
         AdapterError: when the folder holds no whole adapter, or a README.md that cannot be read.

@@ -1,4 +1,4 @@
-"""Conversation: say something, stream the reply, compress the exchange."""
+"""A conversation with a model: it streams each reply, then compresses the exchange into the memory."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ UNDO = 32  # exchanges that can be taken back under rules that cannot roll back
 
 @dataclass(frozen=True)
 class TurnReport:
-    """One exchange in numbers; tokens and entries are counted, bytes are of keys and values.
+    """One exchange in numbers. Bytes count keys and values.
 
     Attributes:
-        reply: the text.
-        step_tokens: all tokens of the exchange that were read into the memory.
-        memory_entries: what the memory now holds.
-        memory_bytes: likewise.
-        full_context_tokens: what full context would hold.
-        full_context_bytes: likewise.
-        recent_tokens: those of the memory's entries that are recent text, not compressed yet.
+        reply: the model's text.
+        step_tokens: tokens of the exchange that the memory took in.
+        memory_entries: entries that the memory now holds.
+        memory_bytes: their size.
+        full_context_tokens: tokens that full context would hold.
+        full_context_bytes: their size.
+        recent_tokens: entries of the memory that are recent text and not compressed yet.
     """
 
     reply: str
@@ -56,17 +56,17 @@ class TurnReport:
 
 
 @dataclass(frozen=True)
-class Past:
-    """What is held of a conversation, in numbers.
+class ConversationStats:
+    """What a conversation holds of its past, in numbers.
 
     Attributes:
-        steps: pieces of text that were compressed; under rules that compress none, those that were read.
-        tokens: all that were read: what full context would hold.
-        entries: all that are held.
-        recent: those of them that are recent text, not compressed yet.
-        nbytes: of the keys and values of all entries.
-        entry_nbytes: of one entry.
-        window: the most entries that there may be; None where there may be ever more.
+        steps: how many pieces of text were compressed, or read under rules that compress none.
+        tokens: how many tokens were read; full context would hold them all.
+        entries: how many entries are held.
+        recent: how many of these entries are recent text and not compressed yet.
+        nbytes: bytes of the keys and values of all entries.
+        entry_nbytes: bytes of one entry.
+        window: the largest number of entries; None where there is no limit.
     """
 
     steps: int
@@ -78,19 +78,19 @@ class Past:
     window: int | None = None
 
 
-class Talk(ABC):
+class BaseConversation(ABC):
     """What conversations have in common, however they keep their past.
 
     Args:
         model: the model.
-        tokenizer: of its base model.
+        tokenizer: the tokenizer of its base model.
         sampling: how replies are chosen; greedy where None.
         system: the system message, which stays in view as it is.
-        tools: definitions of tools, which stay in view beside it.
+        tools: definitions of tools, which stay in view beside the system message.
 
     Attributes:
-        kind: of the files that it is saved in (:data:`ccm.core.tensor_files.KINDS`).
-        last: the last exchange; None at the beginning, and after one was taken back.
+        kind: the kind of its saved files (:data:`ccm.core.tensor_files.KINDS`).
+        last: the last exchange; None at the beginning and after :meth:`undo`.
     """
 
     kind: ClassVar[str]
@@ -111,23 +111,22 @@ class Talk(ABC):
 
     @property
     @abstractmethod
-    def past(self) -> Past:
-        """What is held now."""
+    def past(self) -> ConversationStats:
+        """What the conversation holds now."""
 
     @abstractmethod
     def say(self, text: str) -> Generator[str, None, None]:
-        """Yield the reply piece by piece; joined, they are the reply. Once it is complete, the exchange belongs to the
-        past.
+        """Yield the reply piece by piece. Once it is complete, the conversation remembers the exchange.
 
-        A reply that is not consumed to its end, or is interrupted, leaves the past as it was.
+        A reply that is interrupted or not consumed to its end leaves the past as it was.
 
         Raises:
-            InputError: before anything is generated, when the text is no string, empty, or holds half of a surrogate
-                pair; at the end, when the past became another meanwhile, and the reply belongs to none.
+            InputError: at the start, when the text is no string, is empty, or holds half of a surrogate pair; at the
+                end, when the past changed while the reply was generated.
         """
 
     def answer(self, text: str) -> str:
-        """Say something and return the whole reply; errors as of :meth:`say`."""
+        """Return the whole reply; raises what :meth:`say` raises."""
         for _ in self.say(text):
             pass
         assert self.last is not None
@@ -135,16 +134,16 @@ class Talk(ABC):
 
     @abstractmethod
     def compare(self, text: str) -> dict[str, str | None]:
-        """Replies to the same text from "memory", from "full" context (None where not all of its text is at hand), and
-        with "none"; the past stays as it is.
+        """Replies to the same text from "memory", from "full" context (None where its text is unknown or too long), and
+        from "none". The past stays as it is.
         """
 
     @abstractmethod
     def undo(self, count: int = 1) -> None:
-        """Take the last ``count`` exchanges back; all of them, or none where that is not possible.
+        """Take the last ``count`` exchanges back.
 
         Raises:
-            InputError: when it is no whole number, or there are fewer, or fewer that can be taken back.
+            InputError: when ``count`` is no whole number, or more than can be taken back; nothing changes then.
         """
 
     @abstractmethod
@@ -153,7 +152,7 @@ class Talk(ABC):
 
     @abstractmethod
     def save(self, path: str | Path) -> None:
-        """Save what is held.
+        """Save what the conversation holds.
 
         Raises:
             MemoryFileError: when the path is a directory, a file of another kind, or cannot be written.
@@ -161,10 +160,10 @@ class Talk(ABC):
 
     @abstractmethod
     def load(self, path: str | Path) -> None:
-        """Go on from what was saved; the present past stays where the file cannot be used.
+        """Go on from a saved conversation. The present one stays where the file cannot be used.
 
         Raises:
-            MemoryFileError: when the file is absent, damaged, of another kind, model, adapter or rule.
+            MemoryFileError: when the file is absent or damaged, or belongs to another kind, model, adapter or rule.
             InputError: when it holds several conversations.
         """
 
@@ -172,7 +171,8 @@ class Talk(ABC):
         """Token ids of what a user says.
 
         Raises:
-            InputError: also when it holds what begins a turn: as text, it would be read as one.
+            InputError: when the text is none that :meth:`say` takes, or holds a mark that the model would read as the
+                beginning of a turn.
         """
         if mark := next((mark for mark in self.turns.marks if mark in check_text(text, "The turn")), None):
             raise InputError(f"The turn holds {mark!r}, with which this model's turns begin; leave it out.")
@@ -181,13 +181,13 @@ class Talk(ABC):
     def _reply(
         self, read: Read, prompt: Sequence[int], number: int, most: int
     ) -> tuple[Reply, Generator[str, None, None]]:
-        """A reply to a prompt, and the pieces that fill it; ``number`` is that of the past for the sampling."""
-        reply, device = Reply(self.turns, self._end_ids, most), self.model.device
-        chance = self.sampling.generator(number, device)
+        """A reply of at most ``most`` tokens, and the pieces that fill it; ``number`` varies the sampling."""
+        reply = Reply(self.turns, self._end_ids, most)
+        chance = self.sampling.generator(number, self.model.device)
         return reply, reply_to(prompt, read, reply, self.sampling, generator=chance)
 
     def _whole(self, read: Read, prompt: Sequence[int], number: int, most: int) -> str:
-        """The text of such a reply."""
+        """The text of a whole reply."""
         reply, pieces = self._reply(read, prompt, number, most)
         for _ in pieces:
             pass
@@ -195,11 +195,7 @@ class Talk(ABC):
 
     @staticmethod
     def _check_same(now: object, begun: object) -> None:
-        """Refuse to keep an exchange that followed another past than the present one.
-
-        Raises:
-            InputError: when it did.
-        """
+        """Raise InputError where the past is no longer the one that the reply began with."""
         if now is not begun:
             raise InputError(
                 "The conversation went on, back or elsewhere while this reply was generated; the exchange is not kept. "
@@ -219,22 +215,21 @@ class Talk(ABC):
         )
 
 
-class Conversation(Talk):
+class Conversation(BaseConversation):
     """A conversation whose past is a :class:`Memory`.
 
     Args:
         model: the model.
-        tokenizer: of its base model.
-        memory: where to go on from, of one conversation; a new one where None.
-        sampling: how replies are chosen.
-        system: the system message: it stands before all exchanges, raw, and is never compressed. A memory goes on under
-            the one it was written under where none is given, and under another by an approximation where one is
-            (:meth:`CCMModel.put_under`).
-        tools: definitions of tools, as ``apply_chat_template`` takes them; they stand beside it.
+        tokenizer: the tokenizer of its base model.
+        memory: the memory of one conversation, to go on from; an empty one where None.
+        sampling: how replies are chosen; greedy where None.
+        system: the system message. It stands before all exchanges and is never compressed. A memory keeps its own
+            where none is given; another one is put before it by an approximation (:meth:`CCMModel.put_under`).
+        tools: definitions of tools, as ``apply_chat_template`` takes them; they stand beside the system message.
 
     Raises:
         InputError: when the memory holds several conversations.
-        ConfigError: when the turn format cannot say a system message, or tools.
+        ConfigError: when the turn format has no place for a system message or tools.
     """
 
     kind = KIND
@@ -256,16 +251,22 @@ class Conversation(Talk):
         self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
 
     @property
-    def past(self) -> Past:
+    def past(self) -> ConversationStats:
         memory = self.memory
-        held = memory.entries[0], 0, memory.nbytes, memory.entry_nbytes
-        return Past(len(memory.steps[0]), memory.tokens[0], *held)
+        return ConversationStats(
+            steps=len(memory.steps[0]),
+            tokens=memory.tokens[0],
+            entries=memory.entries[0],
+            recent=0,
+            nbytes=memory.nbytes,
+            entry_nbytes=memory.entry_nbytes,
+        )
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """As :meth:`Talk.say`; the exchange is compressed into the memory.
+        """As :meth:`BaseConversation.say`; the exchange is compressed into the memory.
 
         Raises:
-            InputError: also when the model's positions leave no room for a reply, or the memory is closed.
+            InputError: as there, and when the model's positions leave no room for a reply, or the memory is closed.
         """
         if self.memory.closed:
             raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
@@ -317,18 +318,16 @@ class Conversation(Talk):
         self._begin(self._empty(), [])
 
     def save(self, path: str | Path) -> None:
-        """Save the memory (see :meth:`Memory.save`)."""
         self.memory.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Go on from a saved memory; the present one stays where the file cannot be used."""
         self._begin(self._placed(self.model.load_memory(path)), None)
 
     def _empty(self) -> Memory:
         return self.model.empty_memory(1, [self.model.head(self.turns.head)])
 
     def _placed(self, memory: Memory) -> Memory:
-        """The memory of one conversation, under the head that was asked for, if any was."""
+        """The memory, put under the system message that was asked for, if any was."""
         if memory.batch != 1:
             raise InputError(
                 f"This memory holds {memory.batch} conversations; a Conversation is one: give it memory[row]."
@@ -348,19 +347,16 @@ class Conversation(Talk):
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
-        replies: dict[str, str | None] = {
-            "memory": self._answer(*self._placed_prompt(text)),
-            "full": None,
-        }
+        memory, full = self._answer(*self._placed_prompt(text)), None
         if self._text is not None:
             whole = [token for step in self._text for token in step]
             asked = [*whole, *self._prompt(text, first=False)] if whole else alone
             if len(asked) < self._room(empty):
-                replies["full"] = self._answer(empty, asked)
-        return {**replies, "none": self._answer(empty, alone)}
+                full = self._answer(empty, asked)
+        return {"memory": memory, "full": full, "none": self._answer(empty, alone)}
 
     def _placed_prompt(self, text: str) -> tuple[Memory, list[int]]:
-        """The memory with room for what a user says and for a reply, and the token ids of what is said."""
+        """The memory, with room for a turn and its reply, and the token ids of the turn."""
         memory, prompt = self.memory, self._prompt(text, first=not self.memory.begun[0])
         reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)  # longer ones end where positions do
         with suppress(InputError, UnsupportedModelError):  # where none can be made, the reply is as long as it can be

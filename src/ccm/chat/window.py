@@ -1,10 +1,10 @@
-"""WindowConversation: a conversation without end; recent turns stay as they are, older ones are compressed.
+"""A conversation without end: recent turns stay as they are, older ones are compressed.
 
 [ sink | memory, at most half of the window | recent exchanges ... the present one ]      the window, in entries
-                                              \\__ the oldest is compressed when the window is full, as one step
+                                              \\__ when the window is full, the oldest is compressed as one step
 
-It is a stream (:mod:`ccm.streams.stream`) whose spans end where turns end: positions are places in the window, so that
-they stay below the model's, however long the conversation is.
+It is a stream (:mod:`ccm.streams.stream`) whose spans end where turns end. Positions count places in the window, so
+that no conversation is too long for the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ccm.chat.conversation import Past, Talk
+from ccm.chat.conversation import BaseConversation, ConversationStats
 from ccm.core.config import check_count
 from ccm.core.errors import ConfigError, InputError
 from ccm.engine.decoder import CCMModel
@@ -33,13 +33,13 @@ UNDO = 8  # exchanges that can be taken back: each keeps a whole window
 
 
 def window_settings(size: int, model: CCMModel, head: int = 0) -> StreamSettings:
-    """The stream of a window of ``size`` entries: half of it for the memory at most, and steps of any length that fits.
+    """The settings of a stream in ``size`` entries, of which at most half are memory. Steps have any length that fits.
 
-    A head of so many tokens stays in view, as a sink does.
+    The first ``head`` tokens stay in view, as a sink does.
 
     Raises:
-        ConfigError: when it is too small for the model's N, or larger than the model's positions, or the rule does not
-            compress step by step.
+        ConfigError: when the size is too small for the model's N or larger than the model's positions, or when the rule
+            does not compress step by step.
     """
     if model.rule.compresses != "step":
         raise ConfigError(
@@ -59,23 +59,23 @@ def window_settings(size: int, model: CCMModel, head: int = 0) -> StreamSettings
     return StreamSettings(size, span, memory, sink, tolerance=span - shortest)
 
 
-class WindowConversation(Talk):
-    """A conversation whose past is a window: memory of older exchanges, and the recent ones as they are.
+class WindowConversation(BaseConversation):
+    """A conversation in a window: a memory of older exchanges, and the recent ones as they are.
 
-    Each exchange is compressed as one step, as in a :class:`ccm.Conversation`; one that is longer than the window has
-    room for, in pieces. When concat fills half of the window, its oldest entries go.
+    Each exchange is compressed as one step, as in a :class:`ccm.Conversation`; in pieces where the window has no room
+    for it. When the memory of concat fills half of the window, its oldest entries are dropped.
 
     Args:
         model: the model, under a rule that compresses step by step.
-        tokenizer: of its base model.
-        size: entries of the window: head, memory, recent text, and the sink of adapters that have one.
-        sampling: how replies are chosen.
+        tokenizer: the tokenizer of its base model.
+        size: entries of the window: system message, memory, recent text, and the sink of adapters that have one.
+        sampling: how replies are chosen; greedy where None.
         system: the system message, which stays in view as it is.
-        tools: definitions of tools, which stay in view beside it.
+        tools: definitions of tools, which stay in view beside the system message.
 
     Attributes:
-        settings: sizes of the stream that a new conversation is.
-        stream: what is held; replaced, never changed, by an exchange.
+        settings: the settings of the stream that a new conversation begins.
+        stream: the stream; an exchange replaces it and never changes it.
 
     Raises:
         ConfigError: when the size does not fit the model, or the rule does not compress step by step.
@@ -101,17 +101,17 @@ class WindowConversation(Talk):
         self._text: tuple[int, ...] | None = ()  # all that was read, where it is known and not too long to go on from
 
     @property
-    def past(self) -> Past:
+    def past(self) -> ConversationStats:
         held, stream = self.stream.held, self.stream
         recent = max(stream.entries - stream.settings.sink - held.memory, 0)
         entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
         window = stream.settings.cache_size
         lead = stream.settings.sink if stream.settings.sink > int(self.model.config.sink) else len(self.turns.head)
         tokens, entries = (max(count - lead, 0) for count in (stream.tokens, stream.entries))  # without the head
-        return Past(held.evictions, tokens, entries, recent, stream.nbytes - lead * entry, entry, window)
+        return ConversationStats(held.evictions, tokens, entries, recent, stream.nbytes - lead * entry, entry, window)
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """As :meth:`Talk.say`; the window is that of the text and its reply, so that no length is too long."""
+        """As :meth:`BaseConversation.say`; text and reply pass through the window, so that none is too long."""
         begun, first = self.stream, self._first
         prompt, stream = self._prompt(text, first=first), begun.fork()
         reply, pieces = self._reply(_reader(stream), prompt, begun.tokens, self.sampling.max_new_tokens)
@@ -191,7 +191,7 @@ class WindowConversation(Talk):
         return self._whole(_reader(stream), prompt, stream.tokens, self.sampling.max_new_tokens)
 
     def _answer_in_full(self, prompt: list[int]) -> str | None:
-        """The reply with all text before it in view; None where that is not known, or leaves no room for a reply."""
+        """The reply with all text in view; None where the text is unknown, or leaves no room for a reply."""
         room = self.model.max_positions - 1
         text = [*self.turns.head, *(self._text or ()), *prompt]
         if self._text is None or len(text) + self.sampling.max_new_tokens > room:
@@ -201,5 +201,5 @@ class WindowConversation(Talk):
 
 
 def _reader(stream: StreamingMemory) -> Read:
-    """Reads on in a stream; see :mod:`ccm.chat.reply`."""
+    """What reads on in the stream, for :func:`ccm.chat.reply.reply_to`."""
     return lambda ids: stream.feed(ids)[:, -1]

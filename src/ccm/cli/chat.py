@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -33,11 +34,14 @@ def chat(
 
     Not on a terminal: one user turn a line on standard input, one reply a line on standard output.
     """
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json
+    if on_terminal:
+        print("Loading ...", end="\r", flush=True)  # the first line of the chat replaces it
     from ccm.cli.commands.chat import run
     from ccm.engine.sampling import Sampling
 
     choosing = Sampling(**asdict(sampling), repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens)
-    raise typer.Exit(run(model.chosen(), choosing, load, window, system, as_json=json))
+    raise typer.Exit(run(model.chosen(), choosing, load, window, system, on_terminal=on_terminal, as_json=json))
 
 
 @unfold

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from itertools import chain
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
@@ -27,11 +29,8 @@ from rich.progress import (
 from ccm.core.units import size
 
 _SETTING = re.compile(
-    r"\b(?P<name>model|adapter|base|base_adapter|base_model|rule|n_tok|recurrent|device|dtype|quantize|generate|baseline|embedder|depths|given|evict)="
-    r"(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote)"
+    r"(?<![\w./-])(?:task\.(?:options\.)?(?P<of_task>\w+)\b|(?P<name>\w+)=(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote))"
 )
-_OF_TASK = re.compile(r"(?<![\w./-])task\.(?:path\b|options\.(?P<name>\w+))")
-_FLAGS = {"depths": "steps", "given": "source", "evict": "baseline"}  # of settings whose flags are called otherwise
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 
@@ -84,10 +83,26 @@ def with_flags(message: str) -> str:
     """A message for the command line: settings that the library names, such as ``n_tok=4``, become flags."""
 
     def flag(found: re.Match[str]) -> str:
-        name, value = _FLAGS.get(found["name"], found["name"]).replace("_", "-"), found["value"]
-        return {"True": f"--{name}", "False": f"--no-{name}"}.get(value, f"--{name} {value}")
+        flags, value = _flags().get(found["of_task"] or found["name"]), found["value"]
+        if flags is None:
+            return found[0]
+        return flags[-1 if value == "False" else 0] + (f" {value}" if value not in (None, "True", "False") else "")
 
-    return _OF_TASK.sub(lambda found: f"--{(found['name'] or 'data').replace('_', '-')}", _SETTING.sub(flag, message))
+    return _SETTING.sub(flag, message)
+
+
+@cache
+def _flags() -> dict[str, list[str]]:
+    """The flags of each setting, on and off, as the options of all commands declare them."""
+    from ccm.cli import app  # which imports this module
+
+    flags, commands = {"evict": ["--baseline"]}, [typer.main.get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        for option in command.params:
+            if option.name and option.opts[0].startswith("--"):
+                flags[option.name] = [option.opts[0], *option.secondary_opts]
+    return flags
 
 
 def with_set(message: str) -> str:

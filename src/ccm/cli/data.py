@@ -26,7 +26,9 @@ def list_data(
 @app.command("prepare")
 def prepare_data(
     name: Annotated[str, typer.Argument(help="Of the data set; ccm data list has them.")],
-    source: Annotated[Path | None, typer.Option(help="Folder of the publisher's files; nothing is downloaded.")] = None,
+    given: Annotated[
+        Path | None, typer.Option("--source", help="Folder of the publisher's files; nothing is downloaded.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to make (data/NAME).")] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Files in that folder, such as 'test/*'; repeatable.")
@@ -35,4 +37,4 @@ def prepare_data(
     """Bring a data set into the folder that training and evaluation read."""
     from ccm.cli.commands.data import run_prepare
 
-    run_prepare(name, source, output, only or ())
+    run_prepare(name, given, output, only or ())

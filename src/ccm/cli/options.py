@@ -1,128 +1,46 @@
-"""Options that several verbs have, one by one and in groups."""
+"""Options that several verbs have, by the settings that they fill in, and in groups."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
-import typer
+from typer import Option
 
 from ccm.core.errors import ConfigError
+from ccm.evaluation.settings import Quantization
 
 T = TypeVar("T")
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="Base model: folder, Hub id, short name, or 'builtin' (the default, without --adapter)."),
-]
-Adapter = Annotated[str | None, typer.Option(help="Compression adapter: folder, Hub id, or checkpoint of a training.")]
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option("--adapter", metavar="DIR", help="Compression adapter or checkpoint, under its own rule; repeatable."),
-]
-RuleName = Annotated[
-    str | None, typer.Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")
-]
-RuleOptions = Annotated[
-    list[str] | None,
-    typer.Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable."),
-]
-NTok = Annotated[int | None, typer.Option(help="COMP tokens a step that the adapter must have.")]
-Recurrent = Annotated[
-    bool | None,
-    typer.Option(
-        "--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."
-    ),
-]
-Output = Annotated[Path | None, typer.Option(help="Folder for results, report and pictures; goes on where it was.")]
-Lines = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")]
-Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
-Quantize = Annotated[
-    Literal["int8", "8bit", "4bit"] | None,
-    typer.Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Refuse a quantized or fine-tuned relative of the adapter's base.")
-]
+
+def numbers(given: str | None) -> list[int] | None:
+    """Whole numbers with commas between them."""
+    try:
+        return None if given is None else [int(number) for number in given.split(",")]
+    except ValueError:
+        raise ConfigError(f"{given}: write whole numbers with commas between them, such as 1,2,4.") from None
 
 
-@dataclass(frozen=True)
-class BaseOptions:
-    """A base model, for several adapters and rules."""
-
-    model: Model = None
-    n_tok: NTok = None
-    device: Device = None
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """One model under one rule."""
-
-    model: Model = None
-    adapter: Adapter = None
-    rule: RuleName = None
-    rule_option: RuleOptions = None
-    n_tok: NTok = None
-    recurrent: Recurrent = None
-    device: Device = None
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    strict: Strict = False
-
-    def chosen(self) -> dict[str, Any]:
-        """As ``ccm.load`` takes it."""
-        given = asdict(self)
-        given["rule_options"] = _table(given.pop("rule_option"))
-        given["adapter"] = given["adapter"] and trained(given["adapter"])
-        return given
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How the next token is chosen."""
-
-    temperature: Annotated[float, typer.Option(help="Of what is generated; 0 is greedy.")] = 0.0
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is all.")] = 0
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")] = 1.0
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None
-
-
-def unfold(command: Callable[..., T]) -> Callable[..., T]:
-    """The command with the fields of a group of options, a dataclass, in the place of the parameter that takes it."""
-    every = inspect.signature(command, eval_str=True).parameters
-    kinds: dict[str, Callable[..., Any]] = {name: parameter.annotation for name, parameter in every.items()}
-    groups = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
-    fields = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
-    shown = [one for name, own in every.items() for one in (fields[name].values() if name in fields else [own])]
-
-    @wraps(command)
-    def unfolded(**given: Any) -> T:
-        built = {name: group(**{key: given.pop(key) for key in fields[name]}) for name, group in groups.items()}
-        return command(**built, **given)
-
-    vars(unfolded)["__signature__"] = inspect.Signature([one.replace(kind=one.KEYWORD_ONLY) for one in shown])
-    unfolded.__annotations__ = {one.name: one.annotation for one in shown}
-    return unfolded
-
-
-def trained(adapter: str) -> str:
-    """Where an adapter is: of a checkpoint, or of a run that is not done, what it has learned so far."""
+def _trained(adapter: str | None) -> str | None:
+    """The folder of an adapter. Of a checkpoint, or a training that is not done, it is what was learned so far."""
+    if adapter is None:
+        return None
     from ccm.training.results import adapter_of
 
     return str(adapter_of(adapter))
 
 
-def _table(given: list[str] | None) -> dict[str, Any] | None:
-    """NAME=VALUE pairs as a table; a value is written as in JSON."""
+def _all_trained(adapters: Sequence[str]) -> list[str]:
+    return [str(_trained(adapter)) for adapter in adapters]
+
+
+def _table(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """NAME=VALUE pairs as a table; each value is JSON."""
     table = {}
     for pair in given or ():
         name, _, value = pair.partition("=")
@@ -131,3 +49,148 @@ def _table(given: list[str] | None) -> dict[str, Any] | None:
         except ValueError:
             raise ConfigError(f"--rule-option {pair}: write NAME=VALUE with a number, such as weight=0.3.") from None
     return table or None
+
+
+Recurrent = Annotated[
+    bool | None,
+    Option("--recurrent/--no-recurrent", help="Whether a step sees the memory while it is read (the adapter's own)."),
+]
+Lines = Annotated[bool, Option("--json", help="One JSON object a line on standard output.")]
+Text, Number, Names = str | None, int | None, list[str] | None
+
+SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
+    "model": Annotated[Text, Option(help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).")],
+    "adapter": Annotated[Text, Option(help="Adapter: folder, Hub id, or checkpoint of a training.", callback=_trained)],
+    "adapters": Annotated[
+        list[str],
+        Option(
+            "--adapter",
+            metavar="DIR",
+            help="Adapter or checkpoint, under its own rule; repeatable.",
+            callback=_all_trained,
+        ),
+    ],
+    "rule": Annotated[Text, Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")],
+    "rule_options": Annotated[
+        Names, Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable.")
+    ],
+    "rules": Annotated[
+        Names,
+        Option(
+            "--rule",
+            metavar="NAME",
+            help="Rule to compare, on the first adapter that can run it; repeatable (of tasks: full and none).",
+        ),
+    ],
+    "baselines": Annotated[
+        Names,
+        Option(
+            "--baseline",
+            metavar="NAME",
+            help="Baseline to compare; repeatable. Tasks, at equal K/V: window (with sink), bm25, embedding, pool. "
+            "Streams, with a sink: window (always full, the default), blocks (drops what is compressed).",
+        ),
+    ],
+    "n_tok": Annotated[Number, Option(help="COMP tokens a step that the adapter must have.")],
+    "recurrent": Recurrent,
+    "device": Annotated[Text, Option(help="Such as cpu or cuda:0.")],
+    "dtype": Annotated[str, Option(help="auto, float64, float32, bfloat16 or float16.")],
+    "quantize": Annotated[
+        Quantization | None,
+        Option(help="Store the base's weights in fewer bits: by torchao, or by bitsandbytes (8bit, 4bit)."),
+    ],
+    "strict": Annotated[
+        bool, Option("--strict", help="Refuse a quantized or fine-tuned relative of the adapter's base.")
+    ],
+    "output": Annotated[Path | None, Option(help="Folder for results, report and pictures; goes on where it was.")],
+    "depths": Annotated[
+        Text, Option("--steps", "--k", help="Time steps, such as 1,2,4 (all of the task).", callback=numbers)
+    ],
+    "most": Annotated[
+        int, Option(help="Most questions of each kind (task of MetaICL, category of LoCoMo) at every step; 0 is all.")
+    ],
+    "batch": Annotated[int, Option(help="Answers at a time.")],
+    "generate": Annotated[
+        Number, Option(help="Most new tokens of replies, which are judged as texts; 0 is none (the task's own).")
+    ],
+    "control": Annotated[
+        bool, Option(help="Read each query with another conversation's memory, too: how much of a gain is content.")
+    ],
+    "room": Annotated[Number, Option(help="Entries that a baseline keeps (as many as concat: N a step, and one).")],
+    "embedder": Annotated[Text, Option(help="Model of the baseline embedding: folder or Hub id.")],
+    "temperature": Annotated[float, Option(help="Of what is generated; 0 is greedy.")],
+    "top_k": Annotated[int, Option(help="Sample from the k likeliest tokens; 0 is all.")],
+    "top_p": Annotated[float, Option(help="Sample from the likeliest tokens of this probability.")],
+    "seed": Annotated[Number, Option(help="Of the sampling.")],
+}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """One model under one rule."""
+
+    model: str | None = None
+    adapter: str | None = None
+    rule: str | None = None
+    rule_options: list[str] | None = None
+    n_tok: int | None = None
+    recurrent: bool | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    quantize: Quantization | None = None
+    strict: bool = False
+
+    def chosen(self) -> dict[str, Any]:
+        """As ``ccm.load`` takes it."""
+        return {**asdict(self), "rule_options": _table(self.rule_options)}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+def unfold(command: Callable[..., T]) -> Callable[..., T]:
+    """The command with an option for each field of a parameter that is a group of settings.
+
+    A group is a dataclass, and may have groups as fields. :data:`SETTINGS` declares the option of a field, unless the
+    field itself does.
+    """
+    parameters = _fields(command)
+    shown = [*_options(parameters)]
+
+    @wraps(command)
+    def unfolded(**given: Any) -> T:
+        return command(**_filled(parameters, given))
+
+    vars(unfolded)["__signature__"] = inspect.Signature(shown)
+    unfolded.__annotations__ = {one.name: one.annotation for one in shown}
+    return unfolded
+
+
+def _options(parameters: Mapping[str, inspect.Parameter]) -> Iterator[inspect.Parameter]:
+    for name, one in parameters.items():
+        if is_dataclass(one.annotation):
+            yield from _options(_fields(one.annotation))
+        else:
+            declared = one.annotation if get_origin(one.annotation) is Annotated else SETTINGS[name]
+            yield one.replace(kind=one.KEYWORD_ONLY, annotation=declared)
+
+
+def _filled(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command, its groups built from the values of their fields."""
+    arguments = {}
+    for name, one in parameters.items():
+        group: Any = one.annotation
+        grouped = is_dataclass(one.annotation)
+        arguments[name] = group(**_filled(_fields(group), given)) if grouped else given[name]
+    return arguments
+
+
+def _fields(group: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(group, eval_str=True).parameters

@@ -8,26 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Adapters, BaseOptions, Lines, Output, SamplingOptions, trained, unfold
+from ccm.cli.options import Lines, SamplingOptions, unfold
+from ccm.evaluation.settings import Selection
 
 
 @unfold
 def stream(
     files: Annotated[list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.")],
-    adapter: Adapters = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rule", metavar="NAME", help="Rule to read with, on the first adapter that it runs with; repeatable."
-        ),
-    ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="With a sink: window (always full, the default) or blocks (drops what is compressed); repeatable.",
-        ),
-    ] = None,
     cache_size: Annotated[int, typer.Option(help="Most entries: sink, memory and recent text.")] = 160,
     span: Annotated[int, typer.Option(help="Tokens that are compressed at a time.")] = 64,
     memory_size: Annotated[int, typer.Option(help="Most entries of the memory.")] = 8,
@@ -38,11 +25,10 @@ def stream(
     offset: Annotated[int, typer.Option(help="First token that is read (9000 in the authors' run).")] = 0,
     tokens: Annotated[int, typer.Option(help="Most tokens that are read; 0 is all (16000 in theirs).")] = 0,
     generate: Annotated[int, typer.Option(help="Go on after the end of a text, by so many tokens.")] = 0,
-    output: Output = None,
     json: Lines = False,
     *,
     sampling: SamplingOptions,
-    base: BaseOptions,
+    selection: Selection,
 ) -> None:
     """Read texts of any length in a cache of fixed size, by several methods: perplexity along the text."""
     from ccm.cli.commands.stream import run
@@ -50,16 +36,7 @@ def stream(
     from ccm.evaluation.streams import StreamRun
     from ccm.streams.evictions import StreamSettings
 
-    asked = StreamRun(
-        files,
-        adapters=[*map(trained, adapter or ())],
-        rules=rule or (),
-        baselines=("window",) if baseline is None else baseline,
-        settings=StreamSettings(cache_size, span, memory_size, sink, tolerance=tolerance),
-        offset=offset,
-        tokens=tokens,
-        generate=generate,
-        sampling=Sampling(**asdict(sampling)),
-        **asdict(base),
-    )
-    run(asked, output, sampling.seed, as_json=json)
+    settings = StreamSettings(cache_size, span, memory_size, sink, tolerance=tolerance)
+    choosing = Sampling(**asdict(sampling))
+    asked = StreamRun(files, selection, settings, offset=offset, tokens=tokens, generate=generate, sampling=choosing)
+    run(asked, sampling.seed, as_json=json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,11 @@ Positions = Literal["skip", "base"]
 Embeddings = Literal["separate", "table"]
 Template = Literal["separators", "chat"]
 T = TypeVar("T")
+
+
+def bounded(default: float | None, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A finite number as a field of settings, with its bounds, both included; :func:`check_types` enforces them."""
+    return field(default=default, metadata={"bounds": (least, most)})
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,13 @@ class LoRASettings:
         conditional: True adds the update at COMP tokens alone (the method); False adds it everywhere (ablation).
     """
 
-    r: int = 8
-    alpha: float = 16.0
+    r: int = bounded(8, 0)
+    alpha: float = bounded(16.0)
     dropout: float = 0.05
     conditional: bool = True
 
     def __post_init__(self) -> None:
         check_types(self, "lora.")
-        if self.r < 0:
-            raise ConfigError(f"lora.r is {self.r}; it must be at least 0.")
-        if not math.isfinite(self.alpha):
-            raise ConfigError(f"lora.alpha is {self.alpha}; it must be finite.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
 
@@ -87,7 +88,7 @@ class CCMConfig:
 
     rule: str = "concat"
     rule_options: Mapping[str, Any] = field(default_factory=dict)
-    n_tok: int = 2
+    n_tok: int = bounded(2, 1)
     min_n_tok: int | None = None
     max_n_tok: int | None = None
     recurrent: bool = True
@@ -102,8 +103,6 @@ class CCMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.n_tok < 1:
-            raise ConfigError(f"n_tok is {self.n_tok}; it must be a whole number of at least 1.")
         least, most = self.n_tok_range
         if not 1 <= least <= self.n_tok <= most:
             raise ConfigError(
@@ -136,7 +135,9 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def check_types(settings: Any, prefix: str = "") -> None:
-    """Refuse a field of a dataclass whose value is not of its declared type; a whole number will do for a float.
+    """Refuse a field of a dataclass whose value is not of its declared type, or not within its bounds.
+
+    A whole number will do for a float.
 
     Raises:
         ConfigError: naming the field, its value and what is allowed.
@@ -147,17 +148,13 @@ def check_types(settings: Any, prefix: str = "") -> None:
             allowed = " or ".join(map(_allowed, choices))
             empty = " An empty one is '', its quotes included." if value is None and str in choices else ""
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.{empty}")
-
-
-def check_shares(settings: Any, prefix: str, *names: str) -> None:
-    """Refuse fields of a dataclass that are no shares.
-
-    Raises:
-        ConfigError: naming the field and its value.
-    """
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ConfigError(f"{prefix}{name} is {getattr(settings, name)}; it is a share, from 0 to 1.")
+    for limited in (item for item in fields(settings) if "bounds" in item.metadata):
+        (least, most), value = limited.metadata["bounds"], getattr(settings, limited.name)
+        if value is not None and not (least <= value <= most and math.isfinite(value)):
+            allowed = (
+                f"from {least} to {most}" if most < math.inf else f"at least {least}" if least > -math.inf else "finite"
+            )
+            raise ConfigError(f"{prefix}{limited.name} is {value}; it must be {allowed}.")
 
 
 def check_count(value: Any, name: str) -> int:

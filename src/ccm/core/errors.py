@@ -1,5 +1,7 @@
 """Every error that ccm raises on purpose. Each is also the standard exception a caller would expect."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +11,12 @@ def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
     names = [*known]
     near = [match for name in given for match in get_close_matches(name, names, n=1)]
     return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error of a name that there is not, with the likeliest one that there is, and all of them."""
+    names = [*known]
+    return ConfigError(f"There is no {kind} {name!r}.{did_you_mean([name], names)} There are: {', '.join(names)}.")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ Source = Literal["registry", "hub"]
 
 
 @dataclass(frozen=True)
-class Had:
+class ModelSource:
     """Where a model in the cache came from.
 
     Attributes:
@@ -32,15 +32,15 @@ class Had:
     sha256: str = ""
 
 
-def write_about(folder: Path, had: Had) -> None:
+def write_about(folder: Path, had: ModelSource) -> None:
     """Say in a model's folder where it came from."""
     save_json(folder / ABOUT, asdict(had))
 
 
-def read_about(folder: Path) -> Had | None:
+def read_about(folder: Path) -> ModelSource | None:
     """Where a model came from; None where its folder does not say."""
     try:
-        return Had(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        return ModelSource(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

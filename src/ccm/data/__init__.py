@@ -1,4 +1,18 @@
-"""Data sets behind one contract: each is one file here, and a row in ``DATA_SETS``."""
+"""The room of the data sets: samples to train on, and questions to measure.
+
+A data set is one module here, or a package where it brings files of wordings along. ``open_data`` in it gives samples
+to train on (:class:`DataSet`), ``open_task`` questions for an evaluation (:class:`ccm.data.tasks.Task`); it has either
+or both, and a row in ``DATA_SETS`` below or in ``ccm.data.tasks.TASKS``. To add one, look for the nearest neighbour:
+
+    conversations and tasks of one's own      kinds (what examples are), formats (how they are written), custom
+    dialogues, a corpus each                  dialogue, with dailydialog and soda on top
+    running text                              text, with pg19 and redpajama on top
+    questions on long conversations           longterm, with locomo and longmemeval on top
+    made-up dialogues                         facts with recall, and builtin
+
+``reading`` opens files, ``examples`` draws shuffled epochs and holds samples out, ``settings`` are what recipes say.
+``sources`` knows where data sets are published, and brings them into the folders that are read here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +20,7 @@ from importlib import import_module
 from typing import Protocol
 
 from ccm.chat.turns import Turns
-from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.errors import unknown_name
 from ccm.data.settings import DataSettings
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample
@@ -16,8 +30,8 @@ DATA_SETS = {  # module with a function open_data
     "builtin": "ccm.data.builtin.dialogues",
     "dailydialog": "ccm.data.dailydialog",
     "soda": "ccm.data.soda",
-    "metaicl": "ccm.data.metaicl_training",
-    "lamp": "ccm.data.lamp_training",
+    "metaicl": "ccm.data.metaicl",
+    "lamp": "ccm.data.lamp",
     "pg19": "ccm.data.pg19",
     "redpajama": "ccm.data.redpajama",
     "lmsys": "ccm.data.lmsys",
@@ -57,11 +71,9 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> DataSet:
     """The data set of these settings; its files are read and checked now.
 
     Raises:
-        ConfigError: when there is no such data set, or it lacks a setting.
+        ConfigError: when there is no such data set, or a setting is absent or not allowed.
         DataError: when its files are absent or malformed.
     """
-    name = settings.name
-    if name not in DATA_SETS:
-        meant = did_you_mean([name], DATA_SETS)
-        raise ConfigError(f"There is no data set {name!r}.{meant} There are: {', '.join(DATA_SETS)}.")
-    return import_module(DATA_SETS[name]).open_data(settings, turns, seed)
+    if settings.name not in DATA_SETS:
+        raise unknown_name("data set", settings.name, DATA_SETS)
+    return import_module(DATA_SETS[settings.name]).open_data(settings, turns, seed)

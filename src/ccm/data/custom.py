@@ -4,7 +4,7 @@
     .txt, gzipped or not                             running text
 
 Everything is read and checked before training begins; up to ten kinds of faults are reported at once, by file and line.
-What is not used is logged as a warning.
+A warning of the log names what is not used.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from itertools import chain
 from pathlib import Path
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_types
+from ccm.core.config import bounded
 from ccm.core.errors import ConfigError, DataError, InputError
-from ccm.data import tasks
 from ccm.data.examples import Examples, hold_out, tell_held_out
 from ccm.data.formats import ExampleError, TooShortError, read_example
-from ccm.data.kinds import Chat, Example, Task, Text, check_chunks
+from ccm.data.kinds import Chat, Example, TaskExample, Text
 from ccm.data.questions import Question
 from ccm.data.reading import ROWS, ends, find_files, read_text, read_values, warn_once
-from ccm.data.settings import DataSettings
-from ccm.data.tasks import Replies, TaskSettings
+from ccm.data.settings import DataSettings, TaskOptions
+from ccm.data.tasks import Replies, Task, TaskSettings
 
 FAULTS = 10  # reported at once
 TEXTS = (".txt", ".txt.gz")
+ENDINGS = (*ROWS, *TEXTS)
+_WANTED = "your own file or folder"
 
 
 def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
@@ -38,13 +39,10 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
         ConfigError: when it names none.
         DataError: when one is absent, empty or malformed.
     """
-    if settings.options:
-        raise ConfigError(f"The data set 'custom' has no options; data.options is {dict(settings.options)}.")
-    if settings.path is None:
-        raise ConfigError("The data set 'custom' reads your own files; say which with data.path=FILE.")
-    groups: Sequence[Sequence[Example]] = read_examples(settings.path, settings, turns)
+    settings.forbid_options()
+    groups: Sequence[Sequence[Example]] = read_examples(settings.require_path(_WANTED), settings, turns)
     if settings.eval_path is not None:
-        held = [*chain.from_iterable(read_examples(settings.eval_path, settings, turns))]
+        held = [*chain.from_iterable(read_examples(Path(settings.eval_path), settings, turns))]
     else:
         held, groups = hold_out(groups, settings.eval_samples, f"{seed} held out")
         every = len(held) + sum(map(len, groups))
@@ -52,33 +50,29 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
     return Examples([*chain.from_iterable(groups)], held, turns, settings.random_steps, seed)
 
 
+class _TaskLengths(DataSettings):
+    """How a task cuts its examples, for functions that training uses as well."""
+
+    prefix = "task.options."
+
+
 @dataclass(frozen=True)
-class Options:
+class CustomTaskOptions(TaskOptions):
     """How your own data is evaluated; see :class:`ccm.data.settings.DataSettings`.
 
     Attributes:
         max_steps: the deepest time step; longer conversations and texts are cut into stretches.
         max_step_tokens: most tokens of a step; a longer one is an error.
-        chunk_tokens: of a step, where plain text is cut into chunks.
+        chunk_tokens: tokens of a step, where plain text is cut into chunks.
     """
 
-    max_steps: int = 16
-    max_step_tokens: int = 512
-    chunk_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
-
-
-class _Lengths(DataSettings):
-    """Those of :class:`Options`, by their own names."""
-
-    def called(self, name: str) -> str:
-        return f"task.options.{name}"
+    max_steps: int = bounded(16, 1)
+    max_step_tokens: int = bounded(512, 1)
+    chunk_tokens: int = bounded(128, 2)
 
 
 @dataclass
-class CustomTask(tasks.Task):
+class CustomTask(Task):
     """The last answer of each example, by the latest steps before it: accuracy over its choices, or perplexity.
 
     Every time step has the same targets; an example with fewer steps is asked with all that it has.
@@ -94,7 +88,7 @@ class CustomTask(tasks.Task):
     def __post_init__(self) -> None:
         deepest = max(example.length for example in self.examples)
         self.depths = [2**i for i in range(deepest.bit_length())] or [0]
-        chosen = sum(bool(_choices(example)) for example in self.examples)
+        chosen = sum(isinstance(example, TaskExample) and bool(example.choices) for example in self.examples)
         if chosen not in (0, len(self.examples)):
             raise DataError(
                 f"{chosen} of {len(self.examples)} examples have choices; a task is measured by accuracy, where all "
@@ -113,28 +107,22 @@ class CustomTask(tasks.Task):
             cut = example.latest(max(depth, 1))
             sample, alone = (part.sample(self.turns, part.length) for part in (cut, cut.latest(0)))
             question = Question.of(sample, self.turns.eos_id, "custom", alone=alone)
-            if isinstance(cut, Task) and cut.choices:
+            if isinstance(cut, TaskExample) and cut.choices:
                 answers = [self.turns.encode_reply(choice) for choice in cut.choices]
                 right, before = cut.choices.index(cut.answer), question.query[-1:]
                 question = replace(question, answers=answers, right=right, before=before)
             yield question if depth else question.alone()
 
 
-def _choices(example: Example) -> tuple[str, ...]:
-    return example.choices if isinstance(example, Task) else ()
-
-
 def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
     """The examples of your own file or folder.
 
     Raises:
-        ConfigError: when none is named, or options that there are not.
+        ConfigError: when none is named, or an option is not allowed.
         DataError: when it is absent, empty or malformed.
     """
-    if settings.path is None:
-        raise ConfigError("The task 'custom' reads your own file or folder; name it as task.path.")
-    lengths = _Lengths(**vars(build_settings(Options, settings.options, "task.options")))
-    return CustomTask([*chain.from_iterable(read_examples(settings.path, lengths, turns))], turns)
+    path, lengths = settings.require_path(_WANTED), _TaskLengths(**vars(settings.read_options(CustomTaskOptions)))
+    return CustomTask([*chain.from_iterable(read_examples(path, lengths, turns))], turns)
 
 
 @dataclass
@@ -151,7 +139,7 @@ class _Faults:
         place = ", ".join(filter(None, (file.name, where, fault.at)))
         self.places.setdefault((file, fault.why), []).append(place)
 
-    def check(self, path: str | Path) -> None:
+    def check(self, path: Path) -> None:
         """Raise a DataError where there are some."""
         if not self.places:
             return
@@ -163,7 +151,7 @@ class _Faults:
         raise DataError(f"{path} cannot be used.{more}\n" + "\n".join(lines))
 
 
-def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> list[list[Example]]:
+def read_examples(path: Path, settings: DataSettings, turns: Turns) -> list[list[Example]]:
     """All examples of a file, or of all files of a folder: those of a conversation together, a text's one by one.
 
     Raises:
@@ -172,9 +160,9 @@ def read_examples(path: str | Path, settings: DataSettings, turns: Turns) -> lis
     """
     groups: list[list[Example]] = []
     faults = _Faults()
-    for file in find_files(Path(path), (*ROWS, *TEXTS)):
-        if not ends(file, (*ROWS, *TEXTS)):
-            raise DataError(f"{file} is of an unknown kind; its name must end in one of {', '.join((*ROWS, *TEXTS))}.")
+    for file in find_files(path, ENDINGS):
+        if not ends(file, ENDINGS):
+            raise DataError(f"{file} is of an unknown kind; its name must end in one of {', '.join(ENDINGS)}.")
         read = _text if ends(file, TEXTS) else _values
         for where, found in read(file, settings, turns):
             if isinstance(found, ExampleError):
@@ -215,7 +203,7 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
         except (ExampleError, ConfigError, InputError) as fault:  # the model's chat template may refuse a conversation
             yield where, fault if isinstance(fault, ExampleError) else ExampleError(str(fault))
             continue
-        cut += isinstance(whole, Task) and whole.length > settings.max_steps
+        cut += isinstance(whole, TaskExample) and whole.length > settings.max_steps
         replies, stripped = replies + len(whole.replies), stripped + changed
         yield where, parts
     if short and len(short) == read:
@@ -225,8 +213,10 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
     if told:
         warn_once(f"{file}: not used are {', '.join(sorted(told))}.")
     if cut:
-        called = settings.called("max_steps")
-        warn_once(f"{file}: {cut:,} tasks have more than {settings.max_steps} steps ({called}); the latest are read.")
+        warn_once(
+            f"{file}: {cut:,} tasks have more than {settings.max_steps} steps ({settings.prefix}max_steps); the latest "
+            "are read."
+        )
     if stripped:
         warn_once(
             f"{file}: {stripped:,} of {replies:,} replies hold text that the chat template does not show, such as a "
@@ -234,7 +224,7 @@ def _values(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[
         )
 
 
-def _stripped(example: Chat | Task, turns: Turns) -> int:
+def _stripped(example: Chat | TaskExample, turns: Turns) -> int:
     """How many replies of an example hold text that the chat template does not show.
 
     Raises:
@@ -260,18 +250,18 @@ def _check_length(example: Example, settings: DataSettings, turns: Turns) -> Non
             begins = turns.tokenizer.decode(step.ids[:40]).strip()[:40]
             raise ExampleError(
                 f"a step may have {settings.max_step_tokens} tokens at most; shorten it, or raise "
-                f"{settings.called('max_step_tokens')}",
+                f"{settings.prefix}max_step_tokens",
                 f"the step of {len(step.ids)} tokens that begins {begins!r}",
             )
 
 
 def _text(file: Path, settings: DataSettings, turns: Turns) -> Iterator[tuple[str, list[Example] | ExampleError]]:
     """The chunks of a text file, in stretches of at most ``max_steps`` and a query; a file's last chunk is shorter."""
-    check_chunks(settings)
+    settings.check_chunks()
     ids, size = turns.plain.encode(read_text(file)), settings.chunk_tokens
     text = Text.of(ids, size, settings.query_chunks)
     if text is None:
-        least, called = settings.query_chunks + 1, settings.called("chunk_tokens")
+        least, called = settings.query_chunks + 1, f"{settings.prefix}chunk_tokens"
         yield "", ExampleError(f"{len(ids)} tokens; at least {least} chunks of {size} tokens are needed ({called})")
         return
     for part in text.parts(settings.max_steps):

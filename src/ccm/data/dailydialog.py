@@ -1,21 +1,18 @@
 """DailyDialog, from the publisher's files: ``dialogues_train.txt`` and so on, as they are or gzipped.
 
-A dialogue is a line, every turn of it ends in ``__eou__``. Texts and filters are the authors' (Compressed Context
+Each line is a dialogue, whose every turn ends in ``__eou__``. Texts and filters are the authors' (Compressed Context
 Memory, ICLR 2024, section 4.1); they evaluate on validation and test together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from ccm.chat.turns import Turns
 from ccm.core.errors import DataError
-from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
-from ccm.data.examples import Examples
+from ccm.data.dialogue import Corpus, Dialogue, open_dialogues, open_examples
 from ccm.data.reading import read_text
-from ccm.data.settings import DataSettings
-from ccm.data.tasks import TaskSettings
 
 
 def tidy(text: str) -> str:
@@ -32,8 +29,11 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
     Raises:
         DataError: when the file is absent, empty, no text, or a line of it is cut off.
     """
-    path = folder / f"dialogues_{split}.txt"
-    lines = _lines(path)
+    name = f"dialogues_{split}.txt"
+    path = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} holds no {name}, as it is or gzipped; download DailyDialog into it.")
+    lines = read_text(path).splitlines()
     if not any(map(str.strip, lines)):
         raise DataError(f"{path} holds no dialogue; download DailyDialog anew.")
     for number, line in enumerate(lines, start=1):
@@ -45,14 +45,6 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
             )
         if turns:
             yield Dialogue(tuple(map(tidy, turns)))
-
-
-def _lines(plain: Path) -> Sequence[str]:
-    packed = plain.with_name(plain.name + ".gz")
-    path = packed if packed.is_file() else plain
-    if not path.is_file():
-        raise DataError(f"{plain.parent} holds no {plain.name}, as it is or gzipped; download DailyDialog into it.")
-    return read_text(path).splitlines()
 
 
 CORPUS = Corpus(
@@ -67,11 +59,5 @@ CORPUS = Corpus(
 )
 
 
-def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
-    """To train on; see :func:`ccm.data.dialogue.open_examples`."""
-    return open_examples(CORPUS, settings, turns, seed)
-
-
-def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
-    """To evaluate on; see :func:`ccm.data.dialogue.open_dialogues`."""
-    return open_dialogues(CORPUS, settings, turns)
+open_data = partial(open_examples, CORPUS)
+open_task = partial(open_dialogues, CORPUS)

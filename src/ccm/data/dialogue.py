@@ -1,6 +1,6 @@
-"""Dialogues: every turn is a step, the last but one the query, the last the answer.
+"""What corpora of dialogues share: every turn is a step, the last but one is the query, the last the answer.
 
-What the corpora of dialogues share. The rules of layout and filtering are the authors' (Compressed Context Memory, ICLR
+The rules of layout and filtering are the authors' (Compressed Context Memory, ICLR
 2024, section 4.1).
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_types
+from ccm.core.config import bounded
 from ccm.core.errors import ConfigError, DataError
-from ccm.data.examples import Examples, folder_of, log_left_out, tell_held_out
+from ccm.data.examples import Examples, log_left_out, tell_held_out
 from ccm.data.questions import Question
-from ccm.data.settings import DataSettings
+from ccm.data.settings import DataOptions, DataSettings, TaskOptions
 from ccm.data.spool import Spool
 from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.engine.layout import Sample
@@ -37,10 +37,10 @@ class Corpus:
         files: what its folder holds, for messages.
         read: the dialogues of a split of a folder: "train", "validation" or "test", their texts tidied.
         measured: the splits that are evaluated on, together.
-        most: dialogues of these at most, the first that are kept; 0 for all.
+        most: dialogues to evaluate on at most, the first that are kept; 0 for all.
         shortest_turn: fewest tokens of a turn.
         longest: most tokens of a whole dialogue to train on, and to evaluate on.
-        depths: turns of an evaluation's dialogues, by the time step that they are reported as.
+        depths: how many turns a dialogue of an evaluation has, by the time step that is reported.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Corpus:
         return turns and sum(counts) <= longest
 
     def keep(self, dialogues: Iterable[Dialogue], turns: Turns, longest: int) -> Iterator[Dialogue]:
-        """Those that are long enough in turns, and not too long in tokens."""
+        """The dialogues that are long enough in turns, and not too long in tokens."""
         for dialogue in dialogues:
             ids = turns.plain.encode_all(dialogue.turns)
             if self.fits([len(turn) for turn in ids], longest):
@@ -95,32 +95,26 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a corpus is read.
+class DialogueOptions(DataOptions):
+    """How a corpus is read to train on.
 
     Attributes:
-        drop_leaks: leave out the dialogues to train on that stand among those to evaluate on, too.
+        drop_leaks: leave out dialogues that stand among those to evaluate on, too.
         most: dialogues to train on at most, the first of the file; 0 for all.
     """
 
     drop_leaks: bool = True
-    most: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
-        if self.most < 0:
-            raise ConfigError(f"data.options.most is {self.most}; it must be at least 0.")
+    most: int = bounded(0, 0)
 
 
 def open_examples(corpus: Corpus, settings: DataSettings, turns: Turns, seed: int) -> Examples:
     """The dialogues of a corpus in the folder ``data.path``; a warning tells what is left out.
 
     Raises:
-        ConfigError: when it names no folder, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
         DataError: when a file is absent or malformed.
     """
-    options = build_settings(Options, settings.options, "data.options")
-    folder = folder_of(settings, corpus.files)
+    options, folder = settings.read_options(DialogueOptions), settings.published_folder(corpus.files)
     known = {hash(dialogue) for dialogue in corpus.evaluated(folder)} if options.drop_leaks else set()
     left_out: Counter[str] = Counter()
 
@@ -144,7 +138,7 @@ def open_examples(corpus: Corpus, settings: DataSettings, turns: Turns, seed: in
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class DialogueTaskOptions(TaskOptions):
     """How dialogues are evaluated.
 
     Attributes:
@@ -153,9 +147,6 @@ class TaskOptions:
     """
 
     protocol: Literal["paper", "fixed-target"] = "paper"
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
 
 
 @dataclass
@@ -172,7 +163,7 @@ class DialogueTask(Task):
     corpus: Corpus
     folder: Path
     turns: Turns
-    options: TaskOptions
+    options: DialogueTaskOptions
     replies = Replies()
 
     def __post_init__(self) -> None:
@@ -215,12 +206,8 @@ def open_dialogues(corpus: Corpus, settings: TaskSettings, turns: Turns) -> Dial
     """The dialogues to evaluate on, in the folder of a corpus.
 
     Raises:
-        ConfigError: when no folder is named, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
         DataError: when a file is absent.
     """
-    options = build_settings(TaskOptions, settings.options, "task.options")
-    if settings.path is None:
-        raise ConfigError(
-            f"The task {settings.name!r} needs the folder that holds {corpus.files}; name it as task.path."
-        )
-    return DialogueTask(corpus, Path(settings.path), turns, options)
+    folder = settings.require_path(f"the folder that holds {corpus.files}")
+    return DialogueTask(corpus, folder, turns, settings.read_options(DialogueTaskOptions))

@@ -1,4 +1,4 @@
-"""Examples: drawn in shuffled epochs, some of them held out."""
+"""Examples to train on, in shuffled epochs, and some of them held out to evaluate on."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from heapq import nlargest
 from itertools import chain
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ccm.chat.turns import Turns
-from ccm.core.errors import ConfigError
 from ccm.core.processes import get_logger
 from ccm.data.settings import DataSettings
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample, length
 
+T = TypeVar("T")
 logger = get_logger(__name__)
 _LARGEST = 64  # examples among which the longest is sought: how many tokens a text has is known when it is encoded
 
 
-class Epochs(ABC):
-    """A data set (:class:`ccm.data.DataSet`) of numbered examples: one shuffled epoch after the other.
+class PlacedSamples(ABC):
+    """A data set (:class:`ccm.data.DataSet`) whose sample at a place of the training follows from the place alone."""
+
+    @abstractmethod
+    def at(self, place: int) -> Sample:
+        """The sample at a place, counted from 0."""
+
+    def pool(self, index: int, count: int) -> list[Sample]:
+        """The samples at places ``index * count`` and following."""
+        return [self.at(place) for place in range(index * count, (index + 1) * count)]
+
+    def measure(self, model: CCMModel) -> dict[str, float]:
+        return {}
+
+
+class Epochs(PlacedSamples):
+    """Numbered examples: one shuffled epoch after the other.
 
     Attributes:
         seed: of the order, and of what is random in the samples.
@@ -41,16 +55,9 @@ class Epochs(ABC):
     def sample(self, number: int, place: int) -> Sample:
         """What an example is at a place of the training; what is random in it follows from the place."""
 
-    def pool(self, index: int, count: int) -> list[Sample]:
-        """The samples at places ``index * count`` and following."""
-        return [self._at(place) for place in range(index * count, (index + 1) * count)]
-
-    def _at(self, place: int) -> Sample:
+    def at(self, place: int) -> Sample:
         epoch, within = divmod(place, len(self))
         return self.sample(order(len(self), f"{self.seed} epoch {epoch}")[within], place)
-
-    def measure(self, model: CCMModel) -> dict[str, float]:
-        return {}
 
 
 class Example(Protocol):
@@ -69,9 +76,6 @@ class Example(Protocol):
     def sample(self, turns: Turns, steps: int) -> Sample:
         """``steps`` steps of context, and the query after them."""
         ...
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,31 +138,17 @@ def hold_out(groups: Sequence[Sequence[T]], most: int, seed: str) -> tuple[list[
     return held, [groups[i] for i in sorted(left)]
 
 
-def folder_of(settings: DataSettings, files: str) -> Path:
-    """The folder of a published data set, which has its own samples to evaluate on.
-
-    Raises:
-        ConfigError: when a recipe names none, or other files to evaluate on.
-    """
-    if settings.path is None:
-        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder that holds {files}.")
-    if settings.eval_path is not None:
-        raise ConfigError(f"The data set {settings.name!r} has samples to evaluate on; leave data.eval_path out.")
-    return Path(settings.path)
-
-
 def tell_held_out(held: int, settings: DataSettings, why: str) -> None:
-    """Say where fewer samples are there to evaluate on than ``data.eval_samples`` asks for."""
+    """Warn where fewer samples are there to evaluate on than ``data.eval_samples`` asks for."""
     if held < settings.eval_samples:
-        title, asked = settings.name, f"{settings.eval_samples:,}"
-        told = (
-            "%s: %s of %s samples are held out to evaluate on (data.eval_samples): %s. The training itself needs none."
+        logger.warning(
+            "%s: %s of %s samples are held out to evaluate on (data.eval_samples): %s. The training itself needs none.",
+            *(settings.name, f"{held:,}", f"{settings.eval_samples:,}", why),
         )
-        logger.warning(told, title, f"{held:,}", asked, why)
 
 
 def log_left_out(title: str, counts: Counter[str]) -> None:
-    """Say how many examples of a data set were left out, by reason."""
+    """Warn how many examples of a data set were left out, by reason."""
     for why, count in counts.items():
         if count:
             logger.warning("%s: examples left out, %s: %s", title, why, f"{count:,}")

@@ -1,4 +1,4 @@
-"""Published formats of conversations and tasks: each is a function, from a JSON value to an example, and a row below.
+"""Published formats of conversations and tasks: each is a function from a JSON value to an example, and a row below.
 
     {"messages": [{"role": "user", "content": ...}, ...], "system": ...}        ours, OpenAI's, Anthropic's, TRL's
     {"conversations": [{"from": "human", "value": ...}, ...], "system": ...}    ShareGPT's, as LLaMA-Factory reads it
@@ -7,8 +7,8 @@
     {"chat": {"history": {"messages": {...}, "currentId": ...}}}                Open WebUI's exports
     {"steps": [...], "query": ..., "answer": ..., "choices": [...]}             ours, of tasks
 
-Every key of a value is used, or refused where it changes what is said or learned, or told. One that holds null, an
-empty text, list or object says nothing; nor does a flag such as "prefix" that holds false.
+Every key of a value is used, or refused where it changes what is said or learned, or named in a warning. A key that
+holds null, an empty text, list or object says nothing; nor does a flag such as "prefix" that holds false.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ccm.core.plain_text import HALF
-from ccm.data.kinds import Chat, Task
+from ccm.data.kinds import Chat, TaskExample
 
 Object = Mapping[str, Any]
 ROLES = {
@@ -51,57 +52,40 @@ class TooShortError(ExampleError):
     """A conversation of one turn: there is nothing to remember in it."""
 
 
-def _refused(why: str, *keys: str) -> dict[str, str]:
-    return dict.fromkeys(keys, why)
+def _refused(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why each key cannot be used, from the keys of each reason."""
+    return {key: why for why, keys in reasons.items() for key in keys.split()}
 
 
-_BOTH = {
-    **_refused(
-        "calls of tools are not read; write what is called and answered into the texts",
-        *("functions", "tool_calls", "function_call", "tool_choice", "tool_call_id"),
-    ),
-    **_refused(
-        "only text is read; leave it out where the texts make sense without it",
-        *("images", "image", "image_url", "videos", "video", "audios", "audio", "files", "attachments"),
-    ),
-    **_refused(
-        "thoughts are not read; write what is to be learned into the reply",
-        *("thinking", "thinking_blocks", "reasoning", "reasoning_content", "reasoning_details"),
-    ),
-    **_refused(
-        "what is learned is said by 'weight', 0 or 1, of an assistant's message; say it so, or leave it out",
-        *("weight", "loss", "loss_weight", "loss_scale", "sample_weight"),
-        *("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks"),
-        *("train", "training", "trainable", "train_detail", "train_on_inputs"),
-    ),
-    **_refused(
-        "texts beside the messages are not read; write them into a message",
-        *("context", "documents", "instruction", "instructions"),
-    ),
-}
-_ROW = {
-    **_BOTH,
-    **_refused("definitions of tools are read with 'messages' or 'conversations', not here", "tools"),
-    **_refused("it is read under the name 'system'", "system_prompt", "system_message"),
-    **_refused("it is read in a conversation, not here", "system", "history"),
-    **_refused("it is read with 'steps', not here", "choices"),
-    **_refused(
-        "good and bad replies are not told apart; give the good ones as data of their own",
-        *("chosen", "rejected", "label", "kto_tag"),
-    ),
-    **_refused(
-        "a chat template takes no other settings here; leave it out",
-        *("chat_template", "chat_template_kwargs", "reasoning_effort", "model_identity"),
-    ),
-}
-_MESSAGE = {
-    **_BOTH,
-    **_refused("definitions of tools stand beside the messages", "tools"),
-    **_refused("names are not read; write who speaks into the content", "name"),
-    **_refused("a reply has no part that is given; leave it out, and the whole reply is learned", "prefix"),
-    **_refused("the reply failed, or was refused; leave the conversation out", "error", "refusal"),
-    **_refused("channels are not read; leave messages of others than the user's out", "channel", "recipient"),
-}
+_BOTH = _refused({
+    "calls of tools are not read; write what is called and answered into the texts":
+        "functions tool_calls function_call tool_choice tool_call_id",
+    "only text is read; leave it out where the texts make sense without it":
+        "images image image_url videos video audios audio files attachments",
+    "thoughts are not read; write what is to be learned into the reply":
+        "thinking thinking_blocks reasoning reasoning_content reasoning_details",
+    "what is learned is said by 'weight', 0 or 1, of an assistant's message; say it so, or leave it out":
+        "weight loss loss_weight loss_scale sample_weight mask loss_mask completion_mask assistant_mask "
+        "assistant_masks train training trainable train_detail train_on_inputs",
+    "texts beside the messages are not read; write them into a message":
+        "context documents instruction instructions",
+})  # fmt: skip
+_ROW = _BOTH | _refused({
+    "definitions of tools are read with 'messages' or 'conversations', not here": "tools",
+    "it is read under the name 'system'": "system_prompt system_message",
+    "it is read in a conversation, not here": "system history",
+    "it is read with 'steps', not here": "choices",
+    "good and bad replies are not told apart; give the good ones as data of their own": "chosen rejected label kto_tag",
+    "a chat template takes no other settings here; leave it out":
+        "chat_template chat_template_kwargs reasoning_effort model_identity",
+})  # fmt: skip
+_MESSAGE = _BOTH | _refused({
+    "definitions of tools stand beside the messages": "tools",
+    "names are not read; write who speaks into the content": "name",
+    "a reply has no part that is given; leave it out, and the whole reply is learned": "prefix",
+    "the reply failed, or was refused; leave the conversation out": "error refusal",
+    "channels are not read; leave messages of others than the user's out": "channel recipient",
+})  # fmt: skip
 
 
 class _Message(NamedTuple):
@@ -122,14 +106,14 @@ class Format:
 
     needs: tuple[str, ...]
     uses: tuple[str, ...]
-    read: Callable[[Object, set[str]], Chat | Task]
+    read: Callable[[Object, set[str]], Chat | TaskExample]
 
     def __str__(self) -> str:
         first, *others = map(repr, self.needs)
         return f"{first} with {' and '.join(others)}" if others else first
 
 
-def read_example(value: Any, told: set[str]) -> Chat | Task:
+def read_example(value: Any, told: set[str]) -> Chat | TaskExample:
     """The conversation or task that a JSON value is.
 
     Args:
@@ -154,7 +138,7 @@ def read_example(value: Any, told: set[str]) -> Chat | Task:
 def _check_keys(
     value: Object, used: Collection[str], refused: Mapping[str, str], told: set[str], within: str = ""
 ) -> None:
-    """See that no key that changes the meaning goes unused; the others are told."""
+    """Refuse unused keys that change the meaning, and tell of all others."""
     for key, held in value.items():
         if key in used or held is None or held in ("", [], {}) or (held is False and key in _FLAGS):
             continue
@@ -163,17 +147,9 @@ def _check_keys(
         told.add(within + key)
 
 
-def _messages(value: Object, told: set[str]) -> Chat:
-    return _with_tools(_chat(_said(value["messages"], "messages", told), value.get("system"), told), value)
-
-
-def _conversations(value: Object, told: set[str]) -> Chat:
-    return _with_tools(_chat(_said(value["conversations"], "conversations", told), value.get("system"), told), value)
-
-
-def _with_tools(chat: Chat, value: Object) -> Chat:
-    """The conversation with the definitions of tools that its row has."""
-    tools = value.get("tools")
+def _conversation(key: str, value: Object, told: set[str]) -> Chat:
+    """The messages under a key, with the definitions of tools beside them."""
+    chat, tools = _chat(_said(value[key], key, told), value.get("system"), told), value.get("tools")
     if isinstance(tools, str) and tools:  # as JSON, where a table has a column of them
         try:
             tools = json.loads(tools)
@@ -195,7 +171,7 @@ def _completion(value: Object, told: set[str]) -> Chat:
 
 
 def _alpaca(value: Object, told: set[str]) -> Chat:
-    """The input stands under the instruction; every reply is learned, those of the history, too."""
+    """The input stands under the instruction; every reply is learned, also in the history."""
     history = value.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise ExampleError("'history' must be a list of pairs, an instruction and its output")
@@ -224,7 +200,7 @@ def _open_webui(value: Object, told: set[str]) -> Chat:
     for number, message in enumerate(said, start=1):
         if message.role == "assistant" and (found := _DETAILS.search(message.text)):
             raise ExampleError(
-                f"the content has a block of Open WebUI's, of type {found[1]!r}; take it out", _at(number)
+                f"the content has a block of Open WebUI's, of type {found[1]!r}; take it out", f"message {number}"
             )
     return _chat(said, chat.get("system") or parameters.get("system"), told)
 
@@ -246,28 +222,24 @@ def _branch(messages: Mapping[str, Object], place: Any) -> list[Object]:
     return branch[::-1]
 
 
-def _task(value: Object, told: set[str]) -> Task:
+def _task(value: Object, told: set[str]) -> TaskExample:
     steps, choices = (_texts(value.get(name) or [], name) for name in ("steps", "choices"))
     if not steps:
         raise ExampleError("'steps' must be a list of at least one text")
     query, answer = (_text(value[name], f"'{name}'") for name in ("query", "answer"))
     if choices and answer not in choices:
         raise ExampleError(f"the answer {answer!r} is none of the choices {choices}")
-    return Task(tuple(steps), query, answer, tuple(dict.fromkeys(choices)))
+    return TaskExample(tuple(steps), query, answer, tuple(dict.fromkeys(choices)))
 
 
 FORMATS = (
-    Format(("messages",), ("system", "tools"), _messages),
-    Format(("conversations",), ("system", "tools"), _conversations),
+    Format(("messages",), ("system", "tools"), partial(_conversation, "messages")),
+    Format(("conversations",), ("system", "tools"), partial(_conversation, "conversations")),
     Format(("prompt", "completion"), ("system",), _completion),
     Format(("instruction", "output"), ("input", "history", "system"), _alpaca),
     Format(("chat",), (), _open_webui),
     Format(("steps", "query", "answer"), ("choices",), _task),
 )
-
-
-def _at(number: int) -> str:
-    return f"message {number}"
 
 
 def _said(messages: Any, key: str, told: set[str]) -> list[_Message]:
@@ -279,7 +251,7 @@ def _said(messages: Any, key: str, told: set[str]) -> list[_Message]:
         try:
             said.append(_message(message, f"{key}.", told))
         except ExampleError as fault:
-            raise ExampleError(fault.why, _at(number)) from None
+            raise ExampleError(fault.why, f"message {number}") from None
     return said
 
 
@@ -289,14 +261,10 @@ def _message(message: Object, within: str, told: set[str]) -> _Message:
     role = message.get(who)
     if not isinstance(role, str) or role not in ROLES:
         raise ExampleError(f"the role is {role!r}; it must be one of {', '.join(ROLES)}")
-    weight = message.get("weight")
-    if weight is not None and (isinstance(weight, bool) or weight not in ((0, 1) if _replies(role) else (0,))):
+    weight, allowed = message.get("weight"), (0, 1) if ROLES[role] == "assistant" else (0,)
+    if weight is not None and (isinstance(weight, bool) or weight not in allowed):
         raise ExampleError(f"the weight is {weight!r}; it must be 0 or 1, and of others than the assistant 0")
     return _Message(ROLES[role], _content(message.get(what), "the content", f"{within}{what}.", told), weight != 0)
-
-
-def _replies(role: str) -> bool:
-    return ROLES[role] == "assistant"
 
 
 def _content(content: Any, called: str, within: str, told: set[str]) -> str:
@@ -339,7 +307,7 @@ def _chat(said: Sequence[_Message], system: Any, told: set[str]) -> Chat:
         wanted = _SPEAKERS[i % 2]
         if message.role != wanted:
             why = "it stands before all others" if message.role == "system" else "roles must alternate"
-            raise ExampleError(f"the role is {message.role!r}, expected {wanted!r}: {why}", _at(heads + i + 1))
+            raise ExampleError(f"the role is {message.role!r}, expected {wanted!r}: {why}", f"message {heads + i + 1}")
     if len(talk) % 2:
         raise ExampleError("the last message is the user's; end with the assistant's reply")
     count = len(talk) // 2

@@ -1,4 +1,4 @@
-"""Three kinds of examples that data sets share: chats, tasks, and running text; how each becomes samples."""
+"""Three kinds of examples that data sets share, chats, tasks and running text, and how each becomes samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ccm.chat.turns import Turns
-from ccm.core.errors import ConfigError
-from ccm.data.settings import DataSettings
 from ccm.engine.layout import IGNORE, Sample, Step
 
 
@@ -18,10 +16,10 @@ class Chat:
     """Turns of a user and an assistant. A sample is its beginning; its replies are targets, the last is the query's.
 
     Attributes:
-        turns: what the user says and the reply to it.
-        system: the message that stands before them.
-        tools: definitions of tools, which stand there too, as a list in JSON; empty where there are none.
-        silent: numbers of turns, counted from 0, whose replies are read but are no targets; not of all after the first.
+        turns: what the user says, and the reply.
+        system: the message that stands before all turns.
+        tools: definitions of tools, which stand there as well, as a list in JSON; empty where there are none.
+        silent: numbers of turns, counted from 0, whose replies are read but not learned; never all after the first.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -88,7 +86,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskExample:
     """Context steps, a query and its answer. A sample has the latest of the steps; the answer alone is a target.
 
     Where there is a choice, the answer is one of ``choices``; training makes nothing of the others.
@@ -117,11 +115,11 @@ class Task:
         read = [Step(turns.statement(text, first=i == 0).ids) for i, text in enumerate(kept)]
         return Sample(read, turns.exchange(self.query, self.answer, first=not kept), turns.head)
 
-    def parts(self, most: int) -> Iterator[Task]:
+    def parts(self, most: int) -> Iterator[TaskExample]:
         """The task with its latest ``most`` steps."""
         yield self.latest(most)
 
-    def latest(self, steps: int) -> Task:
+    def latest(self, steps: int) -> TaskExample:
         """The task with as many of its latest steps."""
         return replace(self, steps=self.steps[-steps:] if steps else ())
 
@@ -160,32 +158,14 @@ class Text:
 
     def parts(self, most: int) -> Iterator[Text]:
         """Stretches of at most ``most`` chunks and a query, in order; a last one too short takes those before along."""
-        for part in _stretches(len(self.chunks), most, self.query):
-            yield Text(self.chunks[part.start : part.stop], self.query)
+        count = len(self.chunks)
+        for begin in range(0, count, most + self.query):
+            begin = min(begin, count - self.query - 1)
+            yield Text(self.chunks[begin : begin + most + self.query], self.query)
 
     def latest(self, steps: int) -> Text:
         """The query, and as many chunks before it."""
         return Text(self.chunks[-steps - self.query :], self.query)
 
 
-Example = Chat | Task | Text
-
-
-def _stretches(count: int, most: int, query: int) -> Iterator[range]:
-    """Where stretches of at most ``most`` items and a query begin and end; the last reaches back to have one item."""
-    for begin in range(0, count, most + query):
-        begin = min(begin, count - query - 1)
-        yield range(begin, min(begin + most + query, count))
-
-
-def check_chunks(settings: DataSettings) -> None:
-    """See whether chunks of running text are short enough to be steps.
-
-    Raises:
-        ConfigError: where they are not.
-    """
-    if settings.chunk_tokens > settings.max_step_tokens:
-        chunk, step = map(settings.called, ("chunk_tokens", "max_step_tokens"))
-        raise ConfigError(
-            f"{chunk} is {settings.chunk_tokens}, {step} {settings.max_step_tokens}; lower the one or raise the other."
-        )
+Example = Chat | TaskExample | Text

@@ -5,39 +5,50 @@
 The rules of templates, retrieval and room are the authors' (Compressed Context Memory, ICLR 2024, section 4.1), in the
 layout of their online memories; every method reads the same text. Files are the publisher's: ``SPLIT_questions.json``,
 a list of objects with id, input and profile, and ``SPLIT_outputs.json``, an object with a list of id and output, golds.
+
+To train on are the examples of the split "train", each time after other entries of its profile; the split "dev" is
+evaluated on. Every entry is tokenized once before training begins, to see whether it is short enough. Memory holds
+where each example stands in its file and the numbers of its entries, four bytes each; texts are read again when they
+are needed.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_types
+from ccm.core.config import bounded
 from ccm.core.errors import ConfigError, DataError
+from ccm.data.examples import Epochs, log_left_out, tell_held_out
 from ccm.data.questions import Question
 from ccm.data.reading import Place, read_item, read_items, readable
-from ccm.data.tasks import Replies, Task, TaskSettings, encode_word
+from ccm.data.settings import DataOptions, DataSettings, TaskOptions
+from ccm.data.tasks import Replies, Task, TaskSettings, encode_words
+from ccm.engine.layout import Sample
 
 SHORTEST, LONGEST = 1, 99  # tokens of an entry
 KEPT, LEAST_REVIEWS = 0.9, 32  # what must be kept of a profile: a share of its entries, but so many of LaMP-3
 MAX_LENGTH = 1024
 DRAWN = 16  # entries that are drawn to evaluate on; of fewer the first are taken
 NO_ROOM = "the query alone has no room"
+Number = Literal[1, 2, 3, 4, 5, 7]  # of a task
 Entry = Mapping[str, str]
 Ids = list[int]
 
 
 @dataclass(frozen=True)
 class Template:
-    """How the examples of one of the tasks read.
+    """How the examples of one task read.
 
     Attributes:
         marker: what the fixed question ends with, in the text of an example.
@@ -88,11 +99,7 @@ _TOPICS = (
 _PATTERNS = "Following the given patterns "
 TEMPLATES = {
     1: Template("without explanation.", '"{title}"', classes=("[1]", "[2]"), head=55),
-    2: Template(
-        "article:",
-        'the category for the article: "{text}" is "{category}"',
-        classes=_TOPICS,
-    ),
+    2: Template("article:", 'the category for the article: "{text}" is "{category}"', classes=_TOPICS),
     3: Template("review:", '{score} is the score for "{text}"', classes=("1", "2", "3", "4", "5")),
     4: Template("Generate a headline for the following article:", '"{title}" is the title for "{text}"'),
     5: Template(
@@ -106,17 +113,6 @@ TEMPLATES = {
         f" are written by a person. {_PATTERNS}",
     ),
 }
-
-
-def template(number: int) -> Template:
-    """The template of a task.
-
-    Raises:
-        ConfigError: when there is none of that number.
-    """
-    if number not in TEMPLATES:
-        raise ConfigError(f"There is no LaMP-{number}; there are {', '.join(map(str, TEMPLATES))}.")
-    return TEMPLATES[number]
 
 
 def fit(
@@ -149,13 +145,26 @@ def kept_entries(lengths: Sequence[int], number: int) -> list[int] | None:
 
 
 def draw(generator: np.random.Generator, entries: int, count: int) -> list[int]:
-    """Numbers of ``count`` entries of a profile that has ``entries``, again and again the same only where it has too
-    few: the authors take them at random."""
+    """Numbers of ``count`` entries of a profile of ``entries``, at random; none comes twice, unless it has fewer."""
     return generator.choice(entries, count, replace=entries < count).tolist()
 
 
+def read_outputs(path: Path) -> dict[str, str]:
+    """The answers of a file of outputs, by the ids of their questions.
+
+    Raises:
+        DataError: when it is absent or malformed.
+    """
+    with readable(path):
+        outputs = json.loads(path.read_text(encoding="utf-8-sig"))
+    try:
+        return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no file of LaMP: {error!r}.") from None
+
+
 @dataclass(frozen=True)
-class Example:
+class LaMPExample:
     """One example, as texts.
 
     Attributes:
@@ -185,59 +194,57 @@ class Reader:
 
     folder: Path
     split: str
-    number: int
+    number: Number
     max_length: int
     turns: Turns
 
-    @cached_property
+    @property
     def template(self) -> Template:
-        """How they read."""
-        return template(self.number)
-
-    @cached_property
-    def _encode_answer(self) -> Callable[[str], Ids]:
-        return encode_word(self.turns)
+        """How the examples read."""
+        return TEMPLATES[self.number]
 
     @property
     def _path(self) -> Path:
         return self.folder / f"{self.split}_questions.json"
 
     @cached_property
-    def _outputs(self) -> dict[str, str]:
-        path = self.folder / f"{self.split}_outputs.json"
-        with readable(path):
-            outputs = json.loads(path.read_text(encoding="utf-8-sig"))
-        try:
-            return {gold["id"]: gold["output"].strip() for gold in outputs["golds"]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no file of LaMP: {error!r}.") from None
+    def _encode_answers(self) -> Callable[[Sequence[str]], list[Ids]]:
+        return encode_words(self.turns)
 
-    def examples(self) -> Iterator[Example]:
-        """All of them, in order.
+    @cached_property
+    def _outputs(self) -> dict[str, str]:
+        return read_outputs(self.folder / f"{self.split}_outputs.json")
+
+    def usable(self, left_out: Counter[str]) -> Iterator[tuple[LaMPExample, list[int]]]:
+        """The examples that can be used, with the numbers of their entries; the others are counted by reason.
 
         Raises:
-            DataError: when a file is absent or malformed.
+            DataError: when a file is absent or malformed, or an entry is of another task.
         """
-        return (self._example(item, place) for place, item in read_items(self._path))
+        for place, item in read_items(self._path):
+            example = self._example(item, place)
+            kept = kept_entries(self._lengths(example), self.number)
+            if kept is None:
+                left_out["too few entries of the profile are short enough, or it is empty"] += 1
+            elif not example.output or example.output not in (self.template.classes or [example.output]):
+                left_out["the answer is none of the classes, or empty"] += 1
+            else:
+                yield example, kept
 
-    def example_at(self, place: Place) -> Example:
+    def example_at(self, place: Place) -> LaMPExample:
         """The example that stands there in the file."""
         return self._example(read_item(self._path, place), place)
 
-    def _example(self, item: Any, place: Place) -> Example:
+    def _example(self, item: Any, place: Place) -> LaMPExample:
         try:
-            return Example(item["input"], [*item["profile"]], self._outputs[item["id"]], place)
+            return LaMPExample(item["input"], [*item["profile"]], self._outputs[item["id"]], place)
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{self._path} and {self.split}_outputs.json do not belong together, or are no LaMP files: {error!r}."
             ) from None
 
-    def kept(self, example: Example) -> list[int] | str:
-        """Numbers of the entries of an example that are used, or why it is left out.
-
-        Raises:
-            DataError: when an entry is of another task.
-        """
+    def _lengths(self, example: LaMPExample) -> list[int]:
+        """Tokens of each entry of the profile."""
         try:
             texts = [self.template.entry.format(**entry) for entry in example.profile]
         except (KeyError, TypeError) as error:
@@ -245,26 +252,20 @@ class Reader:
                 f"{self._path}: the profile of the example that begins {example.text[:40]!r} has no {error}, as "
                 f"LaMP-{self.number} has; is it of another task?"
             ) from None
-        ids = self.turns.plain.encode_all(texts)
-        kept = kept_entries([*map(len, ids)], self.number)
-        if kept is None:
-            return "too few entries of the profile are short enough, or it is empty"
-        if not example.output or example.output not in (self.template.classes or [example.output]):
-            return "the answer is none of the classes, or empty"
-        return kept
+        return [len(ids) for ids in self.turns.plain.encode_all(texts)]
 
-    def question(self, example: Example, entries: Sequence[int], answers: Sequence[str]) -> Question | None:
-        """The question of an example with those entries, from the end fewer where there is no room for all.
+    def question(self, example: LaMPExample, entries: Sequence[int], answers: Sequence[str]) -> Question | None:
+        """The question of an example after those entries; where they have no room, the last are left out.
 
         Args:
-            example: it.
+            example: what is asked.
             entries: their numbers in the profile.
             answers: the possible ones; the longest must fit.
 
         Returns:
             the question; None where the query alone has no room.
         """
-        ids, encode = [self._encode_answer(answer) for answer in answers], self.turns.plain.encode
+        ids, encode = self._encode_answers(answers), self.turns.plain.encode
         bos = self.turns.tokenizer.bos_token_id
         begin = [] if bos is None else [bos]
         room = self.max_length - max(map(len, ids)) - 1 - len(begin)
@@ -281,27 +282,20 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Options:
+class LaMPTaskOptions(TaskOptions):
     """How LaMP is evaluated.
 
     Attributes:
-        number: of the task: 1 to 5 or 7.
+        number: of the task.
         split: of the files.
         max_length: most tokens of BOS, context, query, answer and EOS.
         seed: of the entries that are drawn; the authors' is 1337.
     """
 
-    number: int = 2
+    number: Number = 2
     split: Literal["train", "dev"] = "dev"
-    max_length: int = MAX_LENGTH
-    seed: int = 1337
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
-        template(self.number)
-        for name, least in (("max_length", 1), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"task.options.{name} is {value}; it must be at least {least}.")
+    max_length: int = bounded(MAX_LENGTH, 1)
+    seed: int = bounded(1337, 0)
 
 
 @dataclass
@@ -309,19 +303,15 @@ class LaMPTask(Task):
     """Accuracy over the classes of an example, by their likelihood as a whole; of generated answers the perplexity.
 
     Attributes:
-        folder: of the files.
-        turns: whose tokenizer is used.
-        options: how.
+        reader: of the examples.
+        seed: of the entries that are drawn.
     """
 
-    folder: Path
-    turns: Turns
-    options: Options
-    depths = (1, 2, 4, 8, 16)
+    reader: Reader
+    seed: int
+    depths = (1, 2, 4, 8, DRAWN)
 
     def __post_init__(self) -> None:
-        options = self.options
-        self.reader = Reader(self.folder, options.split, options.number, options.max_length, self.turns)
         self.classes = self.reader.template.classes
         self.measures = "acc" if self.classes else "perplexity"
         self.replies = None if self.classes else Replies()
@@ -330,12 +320,8 @@ class LaMPTask(Task):
         if not 0 <= depth <= DRAWN:
             raise ConfigError(f"There is no time step {depth}; it is a number of entries, from 0 to {DRAWN}.")
         self.skipped, self.noted = Counter(), Counter()
-        generator = np.random.default_rng(self.options.seed)
-        for example in self.reader.examples():
-            kept = self.reader.kept(example)
-            if isinstance(kept, str):
-                self.skipped[kept] += 1
-                continue
+        generator = np.random.default_rng(self.seed)
+        for example, kept in self.reader.usable(self.skipped):
             entries = [kept[i] for i in draw(generator, len(kept), DRAWN)[:depth]]
             question = self.reader.question(example, entries, self.classes or [example.output])
             if question is None:
@@ -350,8 +336,111 @@ def open_task(settings: TaskSettings, turns: Turns) -> LaMPTask:
     """The LaMP task in a folder.
 
     Raises:
-        ConfigError: when no folder is named, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
     """
-    if settings.path is None:
-        raise ConfigError("The task 'lamp' needs the folder of LaMP's files; name it as task.path.")
-    return LaMPTask(Path(settings.path), turns, build_settings(Options, settings.options, "task.options"))
+    folder, options = settings.require_path("the folder of LaMP's files"), settings.read_options(LaMPTaskOptions)
+    return LaMPTask(Reader(folder, options.split, options.number, options.max_length, turns), options.seed)
+
+
+@dataclass(frozen=True)
+class LaMPOptions(DataOptions):
+    """What is trained on.
+
+    Attributes:
+        number: of the task.
+        max_length: most tokens of BOS, entries, query, answer and EOS; entries without room are left out from the end.
+    """
+
+    number: Number = 2
+    max_length: int = bounded(MAX_LENGTH, 1)
+
+
+@dataclass(frozen=True)
+class LaMPData(Epochs):
+    """Samples of one task.
+
+    Attributes:
+        reader: of the training split.
+        found: of each example that can be used, its place in the file and the numbers of its entries.
+        held: samples to evaluate on.
+        k: entries of a sample.
+        random_steps: whether it is a random number of 1 to k instead.
+        seed: of order, numbers and entries.
+    """
+
+    reader: Reader
+    found: Sequence[tuple[Place, array]]
+    held: Sequence[Sample]
+    k: int
+    random_steps: bool
+    seed: int
+
+    @property
+    def longest(self) -> int:
+        """Most text tokens that a sample may have."""
+        return self.reader.max_length
+
+    @property
+    def deepest(self) -> int:
+        """Most entries that a sample may have."""
+        return self.k
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def sample(self, number: int, place: int) -> Sample:
+        (at, kept), generator = self.found[number], _generator(f"{self.seed} entries {place}")
+        k = int(generator.integers(1, self.k, endpoint=True)) if self.random_steps else self.k
+        return _sample(self.reader, self.reader.example_at(at), kept, k, generator)
+
+    def held_out(self) -> list[Sample]:
+        return [*self.held]
+
+
+def open_data(settings: DataSettings, turns: Turns, seed: int) -> LaMPData:
+    """The training split in the folder of these settings, whose ``data.max_steps`` is the number of entries.
+
+    What is left out is logged as a warning.
+
+    Raises:
+        ConfigError: when no folder is named, or an option is not allowed.
+        DataError: when files are absent or malformed, or nothing can be trained on.
+    """
+    left_out = Counter[str]()
+    folder = settings.published_folder("train_questions.json, train_outputs.json and the same of dev")
+    options = settings.read_options(LaMPOptions)
+    train, dev = (Reader(folder, split, options.number, options.max_length, turns) for split in ("train", "dev"))
+    found = [(example.place, array("I", kept)) for example, kept in _with_room(train, left_out)]
+    log_left_out(f"LaMP-{options.number}", left_out)
+    if not found:
+        raise DataError(f"No example of LaMP-{options.number} in {folder} can be trained on.")
+    generator = _generator(f"{seed} held out")
+    held = [
+        _sample(dev, example, kept, settings.max_steps, generator)
+        for example, kept in islice(_with_room(dev, Counter()), settings.eval_samples)
+    ]
+    tell_held_out(len(held), settings, "the dev split has no more that can be used")
+    return LaMPData(train, found, held, settings.max_steps, settings.random_steps, seed)
+
+
+def _with_room(reader: Reader, left_out: Counter[str]) -> Iterator[tuple[LaMPExample, list[int]]]:
+    """The usable examples whose query has room; the others are counted."""
+    for example, kept in reader.usable(left_out):
+        if reader.question(example, [], [example.output]) is None:
+            left_out[NO_ROOM] += 1
+        else:
+            yield example, kept
+
+
+def _generator(words: str) -> np.random.Generator:
+    """One that these words alone determine."""
+    return np.random.default_rng([*words.encode()])
+
+
+def _sample(
+    reader: Reader, example: LaMPExample, kept: Sequence[int], k: int, generator: np.random.Generator
+) -> Sample:
+    entries = [kept[i] for i in draw(generator, len(kept), k)]
+    question = reader.question(example, entries, [example.output])
+    assert question is not None  # its query has room
+    return question.sample(reader.turns.eos_id)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings
-from ccm.core.errors import ConfigError, DataError
-from ccm.data.longterm import Asked, LongTask, Options, Turn
+from ccm.core.errors import DataError
+from ccm.data.longterm import LongQuestion, LongTask, LongTaskOptions, Turn
 from ccm.data.questions import Judged
 from ccm.data.reading import read_items
 from ccm.data.tasks import Averaging, Replies, TaskSettings
@@ -28,13 +27,13 @@ _TURN = re.compile(r"D:?(\d+):(\d+)")  # one text may name several turns, and no
 UNKNOWN = "Not mentioned in the conversation"
 
 
-def conversation(held: Mapping[str, Any]) -> tuple[list[Turn], dict[tuple[int, int], int]]:
-    """The turns of all sessions in order, and their numbers in it by session and number in the session."""
+def conversation(item: Mapping[str, Any]) -> tuple[list[Turn], dict[tuple[int, int], int]]:
+    """The turns of all sessions in order, and the number of each turn by its session and its number in the session."""
     turns: list[Turn] = []
     places: dict[tuple[int, int], int] = {}
-    for session in sorted(int(key[8:]) for key in held if re.fullmatch(r"session_\d+", key)):
-        date = held[f"session_{session}_date_time"]
-        for i, said in enumerate(held[f"session_{session}"]):
+    for session in sorted(int(key[8:]) for key in item if re.fullmatch(r"session_\d+", key)):
+        date = item[f"session_{session}_date_time"]
+        for i, said in enumerate(item[f"session_{session}"]):
             caption = f" [shows {said['blip_caption']}]" if said.get("blip_caption") else ""
             places[_named(said["dia_id"])[0]] = len(turns)
             turns.append(Turn(session, date, i == 0, f"{said['speaker']}: {said['text']}{caption}"))
@@ -46,7 +45,7 @@ def _named(text: str) -> list[tuple[int, int]]:
     return [(int(session), int(turn)) for session, turn in _TURN.findall(text)]
 
 
-def read(path: Path) -> Iterator[Asked]:
+def read(path: Path) -> Iterator[LongQuestion]:
     """All questions of a file, conversation by conversation.
 
     Raises:
@@ -61,7 +60,9 @@ def read(path: Path) -> Iterator[Asked]:
         yield from asked
 
 
-def _asked(row: Mapping[str, Any], turns: Sequence[Turn], places: Mapping[tuple[int, int], int], seed: str) -> Asked:
+def _asked(
+    row: Mapping[str, Any], turns: Sequence[Turn], places: Mapping[tuple[int, int], int], seed: str
+) -> LongQuestion:
     category = CATEGORIES[row["category"]]
     evidence = {places[name] for text in row["evidence"] for name in _named(text) if name in places}
     query = f"Answer in a few words.\nQuestion: {row['question']}"
@@ -78,24 +79,22 @@ def _asked(row: Mapping[str, Any], turns: Sequence[Turn], places: Mapping[tuple[
         if category == "open-domain":  # after a semicolon stands why
             answer = answer.split(";")[0].strip()
         references = [answer]
-    return Asked(turns, evidence, query, answer, category, references, _JUDGED.get(category, "stems"))
+    return LongQuestion(turns, evidence, query, answer, category, references, _JUDGED.get(category, "stems"))
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> LongTask:
     """The questions of a file, or of the folder that holds it.
 
     Raises:
-        ConfigError: when none is named, or options that there are not.
-        DataError: when the folder does not hold it.
+        ConfigError: when no path is named, or an option is not allowed.
+        DataError: when the folder does not hold the file.
     """
-    if settings.path is None:
-        raise ConfigError("The task 'locomo' needs locomo10.json, or the folder that holds it; name it as task.path.")
-    path = Path(settings.path)
+    path = settings.require_path("locomo10.json, or the folder that holds it")
     if path.is_dir():
         found = next((path / name for name in _NAMES if (path / name).is_file()), None)
         if found is None:
             raise DataError(f"{path} holds none of {', '.join(_NAMES)}; download it from LoCoMo's repository.")
         path = found
-    options = build_settings(Options, settings.options, "task.options")
     apart = Averaging(left_out=("adversarial",))  # its answer stands in its query
+    options = settings.read_options(LongTaskOptions)
     return LongTask(partial(read, path), CATEGORIES.values(), turns, options, Replies("answer_f1", 32), apart)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings
-from ccm.core.errors import ConfigError, DataError
-from ccm.data.longterm import Asked, LongTask, Options, Turn
+from ccm.core.errors import DataError
+from ccm.data.longterm import LongQuestion, LongTask, LongTaskOptions, Turn
 from ccm.data.reading import read_items
 from ccm.data.tasks import Replies, TaskSettings
 
@@ -27,7 +26,7 @@ TYPES = (
 )  # fmt: skip
 
 
-def read(path: Path) -> Iterator[Asked]:
+def read(path: Path) -> Iterator[LongQuestion]:
     """All questions of a file.
 
     Raises:
@@ -40,7 +39,7 @@ def read(path: Path) -> Iterator[Asked]:
             raise DataError(f"{path}: question {number} is none of LongMemEval's ({error!r}).") from None
 
 
-def _asked(item: Mapping[str, Any]) -> Asked:
+def _asked(item: Mapping[str, Any]) -> LongQuestion:
     keys = ("haystack_dates", "haystack_session_ids", "haystack_sessions")
     sessions = sorted(zip(*(item[key] for key in keys), strict=True), key=lambda session: session[0])
     turns: list[Turn] = []
@@ -56,11 +55,11 @@ def _asked(item: Mapping[str, Any]) -> Asked:
             answering.update(range(begin, len(turns)))
     kind = ABSTENTION if item["question_id"].endswith("_abs") else item["question_type"]
     query = f"It is {item['question_date']}. Answer in a few words.\nQuestion: {item['question']}"
-    return Asked(turns, told or answering, query, str(item["answer"]), kind)
+    return LongQuestion(turns, told or answering, query, str(item["answer"]), kind)
 
 
 def _add(turns: list[Turn], message: Mapping[str, Any], session: int, date: str, *, opens: bool) -> None:
-    """A user's message is a turn that the assistant's completes; one that follows none has an empty text before it."""
+    """Add a message: a user's begins a turn, which the assistant's completes; without a user's its turn has no text."""
     if message["role"] == "user":
         turns.append(Turn(session, date, opens, message["content"], ""))
     elif opens or turns[-1].reply:
@@ -73,9 +72,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> LongTask:
     """The questions of a file.
 
     Raises:
-        ConfigError: when none is named, or options that there are not.
+        ConfigError: when no file is named, or an option is not allowed.
     """
-    if settings.path is None:
-        raise ConfigError("The task 'longmemeval' needs one of LongMemEval's files; name it as task.path.")
-    options = build_settings(Options, settings.options, "task.options")
-    return LongTask(partial(read, Path(settings.path)), TYPES, turns, options, Replies("answer_f1", 64))
+    path, options = settings.require_path("one of LongMemEval's files"), settings.read_options(LongTaskOptions)
+    return LongTask(partial(read, path), TYPES, turns, options, Replies("answer_f1", 64))

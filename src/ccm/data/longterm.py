@@ -1,8 +1,8 @@
-"""Questions on long conversations: what the benchmarks share.
+"""Questions on long conversations: what LoCoMo and LongMemEval share.
 
     [date] turn | turn | ... | [date] turn | turn | ... | query  answer      a turn is a step, the latest are in view
 
-The date of a session is said at its first turn, and at the first in view.
+The date of a session is said at its first turn, and at the first turn in view.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import Literal
 
 from ccm.chat.turns import Turns
-from ccm.core.config import check_types
-from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.config import bounded
+from ccm.core.errors import ConfigError, unknown_name
 from ccm.data.questions import Judged, Question
+from ccm.data.settings import TaskOptions
 from ccm.data.tasks import Averaging, Replies, Task
 from ccm.engine.layout import Sample, Step, length
 
@@ -30,7 +31,7 @@ class Turn:
         date: of the session.
         opens: whether it is the session's first turn.
         text: what is said.
-        reply: to it; None where two people talk, so that the reply is a turn of its own.
+        reply: the reply; None where two people talk, so that the reply is a turn of its own.
     """
 
     session: int
@@ -48,7 +49,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LongQuestion:
     """A question on a conversation.
 
     Attributes:
@@ -78,7 +79,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Options:
+class LongTaskOptions(TaskOptions):
     """How questions on long conversations are evaluated.
 
     Attributes:
@@ -90,13 +91,8 @@ class Options:
     """
 
     categories: Sequence[str] | None = None
-    max_length: int = 2048
+    max_length: int = bounded(2048, 1)
     until: Literal["evidence", "end"] = "evidence"
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
-        if self.max_length < 1:
-            raise ConfigError(f"task.options.max_length is {self.max_length}; it must be at least 1.")
 
 
 @dataclass
@@ -112,18 +108,18 @@ class LongTask(Task):
         averaging: which categories do not count in the perplexity.
     """
 
-    read: Callable[[], Iterator[Asked]]
+    read: Callable[[], Iterator[LongQuestion]]
     names: Collection[str]
     turns: Turns
-    options: Options
+    options: LongTaskOptions
     replies: Replies
     averaging: Averaging = field(default_factory=Averaging)
     depths = (4, 16, 64, 256)
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*(self.options.categories or ())} - {*self.names}):
-            meant = did_you_mean(unknown, self.names)
-            raise ConfigError(f"There is no category {', '.join(unknown)}.{meant} There are: {', '.join(self.names)}.")
+        for category in self.options.categories or ():
+            if category not in self.names:
+                raise unknown_name("category", category, self.names)
         self._ids = lru_cache(maxsize=1 << 14)(lambda turn, first: turn.ids(self.turns, first=first))
 
     def questions(self, depth: int) -> Iterator[Question]:
@@ -134,7 +130,7 @@ class LongTask(Task):
             if self.options.categories is None or asked.category in self.options.categories:
                 yield from self._question(asked, depth)
 
-    def _question(self, asked: Asked, depth: int) -> Iterator[Question]:
+    def _question(self, asked: LongQuestion, depth: int) -> Iterator[Question]:
         if not asked.answer.strip():
             self.skipped["the answer is empty"] += 1
             return
@@ -149,8 +145,6 @@ class LongTask(Task):
             self.skipped["the query alone has no room"] += 1
             return
         self._note(asked, depth, latest, len(kept), end)
-        if not self.averaging.counts(asked.category):
-            self.noted[f"{asked.category}, not in the perplexity"] += 1
         alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True), self.turns.head)
         question = Question.of(sample, self.turns.eos_id, asked.category, alone=alone)
         yield replace(question, references=asked.references or (asked.answer,), judged=asked.judged)
@@ -164,7 +158,7 @@ class LongTask(Task):
             taken += len(self._ids(turn, False))
         return len(latest)
 
-    def _note(self, asked: Asked, depth: int, latest: Sequence[Turn], kept: int, end: int) -> None:
+    def _note(self, asked: LongQuestion, depth: int, latest: Sequence[Turn], kept: int, end: int) -> None:
         if kept < depth:
             why = "there are no more" if kept == len(latest) else "the others have no room"
             self.noted[f"fewer than {depth} turns, {why}"] += 1
@@ -174,3 +168,5 @@ class LongTask(Task):
             self.noted[f"{share} of the evidence in view"] += 1
         else:
             self.noted["no evidence is named"] += 1
+        if not self.averaging.counts(asked.category):
+            self.noted[f"{asked.category}, not in the perplexity"] += 1

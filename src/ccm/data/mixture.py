@@ -14,18 +14,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ccm.chat.turns import Turns, make_turns
-from ccm.core.config import TurnFormat, build_settings, check_types
+from ccm.core.config import TurnFormat, build_settings
 from ccm.core.errors import ConfigError, DataError
 from ccm.data import DataSet
 from ccm.data import open_data as open_part
 from ccm.data.examples import order
-from ccm.data.settings import DataSettings
+from ccm.data.settings import DataOptions, DataSettings
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample
 
@@ -52,23 +52,20 @@ class Part(DataSettings):
 
 
 @dataclass(frozen=True)
-class Options:
+class MixtureOptions(DataOptions):
     """What a mixture is made of.
 
     Attributes:
         parts: a table each: a weight, a turn format, and settings as of ``data``.
     """
 
-    parts: list
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
+    parts: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The samples of several data sets. Of every :data:`ROUND` samples each part has its share, in random order; a part
-    is asked for its samples one after the other, so that it has its own epochs.
+    """The samples of several data sets. Of every :data:`ROUND` samples each part has its share, in random order; each
+    part gives its samples one after the other, and so has epochs of its own.
 
     Attributes:
         parts: the data sets.
@@ -105,7 +102,7 @@ class Mixture:
         return part, (number + 1) * self.shares[part] + slot - ends[part]
 
     def held_out(self) -> list[Sample]:
-        """Those of all parts."""
+        """The held-out samples of all parts."""
         return [sample for part in self.parts for sample in part.held_out()]
 
     def measure(self, model: CCMModel) -> dict[str, float]:
@@ -121,8 +118,8 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> Mixture:
     """
     if settings.eval_path is not None:
         raise ConfigError("A mixture has no data.eval_path; the parts hold samples out, or have an eval_path each.")
-    options = build_settings(Options, {"parts": [], **settings.options}, "data.options")
-    parts = [_part(given, number, settings) for number, given in enumerate(options.parts, start=1)]
+    given = settings.read_options(MixtureOptions).parts
+    parts = [_part(table, number, settings) for number, table in enumerate(given, start=1)]
     if not parts:
         raise ConfigError("A mixture needs data.options.parts, a list of data sets such as [{name: soda, weight: 1}].")
     opened = _open(parts, turns, seed)

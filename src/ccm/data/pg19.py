@@ -1,6 +1,6 @@
 """PG19, books as running text: the publisher's folders ``train``, ``validation`` and ``test``, or any folder of texts.
 
-A file is a book, ``.txt`` or gzipped (Rae et al., Compressive Transformers for Long-Range Sequence Modelling, ICLR
+Each file is a book, ``.txt`` or gzipped (Rae et al., Compressive Transformers for Long-Range Sequence Modelling, ICLR
 2020; google-deepmind/pg19).
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_types
+from ccm.core.config import bounded
 from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.reading import find_files, read_text
-from ccm.data.settings import DataSettings
+from ccm.data.settings import TaskOptions
 from ccm.data.tasks import Task, TaskSettings
-from ccm.data.text import Source, Stretches, open_stretches, split
+from ccm.data.text import Library, open_stretches, split
 
 Ids = Sequence[int]
 TITLE, ENDINGS = "PG19", (".txt", ".txt.gz")
@@ -36,30 +36,21 @@ def read(file: Path) -> Iterator[str]:
     yield read_text(file)
 
 
-SOURCE = Source(TITLE, ENDINGS, "train", read, files=16, texts=1)
-
-
 @dataclass(frozen=True)
-class Options:
+class PG19TaskOptions(TaskOptions):
     """How books are evaluated.
 
     Attributes:
         split: which of the publisher's folders.
-        chunk_tokens: of a step.
+        chunk_tokens: tokens of a step.
         deepest: the last time step.
         targets: chunks of each book whose perplexity is taken.
     """
 
     split: Literal["train", "validation", "test"] = "test"
-    chunk_tokens: int = 128
-    deepest: int = 8
-    targets: int = 10
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
-        for name, least in (("chunk_tokens", 2), ("deepest", 1), ("targets", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"task.options.{name} is {getattr(self, name)}; it must be at least {least}.")
+    chunk_tokens: int = bounded(128, 2)
+    deepest: int = bounded(8, 1)
+    targets: int = bounded(10, 1)
 
 
 @dataclass
@@ -74,7 +65,7 @@ class PG19Task(Task):
 
     files: Sequence[Path]
     turns: Turns
-    options: Options
+    options: PG19TaskOptions
 
     def __post_init__(self) -> None:
         self.depths = [2**i for i in range(self.options.deepest.bit_length())]
@@ -121,19 +112,15 @@ def spread(places: range, count: int) -> list[int]:
     return [places[len(places) * (i + 1) // count - 1] for i in range(count)]
 
 
-def open_data(settings: DataSettings, turns: Turns, seed: int) -> Stretches:
-    """To train on; see :func:`ccm.data.text.open_stretches`."""
-    return open_stretches(SOURCE, settings, turns, seed)
+open_data = partial(open_stretches, Library(TITLE, ENDINGS, "train", read, files=16, texts=1))
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> PG19Task:
     """To evaluate on.
 
     Raises:
-        ConfigError: when no folder is named, or options that there are not.
+        ConfigError: when no folder is named, or an option is not allowed.
         DataError: when there are no books.
     """
-    if settings.path is None:
-        raise ConfigError("The task 'pg19' needs the folder of PG19's books; name it as task.path.")
-    options = build_settings(Options, settings.options, "task.options")
-    return PG19Task(find_files(split(Path(settings.path), options.split), ENDINGS), turns, options)
+    folder, options = settings.require_path("the folder of PG19's books"), settings.read_options(PG19TaskOptions)
+    return PG19Task(find_files(split(folder, options.split), ENDINGS), turns, options)

@@ -21,12 +21,12 @@ class Question:
         query: up to where an answer begins, separators included.
         bare: the query as it reads where no context stands before it; None where that makes no difference.
         answers: the possible answers, or the only one where there is no choice; without the token that ends them.
-        right: which of them is right.
-        task: what it is counted under.
-        before: what stands before an answer where its own likelihood is taken; None where that is not asked for.
-        references: the accepted answers as text, for a reply that is generated; where there are none, the right answer.
-        judged: how such a reply is compared with them.
-        head: what stands before all steps, raw, whatever is kept of them.
+        right: number of the right answer.
+        task: what the question is counted under.
+        before: what stands before an answer where the likelihood of the answer alone is taken; None where it is not.
+        references: the accepted answers as text, for generated replies; where there are none, the right answer.
+        judged: how a generated reply is compared with the references.
+        head: what stands before all steps, and always stays as raw text.
 
     Raises:
         InputError: where a text is empty, or no answer is right.
@@ -54,9 +54,9 @@ class Question:
 
     @staticmethod
     def of(sample: Sample, eos: int, task: str = "", *, alone: Sample | None = None) -> Question:
-        """A sample whose query's targets are one stretch, at its end: they are the answer, but for a closing EOS.
+        """The question of a sample whose query ends in its targets: they are the answer, but for a closing EOS.
 
-        ``alone`` is the same query, and its answer, where no context stands before them.
+        ``alone`` is the sample of the same query and answer without context.
         """
         targets = sample.query.targets
         begin = next(i for i, target in enumerate(targets) if target != IGNORE)

@@ -1,6 +1,6 @@
-"""What data sets read: files in folders, texts, rows of JSON lines or Parquet, JSON of any layout; gzipped under .gz.
+"""How data sets read files: folders, texts, rows of JSON lines or Parquet, JSON of any layout; gzipped under ``.gz``.
 
-Endings of names count in capitals, too. What is not read is told, as a warning of the log.
+Endings of names may be in capitals. A warning of the log names the files of a folder that are not read.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ccm.core.errors import ConfigError, DataError, listed, reason
 from ccm.core.processes import get_logger
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
-RECORD = ".ccm-data.json"  # what was prepared into a folder: no data
-Place = tuple[int, int]  # of an item in its file: the first byte, and how many they are
-CHUNK = 1 << 20  # characters that are read of a list at a time, or more where an item is longer
+RECORD = ".ccm-data.json"  # says what was prepared into a folder: no data
+Place = tuple[int, int]  # of an item in its file: its first byte, and its length in bytes
+CHUNK = 1 << 20  # characters of a list that are read at a time, or more where an item is longer
 _LOG = get_logger(__name__)
 _BLANK = "\ufeff \t\r\n"
 _SPACE, _LINE = re.compile(r"\s*"), re.compile(r"[^\n]*")
@@ -31,20 +31,20 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins with one of
 
 @cache
 def warn_once(text: str) -> None:
-    """Log a warning, but for one that was logged before: data may be opened several times by one command."""
+    """Log a warning, unless it was logged before: one command may open the same data several times."""
     _LOG.warning(text)
 
 
 def ends(path: Path, endings: Sequence[str]) -> bool:
-    """Whether the name of a file ends so, in small letters or capitals."""
+    """Whether the name of a file has one of these endings, in small letters or capitals."""
     return path.name.lower().endswith(tuple(endings))
 
 
 def find_files(path: Path, endings: Sequence[str]) -> list[Path]:
-    """The file of that path, or all files within the folder whose names end so, in the order of their paths.
+    """The file of that path, or all files within the folder with these endings, in the order of their paths.
 
-    Hidden files and folders are left out, and links to folders are not followed. What is left out is logged as a
-    warning, but for hidden files of other endings.
+    Hidden files and folders are left out, and links to folders are not followed. A warning names what is left out, but
+    for hidden files of other endings.
 
     Raises:
         DataError: when there is none.
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file or of JSON lines, one after the other; of each, the columns that are asked for.
+    """The rows of a Parquet file or of JSON lines, one after the other, with the named columns.
 
     Raises:
         DataError: when the file cannot be read, or a row lacks a column; with the row.
@@ -193,7 +193,26 @@ def read_item(path: Path, place: Place) -> Any:
         return json.loads(file.read(place[1]))
 
 
+def count_rows(path: Path, column: str) -> int:
+    """How many rows a Parquet file has, by its own account.
+
+    Raises:
+        DataError: when the file cannot be read, or lacks the column.
+        ConfigError: when pyarrow is not installed.
+    """
+    with _parquet_file(path, [column]) as file:
+        return file.metadata.num_rows
+
+
 def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    with _parquet_file(path, columns or ()) as file:
+        for batch in file.iter_batches(columns=columns and [*columns]):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _parquet_file(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """A Parquet file that has those columns."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -202,10 +221,10 @@ def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
-            if absent := sorted({*(columns or ())} - {*file.schema_arrow.names}):
-                raise DataError(f"{path} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}.")
-            for batch in file.iter_batches(columns=columns and [*columns]):
-                yield from batch.to_pylist()
+            names = file.schema_arrow.names
+            if absent := sorted({*columns} - {*names}):
+                raise DataError(f"{path} has no column {absent[0]!r}; it has {', '.join(names)}.")
+            yield file
     except (OSError, ArrowException) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}; it may not be whole.") from error
 
@@ -213,6 +232,8 @@ def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[
 def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     with readable(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 asked = {column: row[column] for column in columns}
@@ -232,7 +253,7 @@ def _open(path: Path, encoding: str = "utf-8-sig", newline: str | None = None) -
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read is said as a DataError."""
+    """Raise what goes wrong while a file is read as a DataError."""
     try:
         yield
     except DataError:

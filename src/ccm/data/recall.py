@@ -1,7 +1,7 @@
 """Facts told in a dialogue and asked for later: dialogues to train on, and recall as a task.
 
-They are made, not read (:mod:`ccm.data.facts`): those to train on have no end, and those of the task have kinds of
-facts, wordings and values that no training has.
+Both are made, not read (:mod:`ccm.data.facts`). Those to train on have no end; those of the task have kinds of facts,
+wordings and values that no training has.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_shares, check_types
+from ccm.core.config import bounded
 from ccm.core.errors import ConfigError
+from ccm.data.examples import PlacedSamples
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
 from ccm.data.kinds import Chat
 from ccm.data.questions import Question
-from ccm.data.settings import DataSettings
+from ccm.data.settings import DataOptions, DataSettings, TaskOptions
 from ccm.data.tasks import Replies, Task, TaskSettings
-from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample
 
 LONGEST = 40  # lines of a dialogue
@@ -27,38 +27,32 @@ FACTS, QUESTIONS = 8, 4  # of a dialogue of the task
 
 
 @dataclass(frozen=True)
-class Options:
+class RecallOptions(DataOptions):
     """What the dialogues to train on are like.
 
     Attributes:
-        longest: most have 4 to so many lines.
-        long: share of them that have more, up to 40.
+        longest: most dialogues have 4 to so many lines.
+        long: share of the dialogues that have more, up to 40.
         asking: share of the lines that ask.
-        untold: share of these that ask for what was never told.
+        untold: share of the questions that ask for what was never told.
         dense: share of the dialogues that first tell 2 to 10 facts and then ask for them.
-        made_up: share of the names that nobody has: copying is learned, not a list.
+        made_up: share of the names that nobody has, so that copying is learned and not a list.
         headed: share of the dialogues that stand under a system message of their own.
         asked_only: whether the replies to questions are the only targets.
     """
 
-    longest: int = 14
-    long: float = 0.05
-    asking: float = 0.45
-    untold: float = 0.1
-    dense: float = 0.4
-    made_up: float = 0.4
-    headed: float = 0.2
+    longest: int = bounded(14, 4, LONGEST)
+    long: float = bounded(0.05, 0, 1)
+    asking: float = bounded(0.45, 0, 1)
+    untold: float = bounded(0.1, 0, 1)
+    dense: float = bounded(0.4, 0, 1)
+    made_up: float = bounded(0.4, 0, 1)
+    headed: float = bounded(0.2, 0, 1)
     asked_only: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
-        if not 4 <= self.longest <= LONGEST:
-            raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        check_shares(self, "data.options.", "long", "asking", "untold", "dense", "made_up", "headed")
 
 
 @dataclass(frozen=True)
-class RecallData:
+class RecallData(PlacedSamples):
     """Dialogues to train on, each ending in a question.
 
     Attributes:
@@ -68,23 +62,18 @@ class RecallData:
         eval_samples: to evaluate on, of the same kind.
     """
 
-    options: Options
+    options: RecallOptions
     turns: Turns
     seed: int
     eval_samples: int
     longest: int = 2048
     deepest: int = LONGEST - 1
 
-    def pool(self, index: int, count: int) -> list[Sample]:
-        return [
-            self._sample(random.Random(f"{self.seed} recall {i}")) for i in range(index * count, (index + 1) * count)
-        ]
+    def at(self, place: int) -> Sample:
+        return self._sample(random.Random(f"{self.seed} recall {place}"))
 
     def held_out(self) -> list[Sample]:
         return [self._sample(random.Random(f"{self.seed} recall held out {i}")) for i in range(self.eval_samples)]
-
-    def measure(self, model: CCMModel) -> dict[str, float]:
-        return {}
 
     def _sample(self, rng: random.Random) -> Sample:
         lines = self._lines(rng)
@@ -109,16 +98,14 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> RecallData:
     """The dialogues of these settings.
 
     Raises:
-        ConfigError: on options that it does not have, or on files.
+        ConfigError: when an option is not allowed, or a path is named.
     """
-    if settings.path or settings.eval_path:
-        raise ConfigError("The data set 'recall' makes its own dialogues; leave data.path and data.eval_path out.")
-    options = build_settings(Options, settings.options, "data.options")
-    return RecallData(options, turns, seed, settings.eval_samples)
+    settings.forbid_paths()
+    return RecallData(settings.read_options(RecallOptions), turns, seed, settings.eval_samples)
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class RecallTaskOptions(TaskOptions):
     """How recall is measured.
 
     Attributes:
@@ -126,15 +113,8 @@ class TaskOptions:
         seed: of the dialogues.
     """
 
-    dialogues: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.options.")
-        if self.dialogues < 1 or self.seed < 0:
-            raise ConfigError(
-                f"task.options: dialogues is {self.dialogues}, at least 1; seed is {self.seed}, at least 0."
-            )
+    dialogues: int = bounded(200, 1)
+    seed: int = bounded(0, 0)
 
 
 @dataclass
@@ -147,7 +127,7 @@ class RecallTask(Task):
     """
 
     turns: Turns
-    options: TaskOptions
+    options: RecallTaskOptions
     depths = (12,)
     replies = Replies("holds", 24)
 
@@ -172,8 +152,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> RecallTask:
     """The questions of held-out dialogues.
 
     Raises:
-        ConfigError: on a path, or options that there are not.
+        ConfigError: when an option is not allowed, or a path is named.
     """
-    if settings.path is not None:
-        raise ConfigError("The task 'recall' makes its own dialogues; leave task.path out.")
-    return RecallTask(turns, build_settings(TaskOptions, settings.options, "task.options"))
+    settings.forbid_paths()
+    return RecallTask(turns, settings.read_options(RecallTaskOptions))

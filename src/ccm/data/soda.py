@@ -1,6 +1,6 @@
 """SODA, from the publisher's files: ``train.parquet``, ``valid.parquet`` and so on, or the same as JSON lines.
 
-A dialogue is a row, its turns the list ``dialogue``. Texts and filters are the authors' (Compressed Context Memory,
+Each row is a dialogue, its turns the list ``dialogue``. Texts and filters are the authors' (Compressed Context Memory,
 ICLR 2024, section 4.1); they evaluate on the first 2,000 dialogues of the validation split that pass the filters.
 """
 
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from ccm.chat.turns import Turns
 from ccm.core.errors import DataError
-from ccm.data.dialogue import Corpus, Dialogue, DialogueTask, open_dialogues, open_examples
-from ccm.data.examples import Examples
+from ccm.data.dialogue import Corpus, Dialogue, open_dialogues, open_examples
 from ccm.data.reading import read_rows
-from ccm.data.settings import DataSettings
-from ccm.data.tasks import TaskSettings
 
 _SPACES = re.compile(r" (?=[,.;?!])")
-_STEMS = {"validation": ("valid", "validation")}  # the publisher's word, and the usual one
 
 
 def tidy(text: str) -> str:
@@ -34,20 +30,16 @@ def read(folder: Path, split: str) -> Iterator[Dialogue]:
         DataError: when there is no file, or a row is no dialogue.
         ConfigError: when it is a Parquet file, and pyarrow is not installed.
     """
-    path = _find(folder, split)
+    stems = ("valid", "validation") if split == "validation" else (split,)  # the publisher's word, and the usual one
+    names = [f"{stem}.{suffix}" for stem in stems for suffix in ("parquet", "jsonl")]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} holds none of {', '.join(names)}; download SODA (allenai/soda on the Hub) into it.")
     for number, row in enumerate(read_rows(path, ["dialogue"]), start=1):
         turns = row["dialogue"]
         if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
             raise DataError(f"{path}, row {number}: 'dialogue' must be a list of texts.")
         yield Dialogue(tuple(map(tidy, turns)))
-
-
-def _find(folder: Path, split: str) -> Path:
-    names = [f"{stem}.{suffix}" for stem in _STEMS.get(split, (split,)) for suffix in ("parquet", "jsonl")]
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
-        raise DataError(f"{folder} holds none of {', '.join(names)}; download SODA (allenai/soda on the Hub) into it.")
-    return found
 
 
 CORPUS = Corpus(
@@ -62,11 +54,5 @@ CORPUS = Corpus(
 )
 
 
-def open_data(settings: DataSettings, turns: Turns, seed: int) -> Examples:
-    """To train on; see :func:`ccm.data.dialogue.open_examples`."""
-    return open_examples(CORPUS, settings, turns, seed)
-
-
-def open_task(settings: TaskSettings, turns: Turns) -> DialogueTask:
-    """To evaluate on; see :func:`ccm.data.dialogue.open_dialogues`."""
-    return open_dialogues(CORPUS, settings, turns)
+open_data = partial(open_examples, CORPUS)
+open_task = partial(open_dialogues, CORPUS)

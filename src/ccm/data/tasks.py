@@ -1,4 +1,4 @@
-"""What is measured, behind one contract: a task is one data set's, and a row in ``TASKS``."""
+"""What an evaluation measures, behind one contract: each task is a row in ``TASKS``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 from ccm.chat.turns import Turns
-from ccm.core.config import TurnFormat, check_types
-from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.config import TurnFormat
+from ccm.core.errors import unknown_name
 from ccm.data.questions import Question
+from ccm.data.settings import SourceSettings
 
 TASKS = {  # module with a function open_task
     "custom": "ccm.data.custom",
@@ -30,29 +31,18 @@ PAPER_TURNS = TurnFormat(separator="\nA:", reply_separator="\nA:")  # of dialogu
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """What is measured.
+class TaskSettings(SourceSettings):
+    """What is measured; its ``name`` is one of :data:`TASKS`."""
 
-    Attributes:
-        name: of the task (:data:`TASKS`).
-        path: folder of its files.
-        options: of the task itself.
-    """
-
-    name: str
-    path: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_types(self, "task.")
+    kind, prefix = "task", "task."
 
 
 @dataclass(frozen=True)
 class Replies:
-    """What counts where replies are generated, and judged as texts.
+    """How generated replies are judged as texts.
 
     Attributes:
-        figure: exact match, whether they hold the answer, F1 of words, or ROUGE-L.
+        figure: exact match, whether a reply holds the answer, F1 of words, or ROUGE-L.
         most: new tokens of a reply at most, 0 where none is generated; an evaluation sets what it was asked for.
     """
 
@@ -68,8 +58,8 @@ class Averaging:
     """How the figures of a task's parts become one: accuracies by their plain mean, perplexities over all tokens.
 
     Attributes:
-        exceptions: another accuracy than the task's own, for parts whose names begin so.
-        left_out: how the names of parts begin that do not count; replies are judged of all.
+        exceptions: another accuracy than the task's own, by the beginnings of parts' names.
+        left_out: beginnings of the names of parts that do not count; the replies of all parts are judged.
     """
 
     exceptions: Mapping[str, Choice] = field(default_factory=dict)
@@ -80,7 +70,7 @@ class Averaging:
         return not part.startswith(self.left_out)
 
     def choice(self, part: str, usual: Choice) -> Choice | None:
-        """The accuracy that counts for a part; None where it does not count."""
+        """The accuracy that counts for a part; None where the part does not count."""
         if not self.counts(part):
             return None
         return next((choice for begins, choice in self.exceptions.items() if part.startswith(begins)), usual)
@@ -92,11 +82,11 @@ class Task(ABC):
     Attributes:
         depths: the time steps that it is reported at.
         measures: the figure that counts: the "perplexity" of the one answer, or one of the accuracies.
-        classes: the answers that every question has, in order, where they are the same for all; else empty.
+        classes: the answers of every question, in order, where all questions have the same; else empty.
         replies: how generated replies are judged; None where none is generated, such as where an answer is chosen.
         averaging: how the figures of its parts become one.
-        skipped: of the questions that were asked for last, those left out, by reason.
-        noted: what else is to be known of them, likewise: how many are asked otherwise than meant.
+        skipped: how many questions the latest call of :meth:`questions` left out, by reason.
+        noted: how many it asked in another way than was meant, by reason.
     """
 
     depths: Sequence[int]
@@ -124,13 +114,12 @@ def open_task(settings: TaskSettings, turns: Turns) -> Task:
         DataError: when its files are absent or malformed.
     """
     if settings.name not in TASKS:
-        meant = did_you_mean([settings.name], TASKS)
-        raise ConfigError(f"There is no task {settings.name!r}.{meant} There are: {', '.join(TASKS)}.")
+        raise unknown_name("task", settings.name, TASKS)
     return import_module(TASKS[settings.name]).open_task(settings, turns)
 
 
 def encode_words(turns: Turns) -> Callable[[Sequence[str]], list[list[int]]]:
-    """What gives texts' token ids as they stand after a space, whether or not the tokenizer adds one by itself."""
+    """A function from texts to their token ids as they read after a space, whether or not the tokenizer adds one."""
     both = [token for ids in turns.plain.encode_all("ab") for token in ids]
     space = "" if turns.tokenizer.decode(both) == "a b" else " "
 
@@ -139,9 +128,3 @@ def encode_words(turns: Turns) -> Callable[[Sequence[str]], list[list[int]]]:
         return turns.plain.encode_all([text and space + text for text in stripped])
 
     return encode
-
-
-def encode_word(turns: Turns) -> Callable[[str], list[int]]:
-    """As :func:`encode_words`, for one text."""
-    encode = encode_words(turns)
-    return lambda text: encode([text])[0]

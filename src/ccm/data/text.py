@@ -1,4 +1,4 @@
-"""Running text to train on: stretches that are drawn without end from long texts, whose files are read when drawn from.
+"""Running text to train on: stretches of long texts, drawn without end; a file is read when it is drawn.
 
     a text   ..... [chunk | chunk | chunk | chunk] ........      each chunk is a step, the last one the query
 
@@ -15,13 +15,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ccm.chat.turns import Turns
-from ccm.core.errors import ConfigError, DataError
+from ccm.core.errors import DataError
 from ccm.core.processes import get_logger
-from ccm.data.examples import hold_out, tell_held_out
-from ccm.data.kinds import Text, check_chunks
+from ccm.data.examples import PlacedSamples, hold_out, tell_held_out
+from ccm.data.kinds import Text
 from ccm.data.reading import find_files
 from ccm.data.settings import DataSettings
-from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample
 
 SPLITS = ("train", "validation", "test")  # folders that divide a data set
@@ -31,15 +30,16 @@ _CHARACTERS = 8  # of a text that are read for a token, about twice as many as o
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where texts are.
+class Library:
+    """Where texts are, and how they are read.
 
     Attributes:
         title: what people call it.
         endings: of the names of its files.
-        folder: the one that holds what is trained on, where there are several beside one another.
-        read: the texts of a file, one after the other.
-        files, texts: how many files are drawn at a time, and how many texts of each; so many samples follow from that.
+        folder: the folder to train on, where several splits lie side by side.
+        read: a function from a file to its texts, one after the other.
+        files: how many files are drawn at a time.
+        texts: how many texts are drawn of each; the seeds of samples depend on both numbers.
     """
 
     title: str
@@ -51,13 +51,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Stretches:
+class Stretches(PlacedSamples):
     """Stretches of running text, drawn without end. Sample number i is the same whenever it is asked for.
 
     Texts of less than a chunk and a query are passed over, and counted in the log.
 
     Attributes:
-        source: how the files are read.
+        library: how the files are read.
         files: to train on.
         held: files to evaluate on.
         turns: whose tokenizer is used.
@@ -65,7 +65,7 @@ class Stretches:
         seed: of all draws.
     """
 
-    source: Source
+    library: Library
     files: Sequence[Path]
     held: Sequence[Path]
     turns: Turns
@@ -82,10 +82,6 @@ class Stretches:
         """Most context steps of a sample."""
         return self.settings.max_steps
 
-    def pool(self, index: int, count: int) -> list[Sample]:
-        """The samples at places ``index * count`` and following."""
-        return [self._at(place) for place in range(index * count, (index + 1) * count)]
-
     def held_out(self) -> list[Sample]:
         """Stretches of files that are not trained on, as deep as they can be."""
         if not self.held:
@@ -93,11 +89,8 @@ class Stretches:
         settings = replace(self.settings, random_steps=False)
         return replace(self, files=self.held, held=(), settings=settings).pool(0, settings.eval_samples)
 
-    def measure(self, model: CCMModel) -> dict[str, float]:
-        return {}
-
-    def _at(self, place: int) -> Sample:
-        block, within = divmod(place, self.source.files * self.source.texts)
+    def at(self, place: int) -> Sample:
+        block, within = divmod(place, self.library.files * self.library.texts)
         drawn = self._block(block)
         text = drawn[within % len(drawn)]  # from the first again where some were too short
         rng = random.Random(f"{self.seed} steps {place}")
@@ -114,8 +107,8 @@ class Stretches:
     def _draw(self, block: int) -> list[Text]:
         """Stretches of the texts that are drawn together."""
         rng = random.Random(f"{self.seed} texts {block}")
-        files = rng.choices(self.files, self._sizes, k=self.source.files)
-        texts = [text for file in files for text in drawn_texts(self.source.read(file), self.source.texts, rng)]
+        files = rng.choices(self.files, self._sizes, k=self.library.files)
+        texts = [text for file in files for text in drawn_texts(self.library.read(file), self.library.texts, rng)]
         found = [stretch for text in texts if (stretch := self._stretch(text, rng))]
         if not found:
             least = self.settings.query_chunks + 1
@@ -153,34 +146,31 @@ def drawn_texts(texts: Iterable[str], count: int, rng: random.Random) -> list[st
     return drawn
 
 
-def open_stretches(source: Source, settings: DataSettings, turns: Turns, seed: int) -> Stretches:
+def open_stretches(library: Library, settings: DataSettings, turns: Turns, seed: int) -> Stretches:
     """The texts of these settings.
 
-    Evaluated on are the files of ``data.eval_path``, or of a folder ``validation``; where there are neither, files are
-    held out, a tenth at most.
+    To evaluate on are the files of ``data.eval_path``, or else those of a folder ``validation``. Where there is
+    neither, files are held out, a tenth at most.
 
     Raises:
-        ConfigError: when it names none, or has options, of which there are none.
+        ConfigError: when the settings name no path, or have options, of which there are none.
         DataError: when there are no files.
     """
-    if settings.options:
-        raise ConfigError(f"The data set {settings.name!r} has no options; data.options is {dict(settings.options)}.")
-    if settings.path is None:
-        wanted = ", ".join("*" + ending for ending in source.endings)
-        raise ConfigError(f"The data set {settings.name!r} needs data.path, the folder of {source.title} ({wanted}).")
-    check_chunks(settings)
-    folder = Path(settings.path)
-    files = find_files(split(folder, source.folder), source.endings)
+    settings.forbid_options()
+    wanted = ", ".join("*" + ending for ending in library.endings)
+    folder = settings.require_path(f"the folder of {library.title} ({wanted})")
+    settings.check_chunks()
+    files = find_files(split(folder, library.folder), library.endings)
     if settings.eval_path is not None:
-        held = find_files(Path(settings.eval_path), source.endings)
+        held = find_files(Path(settings.eval_path), library.endings)
     elif (folder / "validation").is_dir():
-        held = find_files(folder / "validation", source.endings)
+        held = find_files(folder / "validation", library.endings)
     else:
         held, groups = hold_out([[file] for file in files], settings.eval_samples, f"{seed} held out")
         files = [file for (file,) in groups]
         if not held:
             tell_held_out(0, settings, f"at most a tenth of {len(files)} files; data.eval_path may name others")
-    return Stretches(source, files, held, turns, settings, seed)
+    return Stretches(library, files, held, turns, settings, seed)
 
 
 def split(folder: Path, name: str) -> Path:

@@ -1,6 +1,6 @@
 """How models answer a query after a memory: likelihoods of given answers, and replies of their own.
 
-The query is read once, and every answer goes on from there; so does a reply.
+The query is read once; every answer, and the reply, go on from a copy of its cache.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ccm.engine.sampling import Read
 from ccm.engine.t5.memory import EncoderMemory
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 
-Sums = Sequence[Sequence[float]]  # of each question, the log-likelihood of each answer
+Sums = Sequence[Sequence[float]]  # the log-likelihood of each answer of each question
 
 
 class Answering(ABC):
-    """What a model makes of questions. Subclasses know a kind of model.
+    """Answers of one kind of model.
 
     Args:
         model: under its rule, in eval mode.
-        turns: say where a reply ends; None where none is asked for.
-        most: new tokens of a reply.
+        turns: say where a reply ends; None generates no replies.
+        most: the most new tokens of a reply.
     """
 
     def __init__(self, model: Any, turns: Turns | None, most: int) -> None:
@@ -39,17 +39,17 @@ class Answering(ABC):
 
     @abstractmethod
     def read(self, memory: Any, questions: Sequence[Question]) -> tuple[Sums, Sequence[Reply]]:
-        """All answers after a closed memory of B contexts, and replies where they are asked for.
+        """Log-likelihoods of all answers after a closed memory of B contexts, and replies where they are generated.
 
-        Every question has as many answers.
+        All questions have the same number of answers.
         """
 
     @abstractmethod
     def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Log-likelihoods of answers after what is said before them, of the model without a memory."""
+        """Log-likelihoods of answers after the text before them, without a memory; ``texts`` are pairs of both."""
 
     def _replies(self, logits: Tensor, read: Read) -> list[Reply]:
-        """The likeliest reply of each row, from the logits (B, V) of its first token on, if one is asked for."""
+        """The likeliest reply of each row, from the logits (B, V) of its first token; none without turns."""
         if self.turns is None:
             return []
         ends = end_ids(self.model.base, self.turns.tokenizer)
@@ -59,7 +59,7 @@ class Answering(ABC):
 
 
 class DecoderAnswering(Answering):
-    """Of a decoder alone: the answer follows the query in its cache."""
+    """Answers of a decoder: they follow the query in its cache."""
 
     model: CCMModel
 
@@ -88,10 +88,10 @@ class DecoderAnswering(Answering):
     def _likelihoods(
         self, cache: MemoryCache, first: Tensor, read: Tensor, answers: list[Sequence[Sequence[int]]]
     ) -> list[list[float]]:
-        """Log-likelihoods of as many answers a row.
+        """Log-likelihoods of the answers of each row, equally many.
 
         Args:
-            cache: of B memories and queries; it is used up.
+            cache: of B memories and queries; it is changed.
             first: (B, 1, V) logits of the token after them.
             read: (B, S) mask of what was read.
             answers: of each row.
@@ -119,7 +119,7 @@ class DecoderAnswering(Answering):
 
 
 class EncoderDecoderAnswering(Answering):
-    """Of an encoder-decoder: the encoder reads the query, the decoder says the answer."""
+    """Answers of an encoder-decoder: the encoder reads the query, the decoder says the answer."""
 
     model: CCMEncoderDecoder
 
@@ -142,14 +142,14 @@ class EncoderDecoderAnswering(Answering):
 
 
 def answering(model: CCMModel | CCMEncoderDecoder, turns: Turns | None, most: int) -> Answering:
-    """How a model answers; arguments as of :class:`Answering`."""
+    """The :class:`Answering` for a model; arguments as there."""
     kind = EncoderDecoderAnswering if isinstance(model, CCMEncoderDecoder) else DecoderAnswering
     return kind(model, turns, most)
 
 
 def padded(rows: Sequence[Sequence[int]], *, after: bool = False) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of rows, padded on the left, or on the right where they go on from others: a gap
-    within a text would count in a sliding window."""
+    """Ids (B, T) and mask (B, T) of rows. They are padded on the left, or on the right where they go on from other
+    text (``after``): a gap within a text would count in a sliding window."""
     width = max(map(len, rows))
     ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):

@@ -1,11 +1,11 @@
-"""Baselines at equal K/V memory, under the rule "full": of a context only what has room is kept.
+"""Baselines at equal K/V memory, under the rule "full": they keep as much of a context as there is room for.
 
 window      the first token and the last ones (StreamingLLM's cache: sink and sliding window)
 bm25        the first token and the steps that have most in common with the query, by BM25, in their order
-embedding   likewise, the steps whose embeddings are nearest to the query's
+embedding   the first token and the steps whose embeddings are nearest to the query's, in their order
 pool        of every step the means of its keys and values over N stretches (Compressive Transformer's mean pooling)
 
-The first three choose text, which is then read afresh; ``pool`` folds what was read, step by step.
+The first three choose text, which is read afresh; ``pool`` folds keys and values, step by step.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Fold = Callable[[Memory, Memory, int], Memory]  # the memory before a step and w
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is kept: of a question's text, or of the memory of its steps.
+    """What a baseline keeps: of a question's text, or of the memory of its steps.
 
     Attributes:
-        select: the text that is read; None for all of it.
-        fold: what a step becomes once it was read; None leaves it as it is.
+        select: chooses the text that is read; None reads all of it.
+        fold: makes the memory of a step that was read; None leaves it as it is.
     """
 
     select: Selection | None = None
@@ -50,7 +50,7 @@ def window(question: Question, room: int, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def retrieve(question: Question, room: int, tokenizer: PreTrainedTokenizerBase, scores: Scores) -> list[Ids]:
-    """The first token, and the steps that score best; the last of these is cut where the room ends."""
+    """The first token and the steps with the best scores, of which the last one is cut where the room ends."""
     first, *rest = question.steps
     steps = [first[1:], *rest]
     *texts, query = tokenizer.batch_decode([*steps, question.query], skip_special_tokens=True)
@@ -73,7 +73,7 @@ def bm25(texts: list[str], query: str) -> Sequence[float]:
 
 
 class Embeddings:
-    """Cosines of each text and the query, by a model of Sentence Transformers, loaded when it is first asked.
+    """Cosines of each text and the query, by a model of Sentence Transformers that is loaded when first needed.
 
     Args:
         model: folder or Hub id.
@@ -101,9 +101,9 @@ class Embeddings:
 
 
 def pool(before: Memory, after: Memory, n_tok: int) -> Memory:
-    """``after`` with the columns that came since ``before`` as their means over ``n_tok`` stretches of equal length.
+    """The memory ``after`` a step, its columns since ``before`` replaced by their means over ``n_tok`` equal stretches.
 
-    Keys are averaged as they stand, after the rotary embedding; a step of fewer tokens keeps them all.
+    Keys are averaged after the rotary embedding; a step of fewer tokens keeps them all.
     """
     width = before.width
     mask = after.mask[:, width:]
@@ -149,7 +149,7 @@ def make_baseline(name: str, embedder: str | None = None) -> Baseline:
         embedder: model of "embedding".
 
     Raises:
-        ConfigError: when there is none, or it lacks its model.
+        ConfigError: when there is no such baseline, or it lacks its model.
     """
     if name not in BASELINES:
         meant = did_you_mean([name], BASELINES)
@@ -158,5 +158,5 @@ def make_baseline(name: str, embedder: str | None = None) -> Baseline:
 
 
 def shortened(question: Question, select: Selection, room: int, tokenizer: PreTrainedTokenizerBase) -> Question:
-    """The question with what the selection keeps of its context in ``room`` entries, at least 1."""
+    """The question with the part of its context that a selection keeps in ``room`` entries, at least 1."""
     return replace(question, steps=select(question, room, tokenizer)) if question.steps else question

@@ -1,7 +1,7 @@
-"""The control: what a memory is worth that another conversation wrote.
+"""The control: each query is read with the memory of another conversation.
 
-A memory of the same domain helps by itself, whatever it holds: it tells what kind of text follows. The share of a gain
-that is content is what is lost with the memory of another conversation.
+Any memory of the same domain helps, because it tells what kind of text follows. The share of a gain that the other
+memory loses is content.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from itertools import islice
 
 from ccm.data.questions import Question
 
-POOL = 1024  # questions among which another conversation is looked for
+POOL = 1024  # questions among which another conversation is sought
 
 
-class Control:
-    """Questions with the context of another conversation of as many steps, always the same one for a seed.
+class ControlQuestions:
+    """Questions, each with the context of another conversation of as many steps; a seed fixes which.
 
     Args:
         questions: as they are asked, in their order.
         seed: of the choice.
 
     Attributes:
-        found: of every question so far, whether there was another conversation for it.
+        found: whether there was another conversation, for each question so far.
     """
 
     def __init__(self, questions: Iterable[Question], seed: int = 0) -> None:
@@ -33,7 +33,7 @@ class Control:
         self.found: list[bool] = []
 
     def __iter__(self) -> Iterator[Question]:
-        """Those for which there is one; their right answer alone is asked for."""
+        """The questions for which there is another conversation, with their right answer alone."""
         stream = iter(self._questions)
         while pool := [*islice(stream, POOL)]:
             alike: dict[int, list[int]] = defaultdict(list)
@@ -47,7 +47,7 @@ class Control:
                     yield replace(question, steps=other.steps, answers=right, right=0, references=())
 
     def _other(self, question: Question, candidates: list[Question]) -> Question | None:
-        """One of them that has no step in common with the question."""
+        """A candidate that has no step in common with the question."""
         own = {*map(tuple, question.steps)}
         chance = random.Random(f"{self._seed} other than {len(self.found)}")
         shuffled = chance.sample(candidates, len(candidates))

@@ -1,4 +1,4 @@
-"""What a task makes of scored questions: its figures, and the value of each question that stands behind them."""
+"""The figures of a task, from its scored questions, and the value of each question behind them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from ccm.core.errors import ConfigError
 from ccm.data.tasks import Task
 from ccm.evaluation.metrics import CHOICES, accuracy, chosen, distances, loss, macro_accuracy, macro_f1, perplexity
-from ccm.evaluation.scoring import Scored
+from ccm.evaluation.scoring import ScoredQuestion
 from ccm.evaluation.texts import means
 
 
 class Value(NamedTuple):
-    """A question's part in the figure that counts: its value, its weight, and what the figure is a mean over."""
+    """A question's part in the main figure: its value, its weight, and the part of the task that it belongs to."""
 
     value: float
     weight: int
@@ -22,15 +22,15 @@ class Value(NamedTuple):
 
 
 def main_figure(task: Task) -> str:
-    """The figure that counts."""
+    """Name of the figure that a task is reported by."""
     return task.replies.figure if task.replies and task.replies.most else task.measures
 
 
-def figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
-    """The figures of a task: of likelihoods without the parts that do not count, of replies over all questions.
+def figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
+    """The figures of a task. Those of likelihoods leave out the parts that do not count; those of replies do not.
 
     Raises:
-        ConfigError: when no part of them counts in the main figure.
+        ConfigError: when none of the questions counts in the main figure.
     """
     if task.measures == "perplexity":
         found = _figures(task, counting(task, scored)) | _replies(scored)
@@ -44,21 +44,21 @@ def figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     return found
 
 
-def by_part(task: Task, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+def by_part(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, dict[str, float]]:
     """The figures of each part of a task, also of those that do not count."""
-    parts: dict[str, list[Scored]] = defaultdict(list)
+    parts: dict[str, list[ScoredQuestion]] = defaultdict(list)
     for one in scored:
         parts[one.task].append(one)
     return {name: _figures(task, part) | _replies(part) for name, part in parts.items()}
 
 
-def counting(task: Task, scored: Sequence[Scored]) -> list[Scored]:
-    """Those that count in figures of likelihoods."""
+def counting(task: Task, scored: Sequence[ScoredQuestion]) -> list[ScoredQuestion]:
+    """The questions that count in figures of likelihoods."""
     return [one for one in scored if task.averaging.counts(one.task)]
 
 
-def values(task: Task, scored: Sequence[Scored], name: str) -> list[Value]:
-    """What stands behind the main figure, question by question, under ``name`` where it is no mean over parts."""
+def values(task: Task, scored: Sequence[ScoredQuestion], name: str) -> list[Value]:
+    """The values behind the main figure, question by question; their part is ``name`` where there are no parts."""
     if (main := main_figure(task)) != task.measures:
         return [Value(one.reply.figures[main], 1, name) for one in scored if one.reply]
     if task.measures == "perplexity":
@@ -68,8 +68,8 @@ def values(task: Task, scored: Sequence[Scored], name: str) -> list[Value]:
     return [Value(chosen(one.answers, c) == one.right, 1, one.task) for one, c in choices if c is not None]
 
 
-def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
-    """Figures of likelihoods, of questions that are counted together; none of no questions."""
+def _figures(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
+    """Figures of likelihoods, of questions that are counted together; empty without questions."""
     if not scored:
         return {}
     if task.measures == "perplexity":
@@ -78,12 +78,12 @@ def _figures(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     return {choice: accuracy([(one.answers, one.right) for one in scored], choice) for choice in CHOICES}
 
 
-def _replies(scored: Sequence[Scored]) -> dict[str, float]:
+def _replies(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
     return means([one.reply for one in scored if one.reply])
 
 
-def _by_class(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
-    """What is to be said of answers that are the same classes everywhere; of numbers, by how much they are wrong."""
+def _by_class(task: Task, scored: Sequence[ScoredQuestion]) -> dict[str, float]:
+    """Figures of answers that are the same classes for all questions: F1, and distances of classes that are numbers."""
     if not task.classes or task.measures == "perplexity":
         return {}
     taken, right = [chosen(one.answers, task.measures) for one in scored], [one.right for one in scored]

@@ -1,8 +1,8 @@
-"""Which methods are compared: rules, each on an adapter that it runs with, and adapters under their own rules."""
+"""Which methods are compared: rules, each on an adapter that can run with it, and adapters under their own rules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from ccm.core.config import CCMConfig
 from ccm.core.errors import ConfigError
 from ccm.engine.adapter_files import find_adapter, is_plain_lora, read_config, with_rule
+from ccm.evaluation.settings import Selection
 from ccm.models.builtin import NAME
 from ccm.models.load import load as load_model
 from ccm.models.load import shipped_adapter
+
+Configs = Mapping[str, CCMConfig]  # of adapters, by their folders or Hub ids
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Method:
     """A rule on an adapter.
 
     Attributes:
-        name: what it is called in tables and pictures.
+        name: what tables and pictures call it.
         rule: of memory; None is the adapter's own.
-        adapter: its folder; None for the built-in one, or where the base needs none.
+        adapter: its folder or Hub id; None for one that ships with the base, or where the rule needs none.
     """
 
     name: str
@@ -32,94 +35,115 @@ class Method:
     adapter: str | None
 
 
+M = TypeVar("M", bound=Method)
+
+
 class Models:
-    """The models of methods on one base: an adapter is loaded with its base once, whatever rules run on it.
+    """The models of methods on one base. An adapter is loaded with its base once, whatever rules run on it in turn.
 
     Args:
-        base: as ``ccm.load`` takes it.
-        place: the same of device, dtype and quantization.
+        selection: names the base, and how it is loaded.
     """
 
-    def __init__(self, base: str | None, **place: Any) -> None:
-        self._base, self._place = base, place
-        self._held: tuple[Any, Any, PreTrainedTokenizerBase] | None = None  # the latest adapter, its model, a tokenizer
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._loaded: tuple[object, Any, PreTrainedTokenizerBase] | None = None  # the latest adapter, model, tokenizer
+
+    def grouped(self, methods: Sequence[M]) -> list[M]:
+        """The methods in the order in which each adapter is loaded once."""
+        adapters = [self._adapter(method) for method in methods]
+        first = {method.name: adapters.index(adapter) for method, adapter in zip(methods, adapters, strict=True)}
+        return sorted(methods, key=lambda method: first[method.name])
 
     def load(self, method: Method, **changes: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-        """The model of a method, and its tokenizer; ``changes`` are of its config, left as they are where None.
+        """The model of a method, and its tokenizer. It shares its weights with the model before, on the same adapter.
+
+        Args:
+            method: says the adapter, and the rule.
+            changes: of the adapter's config; None leaves a setting as it is.
 
         Raises:
             ConfigError, AdapterError: as ``ccm.load``.
         """
-        base = self._base if method.adapter or self._base else NAME
-        adapter = method.adapter or shipped_adapter(base, method.rule)
-        if self._held is None or self._held[0] != adapter:
-            self._held = None  # there is room for one
-            loaded = load_model(base, adapter, rule=None if adapter else method.rule, **self._place)
-            self._held = (adapter, *loaded)
-        _, model, tokenizer = self._held
+        adapter = self._adapter(method)
+        if self._loaded is None or self._loaded[0] != adapter:
+            self._loaded = None  # there is room for one
+            chosen = self._selection
+            loaded = load_model(
+                self._base(method),
+                adapter,
+                rule=None if adapter else method.rule,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                quantize=chosen.quantize,
+            )
+            self._loaded = (adapter, *loaded)
+        _, model, tokenizer = self._loaded
         return model.under(method.rule, **{k: v for k, v in changes.items() if v is not None}), tokenizer
 
+    def _base(self, method: Method) -> str | None:
+        return self._selection.model if method.adapter or self._selection.model else NAME
 
-M = TypeVar("M", bound=Method)
+    def _adapter(self, method: Method) -> str | Path | None:
+        return method.adapter or shipped_adapter(self._base(method), method.rule)
 
 
-def adapter_for(adapters: Sequence[str], rule: str) -> str | None:
-    """The first adapter that runs with that rule; None where there are none, for the built-in one, or none at all.
+def read_configs(adapters: Sequence[str]) -> dict[str, CCMConfig]:
+    """The config of each adapter; that of a plain LoRA, as of stage 1, compresses nothing.
 
     Raises:
-        ConfigError: when it runs with none of them.
-        AdapterError: when one cannot be read.
+        AdapterError: when an adapter is absent, or cannot be read.
     """
-    if not adapters:
-        return None
-    for adapter in adapters:
+    return {
+        adapter: CCMConfig(rule="full") if is_plain_lora(adapter) else read_config(find_adapter(adapter))
+        for adapter in adapters
+    }
+
+
+def adapter_for(configs: Configs, rule: str) -> str | None:
+    """The first adapter that can run under a rule; None where there is no adapter at all.
+
+    Raises:
+        ConfigError: when none of the adapters can.
+    """
+    refused = None
+    for adapter, config in configs.items():
         try:
-            with_rule(settings_of(adapter), rule)
+            with_rule(config, rule)
         except ConfigError as error:
             refused = error
         else:
             return adapter
-    raise refused
+    if refused is not None:
+        raise refused
+    return None
 
 
-def settings_of(adapter: str) -> CCMConfig:
-    """Those of an adapter; a plain LoRA, as of stage 1, compresses nothing.
-
-    Raises:
-        AdapterError: when it is absent, or cannot be read.
-    """
-    return CCMConfig(rule="full") if is_plain_lora(adapter) else read_config(find_adapter(adapter))
-
-
-def own_rules(adapters: Sequence[str], named: Sequence[str]) -> list[Method]:
-    """Each adapter under its own rule, by the rule's name; its folder stands beside it where others are called so.
+def own_rules(configs: Configs, named: Sequence[str]) -> list[Method]:
+    """Each adapter under its own rule, by the rule's name; where that is taken, its folder stands beside it.
 
     Args:
-        adapters: the folders or Hub ids.
-        named: rules that are methods by themselves.
-
-    Raises:
-        AdapterError: when an adapter cannot be read.
+        configs: of the adapters.
+        named: rules that are methods by themselves. A plain LoRA is no further method beside "full".
     """
-    adapters = [adapter for adapter in adapters if not ("full" in named and is_plain_lora(adapter))]
-    rules = [settings_of(adapter).rule for adapter in adapters]
-    folders = [Path(adapter).name for adapter in adapters]
-    found = []
-    for adapter, rule, folder in zip(adapters, rules, folders, strict=True):
+    compared = {a: config.rule for a, config in configs.items() if not ("full" in named and is_plain_lora(a))}
+    rules, folders = [*compared.values()], [Path(adapter).name for adapter in compared]
+    methods = []
+    for (adapter, rule), folder in zip(compared.items(), folders, strict=True):
         alone = rules.count(rule) == 1 and rule not in named
-        place = folder if folders.count(folder) == 1 else adapter
-        found.append(Method(rule if alone else f"{rule} ({place})", None, adapter))
-    return found
+        told = folder if folders.count(folder) == 1 else adapter
+        methods.append(Method(rule if alone else f"{rule} ({told})", None, adapter))
+    return methods
 
 
 def named_once(methods: list[M]) -> list[M]:
-    """The methods themselves, after a look at their names.
+    """The methods, once it is sure that each has a name of its own.
 
     Raises:
-        ConfigError: when there is none, or several have the same name.
+        ConfigError: when there is no method, or several have the same name.
     """
     if not methods:
-        raise ConfigError("There is no method to compare; give adapter=DIR, rule=NAME or baseline=NAME.")
+        raise ConfigError("There is no method to compare; give adapters=DIR, rules=NAME or baselines=NAME.")
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{', '.join(twice)} is asked for twice; name each rule, adapter and baseline once.")

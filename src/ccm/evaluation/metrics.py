@@ -1,4 +1,4 @@
-"""Figures of scored questions. All that counts likelihoods is in nats, per token without the closing EOS."""
+"""Metrics of scored questions. Likelihoods are in nats; their tokens do not include the closing EOS."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHOICES: tuple[Choice, ...] = ("acc", "acc_norm", "acc_base")
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What is kept of one answer's likelihood.
+    """The log-likelihood of an answer.
 
     Attributes:
-        total: added up over its tokens.
-        tokens: how many.
-        own: likewise without context; None where it was not asked for.
+        total: the sum over its tokens.
+        tokens: how many there are.
+        own: the sum without context and query; None where it was not asked for.
     """
 
     total: float
@@ -27,7 +27,7 @@ class Likelihood:
     own: float | None = None
 
     def by(self, choice: Choice) -> float:
-        """What the answers are compared by: the sum, the mean over tokens, or the sum beyond the answer's own."""
+        """The number that answers are compared by: the sum, the mean over tokens, or the sum less the answer's own."""
         if choice == "acc_norm":
             return self.total / self.tokens if self.tokens else -math.inf
         if choice == "acc_base":
@@ -50,19 +50,19 @@ def loss(answers: Sequence[Likelihood]) -> float:
 
 
 def chosen(answers: Sequence[Likelihood], choice: Choice) -> int:
-    """The answer that is likeliest; of equal ones the first."""
+    """Number of the likeliest answer; of equal ones the first."""
     values = [answer.by(choice) for answer in answers]
     return values.index(max(values))
 
 
 def accuracy(questions: Sequence[tuple[Sequence[Likelihood], int]], choice: Choice) -> float:
-    """Share of the questions whose likeliest answer is right; each is its answers, and the number of the right one."""
+    """Share of the questions whose likeliest answer is right; a question is its answers and the right one's number."""
     return sum(chosen(answers, choice) == right for answers, right in questions) / len(questions)
 
 
 def macro_f1(chosen: Sequence[int], right: Sequence[int], classes: int) -> float:
-    """The mean of the F1 scores of all classes, each question by class numbers; as LaMP has it, of a class that is
-    neither right nor chosen anywhere it is 0."""
+    """The mean over classes of their F1 scores, from the class numbers of each question. As in LaMP, the F1 of a class
+    that is never right and never chosen is 0."""
     scores = []
     for number in range(classes):
         hits = sum(c == r == number for c, r in zip(chosen, right, strict=True))
@@ -71,7 +71,7 @@ def macro_f1(chosen: Sequence[int], right: Sequence[int], classes: int) -> float
 
 
 def distances(chosen: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
-    """Mean absolute error, and the root of the mean squared error."""
+    """Mean absolute error, and root mean squared error."""
     errors = [c - r for c, r in zip(chosen, right, strict=True)]
     return sum(map(abs, errors)) / len(errors), math.sqrt(sum(error**2 for error in errors) / len(errors))
 
@@ -82,9 +82,9 @@ def macro_accuracy(
     """The mean over tasks of one of their accuracies.
 
     Args:
-        by_task: for each task "acc", "acc_norm" and "acc_base".
-        usual: which one counts.
-        averaging: what is otherwise for some tasks.
+        by_task: "acc", "acc_norm" and "acc_base" of each task.
+        usual: the accuracy that counts.
+        averaging: the exceptions for some tasks.
 
     Raises:
         ConfigError: when none of the tasks counts.
@@ -99,7 +99,7 @@ def macro_accuracy(
 
 
 def standard_error(differences: Sequence[float], weights: Sequence[float]) -> float:
-    """Of a weighted mean of independent differences: the ratio estimator's, as of a mean over tokens."""
+    """Standard error of a weighted mean of independent differences, by the ratio estimator."""
     total, count = sum(weights), len(differences)
     if count < 2 or not total:
         return math.inf
@@ -109,7 +109,7 @@ def standard_error(differences: Sequence[float], weights: Sequence[float]) -> fl
 
 
 def recovered(score: float, none: float, full: float, *, logarithmic: bool = False) -> float:
-    """Share of the gain from none to full context: (score - none) / (full - none), of logarithms for perplexity."""
+    """Recovered gain: (score - none) / (full - none), in logarithms for perplexity."""
     if logarithmic:
         score, none, full = map(math.log, (score, none, full))
     return (score - none) / (full - none)

@@ -1,8 +1,7 @@
-"""What people read of an evaluation: a Markdown table, and two pictures."""
+"""Reports of evaluations: Markdown tables, and two pictures."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from ccm.core.errors import ConfigError
 from ccm.core.files import write_atomically
 from ccm.core.units import size
 from ccm.data.tasks import DRAWS
 from ccm.evaluation.metrics import recovered, standard_error
-from ccm.evaluation.results import NOT_FINITE, Measured, Result
+from ccm.evaluation.results import NOT_FINITE, Measurement, Result
+from ccm.evaluation.store import check_folder
 
 TITLES = {
     "perplexity": "perplexity",
@@ -37,14 +36,46 @@ TITLES = {
     "rmse": "RMSE",
 }
 
-WIDEST = 10  # tasks that a table of them has columns for
+WIDEST = 10  # the most tasks in a table with a column for each
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
-UNSTATED = "*"  # on a terminal, in place of a gain
+UNSTATED = "*"  # stands for a gain on a terminal
 WHY_UNSTATED = (
     "stated only where full beats none by two standard errors, both were measured on the same base and questions, and "
     "full is no worse than a guess, which has the size of the vocabulary as its perplexity"
 )
-Row = tuple[int, str, list[Result]]  # a depth, a method, and what was found, once for each draw
+
+
+class Row(NamedTuple):
+    """A method at a depth, and its results: one for each draw."""
+
+    depth: int
+    method: str
+    results: list[Result]
+
+    def mean(self, name: str) -> float:
+        """The mean of an attribute of the measurements over the draws."""
+        return fmean(getattr(result.line, name) for result in self.results)
+
+    def memory(self, entries: str, nbytes: str) -> list[str]:
+        """Two cells: entries, and the size of their keys and values."""
+        return [f"{self.mean(entries):.1f}", size(self.mean(nbytes))]
+
+    def figure(self, name: str, task: str | None = None) -> str:
+        """A figure, of all tasks or one, empty where it was not measured; of several draws mean and deviation."""
+        lines = [result.line for result in self.results]
+        found = [(line.figures if task is None else line.by_task.get(task, {})).get(name) for line in lines]
+        values = [value for value in found if value is not None]
+        spread = [fmean(values), stdev(values)] if len(values) > 1 else values
+        return " ± ".join(f"{value:.3f}" if name in NUMBERS else f"{value:.1%}" for value in spread)
+
+    def share(self, kind: Share, every: Sequence[Result], digits: int = 1) -> str:
+        """A gain or content with its error, empty where it is not stated; of several draws mean and deviation."""
+        found = [one for result in self.results if (one := kind(result, every)) is not None]
+        if len(found) < len(self.results):
+            return ""
+        shares = [one.share for one in found]
+        both = (fmean(shares), stdev(shares)) if len(found) > 1 else found[0]
+        return " ± ".join(f"{value:.{digits}%}" for value in both)
 
 
 class Gain(NamedTuple):
@@ -54,19 +85,22 @@ class Gain(NamedTuple):
     error: float
 
 
+Share = Callable[[Result, Sequence[Result]], Gain | None]  # of a result among others
+
+
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """Results by depth, and in their order by method."""
     groups: dict[tuple[int, str], list[Result]] = defaultdict(list)
     for result in sorted(results, key=lambda r: r.line.depth):
         groups[result.line.depth, result.line.method].append(result)
-    return [(*key, group) for key, group in groups.items()]
+    return [Row(*key, group) for key, group in groups.items()]
 
 
 def gain(result: Result, results: Sequence[Result]) -> Gain | None:
     """The recovered gain of a result among others, at its depth.
 
-    None where full and no context are not both there, were measured on another base or other targets, or do not differ
-    by two standard errors, and where even with full context the model is worse than a guess among all of its tokens.
+    None unless full and none are both there, on the same base and targets, and differ by two standard errors; None too
+    where the model with full context is worse than a guess among all its tokens.
     """
     by_rule = {r.line.rule: r for r in results if _same(r, result)}
     full, none = by_rule.get("full"), by_rule.get("none")
@@ -86,7 +120,7 @@ def gain(result: Result, results: Sequence[Result]) -> Gain | None:
 def content(result: Result, results: Sequence[Result]) -> Gain | None:
     """The share of a result's gain over no context that is lost with the memory of another conversation, in nats.
 
-    None where no context is not there, was measured otherwise, or is not worse by two standard errors.
+    None unless none is there, on the same base and targets, and is worse by two standard errors.
     """
     none = next((r for r in results if r.line.rule == "none" and _same(r, result)), None)
     if none is None or len(none.nats) != len(result.others):
@@ -102,13 +136,13 @@ def content(result: Result, results: Sequence[Result]) -> Gain | None:
 
 
 def _same(one: Result, other: Result) -> bool:
-    """Whether two results have base, task, depth and targets in common."""
+    """Whether two results have the same base, task, depth and targets."""
     a, b = ((r.line.base, r.line.task, r.line.depth, r.line.asked, r.weights, r.tasks) for r in (one, other))
     return a == b and not any(NOT_FINITE in r.line.skipped for r in (one, other))  # else other targets were left out
 
 
 def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, float]:
-    """The mean over tasks of values of a result's questions, weighted as there, and its standard error."""
+    """The mean over tasks of values, one for each question of a result with its weight, and its standard error."""
     by_task: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for value, weight, task in zip(values, result.weights, result.tasks, strict=True):
         by_task[task].append((value, weight))
@@ -123,34 +157,28 @@ def mean_over_tasks(values: Sequence[float], result: Result) -> tuple[float, flo
 def overview(results: Sequence[Result]) -> str:
     """A Markdown table in the shape of the paper's: a method a row, a time step a column; the gain in parentheses."""
     main, rows = results[0].line.main, rows_of(results)
-    depths = sorted({depth for depth, _, _ in rows})
+    depths = sorted({row.depth for row in rows})
     cells: dict[str, list[str]] = defaultdict(lambda: [""] * len(depths))
-    for depth, method, group in rows:
-        share = _gains(group, results, digits=0)
-        figure = _spread(main, [result.line.figures[main] for result in group])
-        cells[method][depths.index(depth)] = f"{figure} ({share})" if share else figure
-    table = [["method", *map(str, depths)], *([name, *row] for name, row in cells.items())]
+    for row in rows:
+        share = row.share(gain, results, digits=0)
+        cells[row.method][depths.index(row.depth)] = row.figure(main) + (f" ({share})" if share else "")
+    table = [["method", *map(str, depths)], *([name, *found] for name, found in cells.items())]
     return f"{TITLES[main]} by time step, and the recovered gain:\n\n{_markdown(table)}\n"
 
 
 def tables(results: Sequence[Result]) -> str:
     """Two Markdown tables, depth by depth: all figures, and the memory and time that they took."""
     names = [name for name in TITLES if any(name in r.line.figures for r in results)]
-    found = [
-        ["step", "method", "N", *(TITLES[name] for name in names), "recovered gain", "content", "questions (skipped)"]
-    ]
+    titles = [TITLES[name] for name in names]
+    found = [["step", "method", "N", *titles, "recovered gain", "content", "questions (skipped)"]]
     took = [["step", "method", "memory entries", "K/V", "peak entries", "peak K/V", "write s", "read s"]]
-    for depth, method, group in rows_of(results):
-        lines = [result.line for result in group]
-        first = lines[0]
-        figures = [_spread(name, [line.figures.get(name) for line in lines]) for name in names]
-        asked = f"{first.questions} ({sum(first.skipped.values())})"
-        shares = [_gains(group, results), _gains(group, results, content)]
-        found.append([str(depth), method, str(first.n_tok or ""), *figures, *shares, asked])
-        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
-        peak = [f"{fmean(line.peak_entries for line in lines):.1f}", size(fmean(line.peak_bytes for line in lines))]
-        seconds = [f"{fmean(getattr(line, key) for line in lines):.1f}" for key in ("write_seconds", "read_seconds")]
-        took.append([str(depth), method, *memory, *peak, *seconds])
+    for row in rows_of(results):
+        begin, line = [str(row.depth), row.method], row.results[0].line
+        shares = [row.share(kind, results) for kind in (gain, content)]
+        asked = f"{line.questions} ({sum(line.skipped.values())})"
+        found.append([*begin, str(line.n_tok or ""), *map(row.figure, names), *shares, asked])
+        memory = row.memory("entries", "kv_bytes") + row.memory("peak_entries", "peak_bytes")
+        took.append([*begin, *memory, *(f"{row.mean(name):.1f}" for name in ("write_seconds", "read_seconds"))])
     return f"{_markdown(found)}\n{_markdown(took)}"
 
 
@@ -160,11 +188,8 @@ def by_task(results: Sequence[Result]) -> str:
     if not 1 < len(names) <= WIDEST:
         return ""
     main = results[0].line.main
-    rows = [["step", "method", *names]]
-    for depth, method, group in rows_of(results):
-        figures = [_spread(main, [r.line.by_task.get(name, {}).get(main) for r in group]) for name in names]
-        rows.append([str(depth), method, *figures])
-    return f"{TITLES[main]} by task:\n\n{_markdown(rows)}\n"
+    rows = [[str(row.depth), row.method, *(row.figure(main, name) for name in names)] for row in rows_of(results)]
+    return f"{TITLES[main]} by task:\n\n{_markdown([['step', 'method', *names], *rows])}\n"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -177,44 +202,19 @@ def brief(results: Sequence[Result]) -> list[list[str]]:
     """For a terminal: a head and rows of what matters most; :data:`UNSTATED` for a gain, see :data:`WHY_UNSTATED`."""
     name = results[0].line.main
     rows = [["step", "method", TITLES[name], "recovered", "content", "questions", "entries", "K/V"]]
-    for depth, method, group in rows_of(results):
-        lines = [result.line for result in group]
-        bound = lines[0].rule in ("full", "none")
-        gained = "" if bound else _gains(group, results, digits=0) or UNSTATED
-        asked = f"{lines[0].questions:,}"
-        asked += f" (-{left_out:,})" if (left_out := sum(lines[0].skipped.values())) else ""
-        told = _gains(group, results, content, digits=0)
-        figures = [_spread(name, [line.figures[name] for line in lines]), gained, told, asked]
-        memory = [f"{fmean(line.entries for line in lines):.1f}", size(fmean(line.kv_bytes for line in lines))]
-        rows.append([str(depth), method, *figures, *memory])
+    for row in rows_of(results):
+        line = row.results[0].line
+        bound = line.rule in ("full", "none")
+        gained = "" if bound else row.share(gain, results, digits=0) or UNSTATED
+        told, left_out = row.share(content, results, digits=0), sum(line.skipped.values())
+        asked = f"{line.questions:,}" + (f" (-{left_out:,})" if left_out else "")
+        memory = row.memory("entries", "kv_bytes")
+        rows.append([str(row.depth), row.method, row.figure(name), gained, told, asked, *memory])
     return rows
 
 
-def _spread(name: str, values: Sequence[float | None]) -> str:
-    """The value; of several draws the mean and the standard deviation."""
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return _figure(name, *there) if there else ""
-    return f"{_figure(name, fmean(there))} ± {_figure(name, stdev(there))}"
-
-
-def _gains(
-    group: Sequence[Result],
-    results: Sequence[Result],
-    share: Callable[[Result, Sequence[Result]], Gain | None] = gain,
-    digits: int = 1,
-) -> str:
-    """The recovered gain, or content, with its standard error; of several draws the mean and the standard deviation."""
-    found = [one for result in group if (one := share(result, results)) is not None]
-    if len(found) < len(group):
-        return ""
-    shares = [one.share for one in found]
-    both = (fmean(shares), stdev(shares)) if len(found) > 1 else found[0]
-    return " ± ".join(f"{value:.{digits}%}" for value in both)
-
-
 def title(results: Sequence[Result]) -> str:
-    """What was measured, in words; of an option that differs, every value."""
+    """The task and its options in words, with every value of an option that differs."""
     tasks = [result.line.task for result in results]
     values = {key: [*dict.fromkeys(str(task.get(key)) for task in tasks)] for task in tasks for key in task}
     (name,) = values.pop("name")
@@ -223,36 +223,33 @@ def title(results: Sequence[Result]) -> str:
 
 
 def merged(runs: Mapping[str, Sequence[Result]], *, draws: bool = False) -> list[list[Result]]:
-    """The results of several runs, by name, those of each task together.
+    """The results of several runs, by the run's name, grouped by task.
 
-    Where runs differ in what they have of a method, they are several draws of it, or else the run stands beside its
-    name. What differs only in what was drawn of the data is one task.
+    Where runs have different results of a method, they are draws of it (``draws``), or the run's name stands beside
+    the method's. Tasks that differ only in what was drawn of the data are one task.
     """
     groups: list[list[tuple[str, Result]]] = []
-    for run, results in runs.items():
-        for result in results:
-            group = next((rows for rows in groups if _together(rows, result)), None)
-            if group is None:
-                groups.append(group := [])
-            group.append((run, result))
+    for run, result in ((run, result) for run, results in runs.items() for result in results):
+        group = next((rows for rows in groups if _together(rows, result)), None)
+        if group is None:
+            groups.append(group := [])
+        group.append((run, result))
     return [[*_distinct(rows if draws else _apart(rows))] for rows in groups]
 
 
 def _together(rows: Sequence[tuple[str, Result]], result: Result) -> bool:
-    """Whether a result is of the task of some others, with the same targets wherever it has a step in common."""
-    said = {_undrawn(other) for _, other in rows}
-    asked = {other.line.asked for _, other in rows if other.line.depth == result.line.depth}
-    return said == {_undrawn(result)} and asked <= {result.line.asked}
+    """Whether a result is of the task of some others, with the same targets wherever it has a depth in common."""
 
+    def task(line: Measurement) -> dict[str, Any]:
+        return {"main": line.main} | {key: value for key, value in line.task.items() if key not in DRAWS}
 
-def _undrawn(result: Result) -> str:
-    """What is measured, whatever is drawn."""
-    task = {key: value for key, value in result.line.task.items() if key not in DRAWS}
-    return json.dumps([task, result.line.main], sort_keys=True)
+    lines = [other.line for _, other in rows]
+    asked = {line.asked for line in lines if line.depth == result.line.depth}
+    return task(lines[0]) == task(result.line) and asked <= {result.line.asked}
 
 
 def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
-    """The run beside the name of every method that runs differ in."""
+    """The results, with the run's name beside each method that runs differ in."""
     differing = {r.line.method for (_, r), (_, s) in combinations(rows, 2) if _differ(r, s)}
     return [
         (run, replace(r, line=replace(r.line, method=f"{r.line.method} [{run}]")) if r.line.method in differing else r)
@@ -261,7 +258,7 @@ def _apart(rows: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
 
 
 def _distinct(rows: Sequence[tuple[str, Result]]) -> Iterator[Result]:
-    """What was found, once: of a rule that has no seed, runs find the same."""
+    """Each result once: runs of a rule without a seed have the same."""
     seen: list[tuple[object, ...]] = []
     for _, result in rows:
         line = result.line
@@ -272,7 +269,7 @@ def _distinct(rows: Sequence[tuple[str, Result]]) -> Iterator[Result]:
 
 
 def _differ(one: Result, other: Result) -> bool:
-    """Whether two results have a method's name in common, but not what it is or found."""
+    """Whether two results have the same method by name, but another N, base, or values."""
     a, b = one.line, other.line
     same = (a.method, a.task) == (b.method, b.task)
     made = (a.base, a.n_tok) == (b.base, b.n_tok)
@@ -280,19 +277,18 @@ def _differ(one: Result, other: Result) -> bool:
 
 
 def write_report(results: Sequence[Result], folder: Path) -> None:
-    """The table and the pictures of one task, into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
+    """Write the tables and pictures of one task into a folder: ``report.md``, ``steps.png`` and ``memory.png``."""
     text = section(results, folder, "")
     write_atomically(folder / "report.md", lambda p: p.write_text(f"# {text}", encoding="utf-8"))
 
 
 def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
-    """One page of several tasks, each as of :func:`write_report`, into a folder.
+    """Write one page of several tasks into a folder, each task as :func:`write_report` does.
 
     Raises:
         ConfigError: when the folder is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"The output {folder} is a file; name a folder.")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sections = [section(results, folder, f"{number}-") for number, results in enumerate(groups, start=1)]
     text = "# Evaluations\n\n" + "\n".join(f"## {text}" for text in sections)
@@ -300,7 +296,7 @@ def write_page(groups: Sequence[Sequence[Result]], folder: Path) -> None:
 
 
 def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
-    """The text of one task, title first; its pictures are drawn into a folder, under names that begin so."""
+    """The text of one task, title first; its pictures go into a folder, under names that begin with the prefix."""
     said = [(r.line.depth, f"{n} left out, {reason}") for r in results for reason, n in r.line.skipped.items() if n]
     broken = [r.line for r in results if NOT_FINITE in r.line.skipped]
     said += [(line.depth, f"some likelihoods of {line.method} are not finite") for line in broken]
@@ -331,7 +327,7 @@ def _captioned(by_step: str, by_memory: str, name: str) -> str:
 
 
 def _by_steps(said: Sequence[tuple[int, str]]) -> str:
-    """A list of what is said of time steps, each thing once with all its steps."""
+    """A list of remarks on time steps, each once with all its steps."""
     steps: dict[str, list[int]] = defaultdict(list)
     for depth, text in sorted({*said}):
         steps[text].append(depth)
@@ -339,7 +335,7 @@ def _by_steps(said: Sequence[tuple[int, str]]) -> str:
 
 
 def _made_of(results: Sequence[Result]) -> str:
-    """What was measured with what: model, data and adapters, by the last part of their places."""
+    """Model, data and adapters, by the last parts of their paths."""
     lines = [result.line for result in results]
     used = {(line.method, Path(line.adapter).name) for line in lines if line.n_tok is not None and line.adapter}
     adapters: dict[str, list[str]] = defaultdict(list)
@@ -355,29 +351,27 @@ def _made_of(results: Sequence[Result]) -> str:
 
 
 def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
-    """Score against the step, or against the memory on a logarithmic axis (as the paper's Figure 10)."""
+    """Draw the score against the step, or the memory on a logarithmic axis (as the paper's Figure 10)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, PercentFormatter
 
     figure = Figure(figsize=(6, 4))
     axes: Any = figure.subplots()
     name = results[0].line.main
-    found: dict[str, list[list[Measured]]] = defaultdict(list)
-    for _, method, group in rows_of(results):
-        found[method].append([result.line for result in group])
-    places = {
-        method: [fmean(getattr(line, by) for line in lines) for lines in groups] for method, groups in found.items()
-    }
+    rows = rows_of(results)
+    names = dict.fromkeys(row.method for row in rows)
+    methods = {method: [row for row in rows if row.method == method] for method in names}
+    places = {method: [row.mean(by) for row in own] for method, own in methods.items()}
     joined = all(along == sorted(along) for along in places.values())  # else lines would run back over themselves
-    for number, (method, groups) in enumerate(found.items()):
-        scores = [[line.figures[name] for line in lines] for lines in groups]
+    for number, (method, own) in enumerate(methods.items()):
+        scores = [[result.line.figures[name] for result in row.results] for row in own]
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in scores]
         line = ["-", "--", ":"][number // 10 % 3] if joined else "none"
         style = {"marker": "os^Dv<>pPX*hd"[number % 13], "ls": line, "label": method}
         hollow = {"ms": 5, "fillstyle": "none"}  # so that all are seen where they coincide
         axes.errorbar(places[method], [*map(fmean, scores)], spread if any(spread) else None, **style, **hollow)
     if by == "depth":
-        depths = sorted({result.line.depth for result in results})
+        depths = sorted({row.depth for row in rows})
         axes.set_xticks(depths, [str(depth) for depth in depths])
     else:
         axes.set_xscale("log", base=2)
@@ -392,7 +386,3 @@ def _draw(results: Sequence[Result], path: Path, by: str, label: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     write_atomically(path, lambda p: figure.savefig(p, format="png", dpi=150, bbox_inches="tight"))
-
-
-def _figure(name: str, value: float) -> str:
-    return f"{value:.3f}" if name in NUMBERS else f"{value:.1%}"

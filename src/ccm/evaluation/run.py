@@ -1,4 +1,4 @@
-"""One evaluation: a task at several depths, with several methods; with several processes, each scores its share."""
+"""Evaluations: tasks at several depths, by several methods. Of several processes, each scores its share."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ccm.chat.turns import Turns, make_turns
+from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, InputError
 from ccm.core.rules import rule_class
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
-from ccm.engine.decoder import CCMModel
-from ccm.engine.quantization import Quantization
-from ccm.engine.t5.seq2seq import CCMEncoderDecoder
-from ccm.evaluation.asked import Asked
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
-from ccm.evaluation.control import Control
+from ccm.evaluation.control import ControlQuestions
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
-from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, settings_of
-from ccm.evaluation.results import NOT_FINITE, Kept, Measured, Result
-from ccm.evaluation.scoring import Scored, Scorer, Seconds
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs
+from ccm.evaluation.question_set import QuestionSet
+from ccm.evaluation.results import NOT_FINITE, SCORES, Measurement, Result, build_result
+from ccm.evaluation.scoring import ScoredQuestion, Scorer, Seconds
+from ccm.evaluation.settings import EvaluationSettings, Selection
+from ccm.evaluation.store import ResultStore
 from ccm.models.builtin import NAME
 from ccm.models.load import TURNS, check_alone, shipped
 
+RULES = ("full", "none")  # that are compared where no rule is named
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
+ProgressReport = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Compared(Method):
+class EvaluationMethod(Method):
     """A rule on an adapter, or a baseline under the rule "full".
 
     Attributes:
@@ -46,148 +49,93 @@ class Compared(Method):
     recurrent: bool | None = None
     baseline: Baseline | None = None
 
+    @property
+    def compresses(self) -> bool:
+        """Whether the adapter plays a part."""
+        return self.rule is None or rule_class(self.rule).compresses != "never"
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured, and with what.
 
-    Attributes:
-        task: the task.
-        model: the base; None is that of the adapters, or the built-in one.
-        adapters: each is measured under its own rule.
-        rules: each is measured as well, on the first adapter that it runs with; :data:`GIST_ONLINE` on one of gist.
-        baselines: on the first adapter of concat, without one likewise, by name (``ccm.evaluation.baselines``).
-        room: raw entries that a baseline keeps of a context; None for as many as concat makes of it: N a step and one.
+def evaluation_methods(selection: Selection, embedder: str | None = None) -> list[EvaluationMethod]:
+    """The rules of a selection in their order, then the baselines, and the adapters under their own rules.
+
+    Args:
+        selection: what to compare. A baseline runs on the first adapter of concat, or else on the first one.
         embedder: model of the baseline "embedding".
-        depths: time steps; None for all of the task.
-        most: questions of each task within it, at every depth, at most; 0 for all.
-        batch: answers at a time.
-        generate: most new tokens of replies, which are judged as texts; 0 for none, None for what the task has.
-        control: whether each query is read with the memory of another conversation, too.
-        n_tok: N, of adapters that have several.
-        device: such as "cpu" or "cuda".
-        dtype: of the base.
-        quantize: how its weights are stored in fewer bits (:mod:`ccm.engine.quantization`).
+
+    Raises:
+        ConfigError: when there is no such rule or baseline, a rule runs with none of the adapters, two methods have the
+            same name, or there is no method.
+        AdapterError: when an adapter cannot be read.
     """
-
-    task: TaskSettings
-    model: str | None = None
-    adapters: Sequence[str] = ()
-    rules: Sequence[str] = ("full", "none")
-    baselines: Sequence[str] = ()
-    room: int | None = None
-    embedder: str | None = None
-    depths: Sequence[int] | None = None
-    most: int = 0
-    batch: int = 16
-    generate: int | None = None
-    control: bool = True
-    n_tok: int | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    quantize: Quantization | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("most", 0), ("batch", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
-        if self.generate is not None and self.generate < 0:
-            raise ConfigError(f"generate is {self.generate}; it is a number of new tokens, or 0 for no replies.")
-        if self.room is not None and self.room < 1:
-            raise ConfigError(f"room is {self.room}; a baseline keeps at least 1 entry.")
-
-    def methods(self) -> list[Compared]:
-        """The rules first, in their order, then the baselines, and the adapters under their own rules.
-
-        Raises:
-            ConfigError: when there is no such rule or baseline, it runs with none of the adapters, something is named
-                twice, or there is nothing to measure.
-            AdapterError: when an adapter cannot be read.
-        """
-        found = [self._method(name) for name in self.rules]
-        full = adapter_for(self._trained_for("concat") or self.adapters, "full")  # whose memory baselines equal
-        found += [Compared(name, "full", full, baseline=make_baseline(name, self.embedder)) for name in self.baselines]
-        found += [Compared(**vars(one)) for one in own_rules(self.adapters, self.rules)]
-        return named_once(found)
-
-    def _method(self, name: str) -> Compared:
-        if name != GIST_ONLINE:
-            if not (self.adapters or shipped(model := self.model or NAME)):
-                check_alone(model, name)
-            rule_class(name)
-            return Compared(name, name, adapter_for(self.adapters, name))
-        gists = self._trained_for("gist")
-        if not gists:
-            raise ConfigError(f"{GIST_ONLINE} runs on an adapter that was trained for the rule 'gist'; name one.")
-        return Compared(name, "concat", gists[0], recurrent=False)
-
-    def _trained_for(self, rule: str) -> list[str]:
-        return [adapter for adapter in self.adapters if settings_of(adapter).rule == rule]
+    configs = read_configs(selection.adapters)
+    rules = RULES if selection.rules is None else selection.rules
+    methods = []
+    for rule in rules:
+        if rule == GIST_ONLINE:
+            gist = next((adapter for adapter, config in configs.items() if config.rule == "gist"), None)
+            if gist is None:
+                raise ConfigError(f"{rule} runs on an adapter that was trained for the rule 'gist'; name one.")
+            methods.append(EvaluationMethod(rule, "concat", gist, recurrent=False))
+        else:
+            if not (configs or shipped(model := selection.model or NAME)):
+                check_alone(model, rule)
+            rule_class(rule)
+            methods.append(EvaluationMethod(rule, rule, adapter_for(configs, rule)))
+    concat = {adapter: config for adapter, config in configs.items() if config.rule == "concat"}
+    full = adapter_for(concat or configs, "full")
+    for name in selection.baselines or ():
+        methods.append(EvaluationMethod(name, "full", full, baseline=make_baseline(name, embedder)))
+    return named_once(methods + [EvaluationMethod(**vars(method)) for method in own_rules(configs, rules)])
 
 
 def evaluate(
-    *evaluations: Evaluation,
-    output: Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    tasks: Sequence[TaskSettings],
+    selection: Selection,
+    settings: EvaluationSettings | None = None,
+    progress: ProgressReport = lambda name, done, total: None,
 ) -> list[Result]:
-    """Measure every method at every depth.
+    """Measure every method on every task, at every depth.
 
-    Under ``torchrun``, every process calls this, and gets all results; the first one keeps them.
+    Under ``torchrun``, every process calls this and gets all results; the first one keeps them.
 
     Args:
-        evaluations: what to measure.
-        output: folder that keeps it; what it holds of the same task, base and adapter is not measured again.
-        progress: called with what is measured, how many of the questions of all methods and steps are done, and how
-            many there are; those of methods that were not begun are guessed.
+        tasks: what to measure, such as one task with several seeds.
+        selection: the methods, their base, and the folder for the results. What the folder holds of the same task,
+            base and adapter is not measured again.
+        settings: how much of a task is asked, and how.
+        progress: called with the part under way, how many questions of all methods and depths are done, and how many
+            there are; the questions of methods that were not begun are estimated.
+
+    Returns:
+        the results, task by task, method by method.
 
     Raises:
         ConfigError: when something cannot be measured as asked.
         AdapterError, DataError: when files are absent or damaged.
         InputError: when a question runs beyond the model's positions, or no likelihood at all is finite.
     """
-    kept = Kept(output)
-    results: list[Result] = []
-    methods = [evaluation.methods() for evaluation in evaluations]
-    work = _Work(sum(map(len, methods)), progress)
-    for evaluation, compared in zip(evaluations, methods, strict=True):
-        opened: dict[object, Asked] = {}
-        models = _models(evaluation)
-        for method in compared:
-            results += _measure(evaluation, method, models, opened, kept, work)
+    settings = settings or EvaluationSettings()
+    methods = evaluation_methods(selection, settings.embedder)
+    if processes().num_processes > 1 and selection.device is None:
+        selection = replace(selection, device=str(processes().device))  # each process has one of its own
+    models, store = Models(selection), ResultStore(selection.output, SCORES, build_result)
+    work = _Progress(len(tasks) * len(methods), progress)
+    opened: dict[object, QuestionSet] = {}
+    found: dict[tuple[int, str], list[Result]] = {}
+    for method in models.grouped(methods):
+        n_tok = selection.n_tok if method.compresses or method.baseline else None
+        model, tokenizer = models.load(method, recurrent=method.recurrent, n_tok=n_tok)
+        turns = make_turns(tokenizer, _turn_format(selection, method, model))
+        for number, task in enumerate(tasks):
+            alike = number, tokenizer.name_or_path, model.base_id, turns.form
+            if alike not in opened:
+                opened[alike] = _open(task, settings, turns)
+            run = _MethodRun(task, selection, settings, method, model, turns, opened[alike], work)
+            found[number, method.name] = run.measure(store)
+    results = [result for number in range(len(tasks)) for method in methods for result in found[number, method.name]]
     if processes().is_main_process:
-        kept.write_lines(asdict(result.line) for result in results)
+        store.write_lines("results.jsonl", (asdict(result.line) for result in results))
     return results
-
-
-class _Work:
-    """How many questions are done, and how many there are of all methods and steps; what is kept already is no work.
-
-    Args:
-        methods: how many. One that was not begun is thought to ask as many questions as the latest that was.
-        progress: as of :func:`evaluate`.
-    """
-
-    def __init__(self, methods: int, progress: Callable[[str, int, int], None]) -> None:
-        self._later, self._progress = methods, progress
-        self._done = self._begun = self._latest = 0
-
-    def begin(self, questions: int) -> None:
-        """A method asks so many."""
-        self._later -= 1
-        self._begun += questions
-        self._latest = questions
-
-    def tell(self, part: str, done: int, _total: int) -> None:
-        """So many questions of a step are done."""
-        self._progress(part, self._done + done, self._begun + self._later * self._latest)
-
-    def end(self, questions: int) -> None:
-        """All so many of a step are done."""
-        self._done += questions
-
-    def skip(self, questions: int) -> None:
-        """A step of so many was measured before."""
-        self._begun -= questions
 
 
 def processes() -> PartialState:
@@ -195,173 +143,201 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def _measure(
-    evaluation: Evaluation,
-    method: Compared,
-    models: Models,
-    opened: dict[object, Asked],
-    kept: Kept,
-    work: _Work,
-) -> Iterator[Result]:
-    """One method at every depth; ``opened`` holds the task, once for each base and form of turns."""
-    n_tok = evaluation.n_tok if _compresses(method) or method.baseline else None
-    model, tokenizer = models.load(method, recurrent=method.recurrent, n_tok=n_tok)
-    stock = method.adapter is None and not shipped(evaluation.model or NAME)
-    silent = stock and not (Path(evaluation.model or "") / TURNS).is_file()  # nothing says how its turns are written
-    form = PAPER_TURNS if silent and model.config.turns.template != "chat" else model.config.turns
-    turns = make_turns(tokenizer, form)
-    alike = tokenizer.name_or_path, model.base_id, form
-    if alike not in opened:
-        opened[alike] = _open(evaluation, turns)
-    asked, baseline = opened[alike], method.baseline or Baseline()
-    generate = asked.task.replies.most if asked.task.replies else 0
+class _Progress:
+    """Counts the questions that are done, and all that there are. Kept results count for nothing.
 
-    def questions(depth: int) -> Iterator[Question]:
-        found = asked.questions(depth)
-        if model.rule.forgets:
-            return (question.alone() for question in found)
-        if (select := baseline.select) is None:
-            return found
-        room = evaluation.room
-        return (shortened(q, select, room or model.config.n_tok * len(q.steps) + 1, tokenizer) for q in found)
+    Args:
+        parts: methods on tasks. One that was not begun is taken to ask as many questions as the latest that was.
+        report: as of :func:`evaluate`.
+    """
 
-    control = evaluation.control and not model.rule.forgets
-    work.begin((1 + control) * sum(count.total for count in asked.counts.values()))
-    for depth, count in asked.counts.items():
-        known = {"task": asdict(evaluation.task), "most": evaluation.most, "dtype": str(model.base.dtype)}
-        origin = repr(model.origin) if _compresses(method) else model.base_id  # whatever adapter named the base
-        identity = {**known, "rule": model.config.rule, "origin": origin, "form": asdict(form), "depth": depth}
-        identity["asked"] = count.digest
-        if generate:
-            identity["generate"] = generate
-        if control:
-            identity["control"] = True
-        if evaluation.quantize:
-            identity["quantize"] = evaluation.quantize
-        if method.baseline is not None:
-            identity |= {"room": evaluation.room, "n_tok": model.config.n_tok, "embedder": evaluation.embedder}
-        place = kept.place(method.name, depth, identity)
-        result = kept.read(place)
-        if result is None:
-            scorer = Scorer(model, batch=evaluation.batch, generate=generate, turns=turns, fold=baseline.fold)
-            advance = partial(work.tell, f"{method.name}, step {depth}")
-            scored, seconds = _scored(scorer, questions(depth), count.total, advance)
-            work.end(count.total)
-            if control:
-                advance = partial(work.tell, f"{method.name}, step {depth}, other memories")
-                scored = _with_others(scorer, questions(depth), scored, advance)
-                work.end(count.total)
-            result = _result(evaluation, method, model, asked, depth, scored, seconds)
-            if processes().is_main_process:
-                kept.write(place, result, [one.reply for one in scored if one.reply])
+    def __init__(self, parts: int, report: ProgressReport) -> None:
+        self._later, self._report = parts, report
+        self._done = self._begun = self._latest = 0
+
+    def begin(self, questions: int) -> None:
+        """The next part asks so many questions."""
+        self._later -= 1
+        self._begun += questions
+        self._latest = questions
+
+    def tell(self, name: str, done: int) -> None:
+        """So many questions are done since the latest call of :meth:`end`."""
+        self._report(name, self._done + done, self._begun + self._later * self._latest)
+
+    def end(self, questions: int, *, kept: bool = False) -> None:
+        """So many questions are done, or were measured before."""
+        if kept:
+            self._begun -= questions
         else:
-            work.skip((1 + control) * count.total)
-        yield result
+            self._done += questions
 
 
-def _compresses(method: Compared) -> bool:
-    return method.rule is None or rule_class(method.rule).compresses != "never"
+def _turn_format(selection: Selection, method: Method, model: Any) -> TurnFormat:
+    """The turns of the adapter or base; the paper's for a base that says nothing of its turns."""
+    base = selection.model or NAME
+    says = method.adapter or shipped(base) or (Path(base) / TURNS).is_file()
+    return model.config.turns if says or model.config.turns.template == "chat" else PAPER_TURNS
 
 
-def _models(evaluation: Evaluation) -> Models:
-    """Those of an evaluation; of several processes, each has them on a device of its own."""
-    several = processes().num_processes > 1
-    device = evaluation.device or (str(processes().device) if several else None)
-    return Models(evaluation.model, device=device, dtype=evaluation.dtype, quantize=evaluation.quantize)
-
-
-def _open(evaluation: Evaluation, turns: Turns) -> Asked:
-    """The questions of an evaluation, as those turns read them.
+def _open(settings: TaskSettings, asked: EvaluationSettings, turns: Turns) -> QuestionSet:
+    """The questions of a task, as those turns read them.
 
     Raises:
-        ConfigError: when replies are asked for where there are none, or none is asked at some of the steps.
+        ConfigError: when the task has no replies to judge, or a depth has no questions.
     """
-    task = open_task(evaluation.task, turns)
-    if task.replies is None and evaluation.generate:
+    task = open_task(settings, turns)
+    if task.replies is None and asked.generate:
         raise ConfigError("This task has no replies that could be judged; leave generate out.")
-    if task.replies is not None and evaluation.generate is not None:
-        task.replies = replace(task.replies, most=evaluation.generate)
-    return Asked(task, evaluation.depths, evaluation.most)
+    if task.replies is not None and asked.generate is not None:
+        task.replies = replace(task.replies, most=asked.generate)
+    return QuestionSet(task, asked.depths, asked.most)
 
 
-def _scored(
-    scorer: Scorer, questions: Iterable[Question], total: int, progress: Callable[[int, int], None]
-) -> tuple[list[Scored], Seconds]:
-    """All questions in their order, and the time of all processes; of n processes, each scores every n-th."""
+@dataclass(frozen=True)
+class _MethodRun:
+    """One method on one task."""
+
+    task: TaskSettings
+    selection: Selection
+    settings: EvaluationSettings
+    method: EvaluationMethod
+    model: Any
+    turns: Turns
+    asked: QuestionSet
+    work: _Progress
+
+    def measure(self, store: ResultStore[Result]) -> list[Result]:
+        """The results at every depth, measured unless they are kept."""
+        self.work.begin((1 + self.control) * self.asked.total)
+        results = []
+        for depth, count in self.asked.counts.items():
+            path = store.path(self.method.name, depth, self._identity(depth))
+            result = store.read(path)
+            if result is None:
+                scored, seconds = self._score(depth)
+                result = self._result(depth, scored, seconds)
+                if processes().is_main_process:
+                    replies = [asdict(one.reply) for one in scored if one.reply]
+                    if path and replies:  # for people to read
+                        store.write_lines(f"replies/{path.stem}.jsonl", replies)
+                    store.write(path, result)
+            else:
+                self.work.end((1 + self.control) * count.total, kept=True)
+            results.append(result)
+        return results
+
+    @property
+    def control(self) -> bool:
+        """Whether each query is also read with the memory of another conversation."""
+        return self.settings.control and not self.model.rule.forgets
+
+    @property
+    def baseline(self) -> Baseline:
+        """What is kept of a context; all of it where the method is no baseline."""
+        return self.method.baseline or Baseline()
+
+    def _identity(self, depth: int) -> dict[str, Any]:
+        """All that a result depends on. Earlier versions used the same values, so that their results are found."""
+        settings, model = self.settings, self.model
+        identity = {
+            "task": asdict(self.task),
+            "most": settings.most,
+            "dtype": str(model.base.dtype),
+            "rule": model.config.rule,
+            "origin": repr(model.origin) if self.method.compresses else model.base_id,  # whatever adapter named it
+            "form": asdict(self.turns.form),
+            "depth": depth,
+            "asked": self.asked.counts[depth].digest,
+        }
+        optional = {"generate": self.asked.generate, "control": self.control, "quantize": self.selection.quantize}
+        identity |= {name: value for name, value in optional.items() if value}
+        if self.method.baseline is not None:
+            identity |= {"room": settings.room, "n_tok": model.config.n_tok, "embedder": settings.embedder}
+        return identity
+
+    def _score(self, depth: int) -> tuple[list[ScoredQuestion], Seconds]:
+        """All questions at a depth, in their order, and the time that they took without the control."""
+        total, name = self.asked.counts[depth].total, f"{self.method.name}, step {depth}"
+        make = partial(Scorer, self.model, batch=self.settings.batch, fold=self.baseline.fold)
+        scorer = make(generate=self.asked.generate, turns=self.turns)
+        scored = _score_share(scorer, self._questions(depth), total, partial(self.work.tell, name))
+        self.work.end(total)
+        if self.control:
+            control, tell = ControlQuestions(self._questions(depth)), partial(self.work.tell, f"{name}, other memories")
+            others = iter(_score_share(make(), control, total, tell))
+            found = [next(others).answers[0].total if there else None for there in control.found]
+            scored = [replace(one, other=other) for one, other in zip(scored, found, strict=True)]
+            self.work.end(total)
+        times = gather_object([scorer.seconds])
+        return scored, Seconds(sum(time.write for time in times), sum(time.read for time in times))
+
+    def _questions(self, depth: int) -> Iterator[Question]:
+        """The questions at a depth, with as much of their contexts as the method reads."""
+        for question in self.asked.questions(depth):
+            if self.model.rule.forgets:
+                yield question.alone()
+            elif self.baseline.select is None:
+                yield question
+            else:
+                room = self.settings.room or self.model.config.n_tok * len(question.steps) + 1
+                yield shortened(question, self.baseline.select, room, self.turns.tokenizer)
+
+    def _result(self, depth: int, every: Sequence[ScoredQuestion], seconds: Seconds) -> Result:
+        method, model, task, count = self.method, self.model, self.asked.task, self.asked.counts[depth]
+        scored = [one for one in every if one.finite]
+        if not scored:
+            raise InputError(
+                f"No likelihood under {method.name} at step {depth} is a finite number. The model overflows, or its "
+                "weights are damaged; try dtype='float32'."
+            )
+        broken, counted = len(every) - len(scored), counting(task, scored)
+        options = {name: value for name, value in self.task.options.items() if value is not None}
+        if self.asked.generate:
+            options["generate"] = self.asked.generate
+        base = self.selection.model or (model.config.base_model if method.adapter else None) or NAME
+        line = Measurement(
+            task={"name": self.task.name, **options},
+            method=method.name,
+            rule=model.config.rule if method.baseline is None else method.name,
+            n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
+            adapter=method.adapter,
+            model=f"{base}, {self.selection.quantize}" if self.selection.quantize else base,
+            data=self.task.path,
+            base=model.base_id,
+            depth=depth,
+            asked=count.digest,
+            questions=len(scored),
+            skipped={**count.skipped, **({NOT_FINITE: broken} if broken else {})},
+            noted=count.noted,
+            main=main_figure(task),
+            figures=figures(task, scored),
+            by_task=by_part(task, scored),
+            tokens=sum(one.answers[one.right].tokens for one in counted),
+            entries=fmean(one.entries for one in scored),
+            kv_bytes=fmean(one.kv_bytes for one in scored),
+            peak_entries=fmean(one.peak for one in scored),
+            peak_bytes=fmean(one.peak_bytes for one in scored),
+            write_seconds=seconds.write,
+            read_seconds=seconds.read,
+            vocab_size=model.vocab_size,
+        )
+        value, weight, part = map(list, zip(*values(task, scored, self.task.name), strict=True))
+        nats = [one.answers[one.right].total for one in counted]
+        return Result(line, value, weight, part, nats, [one.other for one in counted])
+
+
+def _score_share(
+    scorer: Scorer, questions: Iterable[Question], total: int, tell: Callable[[int], None]
+) -> list[ScoredQuestion]:
+    """All questions, scored, in their order; of n processes, each scores every n-th."""
     state = processes()
     count, index = state.num_processes, state.process_index
 
-    def tell(done: int) -> None:
+    def advance(done: int) -> None:
         if state.is_main_process:
-            progress(min(done * count, total), total)
+            tell(min(done * count, total))
 
-    share = scorer.score(islice(questions, index, None, count), tell)
+    share = scorer.score(islice(questions, index, None, count), advance)
     own = [(number * count + index, one) for number, one in enumerate(share)]
-    every = sorted(gather_object(own), key=lambda pair: pair[0])
-    times = gather_object([scorer.seconds])
-    return [one for _, one in every], Seconds(sum(t.write for t in times), sum(t.read for t in times))
-
-
-def _with_others(
-    scorer: Scorer, questions: Iterable[Question], scored: Sequence[Scored], progress: Callable[[int, int], None]
-) -> list[Scored]:
-    """Scored questions, with what the memory of another conversation makes of each."""
-    control = Control(questions)
-    plain = Scorer(scorer.model, batch=scorer.batch, fold=scorer.fold)
-    read, _ = _scored(plain, control, len(scored), progress)
-    others = iter(read)
-    found = [next(others).answers[0].total if there else None for there in control.found]
-    return [replace(one, other=other) for one, other in zip(scored, found, strict=True)]
-
-
-def _result(
-    evaluation: Evaluation,
-    method: Compared,
-    model: CCMModel | CCMEncoderDecoder,
-    asked: Asked,
-    depth: int,
-    scored: Sequence[Scored],
-    seconds: Seconds,
-) -> Result:
-    whole, task, count = len(scored), asked.task, asked.counts[depth]
-    scored = [one for one in scored if one.finite]
-    if not scored:
-        raise InputError(
-            f"No likelihood under {method.name} at step {depth} is a finite number. The model overflows, or its "
-            "weights are damaged; try dtype='float32'."
-        )
-    options = {k: v for k, v in evaluation.task.options.items() if v is not None}
-    if task.replies and task.replies.most:
-        options["generate"] = task.replies.most
-    place = evaluation.model or (model.config.base_model if method.adapter else None) or NAME
-    line = Measured(
-        task={"name": evaluation.task.name, **options},
-        method=method.name,
-        rule=model.config.rule if method.baseline is None else method.name,
-        n_tok=None if model.rule.compresses == "never" else model.config.n_tok,
-        adapter=method.adapter,
-        model=f"{place}, {evaluation.quantize}" if evaluation.quantize else place,
-        data=evaluation.task.path,
-        base=model.base_id,
-        depth=depth,
-        asked=count.digest,
-        questions=len(scored),
-        skipped={**count.skipped, **({NOT_FINITE: whole - len(scored)} if whole > len(scored) else {})},
-        noted=count.noted,
-        main=main_figure(task),
-        figures=figures(task, scored),
-        by_task=by_part(task, scored),
-        tokens=sum(one.answers[one.right].tokens for one in counting(task, scored)),
-        entries=fmean(one.entries for one in scored),
-        kv_bytes=fmean(one.kv_bytes for one in scored),
-        peak_entries=fmean(one.peak for one in scored),
-        peak_bytes=fmean(one.peak_bytes for one in scored),
-        write_seconds=seconds.write,
-        read_seconds=seconds.read,
-        vocab_size=model.vocab_size,
-    )
-    rows = values(task, scored, evaluation.task.name)
-    counted = counting(task, scored)
-    nats = [one.answers[one.right].total for one in counted]
-    value, weight, part = map(list, zip(*rows, strict=True))
-    return Result(line, value, weight, part, nats, [one.other for one in counted])
+    return [one for _, one in sorted(gather_object(own), key=lambda pair: pair[0])]

@@ -1,7 +1,7 @@
 """Log-likelihoods of answers, and replies generated greedily, given a memory of their context.
 
-The memory is written once for a question and its query read once (:mod:`ccm.evaluation.answering`), so that the answers
-cost next to nothing beside the context; the figures are those of one parallel pass for each answer.
+The memory of a question is written once and its query read once (:mod:`ccm.evaluation.answering`), so that the answers
+cost next to nothing beside the context. The numbers equal those of one parallel pass for each answer.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ POOL = 1024  # questions that are sorted together, so that little is padded
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a model makes of a question.
+class ScoredQuestion:
+    """A question as a model answered it.
 
     Attributes:
         task: what it is counted under.
         right: number of the right answer.
-        answers: the likelihood of each.
+        answers: the likelihood of each answer.
         entries: of the memory that the query reads.
-        peak: entries in view at the most: of the memory, and of the text that is read on top of it.
+        peak: the most entries in view at a time, of the memory and of the text that is read on top of it.
         kv_bytes: of the memory.
         peak_bytes: of the peak.
-        reply: what was generated, judged; None where nothing was.
-        other: log-likelihood of the right answer with another conversation's memory; None where none was read.
+        reply: the generated reply, judged; None where none was generated.
+        other: log-likelihood of the right answer with another conversation's memory; None without such a memory.
     """
 
     task: str
@@ -57,14 +57,14 @@ class Scored:
 
     @property
     def finite(self) -> bool:
-        """Whether all likelihoods are finite numbers; in half precision a model may overflow."""
+        """Whether all likelihoods are finite numbers; in half precision a model can overflow."""
         found = [number for answer in self.answers for number in (answer.total, answer.own or 0.0, self.other or 0.0)]
         return all(map(math.isfinite, found))
 
 
 @dataclass
 class Seconds:
-    """Time that went into the memories, and into the queries, answers and replies."""
+    """Time for the memories, and for the queries, answers and replies."""
 
     write: float = 0.0
     read: float = 0.0
@@ -75,10 +75,11 @@ class Scorer:
 
     Args:
         model: under its rule, in eval mode.
-        batch: answers at a time: each goes on from a copy of its question's memory.
-        generate: most new tokens of a reply; 0 for none.
+        batch: answers that are scored together, each with a copy of its question's memory.
+        generate: the most new tokens of a reply; 0 generates none.
         turns: say how a reply reads, and where it ends.
-        fold: gives the memory of a step from those before it and with all of it, and N; None leaves what the rule made.
+        fold: makes the memory after a step from that before it, that with all of its text, and N; None leaves what the
+            rule made.
 
     Raises:
         ConfigError: when replies are to be generated without their turns.
@@ -106,17 +107,17 @@ class Scorer:
     @torch.inference_mode()
     def score(
         self, questions: Iterable[Question], progress: Callable[[int], None] = lambda done: None
-    ) -> Iterator[Scored]:
-        """The questions, scored, in their order; of a long stream no more than ``POOL`` are held at a time.
+    ) -> Iterator[ScoredQuestion]:
+        """Score the questions, in their order; at most ``POOL`` of them are held at a time.
 
-        ``progress`` is called with how many are done, batch by batch.
+        ``progress`` is called after each batch, with how many are done.
 
         Raises:
             InputError: when a question runs beyond the model's positions.
         """
         stream, done = iter(questions), 0
         while pool := [*islice(stream, POOL)]:
-            found: dict[int, Scored] = {}
+            found: dict[int, ScoredQuestion] = {}
             for _, alike in groupby(sorted(range(len(pool)), key=lambda i: _shape(pool[i])), lambda i: _kind(pool[i])):
                 rows = [*alike]
                 size = max(1, self.batch // len(pool[rows[0]].answers))
@@ -127,8 +128,8 @@ class Scorer:
             done += len(pool)
             yield from (found[i] for i in range(len(pool)))
 
-    def _score(self, questions: list[Question]) -> list[Scored]:
-        """Questions with as many steps and answers each."""
+    def _score(self, questions: list[Question]) -> list[ScoredQuestion]:
+        """Score questions that all have the same numbers of steps and answers."""
         begun = self._now()
         memory, peaks = self._write(questions)
         written = self._now()
@@ -146,17 +147,17 @@ class Scorer:
             rows = zip(sums[i], question.answers, own[i], strict=True)
             answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
             held = (entries, peak, entries * size, peak * size)
-            scored.append(Scored(question.task, question.right, answers, *held, self._judged(question, reply)))
+            scored.append(ScoredQuestion(question.task, question.right, answers, *held, self._judged(question, reply)))
         return scored
 
     def _now(self) -> float:
-        """Seconds, once all that was asked of a GPU is done."""
+        """Seconds, once a GPU has done all its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
 
     def _write(self, questions: list[Question]) -> tuple[Any, list[int]]:
-        """The closed memory of contexts with as many steps each, and the most entries that writing it had in view."""
+        """The closed memory of contexts of equally many steps, and the most entries in view as each was written."""
         contexts = [question.steps for question in questions]
         if self.model.rule.compresses != "step" and self.fold is None:  # then steps make no difference
             contexts = [[[token for step in steps for token in step]] if steps else [] for steps in contexts]
@@ -175,7 +176,7 @@ class Scorer:
         return model.close(memory), peaks
 
     def _heads(self, questions: list[Question]) -> list[Head] | None:
-        """What stands before each context; None where nothing does."""
+        """The head before each context; None where no context has one."""
         if not any(question.head for question in questions):
             return None
         model: Any = self.model
@@ -200,7 +201,7 @@ class Scorer:
                 )
 
     def _own(self, questions: list[Question]) -> Sequence[Sequence[float | None]]:
-        """Log-likelihoods of the answers without context and query: of the base model, as it is."""
+        """Log-likelihoods of the answers without context and query, under the base model alone."""
         if questions[0].before is None:
             return [[None] * len(question.answers) for question in questions]
         texts = sorted({(tuple(q.before or ()), tuple(answer)) for q in questions for answer in q.answers})
@@ -209,7 +210,7 @@ class Scorer:
 
 
 def _kind(question: Question) -> tuple[int, int, bool]:
-    """What is alike in the questions of a batch."""
+    """What the questions of a batch have in common."""
     return len(question.steps), len(question.answers), question.before is None
 
 

@@ -1,28 +1,27 @@
-"""What streams found: perplexity along the text, its picture, and the folder (:class:`ccm.evaluation.kept.Folder`).
+"""What streams found: perplexity along the text, and its picture.
 
 OUTPUT/  streams/METHOD-TEXT-DIGEST.json  the figures so far     results.jsonl  perplexity.png
-         streams/METHOD-TEXT-DIGEST.stream  where it goes on
+         streams/METHOD-TEXT-DIGEST.stream  where it goes on     (:class:`ccm.evaluation.store.ResultStore`)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ccm.core.files import save_json, write_atomically
-from ccm.evaluation.kept import Folder, ending, keeping, read_kept
+from ccm.core.files import write_atomically
 
 
 @dataclass(frozen=True)
 class Point:
-    """A stream at one place of its text.
+    """A stream at a position of its text.
 
     Attributes:
-        read: tokens read up to there, BOS included.
+        read: tokens read so far, BOS included.
         tokens: how many of them were predicted.
         nll: their negative log-likelihood, summed, in nats.
         entries: in the cache.
@@ -55,11 +54,11 @@ class StreamResult:
         method: its name.
         text: name of the text.
         total: how many tokens it has, BOS included.
-        points: along the text; the last one is where it stands.
-        largest: the most entries that were in the cache between two passes.
-        bytes: of keys and values then.
+        points: along the text; the last one is the latest.
+        largest: the most entries in the cache between two passes.
+        bytes: of their keys and values.
         evictions: how often room was made.
-        continued: what the model wrote after the text; None where it was not asked to.
+        continued: what the model wrote after the text; None where it was not asked to write.
     """
 
     method: str
@@ -78,14 +77,22 @@ class StreamResult:
 
     @property
     def last(self) -> Point:
-        """Where it stands."""
+        """The latest point."""
         return self.points[-1]
 
     def line(self) -> dict[str, Any]:
         """The figures at the end, ready for JSON."""
-        told = {"tokens": self.last.tokens, "perplexity": self.last.perplexity, "largest_cache": self.largest}
-        told |= {"cache_bytes": self.bytes, "evictions": self.evictions, "seconds": self.last.seconds}
-        return {"method": self.method, "text": self.text, **told, "continued": self.continued}
+        return {
+            "method": self.method,
+            "text": self.text,
+            "tokens": self.last.tokens,
+            "perplexity": self.last.perplexity,
+            "largest_cache": self.largest,
+            "cache_bytes": self.bytes,
+            "evictions": self.evictions,
+            "seconds": self.last.seconds,
+            "continued": self.continued,
+        }
 
 
 @dataclass(frozen=True)
@@ -112,58 +119,21 @@ class Total:
 
 
 def totals(results: Sequence[StreamResult]) -> list[Total]:
-    """Each method over its texts."""
-    found = []
+    """The totals of each method over its texts."""
+    every = []
     for name in dict.fromkeys(result.method for result in results):
         own = [result for result in results if result.method == name]
-        tokens = sum(result.last.tokens for result in own)
-        found.append(
-            Total(
-                method=name,
-                texts=len(own),
-                tokens=tokens,
-                perplexity=math.exp(sum(result.last.nll for result in own) / tokens),
-                mean=fmean(result.last.perplexity for result in own),
-                largest_cache=max(result.largest for result in own),
-                seconds=sum(result.last.seconds for result in own),
-            )
-        )
-    return found
+        ends = [result.last for result in own]
+        tokens = sum(end.tokens for end in ends)
+        perplexity, mean = math.exp(sum(end.nll for end in ends) / tokens), fmean(end.perplexity for end in ends)
+        largest, seconds = max(result.largest for result in own), sum(end.seconds for end in ends)
+        every.append(Total(name, len(own), tokens, perplexity, mean, largest, seconds))
+    return every
 
 
-class KeptStreams(Folder):
-    """The folder of a run, or none."""
-
-    def __init__(self, folder: Path | None) -> None:
-        super().__init__(folder, "streams")
-
-    def read(self, place: Path | None) -> StreamResult | None:
-        """What is there of a stream, if anything.
-
-        Raises:
-            DataError: when the file is damaged.
-        """
-        if place is None or not (path := ending(place, "json")).is_file():
-            return None
-        return read_kept(path, lambda held: StreamResult(**{**held, "points": [Point(**p) for p in held["points"]]}))
-
-    def write(self, place: Path | None, result: StreamResult) -> None:
-        """Keep how far a stream has come."""
-        if place is not None:
-            with keeping(place.parent):
-                save_json(ending(place, "json"), asdict(result))
-
-    def finish(self, results: Sequence[StreamResult]) -> None:
-        """The last lines, and the picture."""
-        if self.folder is not None:
-            self.write_lines(result.line() for result in results)
-            with keeping(self.folder):
-                draw_streams(results, self.folder / "perplexity.png")
-
-
-def stream_file(place: Path) -> Path:
-    """Where a stream is saved, to go on from."""
-    return ending(place, "stream")
+def build_stream_result(values: dict[str, Any]) -> StreamResult:
+    """A result from the values of its file."""
+    return StreamResult(**{**values, "points": [Point(**point) for point in values["points"]]})
 
 
 def draw_streams(results: Sequence[StreamResult], path: Path) -> None:

@@ -17,28 +17,30 @@ from ccm.core.errors import ConfigError, DataError
 from ccm.core.plain_text import PlainText
 from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.engine.decoder import CCMModel
-from ccm.engine.quantization import Quantization
 from ccm.engine.sampling import Sampling
-from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules
-from ccm.evaluation.stream_results import KeptStreams, Point, StreamResult, stream_file
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs
+from ccm.evaluation.settings import Selection
+from ccm.evaluation.store import ResultStore, keeping
+from ccm.evaluation.stream_results import Point, StreamResult, build_stream_result, draw_streams
 from ccm.models.builtin import NAME
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 
 ENDINGS = (".txt", ".txt.gz")
-BUILTIN_RULES = ("concat",)  # of the built-in model, where none is named
-BASELINES = ("window", "blocks")  # the evictions that need no adapter
+BUILTIN_RULES = ("concat",)  # for the built-in model, where no rule is named
+BASELINES = ("window", "blocks")  # the evictions that need no adapter; the first one is the usual one
 STRETCH = 512  # tokens between two points of the curve
 SAVE_SECONDS = 5.0  # between two savings
-Told = Callable[[StreamResult], None]
+STREAM = ".stream"  # how the file of a stream ends, beside its result
+StreamReport = Callable[[StreamResult], None]
 
 
 @dataclass(frozen=True)
 class StreamMethod(Method):
-    """How a text is read.
+    """A way to read a text.
 
     Attributes:
-        settings: sizes, and how room is made.
+        settings: sizes of the cache, and how room is made in it.
     """
 
     settings: StreamSettings
@@ -49,85 +51,103 @@ class StreamRun:
     """Which texts are read, and how.
 
     Attributes:
-        files: texts, as they are or gzipped, or folders of such; each is a stream of its own.
-        model: the base; None is that of the adapters, or the built-in one.
-        adapters: each under its own rule.
-        rules: as well, each on the first adapter that it runs with; of the built-in model :data:`BUILTIN_RULES` where
-            none is named.
-        baselines: as well, of :data:`BASELINES`.
-        settings: the sizes. Its tolerance, where it is not 0, is that of further methods, beside fixed spans.
+        files: texts, plain or gzipped, or folders of texts; each text is a stream of its own.
+        selection: the methods, their base, and the folder for the results. Where no rule is named, the built-in model
+            reads with :data:`BUILTIN_RULES`; where no baseline is named, it is "window".
+        settings: the sizes. A tolerance other than 0 adds methods beside those with fixed spans.
         offset: the first token that is read, after BOS.
-        tokens: how many; 0 is all.
+        tokens: how many are read; 0 is all.
         generate: new tokens after the end of each text.
-        sampling: how these are chosen; greedily where None.
-        n_tok, device, dtype, quantize: as of ``ccm.load``.
+        sampling: how they are chosen; greedily where None.
+
+    Raises:
+        ConfigError: when a number is negative.
     """
 
     files: Sequence[Path]
-    model: str | None = None
-    adapters: Sequence[str] = ()
-    rules: Sequence[str] = ()
-    baselines: Sequence[str] = ("window",)
+    selection: Selection = field(default_factory=Selection)
     settings: StreamSettings = field(default_factory=StreamSettings)
     offset: int = 0
     tokens: int = 0
     generate: int = 0
     sampling: Sampling | None = None
-    n_tok: int | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
         for name in ("offset", "tokens", "generate"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError(f"{name} is {value}; it must be at least 0.")
 
-    def methods(self) -> list[StreamMethod]:
-        """Rules first, then the adapters under their own, then the baselines.
 
-        Raises:
-            ConfigError: when a rule runs with none of the adapters, there is no such baseline, something is named
-                twice, or there is nothing to read with.
-            AdapterError: when an adapter cannot be read.
-        """
-        fixed = replace(self.settings, evict="compress", tolerance=0)
-        builtin = not self.adapters and self.model in (None, NAME)
-        named = self.rules or (BUILTIN_RULES if builtin else ())
-        found = [StreamMethod(rule, rule, adapter_for(self.adapters, rule), fixed) for rule in named]
-        found += [StreamMethod(**vars(one), settings=fixed) for one in own_rules(self.adapters, named)]
-        if most := self.settings.tolerance:
-            ends = replace(fixed, tolerance=most)
-            found += [replace(one, name=f"{one.name}, sentence ends ±{most}", settings=ends) for one in found]
-        for baseline in self.baselines:
-            if baseline not in BASELINES:
-                raise ConfigError(f"There is no baseline {baseline!r} of streams; there are {', '.join(BASELINES)}.")
-            adapter = adapter_for(self.adapters, "none")
-            found.append(StreamMethod(baseline, "none", adapter, replace(fixed, evict=baseline)))
-        return named_once(found)
+def stream_methods(selection: Selection, settings: StreamSettings) -> list[StreamMethod]:
+    """The rules of a selection in their order, then the adapters under their own rules, then the baselines.
+
+    Raises:
+        ConfigError: when a rule runs with none of the adapters, there is no such baseline, two methods have the same
+            name, or there is no method.
+        AdapterError: when an adapter cannot be read.
+    """
+    configs = read_configs(selection.adapters)
+    fixed = replace(settings, evict="compress", tolerance=0)
+    builtin = not configs and selection.model in (None, NAME)
+    rules = selection.rules or (BUILTIN_RULES if builtin else ())
+    methods = [StreamMethod(rule, rule, adapter_for(configs, rule), fixed) for rule in rules]
+    methods += [StreamMethod(**vars(method), settings=fixed) for method in own_rules(configs, rules)]
+    if most := settings.tolerance:
+        ends = replace(fixed, tolerance=most)
+        methods += [replace(one, name=f"{one.name}, sentence ends ±{most}", settings=ends) for one in methods]
+    for name in BASELINES[:1] if selection.baselines is None else selection.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"There is no baseline {name!r} of streams; there are {', '.join(BASELINES)}.")
+        methods.append(StreamMethod(name, "none", adapter_for(configs, "none"), replace(fixed, evict=name)))
+    return named_once(methods)
 
 
-def run_streams(run: StreamRun, output: Path | None = None, tell: Told = lambda result: None) -> list[StreamResult]:
+def run_streams(run: StreamRun, tell: StreamReport = lambda result: None) -> list[StreamResult]:
     """Read every text by every method.
 
     Args:
-        run: what to read, and how.
-        output: folder that keeps results and streams; what it holds of the same is not read again, or read on.
-        tell: called with how far a stream has come, whenever a stretch is read.
+        run: what to read, and how. What its output folder holds is not read again; an interrupted stream goes on.
+        tell: called whenever a stretch is read, with how far its stream has come.
+
+    Returns:
+        the results, method by method, text by text.
 
     Raises:
         ConfigError: when something cannot be read as asked.
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
-    kept, results = KeptStreams(output), []
+    selection = run.selection
+    store = ResultStore(selection.output, "streams", build_stream_result)
     texts = read_texts(run.files)
-    models = Models(run.model, device=run.device, dtype=run.dtype, quantize=run.quantize)
-    for method in run.methods():
-        model, tokenizer = models.load(method, n_tok=run.n_tok if method.settings.evict == "compress" else None)
+    models, methods = Models(selection), stream_methods(selection, run.settings)
+    found: dict[tuple[str, str], StreamResult] = {}
+    for method in models.grouped(methods):
+        compresses = method.settings.evict == "compress"
+        model, tokenizer = models.load(method, n_tok=selection.n_tok if compresses else None)
         for name, text in texts.items():
             ids = _cut(run, name, text, tokenizer)
-            results.append(_read(run, method, name, ids, model, tokenizer, kept, tell))
-    kept.finish(results)
+            identity = {
+                "settings": asdict(method.settings),
+                "origin": repr(model.origin) if compresses else (model.base_id, model.config.n_tok),
+                "ids": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+                "dtype": str(model.base.dtype),
+            }
+            if selection.quantize:
+                identity["quantize"] = selection.quantize
+            path = store.path(method.name, name, identity)
+            stream, result = _begin(StreamResult(method.name, name, ids.shape[1], []), store, path, model, tokenizer)
+            stream = stream or StreamingMemory(model, method.settings, tokenizer)
+            result = _read(stream, ids, result, store, path, tell)
+            if run.generate:
+                said = stream.generate(run.generate, run.sampling, ends=end_ids(model.base, tokenizer))
+                result = replace(result, continued=tokenizer.decode(said[0].tolist(), skip_special_tokens=True))
+                store.write(path, result)
+            found[method.name, name] = result
+    results = [found[method.name, name] for method in methods for name in texts]
+    if selection.output is not None:
+        store.write_lines("results.jsonl", (result.line() for result in results))
+        with keeping(selection.output):
+            draw_streams(results, selection.output / "perplexity.png")
     return results
 
 
@@ -163,53 +183,41 @@ def _cut(run: StreamRun, name: str, text: str, tokenizer: PreTrainedTokenizerBas
     return torch.tensor([whole])
 
 
-def _read(
-    run: StreamRun,
-    method: StreamMethod,
-    name: str,
-    ids: Tensor,
+def _begin(
+    new: StreamResult,
+    store: ResultStore[StreamResult],
+    path: Path | None,
     model: CCMModel,
     tokenizer: PreTrainedTokenizerBase,
-    kept: KeptStreams,
-    tell: Told,
-) -> StreamResult:
-    """One text by one method, from where it was left."""
-    origin = repr(model.origin) if method.settings.evict == "compress" else (model.base_id, model.config.n_tok)
-    digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-    identity = {"settings": asdict(method.settings), "origin": origin, "ids": digest, "dtype": str(model.base.dtype)}
-    if run.quantize:
-        identity["quantize"] = run.quantize
-    place = kept.place(method.name, name, identity)
-    stream, result = _begun(place, StreamResult(method.name, name, ids.shape[1], []), kept, model, tokenizer)
-    if stream is None:
-        stream = StreamingMemory(model, method.settings, tokenizer)
-    saved = time.monotonic()
-    for further in _stretches(stream, ids, result):
-        result = further
-        if place is not None and (result.done or time.monotonic() - saved >= SAVE_SECONDS):
-            kept.write(place, result)
-            stream.save(stream_file(place))
-            saved = time.monotonic()
-        tell(result)
-    if run.generate:
-        said = stream.generate(run.generate, run.sampling, ends=end_ids(model.base, tokenizer))
-        result = replace(result, continued=tokenizer.decode(said[0].tolist(), skip_special_tokens=True))
-        kept.write(place, result)
-    return result
-
-
-def _begun(
-    place: Path | None, new: StreamResult, kept: KeptStreams, model: CCMModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[StreamingMemory | None, StreamResult]:
-    """What is kept of a stream; the new result, and no stream, where there is not all that it takes to go on."""
-    found = kept.read(place)
-    if place is None or found is None or not stream_file(place).is_file():
+    """What is kept of a stream; no stream and the new result where there is not all that it takes to go on."""
+    kept = store.read(path)
+    if path is None or kept is None or not (file := path.with_suffix(STREAM)).is_file():
         return None, new
-    stream = StreamingMemory.load(stream_file(place), model, tokenizer)
-    points = [point for point in found.points if point.read <= stream.tokens]  # the figures are written first
+    stream = StreamingMemory.load(file, model, tokenizer)
+    points = [point for point in kept.points if point.read <= stream.tokens]  # the figures are written first
     if not points or points[-1].read != stream.tokens:
         return None, new
-    return stream, replace(found, points=points)
+    return stream, replace(kept, points=points)
+
+
+def _read(
+    stream: StreamingMemory,
+    ids: Tensor,
+    begun: StreamResult,
+    store: ResultStore[StreamResult],
+    path: Path | None,
+    tell: StreamReport,
+) -> StreamResult:
+    """The rest of a text, and now and then a copy of how far the stream has come."""
+    result, saved = begun, time.monotonic()
+    for result in _stretches(stream, ids, begun):
+        if path is not None and (result.done or time.monotonic() - saved >= SAVE_SECONDS):
+            store.write(path, result)
+            stream.save(path.with_suffix(STREAM))
+            saved = time.monotonic()
+        tell(result)
+    return result
 
 
 def _stretches(stream: StreamingMemory, ids: Tensor, begun: StreamResult) -> Iterator[StreamResult]:

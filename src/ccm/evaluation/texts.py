@@ -1,12 +1,12 @@
-"""Generated replies, judged as texts: exact match, whether they hold the answer, F1 of words and ROUGE; of several
-accepted answers the best.
+"""Generated replies, judged as texts: exact match, whether they hold the answer, F1 of words, and ROUGE. Where several
+answers are accepted, the best figure counts.
 
-What the F1 counts is said by the question; all but the first are LoCoMo's (arXiv 2402.17753):
+A question says what its F1 counts; all but the first are LoCoMo's (arXiv 2402.17753):
 
 words     lower case, without punctuation and articles (SQuAD, arXiv 1606.05250)
 stems     the same without "and", cut to Porter's stems
 parts     stems of lists: for each part of the answer between commas the best part of the reply, then the mean
-phrase    1 where the reply holds a phrase; a letter, of an option, must be all of it. So are all figures then
+phrase    1 where the reply holds a phrase, or is the letter of an option; all other figures are the same then
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _ARTICLES, _ARTICLES_AND = re.compile(r"\b(a|an|the)\b"), re.compile(r"\b(a|an|t
 
 @dataclass(frozen=True)
 class JudgedReply:
-    """A generated reply, and what is made of it.
+    """A generated reply and its figures.
 
     Attributes:
         task: what it is counted under.
         question: the query, as the model read it.
         references: the accepted answers.
-        reply: what was generated.
+        reply: the generated text.
         figures: :data:`FIGURES`, as shares.
     """
 
@@ -70,7 +70,7 @@ def judge(reply: str, references: Sequence[str], how: Judged = "words") -> dict[
 
 
 def means(replies: Sequence[JudgedReply]) -> dict[str, float]:
-    """The plain mean of each figure; none of no replies."""
+    """The plain mean of each figure; empty without replies."""
     return {name: sum(r.figures[name] for r in replies) / len(replies) for name in FIGURES} if replies else {}
 
 
@@ -103,7 +103,7 @@ def stems(text: str) -> list[str]:
 
 
 def f1(reply: Sequence[str], reference: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of what two texts have in common, as often as both have it."""
+    """Harmonic mean of precision and recall of the words that two texts share, counted as often as both have them."""
     common = sum((Counter(reply) & Counter(reference)).values())
     return 2 * common / (len(reply) + len(reference)) if common else 0.0
 

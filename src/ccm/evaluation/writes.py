@@ -1,4 +1,4 @@
-"""Which step wrote which entry of a memory that mixes its steps: the weights of a parallel pass, and their picture."""
+"""How much each step wrote into each entry of a memory that mixes its steps: weights, and their picture."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample, Step, build_layout
 
 
-class _Watched(Rule):
-    """A rule that mixes, with what it answers kept by layer."""
+class _RecordingRule(Rule):
+    """A rule that mixes, and keeps the matrices of its layers."""
 
     needs_content = True  # a rule that does not need it ignores it
 
@@ -38,18 +38,21 @@ class _Watched(Rule):
 
 @torch.no_grad()
 def write_weights(model: CCMModel, steps: Sequence[Step], head: Sequence[int] = ()) -> Tensor:
-    """How much of every step is in the memory after the last: (T, L, K, N, T), over steps to, layers, heads, slots and
-    steps from; each row over the steps from adds up to 1.
+    """The weight of each step in each entry of the memory, after every step.
+
+    Returns:
+        (T, L, K, N, T) float32 on the CPU: after a step, in a layer, head and slot, the weights of all steps; they add
+        up to 1.
 
     Raises:
-        ConfigError: when the rule mixes nothing: each entry is of one step then.
+        ConfigError: when the rule does not mix steps, so that each entry comes from one step.
     """
     rule = model.rule
     if not rule.mixes:
         raise ConfigError(f"The rule {model.config.rule!r} mixes no steps: every entry is of one step alone.")
     layout = build_layout([Sample(steps, Step(steps[-1].ids[:1]), head)], model.config, rule, 0).to(model.device)
-    watched = _Watched(rule)
-    model.rule = watched
+    recording = _RecordingRule(rule)
+    model.rule = recording
     try:
         model(layout)
     finally:
@@ -57,14 +60,14 @@ def write_weights(model: CCMModel, steps: Sequence[Step], head: Sequence[int] = 
     count, n = len(steps), model.config.n_tok
     heads = model.empty_memory().sizes[0][0]
     layers = []
-    for layer in sorted(watched.seen):
-        mix = watched.seen[layer][0].expand(heads, -1, -1).unflatten(2, (count, n)).unflatten(1, (count, n))
+    for layer in sorted(recording.seen):
+        mix = recording.seen[layer][0].expand(heads, -1, -1).unflatten(2, (count, n)).unflatten(1, (count, n))
         layers.append(mix.diagonal(dim1=2, dim2=4).permute(1, 0, 3, 2))  # (K, T, N, T, N) to (T, K, N, T)
     return torch.stack(layers, dim=1).float().cpu()
 
 
 def draw_writes(weights: Tensor, labels: Sequence[str], title: str, path: Path) -> None:
-    """A PNG of the memory after the last step: a panel a layer, a row a head and slot, a column a step.
+    """A PNG of the memory after the last step: a panel for each layer, a row for each head and slot, a column a step.
 
     Args:
         weights: as of :func:`write_weights`.

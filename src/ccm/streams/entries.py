@@ -48,7 +48,7 @@ class Entries(KeyValues):
 
 
 @dataclass(frozen=True)
-class Held:
+class CacheState:
     """What a stream holds between two passes.
 
     Attributes:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ccm.core.config import check_types
+from ccm.core.config import bounded, check_types
 from ccm.core.errors import ConfigError
 from ccm.engine.attention import CachedPass, CompressingPass, Pass, additive
 from ccm.engine.call import Attended, Call
@@ -29,7 +29,7 @@ from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import COMPRESSED
 from ccm.engine.reach import Reach
 from ccm.engine.rope import Rope
-from ccm.streams.entries import NO_ID, Entries, Held
+from ccm.streams.entries import NO_ID, CacheState, Entries
 
 Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how well a piece of text may end after each; 0 is not at all
 
@@ -48,17 +48,14 @@ class StreamSettings:
     """
 
     cache_size: int = 160
-    span: int = 64
-    memory_size: int = 8
-    sink: int = 1
+    span: int = bounded(64, 1)
+    memory_size: int = bounded(8, 0)
+    sink: int = bounded(1, 0)
     evict: str = "compress"
-    tolerance: int = 0
+    tolerance: int = bounded(0, 0)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, least in (("span", 1), ("memory_size", 0), ("sink", 0), ("tolerance", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
         if self.evict not in EVICTIONS:
             raise ConfigError(f"evict is {self.evict!r}; allowed: {', '.join(EVICTIONS)}.")
         if self.cache_size < self.least:
@@ -101,7 +98,7 @@ class Eviction(ABC):
         """How many tokens the next pass may read, of ``length`` columns held."""
         return self.settings.cache_size + 1 - length
 
-    def view(self, held: Held, count: int) -> Pass:
+    def view(self, held: CacheState, count: int) -> Pass:
         """What the next ``count`` tokens attend to: all that is held, and one another."""
         positions = self._positions(held, len(held.entries), count)
         columns = torch.cat([self._columns(held, len(held.entries)), positions], dim=1)
@@ -109,12 +106,12 @@ class Eviction(ABC):
             torch.ones_like(columns, dtype=torch.bool), columns, positions, torch.zeros_like(columns[:, 0])
         )
 
-    def settle(self, held: Held) -> Held:
+    def settle(self, held: CacheState) -> CacheState:
         """Make room where a pass has left more than there is for."""
         return held if len(held.entries) <= self.settings.cache_size else self.evict(held)
 
     @abstractmethod
-    def evict(self, held: Held) -> Held:
+    def evict(self, held: CacheState) -> CacheState:
         """What is held after room was made."""
 
     def _check_span(self) -> None:
@@ -125,16 +122,16 @@ class Eviction(ABC):
                 "compression makes of it."
             )
 
-    def _columns(self, held: Held, length: int) -> Tensor:
+    def _columns(self, held: CacheState, length: int) -> Tensor:
         """(B, length) positions of the first columns: sink and memory are in every layer's reach."""
         positions = self._positions(held, 0, length)
         return torch.where(positions < self.settings.sink + held.memory, COMPRESSED, positions)
 
-    def _positions(self, held: Held, start: int, count: int) -> Tensor:
+    def _positions(self, held: CacheState, start: int, count: int) -> Tensor:
         ids = held.entries.ids
         return torch.arange(start, start + count, device=ids.device).expand(len(ids), -1)
 
-    def _without(self, held: Held, count: int) -> Entries:
+    def _without(self, held: CacheState, count: int) -> Entries:
         """What is held without the ``count`` oldest tokens of text."""
         lead = self.settings.sink + held.memory
         return Entries.join([held.entries[:lead], held.entries[lead + count :].moved(self.rope, -count)])
@@ -166,14 +163,14 @@ class Compress(Eviction):
             raise ConfigError(f"memory_size is {settings.memory_size}; the {n} entries of a span need at least {n}.")
         self._check_span()
 
-    def evict(self, held: Held) -> Held:
+    def evict(self, held: CacheState) -> CacheState:
         lead = self.settings.sink + held.memory
         end = lead + self._span(held.entries.ids[:, lead:])
         fresh, weights = self._write(held, end)
         memory = self._fold(held.entries[self.settings.sink : lead], fresh, weights, end)
         moved = held.entries[end:].moved(self.rope, self.settings.sink + len(memory) - end)
         entries = Entries.join([held.entries[: self.settings.sink], memory, moved])
-        return Held(entries, len(memory), held.evictions + 1)
+        return CacheState(entries, len(memory), held.evictions + 1)
 
     def _span(self, text: Tensor) -> int:
         """How much of the text (B, T) is compressed: the settings' span, or, within its tolerance, up to where the
@@ -184,7 +181,7 @@ class Compress(Eviction):
         strength = self.ends(text).sum(0)[span - most - 1 : span + most].tolist()
         return span - most + max(range(len(strength)), key=lambda i: (strength[i], -abs(i - most)))
 
-    def _write(self, held: Held, end: int) -> tuple[Entries, dict[int, Tensor | None]]:
+    def _write(self, held: CacheState, end: int) -> tuple[Entries, dict[int, Tensor | None]]:
         """h(t), the N entries of what stands before column ``end``, at positions from there on; the rule's weights."""
         source, n = held.entries[:end], self.model.config.n_tok
         positions = self._positions(held, end, n)
@@ -239,7 +236,7 @@ class Blocks(Eviction):
         super().__init__(model, settings, rope, ends)
         self._check_span()
 
-    def evict(self, held: Held) -> Held:
+    def evict(self, held: CacheState) -> CacheState:
         n, most = self.model.config.n_tok, self.settings.memory_size
         before, after = (min(n * count, most) for count in (held.evictions, held.evictions + 1))
         dropped = self.settings.span - (after - before)
@@ -260,12 +257,12 @@ class Window(Eviction):
         most = self.settings.cache_size
         return most - length if length < most else min(self.settings.span, self.model.max_positions - most)
 
-    def view(self, held: Held, count: int) -> Pass:
+    def view(self, held: CacheState, count: int) -> Pass:
         if len(held.entries) < self.settings.cache_size:
             return super().view(held, count)
         return _Sliding(self.settings.cache_size, self.settings.sink, count, self.rope, held.entries.ids.device)
 
-    def evict(self, held: Held) -> Held:
+    def evict(self, held: CacheState) -> CacheState:
         dropped = len(held.entries) - self.settings.cache_size
         return replace(held, entries=self._without(held, dropped), evictions=held.evictions + dropped)
 

@@ -30,7 +30,7 @@ from ccm.engine.key_values import no_entries
 from ccm.engine.rope import Rope
 from ccm.engine.sampling import Sampling, tokens
 from ccm.streams.boundaries import Boundaries
-from ccm.streams.entries import Entries, Held
+from ccm.streams.entries import CacheState, Entries
 from ccm.streams.evictions import EVICTIONS, Ends, StreamSettings
 from ccm.streams.stream_files import StreamState, read_stream, write_stream
 
@@ -101,7 +101,7 @@ class StreamingMemory:
         self.rope = Rope(model.base)
         self._eviction = EVICTIONS[self.settings.evict](model, self.settings, self.rope, ends)
         nothing = no_entries(model.base, batch)
-        self._held = Held(Entries(nothing, nothing, torch.zeros(batch, 0, dtype=torch.long, device=model.device)))
+        self._held = CacheState(Entries(nothing, nothing, torch.zeros(batch, 0, dtype=torch.long, device=model.device)))
         self.tokens = 0
         self.last: Tensor | None = None
 
@@ -111,7 +111,7 @@ class StreamingMemory:
         return self._held.entries.ids.shape[0]
 
     @property
-    def held(self) -> Held:
+    def held(self) -> CacheState:
         """What is in the cache now."""
         return self._held
 
@@ -128,7 +128,7 @@ class StreamingMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        return sum(x.nbytes for x in (*self._held.entries.keys, *self._held.entries.values))
+        return self._held.entries.nbytes
 
     @property
     def room(self) -> int:

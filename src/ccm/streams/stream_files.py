@@ -12,7 +12,7 @@ from ccm.core.config import build_settings
 from ccm.core.errors import ConfigError, MemoryFileError
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory_files import LIMIT, Parts, read_memory, write_memory
-from ccm.streams.entries import Entries, Held
+from ccm.streams.entries import CacheState, Entries
 from ccm.streams.evictions import StreamSettings
 
 KIND = "ccm_stream"  # what the manifest of such a file is filed under
@@ -32,7 +32,7 @@ class StreamState:
     """
 
     settings: StreamSettings
-    held: Held
+    held: CacheState
     tokens: int
     last: Tensor | None
 
@@ -72,7 +72,7 @@ def read_stream(path: str | Path, model: CCMModel) -> StreamState:
     tensors = {
         name: x.to(model.device, model.base.dtype if x.is_floating_point() else None) for name, x in tensors.items()
     }
-    held = Held(Entries.from_tensors(tensors), memory, evictions)
+    held = CacheState(Entries.from_tensors(tensors), memory, evictions)
     return StreamState(settings, held, tokens, tensors.get("last"))
 
 

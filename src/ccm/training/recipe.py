@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ccm.core.config import CCMConfig, TurnFormat, build_settings, check_types
+from ccm.core.config import CCMConfig, TurnFormat, bounded, build_settings, check_types
 from ccm.core.errors import ConfigError, did_you_mean, reason
 from ccm.core.rules import rule_class
 from ccm.data.settings import DataSettings
@@ -87,17 +87,17 @@ class Recipe:
     turns: TurnFormat | None = None
     random_n_tok: bool = False
     objective: Mapping[str, float] = field(default_factory=lambda: {"last": 1.0})
-    max_steps: int = 1000
-    batch_size: int = 128
-    pass_tokens: int = 8192
-    pool: int = 16
+    max_steps: int = bounded(1000, 1)
+    batch_size: int = bounded(128, 1)
+    pass_tokens: int = bounded(8192, 1)
+    pool: int = bounded(16, 1)
     lr: float = 3e-4
-    lr_end: float = 0.0
-    warmup: float = 0.03
-    weight_decay: float = 0.0
+    lr_end: float = bounded(0.0, 0)
+    warmup: float = bounded(0.03, 0, 1)  # a share of the steps
+    weight_decay: float = bounded(0.0, 0)
     betas: tuple = (0.9, 0.999)
     max_grad_norm: float = 1.0
-    max_offset: int = 0
+    max_offset: int = bounded(0, 0)
     merge: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Quantization | None = None
@@ -107,27 +107,17 @@ class Recipe:
     flex: bool | None = None
     gradient_checkpointing: bool = False
     shard: bool = False
-    seed: int = 0
-    log_every: int = 10
-    eval_every: int = 0
-    save_every: int = 100
-    keep: int = 2
+    seed: int = bounded(0, 0, 2**63 - 1)
+    log_every: int = bounded(10, 1)
+    eval_every: int = bounded(0, 0)
+    save_every: int = bounded(100, 0)
+    keep: int = bounded(2, 1)
     tensorboard: bool = True
     wandb: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
         check_types(self)
-        for name in ("max_steps", "batch_size", "pass_tokens", "pool", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1.")
-        for name in ("eval_every", "save_every", "max_offset", "weight_decay", "lr_end", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if self.warmup > 1:
-            raise ConfigError(f"warmup is {self.warmup}; it is a share of the steps, at most 1.")
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")

@@ -13,7 +13,8 @@ from ccm.chat.turns import Turns, make_turns
 from ccm.core.errors import ConfigError
 from ccm.data import open_data
 from ccm.data.builtin.dialogues import BuiltinData, MadeUp
-from ccm.data.builtin.generator import HELD_OUT, KINDS, recall_dialogue
+from ccm.data.builtin.generator import HELD_OUT, recall_dialogue
+from ccm.data.builtin.words import KINDS
 from ccm.data.settings import DataSettings
 from ccm.engine.layout import IGNORE, Sample, length
 from ccm.models.builtin import TURNS, WEIGHTS

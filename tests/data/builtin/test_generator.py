@@ -12,7 +12,6 @@ from ccm.data.builtin import words
 from ccm.data.builtin.generator import (
     FACTS,
     HELD_OUT,
-    KINDS,
     UNKNOWN_REPLY,
     Dialogue,
     Turn,
@@ -23,6 +22,7 @@ from ccm.data.builtin.generator import (
     training_dialogue,
     untold_question,
 )
+from ccm.data.builtin.words import KINDS
 
 PEOPLE = ("name", "sister", "brother", "friend")
 
@@ -56,7 +56,7 @@ def test_list_sizes() -> None:
     assert len(KINDS) >= 12
     assert len(words.NAMES) >= 150
     assert len(words.CITIES) >= 150
-    assert len(words.PET_NAMES) >= 40
+    assert len(KINDS["pet"].values) >= 40
     assert len(set(words.NAMES) & HELD_OUT) >= 15
     for kind in KINDS.values():
         assert len(set(kind.values)) == len(kind.values) >= 30
@@ -82,7 +82,7 @@ def test_values_belong_to_one_kind() -> None:
 
 
 def test_capitals() -> None:
-    for value in words.NAMES + words.CITIES + words.PET_NAMES:
+    for value in words.NAMES + words.CITIES + KINDS["pet"].values:
         assert value[0].isupper()
     for kind in ("job", "colour", "food", "hobby", "instrument", "pet_kind"):
         assert all(value.islower() for value in KINDS[kind].values)

@@ -280,7 +280,7 @@ def test_what_was_missing_may_be_brought_later(tmp_path: Path, given: Path) -> N
 
 def test_an_error_names_a_file_by_its_path_in_the_folder(tmp_path: Path, given: Path) -> None:
     write(given / "deep/sick/sick_16_100_test.jsonl", LINE[:-9])
-    with pytest.raises(DataError, match="^sick/sick_16_100_test.jsonl, line 1: not JSON"):
+    with pytest.raises(DataError, match="^sick/sick_16_100_test.jsonl, line 1: no object with 'input'"):
         prepare("metaicl", tmp_path / "out", given)
 
 
@@ -298,7 +298,7 @@ def test_an_error_names_a_file_by_its_path_in_the_folder(tmp_path: Path, given: 
         ("dailydialog", "train.zip", zipped({"a/..\\..\\x.txt": b""}), "would lie outside"),
         ("dailydialog", "dialogues_train.txt.gz", gzip.compress(TALK.encode(), mtime=0)[:-9], "cannot be read"),
         ("dailydialog", "train.parquet", b"none", "cannot be read"),
-        ("metaicl", "sick/sick_16_100_test.jsonl", LINE[:-9], "line 1: not JSON"),
+        ("metaicl", "sick/sick_16_100_test.jsonl", LINE[:-9], "line 1: no object with 'input'"),
         ("soda", "train.parquet", b"none", "cannot be read"),
         ("lmsys", "train.parquet", b"none", "cannot be read"),
         ("pg19", "train/1.txt", b"\xff", "is not UTF-8 text"),
@@ -388,7 +388,7 @@ def test_a_gated_data_set_tells_the_reason_and_what_to_do(tmp_path: Path, monkey
 
 
 def test_folders_and_names_that_do_not_fit_are_named(tmp_path: Path, given: Path) -> None:
-    with pytest.raises(ConfigError, match="There is no data set 'sodda' to prepare. Did you mean soda?"):
+    with pytest.raises(ConfigError, match="There is no data set 'sodda'. Did you mean soda?"):
         prepare("sodda", tmp_path / "out", given)
     with pytest.raises(DataError, match=r"There is no folder .*elsewhere"):
         prepare("soda", tmp_path / "out", tmp_path / "elsewhere")

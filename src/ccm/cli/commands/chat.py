@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from ccm import __version__
-from ccm.chat.conversation import Conversation, Talk, TurnReport
+from ccm.chat.conversation import BaseConversation, Conversation, TurnReport
 from ccm.chat.window import WindowConversation
+from ccm.cli.commands.chat_commands import Command, Commands, kept_as, recent
 from ccm.cli.console import by_words, plain_console, quiet, tell, with_flags
 from ccm.core.errors import CCMError, InputError
+from ccm.core.plain_text import check_text
 from ccm.core.units import size
-from ccm.engine.memory_files import kind_of
 from ccm.engine.sampling import Sampling
 from ccm.models.base import is_builtin
-from ccm.models.builtin import NAME
+from ccm.models.builtin import LONGEST_TURN, NAME
 from ccm.models.load import load as load_model
 
+PROMPT = "you  "
+KNOWS = (
+    "The built-in model is tiny. It knows small talk about you and nothing else: your name, home, job, hobby, pet, "
+    "favourite food and colour, brother, sister and best friend."
+)
+TRY = """Say    My name is Anna.
+later  What is my name?
+then   /compare What is my name?"""
+_WORDS = {"help": "/help", "exit": "/quit", "quit": "/quit"}  # commands that people say without a /
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its mark, read as UTF-8 with surrogateescape
 
 
@@ -37,19 +46,19 @@ def run(
     window: int | None = None,
     system: str = "",
     *,
+    on_terminal: bool,
     as_json: bool,
 ) -> int:
     """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
     quiet()
     model, tokenizer = load_model(**choice)
-    conversation: Talk = (
+    conversation: BaseConversation = (
         Conversation(model, tokenizer, sampling=sampling, system=system)
         if window is None
         else WindowConversation(model, tokenizer, window, sampling, system=system)
     )
     if load is not None:
         conversation.load(load)
-    on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     return _terminal(conversation, load) if on_terminal else _pipe(conversation, load, as_json=as_json)
 
 
@@ -66,172 +75,54 @@ def base_name(source: str) -> str:
     return folder.name if folder.is_dir() else source
 
 
-def statistics(conversation: Talk, report: TurnReport) -> str:
+def statistics(conversation: BaseConversation, report: TurnReport) -> str:
     """The line after each turn."""
-    written = conversation.model.rule.entries_of(report.step_tokens, conversation.model.config.n_tok)
-    step = report.step_tokens if report.recent_tokens else f"{report.step_tokens} -> {written}"
+    step = report.step_tokens if report.recent_tokens else f"{report.step_tokens} -> {_written(conversation, report)}"
     return (
-        f"{step} tokens; memory {report.memory_entries} entries{_recent(report.recent_tokens)}, "
+        f"{step} tokens; memory {report.memory_entries} entries{recent(report.recent_tokens)}, "
         f"{size(report.memory_bytes)} (full context: {report.full_context_tokens} tokens, "
         f"{size(report.full_context_bytes)})"
     )
 
 
-def _recent(tokens: int) -> str:
-    return f" ({tokens} of them recent text)" if tokens else ""
+def explanation(conversation: BaseConversation, report: TurnReport) -> str:
+    """What the line of statistics says, in words."""
+    became = "stay as text for now" if report.recent_tokens else f"became {_written(conversation, report)} entries"
+    return (
+        f"(This turn's {report.step_tokens} tokens {became}. The memory takes {size(report.memory_bytes)}; the whole "
+        f"text would take {size(report.full_context_bytes)}.)"
+    )
 
 
-def kept_as(conversation: Talk) -> str:
-    """How a conversation is kept: the rule and its options, N, and the window if there is one."""
-    config, window = conversation.model.config, conversation.past.window
-    options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
-    rule = f"{config.rule} ({options})" if options else config.rule
-    told = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
-    return told if window is None else f"{told}, window of {window}"
+def _written(conversation: BaseConversation, report: TurnReport) -> int:
+    """Entries that the turn became."""
+    return conversation.model.rule.entries_of(report.step_tokens, conversation.model.config.n_tok)
 
 
-class Commands:
-    """What lines that begin with / do. Every command writes to the console it was given.
-
-    Args:
-        conversation: the conversation.
-        console: where to write.
-        file: what it was loaded from; it may be saved there without a question.
-    """
-
-    def __init__(self, conversation: Talk, console: Console, file: Path | None) -> None:
-        self.conversation, self.console = conversation, console
-        self._own = file and file.resolve()
-        self._refused: Path | None = None  # where it was not saved, for another conversation is there
-        self.table: dict[str, tuple[Callable[[str], None], str, str]] = {
-            "/memory": (self.memory, "", "what the memory holds"),
-            "/save": (self.save, "FILE", "save the memory"),
-            "/load": (self.load, "FILE", "go on from a saved memory"),
-            "/undo": (self.undo, "[COUNT]", "take the last exchange back, or as many as COUNT says"),
-            "/reset": (self.reset, "", "begin anew"),
-            "/compare": (self.compare, "QUESTION", "answer with memory, with full context, and with none"),
-            "/help": (self.help, "", "this list"),
-            "/quit": (self.quit, "", "leave (Ctrl-D does, too)"),
-        }
-
-    def obey(self, line: str) -> None:
-        """Do what the line says.
-
-        Raises:
-            InputError: when there is no such command, or it lacks what it needs, or takes less.
-            EOFError: on /quit.
-        """
-        name, rest = (*line.split(maxsplit=1), "")[:2]
-        if name not in self.table:
-            raise InputError(f"There is no command {name}; the commands are {', '.join(self.table)}.")
-        do, takes, _what = self.table[name]
-        if rest and not takes:
-            raise InputError(f"{name} takes nothing after it, but {rest!r} follows.")
-        do(rest)
-
-    def memory(self, _: str) -> None:
-        past = self.conversation.past
-        ratio = f", {past.tokens / past.entries:.1f} tokens an entry" if past.entries else ""
-        unit = "step" if past.window is None else "compression"  # until one is due, exchanges are recent text
-        self.console.print(
-            f"{kept_as(self.conversation)}: {past.steps} {unit}{'s' * (past.steps != 1)}, {past.tokens} tokens in "
-            f"{past.entries} entries"
-            f"{_recent(past.recent)}{ratio}; {size(past.nbytes)} (full context {size(past.tokens * past.entry_nbytes)})"
-        )
-
-    def save(self, path: str) -> None:
-        file = _file(path, "/save")
-        if _is_saved(file, self.conversation.kind) and file.resolve() not in (self._own, self._refused):
-            self._refused = file.resolve()
-            raise InputError(f"{path} holds another conversation, and was left as it is; say it again to replace it.")
-        self.conversation.save(file)
-        self._own = file.resolve()
-        self.console.print(f"Saved to {path}.")
-
-    def load(self, path: str) -> None:
-        file = _file(path, "/load")
-        self.conversation.load(file)
-        self._own = file.resolve()
-        self.memory("")
-
-    def undo(self, count: str) -> None:
-        if count and not re.fullmatch(r"[0-9]{1,9}", count):
-            raise InputError(f"/undo takes a count of exchanges, such as: /undo 2; not {count!r}.")
-        self.conversation.undo(int(count or 1))
-        self.memory("")
-
-    def reset(self, _: str) -> None:
-        self.conversation.reset()
-        self._own = None
-        self.console.print("A new conversation.")
-
-    def compare(self, question: str) -> None:
-        if not question:
-            raise InputError("/compare needs a question, such as: /compare What is my name?")
-        table = Table("context", "reply", box=None, pad_edge=False)
-        for name, reply in self.conversation.compare(question).items():
-            table.add_row(name, self._no_reply(question) if reply is None else reply)
-        self.console.print(table)
-
-    def _no_reply(self, question: str) -> str:
-        """Why there is no reply from full context."""
-        talk = self.conversation
-        tokens = talk.past.tokens + len(talk.turns.prompt(question, first=False))
-        if tokens + talk.sampling.max_new_tokens < talk.model.max_positions:
-            return "(none: a saved memory has no text, and what was said before it was loaded is gone)"
-        return (
-            f"(none: {tokens} tokens of text and a reply of {talk.sampling.max_new_tokens} do not fit into the model's "
-            f"{talk.model.max_positions} positions)"
-        )
-
-    def help(self, _: str) -> None:
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
-        for name, (_do, takes, what) in self.table.items():
-            table.add_row(f"{name} {takes}", what)
-        self.console.print(table)
-
-    def quit(self, _: str) -> None:
-        raise EOFError
-
-
-def _file(path: str, command: str) -> Path:
-    if not path:
-        raise InputError(f"{command} needs a file name, such as: {command} anna.memory")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise InputError(f"{path} names no folder: {error}") from error
-
-
-def _is_saved(file: Path, kind: str) -> bool:
-    """Whether there is a saved conversation of that kind; what else a file may hold is never replaced."""
-    try:
-        return file.is_file() and kind_of(file) == kind
-    except OSError:
-        return False
-
-
-def _terminal(conversation: Talk, load: Path | None) -> int:
-    with suppress(ImportError):
-        import readline  # noqa: F401  line editing and history for input()
+def _terminal(conversation: BaseConversation, load: Path | None) -> int:
     console = plain_console()
     commands = Commands(conversation, console, load)
-    what = f" {__version__}  {base_name(conversation.model.base.name_or_path)}, {kept_as(conversation)}  "
-    console.print(Text.assemble(("ccm", "bold"), what, ("/help, Ctrl-D to leave", "dim")))
+    _welcome(conversation, console)
+    if load is not None:
+        commands.memory("")
+    ask = _line_reader(console, commands.table)
+    explained = False
     while True:
+        console.print()
         try:
-            line = input("\nyou  ").strip()
+            line = ask().strip()
         except KeyboardInterrupt:
-            console.print("\nCtrl-D leaves, and forgets what /save has not saved", style="dim")
+            console.print("Ctrl-D leaves, and forgets what /save has not saved", style="dim")
             continue
         except EOFError:
-            console.print()
             return 0
+        line = _WORDS.get(line.lower(), line)
         try:
             if line.startswith("/"):
                 commands.obey(line)
             elif line:
-                _reply(conversation, console, line)
+                _reply(conversation, console, line, explain=not explained)
+                explained = True
         except CCMError as error:
             console.print(with_flags(str(error)), style="red")
         except KeyboardInterrupt:
@@ -240,18 +131,77 @@ def _terminal(conversation: Talk, load: Path | None) -> int:
             return 0
 
 
-def _reply(conversation: Talk, console: Console, line: str) -> None:
+def _line_reader(console: Console, commands: Mapping[str, Command]) -> Callable[[], str]:
+    """What asks for a turn: with history and completion, or plainly where the terminal takes no control sequences."""
+    if console.is_dumb_terminal or (os.name == "posix" and not os.environ.get("TERM")):
+        return _plain_line
+    from ccm.cli.commands.prompt import line_reader
+
+    return line_reader(PROMPT, commands)
+
+
+def _plain_line() -> str:
+    try:
+        return input(PROMPT)
+    except (EOFError, KeyboardInterrupt):
+        print()  # what follows begins a line
+        raise
+
+
+def _welcome(conversation: BaseConversation, console: Console) -> None:
+    """The first screen: what this is, what the model knows, and what to try."""
+    name = base_name(conversation.model.base.name_or_path)
+    console.print(Text.assemble(("ccm", "bold"), f" {__version__}  {name}, {kept_as(conversation)}\n"))
+    console.print(_about(conversation))
+    if name == NAME:
+        console.print(f"\n{KNOWS}")
+    console.print(f"\n{TRY}\n\n/help lists the commands, exit leaves.")
+
+
+def _about(conversation: BaseConversation) -> str:
+    """What this chat is, in a sentence: what becomes of the turns."""
+    rule, n, window = conversation.model.rule, conversation.model.config.n_tok, conversation.past.window
+    if window is not None:
+        return (
+            f"A chat without end, in {window} entries: recent turns stay as text, older ones are compressed into "
+            "memory entries."
+        )
+    if rule.forgets:
+        return "A chat without memory: each turn stands alone."
+    if rule.compresses == "never":
+        return "A chat in full context: all turns stay as text, and nothing is compressed."
+    if rule.compresses == "context":
+        return f"A chat with a small memory: for each reply, all turns are compressed into {n} entries."
+    growth = ", however many turns there are" if rule.mixes else " a turn"
+    return f"A chat with a small memory: {n} entries{growth}. The text of the turns is thrown away."
+
+
+def _reply(conversation: BaseConversation, console: Console, line: str, *, explain: bool) -> None:
+    if is_builtin(conversation.model.base.name_or_path):
+        tokens = len(conversation.tokenizer(check_text(line, "The turn"))["input_ids"])
+        if tokens > 2 * LONGEST_TURN:
+            _aside(
+                console,
+                f"This turn has {tokens} tokens. The built-in model was trained on turns of up to {LONGEST_TURN}, and "
+                "will not make sense of it; Ctrl-C stops the reply.",
+            )
     console.print(Text("ccm  ", "bold cyan"), end="")
     with closing(conversation.say(line)) as pieces:  # an interrupted reply must end before the next turn begins
-        for piece in by_words(pieces, console.width, 5):
+        for piece in by_words(pieces, console.width, len(PROMPT)):
             console.print(piece, end="", soft_wrap=True)
     assert conversation.last is not None
     console.print()
-    numbers = Text(statistics(conversation, conversation.last))
-    console.print(Padding(numbers, (0, 0, 0, 5), expand=False), style="dim")
+    _aside(console, statistics(conversation, conversation.last))
+    if explain:
+        _aside(console, explanation(conversation, conversation.last))
 
 
-def _pipe(conversation: Talk, load: Path | None, *, as_json: bool) -> int:
+def _aside(console: Console, text: str) -> None:
+    """Something beside the conversation, in line with what is said there."""
+    console.print(Padding(Text(text), (0, 0, 0, len(PROMPT)), expand=False), style="dim")
+
+
+def _pipe(conversation: BaseConversation, load: Path | None, *, as_json: bool) -> int:
     """One user turn a line in, one line out: its reply or, with ``as_json``, its report or error as an object.
 
     The rest goes to standard error. Returns 1 if any line failed.

@@ -1,4 +1,4 @@
-"""``ccm data``: the data sets, and bringing them into the folders that training and evaluation read."""
+"""``ccm data``: lists the data sets, and makes the folders that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_list(*, verbose: bool, as_json: bool) -> None:
 
 
 def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequence[str]) -> None:
-    """Make the folder of a data set, and tell what is in it.
+    """Make the folder of a data set, and print what is in it.
 
     Raises:
         ConfigError: when there is no such data set, or the output holds something else.

@@ -27,12 +27,12 @@ MAX_REPLY = 48  # tokens
 
 
 def run(choice: dict[str, Any], file: Path | None) -> None:
-    """Print the table.
+    """Answer the question in all three ways, and print a table.
 
     Raises:
         InputError: when the file is not an example.
         UnsupportedModelError: when the model is an encoder-decoder.
-        CCMError: when the two paths differ, which would be an error of ours.
+        CCMError: when the two paths differ, which is an error of this package.
     """
     quiet()
     example = read_example(file)
@@ -79,7 +79,7 @@ def read_example(file: Path | None) -> list[str]:
 
 
 def _agree(one: tuple[str, float], other: tuple[str, float], dtype: torch.dtype) -> bool:
-    """Whether two rows are equal up to rounding; in half precision a near tie may well part the greedy replies."""
+    """Whether two rows are equal up to rounding; in half precision, rounding can change a greedy reply."""
     half = torch.finfo(dtype).bits < 32
     return abs(one[1] - other[1]) <= (5e-2 if half else 1e-3) and (half or one[0] == other[0])
 
@@ -93,7 +93,7 @@ def split_turn(line: str) -> tuple[str, str]:
 def _parallel(
     model: CCMModel, turns: Turns, steps: list[Step], prompt: list[int], answer: list[int]
 ) -> tuple[str, float]:
-    """Greedy reply and loss, every token from a pass over the whole unrolled context."""
+    """Greedy reply and loss; each token comes from a parallel pass over the whole context."""
 
     def whole(ids: list[int], targets: list[int]) -> Any:
         layout = build_layout([Sample(steps, Step(ids, targets), turns.head)], model.config, model.rule, pad_id=0)
@@ -111,7 +111,7 @@ def _parallel(
 
 
 def _online(model: CCMModel, turns: Turns, memory: Memory, prompt: list[int], answer: list[int]) -> tuple[str, float]:
-    """Greedy reply and loss of what follows a memory."""
+    """Greedy reply and loss after a memory."""
     whole = torch.tensor([prompt + answer[:-1]], device=model.device)
     logits = model.read(memory, whole)[0, len(prompt) - 1 :]
     loss = cross_entropy(logits.float(), torch.tensor(answer, device=model.device))

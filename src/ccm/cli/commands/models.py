@@ -1,4 +1,4 @@
-"""``ccm models``: what can be had, what is here, and fetching it."""
+"""``ccm models``: lists the models and which are here, and fetches them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_list(*, as_json: bool) -> None:
 
 
 def run_get(name: str, source: Source) -> None:
-    """Fetch a model, and say where it is.
+    """Fetch a model, and print its folder.
 
     Raises:
         ConfigError: when it cannot be had.
@@ -82,7 +82,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _here(name: str) -> str:
-    """Where a model came from; empty where it is not here."""
+    """Precision and source of a model that is here; empty where it is not."""
     folder = find_model(name)
     had = read_about(folder) if folder else None
     return f"{had.precision}, from the {had.source}" if had else ""

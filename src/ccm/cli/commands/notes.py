@@ -1,4 +1,4 @@
-"""What several verbs know of models and data, to say what fits them."""
+"""Notes on models and data that several verbs give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccm.models.builtin import NAME
 
 
 class BuiltinNote:
-    """What figures of the built-in model are worth on texts that are not its own: said once, where it is the base.
+    """A note, given once, on what the figures of the built-in model are worth on other texts.
 
     Raises:
         AdapterError: when an adapter cannot be read.
@@ -27,7 +27,7 @@ class BuiltinNote:
         self._due = is_main() and base_name(model or NAME) == NAME
 
     def say(self) -> None:
-        """Say it, unless it was said. The time is when figures come: what cannot be measured is told without it."""
+        """Give the note, unless it was given, or another model is the base. Call this once there are figures."""
         if self._due:
             self._due = False
             tell(
@@ -38,7 +38,7 @@ class BuiltinNote:
 
 
 def is_running_text(data_set: str, path: str | None) -> bool:
-    """Whether the data of that name and path are running text; of your own, whether any file is."""
+    """Whether a data set is running text; for your own data, whether any file is."""
     if data_set != "custom" or path is None:
         return data_set in ("pg19", "redpajama")
     place = Path(path)

@@ -1,4 +1,4 @@
-"""How a training shows itself while it runs: a bar on a terminal, lines elsewhere."""
+"""The display of a training while it runs: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from ccm.training.loop import Advance, Report
 from ccm.training.recipe import Recipe
 
 
-class Shown(NamedTuple):
-    """What a training calls to show itself: with the reports that are due, and with how it stands after every step."""
+class TrainingDisplay(NamedTuple):
+    """What a training calls: ``report`` with each report that is due, ``advance`` after every step."""
 
     report: Callable[[Report], None]
     advance: Advance = lambda step, report: None
 
 
 @contextmanager
-def progress(recipe: Recipe, name: str = "training") -> Iterator[Shown]:
-    """A bar on a terminal, a line a report elsewhere; on standard error, and of one process alone."""
+def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay]:
+    """Show a bar on a terminal, a line for each report elsewhere; on standard error, by the first process alone."""
     if not is_main():
-        yield Shown(lambda report: None)
+        yield TrainingDisplay(lambda report: None)
         return
     if not sys.stderr.isatty():
         steps = recipe.max_steps
-        yield Shown(
+        yield TrainingDisplay(
             lambda report: print(f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True)
         )
         return
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task("", total=recipe.max_steps)
-        held: dict[str, float] = {}  # what was evaluated last
+        latest: dict[str, float] = {}  # figures of the latest evaluation
 
         def show(stands: Report) -> None:
-            held.update(stands.measured)
-            bar.update(task, description=_figures(replace(stands, measured=held)))
+            latest.update(stands.measured)
+            bar.update(task, description=_figures(replace(stands, measured=latest)))
 
         def advance(step: int, stands: Report | None) -> None:
             bar.update(task, completed=step)
             if stands is not None:
                 show(stands)
 
-        yield Shown(show, advance)
+        yield TrainingDisplay(show, advance)
 
 
 def _figures(report: Report) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,12 +17,10 @@ from ccm.cli.commands.notes import BuiltinNote
 from ccm.cli.console import LINE_SECONDS, plain_console, quiet, tell
 from ccm.core.units import size
 from ccm.evaluation.stream_results import StreamResult, totals
-from ccm.evaluation.streams import StreamRun, run_streams
-
-Told = Callable[[StreamResult], None]
+from ccm.evaluation.streams import StreamReport, StreamRun, run_streams
 
 
-def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: bool) -> None:
+def run(asked: StreamRun, seed: int | None, *, as_json: bool) -> None:
     """Perplexity along the texts: live on standard error, then a table, or JSON lines as they come.
 
     Raises:
@@ -31,13 +28,19 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
     quiet()
-    note = BuiltinNote(asked.model, asked.adapters)
+    note, output = BuiltinNote(asked.selection.model, asked.selection.adapters), asked.selection.output
     if seed is not None:
         torch.manual_seed(seed)
     try:
         with _progress() as show:
-            tellers = (lambda _: note.say(), show, *((_print_point,) if as_json else ()))
-            results = run_streams(asked, output, _all(*tellers))
+
+            def report(result: StreamResult) -> None:
+                note.say()
+                show(result)
+                if as_json:
+                    _print_point(result)
+
+            results = run_streams(asked, report)
     except KeyboardInterrupt:
         kept = f"What was read is in {output}; the same command goes on from there."
         tell(kept if output else "Nothing is kept without --output.")
@@ -56,14 +59,6 @@ def run(asked: StreamRun, output: Path | None, seed: int | None, *, as_json: boo
         console.print(f"\nThe picture is {output / 'perplexity.png'}.")
 
 
-def _all(*tellers: Told) -> Told:
-    def tell(result: StreamResult) -> None:
-        for one in tellers:
-            one(result)
-
-    return tell
-
-
 def _print_point(result: StreamResult) -> None:
     """How far a stream has come, as a line of JSON."""
     point = result.last
@@ -73,7 +68,7 @@ def _print_point(result: StreamResult) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Told]:
+def _progress() -> Iterator[StreamReport]:
     """A line for each method and text on a terminal, which follows it, many elsewhere; on standard error."""
     if not sys.stderr.isatty():
         told = 0.0
@@ -82,11 +77,8 @@ def _progress() -> Iterator[Told]:
             nonlocal told
             if result.done or time.monotonic() - told > LINE_SECONDS:
                 told = time.monotonic()
-                print(
-                    f"{_name(result)}: {result.last.tokens} of {result.total - 1}  {_live(result)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                read = f"{result.last.tokens} of {result.total - 1}"
+                print(f"{_name(result)}: {read}  {_live(result)}", file=sys.stderr, flush=True)
 
         yield line
         return
@@ -131,24 +123,12 @@ def _table(results: Sequence[StreamResult]) -> Table:
         table.add_column(name, no_wrap=True, justify="right")
     for result in sorted(results, key=lambda result: result.text):
         end = result.last
-        figures = (
-            f"{end.tokens:,}",
-            f"{end.perplexity:.3f}",
-            str(result.largest),
-            size(result.bytes),
-            f"{end.seconds:.1f}",
-        )
-        table.add_row(result.text, result.method, *figures)
+        figures = f"{end.tokens:,}", f"{end.perplexity:.3f}", str(result.largest), size(result.bytes)
+        table.add_row(result.text, result.method, *figures, f"{end.seconds:.1f}")
     every = totals(results)
     if every[0].texts > 1:
         for total in every:
-            means = (
-                f"{total.tokens:,}",
-                f"{total.perplexity:.3f}",
-                str(total.largest_cache),
-                "",
-                f"{total.seconds:.1f}",
-            )
-            table.add_row(f"all {total.texts}", total.method, *means)
+            means = f"{total.tokens:,}", f"{total.perplexity:.3f}", str(total.largest_cache), ""
+            table.add_row(f"all {total.texts}", total.method, *means, f"{total.seconds:.1f}")
             table.add_row("mean of the texts", total.method, "", f"{total.mean:.3f}", "", "", "")
     return table

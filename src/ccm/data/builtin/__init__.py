@@ -1,1 +1,1 @@
-"""The dialogues of the built-in model: made up without end, with facts that are asked for later."""
+"""The data of the built-in model: dialogues that tell facts and ask for them, and how recall of them is measured."""

@@ -1,4 +1,4 @@
-"""The dialogues of the built-in model, drawn without end: facts are told, and asked for later."""
+"""The data set of the built-in model: dialogues that tell facts and ask for them later, drawn without end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.turns import Turns
-from ccm.core.config import build_settings, check_shares, check_types
-from ccm.core.errors import ConfigError
+from ccm.core.config import bounded
 from ccm.data.builtin import words
 from ccm.data.builtin.generator import HELD_OUT, Dialogue, recall_dialogue, training_dialogue, untold_question
 from ccm.data.builtin.recall import evaluate_recall
-from ccm.data.settings import DataSettings
+from ccm.data.settings import DataOptions, DataSettings
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import Sample, Step
 
@@ -28,51 +27,42 @@ _NAMED = ("name", "home", "sister", "brother", "friend")
 
 
 @dataclass(frozen=True)
-class Options:
+class BuiltinOptions(DataOptions):
     """What the dialogues are like.
 
     Attributes:
-        longest: the short dialogues have 4 to so many turns.
-        ramp: samples over which ``longest`` is reached, from 4 turns on.
+        longest: short dialogues have 4 to so many turns.
+        ramp: samples over which ``longest`` grows from 4 turns to its value.
         long: share of the dialogues that have 17 to 48 turns instead.
         asking: share of the turns that are questions.
         dense: share of the short dialogues that first tell 2 to 9 facts, and then ask for them.
-        untold: of these, how likely a question is followed by one on what was never told.
-        made_up: share of the names and cities that are made up, all through a dialogue: copying is learned, not a list.
-        pieced: share of these that are drawn from the tokenizer's own pieces, so that any piece may follow any other.
-        spliced: share of the rest that are made of two real ones, not of syllables.
+        untold: in a dense dialogue, how likely a question on what was never told follows another question.
+        made_up: share of the names and cities that are made up, each all through its dialogue, so that copying is
+            learned and not a list.
+        pieced: share of the made-up names that are drawn from the tokenizer's own pieces: any may follow any other.
+        spliced: share of the other made-up names that are made of two real ones, not of syllables.
         questions_only: whether the replies to questions are the only targets.
         recall: dialogues of 12 steps on which an evaluation measures recall; 0 for none.
     """
 
-    longest: int = 14
-    ramp: int = 0
-    long: float = 0.05
-    asking: float = 0.5
-    dense: float = 0.35
-    untold: float = 0.2
-    made_up: float = 0.5
-    pieced: float = 0.0
-    spliced: float = 0.7
+    longest: int = bounded(14, 4, LONGEST)
+    ramp: int = bounded(0, 0)
+    long: float = bounded(0.05, 0, 1)
+    asking: float = bounded(0.5, 0.05, 1)
+    dense: float = bounded(0.35, 0, 1)
+    untold: float = bounded(0.2, 0, 1)
+    made_up: float = bounded(0.5, 0, 1)
+    pieced: float = bounded(0.0, 0, 1)
+    spliced: float = bounded(0.7, 0, 1)
     questions_only: bool = True
-    recall: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "data.options.")
-        if not 4 <= self.longest <= LONGEST:
-            raise ConfigError(f"data.options.longest is {self.longest}; it is from 4 to {LONGEST}.")
-        check_shares(self, "data.options.", "long", "dense", "untold", "made_up", "pieced", "spliced")
-        if not 0.05 <= self.asking <= 1:
-            raise ConfigError(f"data.options.asking is {self.asking}; it is a share, from 0.05 to 1.")
-        if self.ramp < 0 or self.recall < 0:
-            raise ConfigError(f"data.options: ramp is {self.ramp}, recall {self.recall}; both must be at least 0.")
+    recall: int = bounded(0, 0)
 
 
 @dataclass(frozen=True)
 class BuiltinData:
     """Dialogues of the training split as samples, each ending in a question."""
 
-    options: Options
+    options: BuiltinOptions
     turns: Turns
     seed: int
     eval_samples: int
@@ -141,14 +131,10 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> BuiltinData:
     """The dialogues of these settings.
 
     Raises:
-        ConfigError: on options that it does not have, or on files.
+        ConfigError: when an option is not allowed, or a path is named.
     """
-    if settings.path or settings.eval_path:
-        raise ConfigError(
-            "The data set 'builtin' makes its own dialogues; leave data.path out, or set data.name=custom."
-        )
-    options = build_settings(Options, settings.options, "data.options")
-    return BuiltinData(options, turns, seed, settings.eval_samples)
+    settings.forbid_paths()
+    return BuiltinData(settings.read_options(BuiltinOptions), turns, seed, settings.eval_samples)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Small English dialogues: a user tells facts about themselves, chats, and asks for them later.
 
-`training_dialogue` and `corpus` mix everything, `recall_dialogue` first tells and then asks, and
-`judge` scores a reply. A tenth of the names and cities never occurs in the training split.
-All randomness comes from the `random.Random` that is handed in.
+`training_dialogue` and `corpus` mix everything, `recall_dialogue` first tells and then asks, and `judge` scores a
+reply. A tenth of the names and cities never occurs in the training split. All randomness comes from the
+`random.Random` that a caller gives.
 """
 
 import random
@@ -14,23 +14,7 @@ from functools import cache
 
 from ccm.core.errors import InputError
 from ccm.data.builtin import words
-from ccm.data.builtin.words import DOUBLE_LEADS, KINDS, QUESTION_LEADS, STATEMENT_LEADS, STATEMENT_TAILS, Kind
-
-__all__ = [
-    "FACTS",
-    "HELD_OUT",
-    "KINDS",
-    "UNKNOWN_REPLY",
-    "Dialogue",
-    "Kind",
-    "Turn",
-    "Verdict",
-    "corpus",
-    "judge",
-    "recall_dialogue",
-    "training_dialogue",
-    "untold_question",
-]
+from ccm.data.builtin.words import DOUBLE_LEADS, KINDS, QUESTION_LEADS, STATEMENT_LEADS, STATEMENT_TAILS
 
 UNKNOWN_REPLY = "I don't know."
 """The reply to a question on a fact never told."""
@@ -44,7 +28,7 @@ HELD_OUT: frozenset[str] = frozenset(words.NAMES[9::10] + words.CITIES[9::10])
 
 def _draws(excluded: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """The values to draw from, by kind."""
-    return {kind.name: tuple(v for v in kind.draws or kind.values if v not in excluded) for kind in KINDS.values()}
+    return {kind.name: tuple(v for v in kind.draws if v not in excluded) for kind in KINDS.values()}
 
 
 _DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -77,11 +61,9 @@ def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" and not word.startswith(("eu", "uk")) else f"a {word}"
 
 
-def _fill(wording: str, value: str, animal: str = "", old: str = "x") -> str:
+def _fill(wording: str, value: str, animal: str = "x", old: str = "x") -> str:
     """The wording with its fields filled, not yet capitalised."""
-    if not animal:
-        return wording.format(v=value, a=_a(value), old=old, aold=_a(old))
-    return wording.format(v=value, a=_a(value), k=animal, ak=_a(animal))
+    return wording.format(v=value, a=_a(value), k=animal, ak=_a(animal), old=old, aold=_a(old))
 
 
 def _capital(text: str) -> str:
@@ -127,9 +109,8 @@ class _Writer:
         line = _capital(line)
         if self.rng.random() >= self.typos:
             return line
-        slip = self.rng.randrange(3)
-        if slip != 0:
-            line = line.lower()
+        slip = self.rng.randrange(3)  # of the mark, of the capitals, of both
+        line = line if slip == 0 else line.lower()
         return line if slip == 1 else line.rstrip(".!?")
 
     def _learn(self, name: str) -> list[tuple[str, str]]:
@@ -147,8 +128,7 @@ class _Writer:
         return told
 
     def _filled(self, name: str, wording: str) -> str:
-        animal = self.facts["pet_kind"] if name == "pet" else ""
-        return _fill(wording, self.facts[name], animal)
+        return _fill(wording, self.facts[name], self.facts.get("pet_kind", "x"))
 
     def tell(self) -> None:
         """One fact not told before."""
@@ -229,7 +209,7 @@ class _Writer:
 
 
 def training_dialogue(rng: random.Random, steps: int, split: str = "train", asking: float = 0.42) -> Dialogue:
-    """A random mixture of `steps` turns, `asking` the share of questions; at most all but one fact kinds are told."""
+    """A random mixture of `steps` turns, `asking` the share of questions; at least one kind of fact is never told."""
     writer = _Writer(rng, split)
     limit = max(1, min(len(FACTS) - 1, round(steps * rng.uniform(0.2, 0.8))))
     for step in range(steps):
@@ -262,17 +242,15 @@ def recall_dialogue(
 ) -> Dialogue:
     """First tell `facts` facts in steps - questions turns, then ask `questions` of them.
 
-    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there
-    are many, earlier questions; where turns are short, some lines tell two facts.
+    The pet's sentence counts as one fact. Turns left over are small talk, changes and, where there are many, earlier
+    questions; where turns are few, some lines tell two facts.
     """
     lines = steps - questions
     if not (questions <= facts <= min(len(FACTS), 2 * lines)):
         raise InputError(f"A dialogue of {steps} steps cannot tell {facts} facts and ask for {questions} of them.")
     writer = _Writer(rng, split)
     for action in _recall_plan(rng, lines, facts):
-        if action in ("change", "ask") and not writer.order:
-            action = "chat"
-        if action == "ask":
+        if action == "ask" and writer.order:
             writer.ask(rng.choice(writer.order))
         elif action == "change" and writer.changeable():
             writer.change()
@@ -356,8 +334,8 @@ def _mentioned(text: str, candidates: frozenset[str]) -> set[str]:
 def judge(reply: str, kind: str, value: str | None) -> Verdict:
     """Score a reply to a question on `kind` whose right value is `value`, None if never told.
 
-    RIGHT: the value and no other value of the kind; UNKNOWN: "I don't know" though it was told;
-    WRONG: anything else. With no value told, RIGHT is "I don't know" without any value.
+    RIGHT is the value and no other value of the kind; UNKNOWN is "I don't know" though it was told; WRONG is anything
+    else. With no value told, RIGHT is "I don't know" without any value.
     """
     text = _normalised(reply)
     right = set() if value is None else {_normalised(value)}

@@ -15,18 +15,8 @@ from ccm.chat.reply import Reply, end_ids, replies_to
 from ccm.chat.turns import Turns, make_turns
 from ccm.core.errors import InputError
 from ccm.data.builtin import words
-from ccm.data.builtin.generator import (
-    HELD_OUT,
-    Dialogue,
-    Turn,
-    Verdict,
-    judge,
-    recall_dialogue,
-    small_talk,
-    untold_question,
-)
+from ccm.data.builtin.generator import HELD_OUT, Turn, Verdict, judge, recall_dialogue, small_talk, untold_question
 from ccm.engine.decoder import CCMModel
-from ccm.engine.memory import Memory
 
 QUESTIONS = 4  # the last turns of a dialogue, which are judged; long dialogues have earlier ones
 NAMED = {*words.NAMES, *words.CITIES}
@@ -35,17 +25,17 @@ MAX_REPLY = 32  # tokens; the longest reply of the training dialogues has fewer
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Shares are of the questions in the last four steps, on told facts, and of one more on what was never told.
+    """Shares of the questions on told facts in the last four steps, and of one more on what was never told.
 
     Attributes:
         recall: right value, and no other of its kind.
-        recall_held_out: likewise, where the value is a name or city that no training saw; None where none was asked.
-        recall_seen: likewise, of the other names and cities.
+        recall_held_out: recall of names and cities that no training saw; None where none was asked for.
+        recall_seen: recall of the other names and cities.
         unknown: told facts answered with "I don't know".
-        wrong: told facts answered otherwise.
+        wrong: told facts answered in another way.
         invented: facts never told that were not answered with "I don't know".
         entries: mean memory entries at the end of a conversation.
-        memory_bytes: mean bytes of these.
+        memory_bytes: mean bytes of these entries.
         full_context_bytes: mean bytes that full context holds for the same text.
     """
 
@@ -109,22 +99,28 @@ def evaluate_recall(
     for name, value, fewest in (("dialogues", dialogues, 1), ("batch", batch, 1), ("before", before, 0)):
         if value < fewest:
             raise InputError(f"{name} is {value}; it must be at least {fewest}.")
-    turns = make_turns(tokenizer, model.config.turns)
     verdicts: Counter[tuple[str, Verdict]] = Counter()
-    entries = held = full = 0
+    entries = kept = full = 0
     for begin in range(0, dialogues, batch):
-        rngs = [random.Random(f"recall {seed} {i}") for i in range(begin, min(begin + batch, dialogues))]
+        numbers = range(begin, min(begin + batch, dialogues))
+        rngs = [random.Random(f"recall {seed} {i}") for i in numbers]
         group = [recall_dialogue(rng, steps, facts, QUESTIONS) for rng in rngs]
         untold = [untold_question(rng, dialogue) for rng, dialogue in zip(rngs, group, strict=True)]
-        memory = model.empty_memory(len(group), [model.head(turns.head)] * len(group))
-        small = [small_talk(random.Random(f"before {seed} {begin + i}"), before) for i in range(len(group))]
-        for lines in zip(*small, strict=True):
-            memory = _read(model, turns, memory, lines)
-        memory = _hold(model, turns, memory, group, verdicts)
-        replies, _ = _exchange(model, turns, memory, untold)
-        verdicts.update(("untold", judge(r, t.asked or "", None)) for r, t in zip(replies, untold, strict=True))
+        held = _Conversations(model, make_turns(tokenizer, model.config.turns), len(group))
+        for lines in zip(*(small_talk(random.Random(f"before {seed} {i}"), before) for i in numbers), strict=True):
+            held.read(lines)
+        for number, lines in enumerate(zip(*(dialogue.turns for dialogue in group), strict=True), start=1):
+            for reply, line in zip(held.reply(lines), lines, strict=True):
+                if number > steps - QUESTIONS:
+                    verdict = judge(reply, line.asked or "", line.value)
+                    verdicts["told", verdict] += 1
+                    if line.value in NAMED:
+                        verdicts["held out" if line.value in HELD_OUT else "seen", verdict] += 1
+        memory = held.memory
+        for reply, line in zip(held.reply(untold), untold, strict=True):
+            verdicts["untold", judge(reply, line.asked or "", None)] += 1
         entries += sum(memory.entries)
-        held += sum(memory.entries) * memory.entry_nbytes
+        kept += sum(memory.entries) * memory.entry_nbytes
         full += sum(memory.tokens) * memory.entry_nbytes
         progress(begin + len(group))
     return RecallReport(
@@ -142,49 +138,43 @@ def evaluate_recall(
         wrong=_share(verdicts, "told", Verdict.WRONG) or 0.0,
         invented=_share(verdicts, "untold", Verdict.WRONG) or 0.0,
         entries=entries / dialogues,
-        memory_bytes=held / dialogues,
+        memory_bytes=kept / dialogues,
         full_context_bytes=full / dialogues,
     )
 
 
-def _read(model: CCMModel, turns: Turns, memory: Memory, lines: Sequence[Turn]) -> Memory:
-    """The memory with an exchange of the past."""
-    pairs = zip(lines, memory.begun, strict=True)
-    rows = [[*turns.exchange(line.user, line.reply, first=not begun).ids] for line, begun in pairs]
-    with torch.no_grad():
-        return model.compress(model.make_room(memory, max(map(len, rows))), *_padded(rows))
+class _Conversations:
+    """Conversations that are held side by side, a row each.
 
+    Attributes:
+        memory: what they hold so far.
+    """
 
-def _hold(
-    model: CCMModel, turns: Turns, memory: Memory, group: list[Dialogue], verdicts: Counter[tuple[str, Verdict]]
-) -> Memory:
-    steps = [*zip(*(dialogue.turns for dialogue in group), strict=True)]
-    for number, step in enumerate(steps, start=1):
-        replies, memory = _exchange(model, turns, memory, step)
-        for reply, turn in zip(replies, step, strict=True):
-            if turn.asked and turn.value and number > len(steps) - QUESTIONS:
-                verdict = judge(reply, turn.asked, turn.value)
-                verdicts["told", verdict] += 1
-                if turn.value in NAMED:
-                    verdicts["held out" if turn.value in HELD_OUT else "seen", verdict] += 1
-    return memory
+    def __init__(self, model: CCMModel, turns: Turns, count: int) -> None:
+        self._model, self._turns = model, turns
+        self._ends = end_ids(model.base, turns.tokenizer)
+        self.memory = model.empty_memory(count, [model.head(turns.head)] * count)
 
+    @torch.no_grad()
+    def read(self, lines: Sequence[Turn]) -> None:
+        """Read a line of each with the reply that it has."""
+        pairs = zip(lines, self.memory.begun, strict=True)
+        rows = [[*self._turns.exchange(line.user, line.reply, first=not begun).ids] for line, begun in pairs]
+        self.memory = self._model.compress(self._model.make_room(self.memory, max(map(len, rows))), *_padded(rows))
 
-def _exchange(
-    model: CCMModel, turns: Turns, memory: Memory, step: tuple[Turn, ...] | list[Turn]
-) -> tuple[list[str], Memory]:
-    """One line of every conversation: the replies, and the memory with the exchange in it."""
-    pairs = zip(step, memory.begun, strict=True)
-    prompts = [turns.prompt(turn.user, first=not begun) for turn, begun in pairs]
-    memory = model.make_room(memory, max(map(len, prompts)) + MAX_REPLY)
-    ends = end_ids(model.base, turns.tokenizer)
-    replies = [Reply(turns, ends, MAX_REPLY) for _ in prompts]
-    cache = model.close(memory).cache()
-    with torch.no_grad():
-        logits = model.read(memory, *_padded(prompts), cache, last=True)[:, -1]
-        replies_to(logits, model.reader(memory, cache), replies)
-        memory = model.compress(memory, *_padded([p + r.ids for p, r in zip(prompts, replies, strict=True)]))
-    return [reply.text for reply in replies], memory
+    @torch.no_grad()
+    def reply(self, lines: Sequence[Turn]) -> list[str]:
+        """Read a line of each, and generate the replies, which go on in the memory."""
+        pairs = zip(lines, self.memory.begun, strict=True)
+        prompts = [self._turns.prompt(line.user, first=not begun) for line, begun in pairs]
+        memory = self._model.make_room(self.memory, max(map(len, prompts)) + MAX_REPLY)
+        replies = [Reply(self._turns, self._ends, MAX_REPLY) for _ in prompts]
+        cache = self._model.close(memory).cache()
+        logits = self._model.read(memory, *_padded(prompts), cache, last=True)[:, -1]
+        replies_to(logits, self._model.reader(memory, cache), replies)
+        rows = [prompt + reply.ids for prompt, reply in zip(prompts, replies, strict=True)]
+        self.memory = self._model.compress(memory, *_padded(rows))
+        return [reply.text for reply in replies]
 
 
 def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Dialogues in which a user tells facts, chats, and asks for them later; drawn without end from files of wordings.
 
-``train.yaml`` is trained on, ``held_out.yaml`` is what recall is measured with: no wording, value or line of small talk
-is in both.
+``train.yaml`` is for training, ``held_out.yaml`` for measuring recall: no wording, value or line of small talk is in
+both.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ _PLAIN = ("I ", "I'", "{")  # what a sentence begins with that is not lowered in
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be told of one thing; in its sentences ``{v}`` is the value, ``{a}`` the value with an article, and
-    ``{x}`` the subject.
+    """A kind of fact; in its sentences ``{v}`` is the value, ``{a}`` the value with an article, ``{x}`` the subject.
 
     Attributes:
         told: how a user tells it.
         asked: how a user asks for it.
-        answer: what is replied.
-        value: list of values, or the name of one.
-        heard: replies when it is told; those of the bank where there are none.
+        answer: how the assistant answers.
+        value: list of values, or the name of such a list.
+        heard: replies to a user who tells it; the bank's where there are none.
         changed: how a user tells another value; empty where it never changes.
-        subject: what it may be told of: a list, the name of one, or a table from subjects to names of lists of values;
-            None where it is told of the user alone.
-        clash: kinds of the same word are not told in one dialogue: a question on the one might mean the other.
+        subject: whom or what it may be about: a list, the name of a list, or a table from subjects to names of lists of
+            values; None where it is about the user alone.
+        clash: two kinds with the same word never stand in one dialogue: a question on one might mean the other.
     """
 
     told: Sequence[str]
@@ -53,14 +52,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class Slot:
-    """A kind of fact of one subject, as a dialogue may tell it once.
+    """A kind of fact about one subject, as a dialogue may tell it once.
 
     Attributes:
         kind: of fact.
-        subject: that it is told of; empty where it is the user.
+        subject: whom or what it is about; empty where it is the user.
         values: to draw from.
         made_up: whether a value may be a name that nobody has.
-        key: slots of the same key are not told in one dialogue.
+        key: a dialogue tells no two slots of the same key.
     """
 
     kind: Kind
@@ -72,7 +71,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Line:
-    """What a user says and the reply to it; where it asks for a fact that was told, ``value`` is the fact."""
+    """A user's line and the reply; where the line asks for a fact that was told, ``value`` is the fact."""
 
     user: str
     reply: str
@@ -86,12 +85,12 @@ class Bank:
 
     Attributes:
         kinds: of facts, each with its slots.
-        leads: that a line which tells may begin with.
-        asking: that a line which asks may begin with.
-        heard: replies to what is told.
-        unknown: replies to what was never told.
+        leads: beginnings of lines that tell.
+        asking: beginnings of lines that ask.
+        heard: replies to lines that tell.
+        unknown: replies to questions on what was never told.
         talk: lines that tell nothing, each with its replies.
-        systems: messages that a dialogue may stand under.
+        systems: system messages of dialogues.
     """
 
     kinds: Sequence[Sequence[Slot]]
@@ -138,12 +137,12 @@ def _slots(number: int, kind: Kind, lists: Mapping[str, Sequence[str]], made_up:
 
 @dataclass
 class Writer:
-    """The lines of one dialogue in the making.
+    """Writes the lines of one dialogue.
 
     Attributes:
         bank: of wordings.
-        rng: all that is random.
-        made_up: share of the values of lists of names that nobody has.
+        rng: the source of all that is random.
+        made_up: of values from lists of names, the share of names that nobody has.
         careless: whether some lines are typed carelessly.
     """
 
@@ -194,8 +193,8 @@ class Writer:
         self._say(self._question(slot, ""), self.rng.choice(self.bank.unknown), asks=True)
 
     def ask_any(self, untold: float) -> None:
-        """A question as they come in the middle of a dialogue: on old facts more often than on new ones, and with the
-        likelihood ``untold`` on none."""
+        """A question as in the middle of a dialogue: more often on old facts than on new ones, and at the rate
+        ``untold`` on what was never told."""
         if not self.facts or self.rng.random() < untold:
             return self.doubt()
         keys, third = [*self.facts], (len(self.facts) + 2) // 3
@@ -247,7 +246,7 @@ def mixed(writer: Writer, count: int, *, asking: float, untold: float) -> list[L
         writer: of the dialogue, new.
         count: lines, at least 2.
         asking: share of the lines that ask.
-        untold: share of these that ask for what was never told.
+        untold: share of the questions that ask for what was never told.
     """
     rng = writer.rng
     telling = rng.uniform(0.5, 1.0)  # of the lines that do not ask

@@ -1,4 +1,4 @@
-"""From files as they are published to the folder that ccm reads: archives opened, texts unpacked, dialogues written."""
+"""From published files to the folder that data sets read: opens archives, unpacks texts, writes dialogues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from filecmp import cmp
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from ccm.core.errors import ConfigError, DataError
+from ccm.core.errors import DataError
+from ccm.data.reading import read_values
 from ccm.data.sources.catalogue import Source
 
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
@@ -129,16 +130,8 @@ def link_or_copy(path: Path, place: Path) -> None:
 
 def _dialogues(path: Path) -> Iterator[str]:
     """The rows of DailyDialog in Parquet as its publisher's lines: every turn ends in ``__eou__``."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError(f"{path} is a Parquet file, which pyarrow reads; say pip install pyarrow.") from None
-    try:
-        table = parquet.read_table(path)
-    except ArrowException as error:
-        raise DataError(f"{path} cannot be read: {error}; it may not be whole.") from error
-    column = next((name for name in ("dialog", "utterances") if name in table.column_names), None)
-    if column is None:
-        raise DataError(f"{path} has neither a column 'dialog' nor 'utterances', the list of a dialogue's turns.")
-    for turns in table.column(column).to_pylist():
+    for _, row in read_values(path):
+        turns = row.get("dialog", row.get("utterances"))
+        if turns is None:
+            raise DataError(f"{path} has neither a column 'dialog' nor 'utterances', the list of a dialogue's turns.")
         yield " ".join(f"{' '.join(turn.split())} __eou__" for turn in turns) + "\n"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ccm.core.errors import ConfigError, DataError
+from ccm.core.errors import DataError
 from ccm.data import dailydialog as daily
 from ccm.data import soda as social
-from ccm.data.metaicl import read_lines
-from ccm.data.reading import read_items, read_rows, read_text, readable
+from ccm.data.lamp import read_outputs
+from ccm.data.metaicl import listed_tasks, read_lines
+from ccm.data.reading import count_rows, read_items, read_rows, read_text
+from ccm.data.sources.catalogue import SOURCES
 
 _SPLITS = ("train", "validation", "test")
-_LAMP_FILES = [f"{split}_{part}.json" for split in ("train", "dev") for part in ("questions", "outputs")]
 
 
 def dailydialog(folder: Path) -> dict[str, int]:
@@ -39,13 +39,9 @@ def metaicl(folder: Path) -> dict[str, int]:
     return {f"tasks to {what} on": len(tasks & {*names}) for what, names in listed.items()} or {"tasks": len(tasks)}
 
 
-def _listed(folder: Path) -> dict[str, Sequence[str]]:
+def _listed(folder: Path) -> dict[str, list[str]]:
     """The tasks of hr_to_lr to train and to test on; nothing where its list is not in the folder."""
-    try:
-        listed = json.loads((folder / "hr_to_lr.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return {what: listed[what] for what in ("train", "test")}
+    return {what: tasks for what in ("train", "test") if (tasks := listed_tasks(folder, what)) is not None}
 
 
 def lamp(folder: Path) -> dict[str, int]:
@@ -68,17 +64,7 @@ def redpajama(folder: Path) -> dict[str, int]:
 
 def lmsys(folder: Path) -> dict[str, int]:
     """Conversations."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError("LMSYS-Chat-1M is in Parquet files, which pyarrow reads; say pip install pyarrow.") from None
-    try:
-        files = [parquet.ParquetFile(file) for file in sorted(folder.glob("*.parquet"))]
-        if all("conversation" in file.schema_arrow.names for file in files):
-            return {"conversations": sum(file.metadata.num_rows for file in files)}
-    except (OSError, ArrowException) as error:
-        raise DataError(f"A Parquet file of {folder} cannot be read: {error}; it may not be whole.") from error
-    raise DataError(f"A Parquet file of {folder} has no column 'conversation'; it is none of LMSYS-Chat-1M.")
+    return {"conversations": sum(count_rows(file, "conversation") for file in sorted(folder.glob("*.parquet")))}
 
 
 def locomo(folder: Path) -> dict[str, int]:
@@ -106,34 +92,18 @@ COUNTS: dict[str, Callable[[Path], dict[str, int]]] = {  # by the names of the c
 }
 
 
-_WANTED: dict[str, Callable[[Path], Mapping[str, str]]] = {  # what people call it, and which paths would do
-    "dailydialog": lambda _: {name: name for name in (f"dialogues_{split}.txt" for split in _SPLITS)},
-    "soda": lambda _: {"train.parquet": "train.*", "valid.parquet": "valid*.*"},
-    "metaicl": lambda folder: {
-        "hr_to_lr.json": "hr_to_lr.json",
-        **{task: f"{task}/*.jsonl" for tasks in _listed(folder).values() for task in tasks},
-    },
-    "lamp": lambda folder: {
-        **{f"LaMP_{number}": f"LaMP_{number}/*" for number in (1, 2, 3, 4, 5, 7)},
-        **{
-            name: name
-            for task in sorted(folder.glob("LaMP_*"))
-            for name in (f"{task.name}/{file}" for file in _LAMP_FILES)
-        },
-    },
-    "pg19": lambda _: {split: f"{split}/*.txt" for split in _SPLITS},
-    "longmemeval": lambda _: {
-        "longmemeval_s_cleaned.json": "longmemeval_s*",
-        "longmemeval_oracle.json": "longmemeval_oracle*",
-    },
-}
-
-
 def missing(name: str, folder: Path) -> list[str]:
-    """The files of a data set that its folder lacks, and of MetaICL and LaMP the tasks; where it is known which there
-    are."""
-    wanted = _WANTED[name](folder) if name in _WANTED else {}
+    """The files of a data set that its folder lacks, and of MetaICL and LaMP the tasks, as far as they are known."""
+    wanted = {**SOURCES[name].wanted}
+    if name == "metaicl":
+        wanted |= {task: f"{task}/*.jsonl" for tasks in _listed(folder).values() for task in tasks}
+    if name == "lamp":
+        wanted |= {place: place for task in sorted(folder.glob("LaMP_*")) for place in _lamp_files(task.name)}
     return [what for what, pattern in wanted.items() if not any(folder.glob(pattern))]
+
+
+def _lamp_files(task: str) -> list[str]:
+    return [f"{task}/{split}_{part}.json" for split in ("train", "dev") for part in ("questions", "outputs")]
 
 
 def _count(rows: Iterator[Any]) -> int:
@@ -141,13 +111,11 @@ def _count(rows: Iterator[Any]) -> int:
 
 
 def _answered(questions: Path) -> int:
-    outputs = _outputs(questions)
+    outputs = read_outputs(_outputs(questions))
     try:
-        with readable(outputs):
-            golds = {gold["id"] for gold in json.loads(outputs.read_text(encoding="utf-8"))["golds"]}
-        return sum(question["id"] in golds for _, question in read_items(questions))
+        return sum(question["id"] in outputs for _, question in read_items(questions))
     except (KeyError, TypeError) as error:
-        raise DataError(f"{questions} and {outputs.name} are no LaMP files: {error!r}.") from None
+        raise DataError(f"{questions} is no file of LaMP: {error!r}.") from None
 
 
 def _outputs(questions: Path) -> Path:

@@ -32,7 +32,7 @@ TRIES, TIMEOUT, CHUNK, AT_A_TIME = 3, 60, 1 << 20, 8
 
 
 class Meter:
-    """Adds up what has arrived of several files, and reports the sum of bytes."""
+    """Adds up the bytes of several files as they arrive, and reports the sum."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
         self._report, self._lock = report, Lock()
@@ -40,7 +40,7 @@ class Meter:
         self._arrived: dict[str, int] = {}
 
     def at(self, path: str, count: int) -> None:
-        """So many bytes of a file are there now."""
+        """Take note that so many bytes of a file are there now."""
         with self._lock:
             self._total += count - self._arrived.get(path, 0)
             self._arrived[path] = count
@@ -55,7 +55,7 @@ def download(
     Args:
         files: as they are published.
         folder: where each has its own path.
-        wanted: which of them; lists are always brought.
+        wanted: whether a file is wanted; lists are always brought.
         report: called with the bytes that are there so far.
 
     Returns:
@@ -132,7 +132,7 @@ def _bring(file: File, folder: Path, meter: Meter) -> Path:
 
 
 def _fetch(file: File, part: Path, meter: Meter) -> None:
-    """Let the rest of a file arrive; a connection that breaks is taken up again."""
+    """Fetch the rest of a file; where the connection breaks, go on from there."""
     for attempt in range(TRIES):
         try:
             return _go_on(file, part, meter)

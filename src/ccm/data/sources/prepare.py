@@ -35,10 +35,10 @@ class Record:
     Attributes:
         data: the name of the data set.
         only: patterns of the files that were asked for; none for all.
-        files: their sizes in bytes, by path.
-        counts: how much is in them, by kind.
-        notes: what else is to be known.
-        missing: what is not there of what was asked for, as far as that is known.
+        files: sizes of the files in bytes, by path.
+        counts: how much the files hold, by kind.
+        notes: what else a user should know.
+        missing: which files or tasks were asked for and are not there, as far as that is known.
     """
 
     data: str
@@ -50,7 +50,7 @@ class Record:
 
     @staticmethod
     def read(folder: Path) -> Record | None:
-        """That of a folder; None where it has none."""
+        """The record of a folder; None where it has none."""
         try:
             return Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -89,14 +89,14 @@ class Prepared:
     def lines(self) -> list[tuple[str, int, str]]:
         """How much there is of each kind, and how that compares with what was published."""
         known, counts = self.source.known, self.record.counts
-        kinds = [*counts, *(kind for kind in known if kind not in counts and not self.record.only)]
-        return [(kind, counts.get(kind, 0), _compared(counts.get(kind, 0), known.get(kind))) for kind in kinds]
-
-
-def _compared(count: int, known: int | None) -> str:
-    if known is None:
-        return ""
-    return "as published" if count == known else f"published: {known:,}"
+        lines = []
+        for kind in [*counts, *(kind for kind in known if kind not in counts and not self.record.only)]:
+            count, published = counts.get(kind, 0), known.get(kind)
+            compared = (
+                "" if published is None else "as published" if count == published else f"published: {published:,}"
+            )
+            lines.append((kind, count, compared))
+        return lines
 
 
 def prepare(
@@ -183,7 +183,7 @@ def _make(
 
 
 def _counted(name: str, ready: Path) -> dict[str, int]:
-    """How much is there. Errors name the files by their paths in the folder: that they are in now is gone then."""
+    """How much is there. Errors name files by their paths within the folder, which goes away with the error."""
     try:
         return COUNTS[name](ready)
     except DataError as error:

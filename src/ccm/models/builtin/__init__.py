@@ -8,3 +8,4 @@ NAME = "builtin"
 WEIGHTS = Path(__file__).parent / "weights"
 START = WEIGHTS / "base" / "start"  # COMP embeddings and gates that the base was trained with
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
+LONGEST_TURN = 22  # tokens of what the user says at once in the dialogues that it was trained on

@@ -1,4 +1,4 @@
-"""Which questions of a task are asked: counted once for all methods that read them alike, then read anew by each."""
+"""The questions of a task that are asked: counted once for all methods that read them alike, then read by each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ccm.data.tasks import Task
 
 
 @dataclass(frozen=True)
-class Count:
-    """The questions at a step.
+class QuestionCount:
+    """How many questions are asked at a depth.
 
     Attributes:
         total: how many are asked.
-        digest: of their targets; what stands in view of them is not in it.
+        digest: of their targets; the context is not in it.
         skipped: how many were left out, by reason.
         noted: how many are asked otherwise than meant, or not at all, by what it is.
     """
@@ -30,19 +30,19 @@ class Count:
     noted: dict[str, int]
 
 
-class Asked:
-    """The first questions under each name of a task.
+class QuestionSet:
+    """The first questions under each name within a task.
 
     Args:
-        task: opened; whoever reads its questions reads them through here.
-        depths: time steps; None for all of the task.
-        most: questions under each name, at every step, at most; 0 for all.
+        task: an open task. Only the question set reads its questions.
+        depths: time steps; None takes those of the task.
+        most: the most questions under each name, at every depth; 0 takes all.
 
     Attributes:
-        counts: the questions by step.
+        counts: the number of questions at each depth.
 
     Raises:
-        ConfigError: when there is none at some of the steps, or no such step.
+        ConfigError: when a depth has no questions, or does not exist.
     """
 
     def __init__(self, task: Task, depths: Sequence[int] | None, most: int) -> None:
@@ -56,16 +56,27 @@ class Asked:
                 + (f" Measure the others with depths={others}." if others else "")
             )
 
+    @property
+    def generate(self) -> int:
+        """The most new tokens of a reply; 0 where none is generated."""
+        return self.task.replies.most if self.task.replies else 0
+
+    @property
+    def total(self) -> int:
+        """How many questions are asked at all depths together."""
+        return sum(count.total for count in self.counts.values())
+
     def questions(self, depth: int) -> Iterator[Question]:
-        """Those of a step: read at every call, never all held, and not beyond the last one."""
+        """The questions at a depth. Each call reads them again, one by one, and no further than the last one."""
         return islice(self._first(depth, Counter()), self.counts[depth].total)
 
-    def _count(self, depth: int) -> Count:
+    def _count(self, depth: int) -> QuestionCount:
         total, digest, beyond = 0, hashlib.sha256(), Counter[str]()
         for question in self._first(depth, beyond):
             total += 1
             digest.update(repr(([*question.alone().query], [[*a] for a in question.answers], question.right)).encode())
-        return Count(total, digest.hexdigest()[:16], dict(self.task.skipped), {**self.task.noted, **beyond})
+        noted = {**self.task.noted, **beyond}
+        return QuestionCount(total, digest.hexdigest()[:16], dict(self.task.skipped), noted)
 
     def _first(self, depth: int, beyond: Counter[str]) -> Iterator[Question]:
         """The questions within ``most``; ``beyond`` counts the others."""

@@ -10,7 +10,7 @@ import pytest
 from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
 from ccm.data.tasks import Task
-from ccm.evaluation.asked import Asked
+from ccm.evaluation.question_set import QuestionSet
 
 
 class Words(Task):
@@ -30,7 +30,7 @@ class Words(Task):
 
 def test_questions_are_counted_once_and_read_up_to_the_last_that_is_asked() -> None:
     task = Words()
-    asked = Asked(task, None, 1)
+    asked = QuestionSet(task, None, 1)
     assert task.read == [*"abba"] * 2
     task.read.clear()
     for _ in range(2):
@@ -42,7 +42,7 @@ def test_questions_are_counted_once_and_read_up_to_the_last_that_is_asked() -> N
 
 
 def test_the_digest_is_of_the_targets_alone() -> None:
-    whole, first = Asked(Words(), (2, 1, 2), 0), Asked(Words(), None, 1)
+    whole, first = QuestionSet(Words(), (2, 1, 2), 0), QuestionSet(Words(), None, 1)
     assert [*whole.counts] == [2, 1]
     assert whole.counts[1].total == 4
     assert whole.counts[1].digest == whole.counts[2].digest != first.counts[1].digest
@@ -58,11 +58,11 @@ def test_the_digest_tells_which_answer_is_right() -> None:
             self.skipped, self.noted = Counter(), Counter()
             yield Question([[7]], [1], [[2], [3]], right=self.right)
 
-    assert Asked(Choice(0), (1,), 0).counts[1].digest != Asked(Choice(1), (1,), 0).counts[1].digest
+    assert QuestionSet(Choice(0), (1,), 0).counts[1].digest != QuestionSet(Choice(1), (1,), 0).counts[1].digest
 
 
 def test_steps_without_questions_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"at step 3 \(left out: {'empty': 3}\). Measure the others with depths=1,2."):
-        Asked(Words(), (1, 3, 2), 0)
+        QuestionSet(Words(), (1, 3, 2), 0)
     with pytest.raises(ConfigError, match=r"'empty': 3}\)\.$"):
-        Asked(Words(), (3,), 0)
+        QuestionSet(Words(), (3,), 0)
