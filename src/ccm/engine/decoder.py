@@ -476,11 +476,11 @@ class CCMModel(AdaptedModel):
         """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
         n, sink = self.config.n_tok, memory.sinks
         read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
-        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
+        first = read.long().argmax(1)[:, None, None, None]
 
         def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
-            head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
-            return torch.cat([head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
+            head = [new.take_along_dim(first, 2)] if sink else []
+            return torch.cat([*head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
 
         layers = range(len(cache.layers))
         valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()
