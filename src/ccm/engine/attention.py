@@ -45,10 +45,15 @@ class ParallelPass:
 
     keys   | head a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
     q sees   head         .   own     .   x
+
+    Attributes:
+        last: the pass of the last layer, where that computes less (:mod:`ccm.engine.last`).
     """
 
-    def __init__(self, layout: Layout, rule: Rule, *, flex: bool | None = False) -> None:
-        self.layout, self.rule, self.flex = layout, rule, flex
+    def __init__(
+        self, layout: Layout, rule: Rule, *, flex: bool | None = False, last: ParallelPass | None = None
+    ) -> None:
+        self.layout, self.rule, self.flex, self.last = layout, rule, flex, last
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
