@@ -6,43 +6,71 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import KERNELS, assert_close, layout_of, make_sample, tiny_model
-from hypothesis import assume, given
+from helpers import KERNELS, RULE_NAMES, assert_close, ccm_config, layout_of, make_sample, samples, tiny_model
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ccm.core.rules import make_rule
 from ccm.engine.attention import ParallelPass
 from ccm.engine.call import Call
-from ccm.engine.chunks import SIZE, Chunks
+from ccm.engine.layout import Sample, build_layout
+from ccm.engine.reach import Reach
 
 MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
 
 
-def banded(batch: int, length: int, extra: int, near: int, seed: int) -> Tensor:
-    """A mask (B, 1, T, T + extra) of a near past, some columns of the extra ones, and rows of padding that see one."""
-    q, k = torch.arange(length)[:, None], torch.arange(length + extra)[None]
-    mask = ((q - k < near) & (k <= q))[None, None].repeat(batch, 1, 1, 1)
-    generator = torch.Generator().manual_seed(seed)
-    mask[..., length:] = torch.rand(batch, 1, length, extra, generator=generator) < 0.1
-    return mask
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.engine.chunks.SIZE", 4)
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.engine.chunks.MOST", 1.0)
+
+
+def pass_of(rule: str, rows: list[Sample], **settings: bool) -> ParallelPass:
+    made = make_rule(rule)
+    return ParallelPass(build_layout(rows, ccm_config(rule, n_tok=2, **settings), made, pad_id=0), made)
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("reach", [None, Reach(3), Reach(4, chunked=True)], ids=str)
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_chunks_hold_the_mask_of_every_rule(rule: str, recurrent: bool, reach: Reach | None) -> None:
+    @given(samples(max_rows=3, max_steps=9, longest_head=5), st.booleans())
+    def check(rows: list[Sample], sink: bool) -> None:
+        current = pass_of(rule, rows, recurrent=recurrent, sink=sink)
+        whole, chunks = current.mask(reach)[:, 0], current._chunks(reach)
+        assert chunks is not None
+        batch, n, width = chunks.columns.shape
+        mask = chunks.mask.reshape(batch, n, 4, width)
+        found = torch.zeros(batch, n, 4, whole.shape[2], dtype=torch.bool)
+        found.scatter_(3, chunks.columns[:, :, None].expand(mask.shape), mask)
+        assert found.flatten(1, 2)[:, : whole.shape[1]].equal(whole)
+        assert mask.any(-1).all()
+
+    check()
+
+
+@pytest.mark.usefixtures("wide")
 @given(
-    batch=st.integers(1, 3),
-    length=st.integers(1, 5 * SIZE),
-    extra=st.integers(0, 40),
-    near=st.integers(1, 2 * SIZE),
-    seed=st.integers(0, 99),
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=3),
+    st.sampled_from(["concat", "merge"]),
+    st.integers(0, 99),
 )
-def test_chunks_give_what_the_whole_mask_gives(batch: int, length: int, extra: int, near: int, seed: int) -> None:
-    mask = banded(batch, length, extra, near, seed)
-    chunks = Chunks.of(mask)
-    assume(chunks is not None)
+def test_chunks_give_what_the_whole_mask_gives(lengths: list[list[int]], rule: str, seed: int) -> None:
+    current = pass_of(rule, [make_sample(row, 4, seed) for row in lengths])
+    chunks, mask = current._chunks(None), current.mask()
+    assert chunks is not None
     torch.manual_seed(seed)
-    query = torch.randn(batch, 4, length, 8, dtype=torch.float64, requires_grad=True)
-    key = torch.randn(batch, 2, length + extra, 8, dtype=torch.float64, requires_grad=True)
-    value = torch.randn(batch, 2, length + extra, 8, dtype=torch.float64, requires_grad=True)
+    batch, _, length, size = mask.shape
+    query, key, value = (
+        torch.randn(batch, heads, columns, 8, dtype=torch.float64, requires_grad=True)
+        for heads, columns in ((4, length), (2, size), (2, size))
+    )
     inputs = (query, key, value)
     whole = sdpa_attention_forward(MODULE, *inputs, mask)[0]
     parted = chunks.attend(Call(sdpa_attention_forward, MODULE, *inputs, None, {}))[0]
@@ -53,12 +81,13 @@ def test_chunks_give_what_the_whole_mask_gives(batch: int, length: int, extra: i
         assert_close(got, want, dtype=torch.float64)
 
 
-def test_a_narrow_mask_is_parted_and_a_wide_one_is_not() -> None:
-    narrow = Chunks.of(banded(2, 8 * SIZE, 0, 10, 0))
-    assert narrow is not None
-    assert narrow.columns.shape == (2, 8, SIZE + 9)
-    assert narrow.mask.shape == (16, 1, SIZE, SIZE + 9)
-    assert Chunks.of(torch.ones(1, 1, 8 * SIZE, 8 * SIZE, dtype=torch.bool).tril()) is None
+def test_chunks_are_as_wide_as_what_they_see_and_a_wide_mask_has_none() -> None:
+    rows = [make_sample([4] * 8, 4)]  # a step and its COMP tokens are six columns: a chunk sees two steps at most
+    isolated = pass_of("concat", rows, recurrent=False)._chunks(None)
+    assert isolated is not None
+    assert isolated.columns.shape == (1, 13, 20)  # the query's chunk: the COMP tokens of eight steps, and itself
+    assert isolated.mask.shape == (13, 1, 4, 20)
+    assert pass_of("full", rows)._chunks(None) is None
 
 
 @pytest.mark.parametrize("rule", ["concat", "merge"])
@@ -68,12 +97,11 @@ def test_every_family_gives_the_same_in_chunks(
 ) -> None:
     model = tiny_model(rule, family=family, attn=attn, sink=True)
     layout = layout_of(model, [make_sample([7, 5, 6] * 3, 4), make_sample([3, 7] * 3, 5)])
-    mask = ParallelPass(layout, model.rule).mask()
-    assert Chunks.of(mask) is None  # too short for chunks of the usual size
     with torch.no_grad():
-        whole = model(layout).logits
-        monkeypatch.setattr("ccm.engine.chunks.SIZE", 4)
-        assert Chunks.of(mask) is not None
+        assert ParallelPass(layout, model.rule)._chunks(None) is not None
         parted = model(layout).logits
+        monkeypatch.setattr("ccm.engine.chunks.SIZE", 64)
+        assert ParallelPass(layout, model.rule)._chunks(None) is None  # too short for chunks of the usual size
+        whole = model(layout).logits
     read = layout.blocks >= 0  # what padding gives is nobody's business
     assert_close(parted[read], whole[read])

@@ -62,11 +62,11 @@ def test_the_update_reaches_comp_rows_and_no_others() -> None:
     model = tiny_model()
     linear = next(m for m in model.base.modules() if type(m) is CompLinear)
     x = torch.randn(2, 5, 32, dtype=torch.float64)
-    adapter._active.rows = torch.tensor([1, 7])
+    adapter._active.comp = adapter.CompRows(torch.tensor([1, 7]))
     try:
         difference = (linear(x) - linear.base_layer(x)).flatten(0, 1)
     finally:
-        adapter._active.rows = None
+        adapter._active.comp = None
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
     expected = torch.zeros(10, 32, dtype=torch.float64)
     expected[[1, 7]] = (x.flatten(0, 1)[[1, 7]] @ a.T.double() @ b.T.double()) * 4.0

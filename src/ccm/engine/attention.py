@@ -20,9 +20,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ccm.core.rules import Rule
-from ccm.engine.call import Attended, Attention, Call
+from ccm.engine.call import Attended, Attention, Call, Seen
 from ccm.engine.chunks import Chunks
-from ccm.engine.flex import Flex, Seen
+from ccm.engine.flex import Flex
 from ccm.engine.layout import Layout
 from ccm.engine.reach import Reach
 
@@ -45,10 +45,15 @@ class ParallelPass:
 
     keys   | head a C | b C | q y |  m1  m2 |      mi = memory after step i, appended by rules that mix
     q sees   head         .   own     .   x
+
+    Attributes:
+        last: the pass of the last layer, where that computes less (:mod:`ccm.engine.last`).
     """
 
-    def __init__(self, layout: Layout, rule: Rule, *, flex: bool | None = False) -> None:
-        self.layout, self.rule, self.flex = layout, rule, flex
+    def __init__(
+        self, layout: Layout, rule: Rule, *, flex: bool | None = False, last: ParallelPass | None = None
+    ) -> None:
+        self.layout, self.rule, self.flex, self.last = layout, rule, flex, last
         self.rows: Tensor | None = (layout.slots.flatten() >= 0).nonzero().flatten()
         self.hidden: Tensor | None = None
         self.mixes = layout.steps > 0 and rule.mixes
@@ -67,10 +72,15 @@ class ParallelPass:
     def _way(self, call: Call) -> Way:
         columns = self.layout.ids.shape[1] + self.layout.comp_columns.shape[1]
         flex = Flex.of(self.seen(call.reach, apart=True), call.query, columns, call.options, self.flex)
-        if flex is not None:
-            return flex
-        mask = self.mask(call.reach)
-        return Chunks.of(mask) or Whole(additive(mask, call.query.dtype))
+        return flex or self._chunks(call.reach) or Whole(additive(self.mask(call.reach), call.query.dtype))
+
+    def _chunks(self, reach: Reach | None) -> Chunks | None:
+        return Chunks.of(self.layout, self.seen(reach, apart=self.mixes), self._columns)
+
+    @property
+    def _columns(self) -> int:
+        """S, or S + M where the memory stands behind the text."""
+        return self.layout.ids.shape[1] + (self.layout.comp_columns.shape[1] if self.mixes else 0)
 
     def _mixing(self, layer: int) -> Tensor:
         content = None
@@ -93,9 +103,8 @@ class ParallelPass:
 
     def mask(self, reach: Reach | None = None) -> Tensor:
         """(B, 1, T, S or S + M) bool; memory and head stay visible beyond a layer's ``reach``."""
-        batch, length = self.layout.ids.shape
-        columns = length + (self.layout.comp_columns.shape[1] if self.mixes else 0)
-        b, q, k = (torch.arange(size, device=self.layout.ids.device) for size in (batch, length, columns))
+        sizes = (*self.layout.ids.shape, self._columns)
+        b, q, k = (torch.arange(size, device=self.layout.ids.device) for size in sizes)
         return self.seen(reach, apart=self.mixes)(b[:, None, None], q[:, None], k)[:, None]
 
     def seen(self, reach: Reach | None, *, apart: bool) -> Seen:

@@ -15,6 +15,7 @@ from ccm.engine.reach import Reach, reach_of, retuned
 
 Attended = tuple[Tensor, Tensor | None]  # (B, T, H, D), and weights where there are any
 Attention = Callable[..., Attended]  # (module, query, key, value, mask, **options)
+Seen = Callable[[Tensor, Tensor, Tensor], Tensor]  # numbers of a row, a query and a column: whether it may attend
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Call:
 
     def retuned(self, positions: Tensor) -> Call:
         """The call with queries scaled by their text positions (B, T), where the layer scales them at all."""
-        return replace(self, query=retuned(self.module, self.query, self.key, positions))
+        query = retuned(self.module, self.query, self.key, positions)
+        return self if query is self.query else replace(self, query=query)
 
     def entries(self, key: Tensor, value: Tensor) -> Call:
         """The call with other keys and values."""

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ccm.engine.call import Attended, Call
+from ccm.engine.call import Attended, Call, Seen
+from ccm.engine.layout import Layout
 
 SIZE = 64  # queries of a chunk, about a step: smaller ones copy more keys, larger ones see more that is hidden
+MOST = 0.5  # of all columns that a chunk may see: beyond, the whole mask costs less
 
 
 class Chunks(NamedTuple):
-    """How a mask falls into chunks.
+    """What each chunk sees.
 
     Attributes:
         columns: (B, n, W) the columns that a chunk sees, in order; then others, hidden, up to the width of the widest.
@@ -34,16 +36,35 @@ class Chunks(NamedTuple):
     apart: bool = False
 
     @staticmethod
-    def of(mask: Tensor) -> Chunks | None:
-        """Chunks of a mask (B, 1, T, S); None where they would see more than half of all columns."""
-        mask = pad(mask[:, 0], (0, 0, 0, -mask.shape[2] % SIZE)).unflatten(1, (-1, SIZE))  # (B, n, C, S)
-        seen = mask.any(2)
-        width = int(seen.sum(-1).max())
-        if 2 * width > mask.shape[-1]:
+    def of(layout: Layout, seen: Seen, size: int) -> Chunks | None:
+        """The chunks of a pass; None where one would see more than :data:`MOST` of all columns.
+
+        Few queries are asked what they see: the first and the last of each run within a chunk, in which the block is
+        one and positions rise. What lies between sees no more than these two, but for the chunk itself.
+
+        Args:
+            layout: of the queries.
+            seen: numbers of rows, queries and columns to whether the one may attend to the other; elementwise.
+            size: S, of which the first T columns are the queries' own.
+        """
+        (batch, length), device = layout.ids.shape, layout.ids.device
+        query, column = torch.arange(length, device=device), torch.arange(size, device=device)
+        chunk = query // SIZE
+        n = -(-length // SIZE)
+        begins = (layout.blocks.diff(dim=1) != 0) | (layout.positions.diff(dim=1) < 0) | (chunk.diff() != 0)
+        asked = pad(begins, (1, 0), value=True) | pad(begins, (0, 1), value=True)
+        rows, queries = asked.nonzero().unbind(1)
+        found = seen(rows[:, None], queries[:, None], column)
+        counts = torch.zeros(batch * n, size, dtype=torch.int8, device=device)
+        counts.index_add_(0, rows * n + chunk[queries], found.to(torch.int8))
+        visible = (counts > 0).unflatten(0, (batch, n)) | (column // SIZE == torch.arange(n, device=device)[:, None])
+        width = int(visible.sum(-1).max())
+        if width > MOST * size:
             return None
-        columns = seen.byte().argsort(dim=-1, descending=True, stable=True)[..., :width]
-        mask = mask.gather(3, columns[:, :, None].expand(-1, -1, SIZE, -1))
-        mask[..., 0] |= ~mask.any(-1)  # queries that only fill the last chunk: a softmax over nothing is NaN
+        columns = visible.byte().argsort(dim=-1, descending=True, stable=True)[..., :width]
+        queries = torch.arange(n * SIZE, device=device).clamp(max=length - 1)  # the last one fills the last chunk
+        row = torch.arange(batch, device=device)[:, None, None, None]
+        mask = seen(row, queries.view(n, SIZE, 1), columns[:, :, None])
         return Chunks(columns, mask.flatten(0, 1)[:, None])
 
     def attend(self, call: Call) -> Attended:

@@ -22,9 +22,10 @@ from ccm.core.sending import send, send_numbers
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
 from ccm.engine.attention import SDPA, AllWritten, CompressingPass, ParallelPass
 from ccm.engine.carrying import attach_view, check_caching
-from ccm.engine.families import decoder, given_cache
+from ccm.engine.families import decoder, given_cache, last_layer
 from ccm.engine.head import head_reads, pick
 from ccm.engine.key_values import no_entries
+from ccm.engine.last import attach_last, last_pass
 from ccm.engine.layout import IGNORE, Layout, build_layout
 from ccm.engine.lora import PlainLoRA
 from ccm.engine.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
@@ -49,6 +50,7 @@ class CCMModel(AdaptedModel):
         super().__init__(base, config, stage1=stage1)
         for module in (self.base, decoder(self.base)):
             module.register_forward_pre_hook(attach_view, with_kwargs=True)
+        attach_last(last_layer(self.base))
         self.base.get_output_embeddings().register_forward_pre_hook(pick)
         self.flex: bool | None = None
         self._heads: dict[tuple[Any, ...], Head] = {}
@@ -75,9 +77,10 @@ class CCMModel(AdaptedModel):
                 "Leave steps out, or shorten them."
             )
         flex = self.flex if self.base.config._attn_implementation == SDPA else False
-        current = ParallelPass(layout, self.rule, flex=flex)
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
+        last = last_pass(layout, self.rule, flex=flex) if len(trained) else None
+        current = ParallelPass(layout, self.rule, flex=flex, last=last)
         with head_reads(trained) if len(trained) else nullcontext():
             logits = self.base(
                 inputs_embeds=self._embed(layout.ids, layout.slots),
@@ -472,11 +475,11 @@ class CCMModel(AdaptedModel):
         """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
         n, sink = self.config.n_tok, memory.sinks
         read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
-        first, rows = read.long().argmax(1), torch.arange(memory.batch, device=read.device)
+        first = read.long().argmax(1)[:, None, None, None]
 
         def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
-            head = new[rows, :, first][:, :, None] if sink else new[:, :, :0]
-            return torch.cat([head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
+            head = [new.take_along_dim(first, 2)] if sink else []
+            return torch.cat([*head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
 
         layers = range(len(cache.layers))
         valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()

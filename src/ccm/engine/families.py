@@ -60,6 +60,13 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
     return found
 
 
+def last_layer(base: PreTrainedModel) -> nn.Module:
+    """The last decoder layer: what the last attention module stands in."""
+    last = attention_modules(base)[-1]
+    path = next(path for path, module in base.named_modules() if module is last)
+    return base.get_submodule(path.rpartition(".")[0])
+
+
 def decoder(base: PreTrainedModel) -> nn.Module:
     """The stock model without its output head."""
     return getattr(base, "model", base.base_model)  # Llama 4's text model is not what its base_model says

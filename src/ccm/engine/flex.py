@@ -9,7 +9,6 @@ Shapes: B batch, T queries, S keys, H heads, K kv heads, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,13 +17,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ccm.core.processes import get_logger
-from ccm.engine.call import Attended, Call
+from ccm.engine.call import Attended, Call, Seen
 
 LEAST = 1024  # tokens of a row from which on it may win: below, a row is a few blocks, and kernels are quick either way
 MOST = 0.5  # of all blocks: where more are seen, a plain mask costs about the same, and nothing has to be compiled
 OTHERS = ("dropout", "softcap", "s_aux")  # options of attention functions that it does not have
-
-Seen = Callable[[Tensor, Tensor, Tensor], Tensor]  # numbers of a row, a query and a column: whether it may attend
 
 _log = get_logger(__name__)
 _attention = torch.compile(flex_attention)

@@ -115,6 +115,39 @@ class Layout:
         columns = zip(*(x[0].tolist() for x in (self.blocks, self.ids, self.slots, self.targets)), strict=True)
         return Shown.of((b, token, f"[COMP {slot + 1}]" * (slot >= 0), target) for b, token, slot, target in columns)
 
+    def narrowed(self) -> tuple[Layout, Tensor]:
+        """The columns of which more than the own block reads keys, values or outputs in the last layer.
+
+        These are the blocks with targets, COMP tokens, and the first tokens that stay in view.
+
+        Returns:
+            The layout of T' columns, and the columns (B, T') of this one where they stand.
+        """
+        blocks, text = self.blocks + 1, self.blocks >= 0
+        targets = torch.zeros(len(blocks), self.steps + 2, dtype=torch.long, device=blocks.device)
+        targets.scatter_add_(1, blocks, (self.targets != IGNORE).long())
+        read = (targets.gather(1, blocks) > 0) | (self.slots >= 0) | (text.cumsum(1) <= self.raw[:, None])
+        read &= text
+        counts = read.sum(1, keepdim=True)
+        width = int(counts.max())
+        columns = read.byte().argsort(dim=1, stable=True)[:, -width:]  # rows that read fewer have others first
+        padding = ~read.gather(1, columns)
+
+        def at_columns(x: Tensor, blank: int) -> Tensor:
+            return x.gather(1, columns).masked_fill(padding, blank)
+
+        layout = replace(
+            self,
+            ids=self.ids.gather(1, columns),
+            slots=at_columns(self.slots, -1),
+            blocks=at_columns(self.blocks, -1),
+            positions=at_columns(self.positions, 0),
+            reads=at_columns(self.reads, False),
+            targets=at_columns(self.targets, IGNORE),
+            comp_columns=(read.cumsum(1) - 1 + width - counts).gather(1, self.comp_columns).clamp(min=0),
+        )
+        return layout, columns
+
     def to(self, device: torch.device | str) -> Layout:
         """The same batch on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_tok"}

@@ -26,7 +26,22 @@ from ccm.engine.fingerprint import fingerprint_tensors
 from ccm.engine.quantization import is_quantized
 
 _UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias", "layers_to_transform")
-_active = threading.local()  # .rows: COMP rows of the attention call under way, in this thread
+_active = threading.local()  # .comp: the CompRows of the attention call under way, in this thread
+
+
+class CompRows:
+    """Picks the COMP rows of what an attention's projections read: once for those that read the same."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self._read: Tensor | None = None
+        self._picked = rows
+
+    def of(self, x: Tensor) -> Tensor:
+        """(P, in) of ``x`` (..., in)."""
+        if x is not self._read:
+            self._read, self._picked = x, x.reshape(-1, x.shape[-1]).index_select(0, self.rows)
+        return self._picked
 
 
 class CompLinear(LoraLinear):
@@ -35,17 +50,16 @@ class CompLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``x`` (..., in) to (..., out); the update is computed in float32, or in float64 on a base of that dtype."""
         result = self.base_layer(x, *args, **kwargs)
-        rows = getattr(_active, "rows", None)
-        if rows is None or self.disable_adapters:
+        comp: CompRows | None = getattr(_active, "comp", None)
+        if comp is None or self.disable_adapters:
             return result
-        flat = result.view(-1, result.shape[-1])
-        picked = x.reshape(-1, x.shape[-1]).index_select(0, rows)
+        flat, picked = result.view(-1, result.shape[-1]), comp.of(x)
         for name in self.active_adapters:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight  # not the modules: their calls take longer
             exact = torch.promote_types(picked.dtype, a.dtype)
             low = linear(self.lora_dropout[name](picked.to(exact)), a.to(exact)) * self.scaling[name]
             update = linear(low, b.to(exact)).to(flat.dtype)
-            flat.index_add_(0, rows, update)  # also with no rows: distributed training needs it
+            flat.index_add_(0, comp.rows, update)  # also with no rows: distributed training needs it
         return result
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
@@ -129,6 +143,7 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
     attentions = attention_modules(base)
     for attention in attentions:
         attention.register_forward_pre_hook(_announce, with_kwargs=True)
+        attention.register_forward_hook(_forget, always_call=True)
     if settings.r == 0:
         return
     config = LoraConfig(
@@ -156,10 +171,16 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
 
 def _announce(module: nn.Module, args: tuple, kwargs: dict) -> None:
     """Tell this attention module's linears, and the pass itself, what stands in its input."""
-    current = kwargs.get("ccm")
-    _active.rows = None if current is None else current.rows
-    if current is not None:
-        current.hidden = args[0] if args else kwargs["hidden_states"]
+    if (current := kwargs.get("ccm")) is None:
+        return
+    current.hidden = args[0] if args else kwargs["hidden_states"]
+    if current.rows is not None:
+        _active.comp = CompRows(current.rows)
+
+
+def _forget(module: nn.Module, args: tuple, output: object) -> None:
+    """Nothing of a pass stays in view of what is called after it."""
+    _active.comp = None
 
 
 class CompEmbedding(nn.Module):

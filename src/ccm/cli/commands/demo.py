@@ -136,6 +136,7 @@ def _show(context: list[str], question: str, expected: str, rows: dict[str, tupl
         table.add_row(name, reply, f"{loss:.4f}")
     console.print(table)
     console.print(
+        "The first row reads all turns at once, as in training; the second must equal it.\n"
         "loss: mean over the tokens of the expected answer\n"
         f"memory: {memory.entries[0]} entries, {size(memory.nbytes)}; "
         f"full context: {memory.tokens[0]} tokens, {size(memory.tokens[0] * memory.entry_nbytes)}"
