@@ -79,7 +79,11 @@ class ModelOptions:
     strict: Strict = False
 
     def chosen(self) -> dict[str, Any]:
-        """As ``ccm.load`` takes it."""
+        """As ``ccm.load`` takes it; a base that is nowhere is refused at once, before torch is imported."""
+        if self.model is not None:
+            from ccm.models.locate import check_base
+
+            check_base(self.model)
         given = asdict(self)
         given["rule_options"] = _table(given.pop("rule_option"))
         given["adapter"] = given["adapter"] and trained(given["adapter"])

@@ -27,7 +27,6 @@ OTHERS = ("dropout", "softcap", "s_aux")  # options of attention functions that 
 Seen = Callable[[Tensor, Tensor, Tensor], Tensor]  # numbers of a row, a query and a column: whether it may attend
 
 _log = get_logger(__name__)
-_attention = torch.compile(flex_attention)
 
 
 class Flex(NamedTuple):
@@ -65,7 +64,8 @@ class Flex(NamedTuple):
     def attend(self, call: Call) -> Attended:
         """What any attention gives for this mask; the stock one is not asked."""
         scale, grouped = call.options.get("scaling"), call.query.shape[1] != call.key.shape[1]
-        output = _attention(call.query, call.key, call.value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
+        attention = _compiled()
+        output = attention(call.query, call.key, call.value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
         return output.transpose(1, 2), None
 
 
@@ -76,6 +76,12 @@ def lacks(query: Tensor, options: dict[str, Any]) -> str:
     if query.shape[-1] < 16:
         return f"heads have {query.shape[-1]} dimensions, fewer than the 16 that it needs"
     return next((f"the attention has {name}, which it does not" for name in OTHERS if options.get(name)), "")
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    """flex_attention, compiled: not at import, which would then bring in torch's whole compiler."""
+    return torch.compile(flex_attention)
 
 
 @cache

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 
 from ccm.chat.turns import Turns, make_turns
 from ccm.core.errors import ConfigError, InputError
+from ccm.core.extras import needs
 from ccm.core.rules import rule_class
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
@@ -145,6 +146,7 @@ def evaluate(
         AdapterError, DataError: when files are absent or damaged.
         InputError: when a question runs beyond the model's positions, or no likelihood at all is finite.
     """
+    needs("bm25s", "matplotlib", "nltk", "rouge_score", extra="eval", what="An evaluation")
     kept = Kept(output)
     results: list[Result] = []
     methods = [evaluation.methods() for evaluation in evaluations]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.reply import end_ids
 from ccm.core.errors import ConfigError, DataError
+from ccm.core.extras import needs
 from ccm.core.plain_text import PlainText
 from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.engine.decoder import CCMModel
@@ -119,6 +120,8 @@ def run_streams(run: StreamRun, output: Path | None = None, tell: Told = lambda 
         ConfigError: when something cannot be read as asked.
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
+    if output is not None:
+        needs("matplotlib", extra="eval", what="The picture of a report")
     kept, results = KeptStreams(output), []
     texts = read_texts(run.files)
     models = Models(run.model, device=run.device, dtype=run.dtype, quantize=run.quantize)

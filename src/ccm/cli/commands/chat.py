@@ -23,9 +23,9 @@ from ccm.core.errors import CCMError, InputError
 from ccm.core.units import size
 from ccm.engine.memory_files import kind_of
 from ccm.engine.sampling import Sampling
-from ccm.models.base import is_builtin
 from ccm.models.builtin import NAME
 from ccm.models.load import load as load_model
+from ccm.models.locate import is_builtin
 
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its mark, read as UTF-8 with surrogateescape
 

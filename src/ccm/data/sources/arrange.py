@@ -15,7 +15,8 @@ from filecmp import cmp
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from ccm.core.errors import ConfigError, DataError
+from ccm.core.errors import DataError
+from ccm.core.extras import needs
 from ccm.data.sources.catalogue import Source
 
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
@@ -129,10 +130,9 @@ def link_or_copy(path: Path, place: Path) -> None:
 
 def _dialogues(path: Path) -> Iterator[str]:
     """The rows of DailyDialog in Parquet as its publisher's lines: every turn ends in ``__eou__``."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError(f"{path} is a Parquet file, which pyarrow reads; say pip install pyarrow.") from None
+    needs("pyarrow", extra="data", what=f"{path}, a Parquet file,")
+    from pyarrow import ArrowException, parquet
+
     try:
         table = parquet.read_table(path)
     except ArrowException as error:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccm.core.errors import ConfigError, DataError
+from ccm.core.errors import DataError
+from ccm.core.extras import needs
 from ccm.data import dailydialog as daily
 from ccm.data import soda as social
 from ccm.data.metaicl import read_lines
@@ -68,10 +69,9 @@ def redpajama(folder: Path) -> dict[str, int]:
 
 def lmsys(folder: Path) -> dict[str, int]:
     """Conversations."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError("LMSYS-Chat-1M is in Parquet files, which pyarrow reads; say pip install pyarrow.") from None
+    needs("pyarrow", extra="data", what="LMSYS-Chat-1M, in Parquet files,")
+    from pyarrow import ArrowException, parquet
+
     try:
         files = [parquet.ParquetFile(file) for file in sorted(folder.glob("*.parquet"))]
         if all("conversation" in file.schema_arrow.names for file in files):
