@@ -18,10 +18,11 @@ define each
 	table="$$table$$(printf '%-32s' $$name)$$result\n"; done; printf "\n$$table"; exit $$status
 endef
 
-# $(call environment,OPTIONS) sets up the one of the target, with those options of pip.
+# $(call environment,WHAT) sets up the one of the target; WHAT is for pip install.
 define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
 $(PYTHON) -m venv $(@D)
-$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1) -e '.[dev]'
+$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 @touch $@
 endef
 
@@ -30,11 +31,15 @@ endef
 
 install: .venv/installed
 
+# Everything that developers need, so that a chat needs nothing more.
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
-	$(call environment,-c constraints.txt)
+	$(call environment,-c constraints.txt -e '.[dev]')
+	@touch .venv/plain
 
-chat: install
+.venv/plain: pyproject.toml constraints.txt
+	$(call environment,-c constraints.txt -e .)
+
+chat: .venv/plain
 	@$(BIN)/ccm chat
 
 test: install
@@ -52,15 +57,15 @@ test-on-%: .venv-%/installed
 	HF_HUB_OFFLINE=1 .venv-$*/bin/python -m pytest -n 2
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
-	$(call environment,-c constraints-oldest.txt)
+	$(call environment,-c constraints-oldest.txt -e '.[dev]')
 
 .venv-t5/installed: pyproject.toml constraints.txt
 	mkdir -p $(@D)
 	sed 's/^transformers==.*/transformers==$(T5)/' constraints.txt > $(@D)/constraints.txt
-	$(call environment,-c $(@D)/constraints.txt)
+	$(call environment,-c $(@D)/constraints.txt -e '.[dev]')
 
 .venv-newest/installed: always
-	$(call environment,--upgrade --upgrade-strategy eager "$$(grep ^torch== constraints.txt)")
+	$(call environment,--upgrade --upgrade-strategy eager "$$(grep ^torch== constraints.txt)" -e '.[dev]')
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

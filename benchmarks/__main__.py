@@ -21,6 +21,7 @@ from benchmarks import (
     objectives,
     peak_memory,
     reading,
+    starting,
     streaming,
     throughput,
     training,
@@ -33,6 +34,7 @@ from benchmarks.models import MODEL, SIZES
 from ccm.cli.console import quiet
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
+    "starting": starting.run,
     "training": training.run,
     "compressing": compressing.run,
     "reading": reading.run,

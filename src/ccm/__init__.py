@@ -6,8 +6,6 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ccm.engine.stack import check_versions
-
 if TYPE_CHECKING:
     from ccm.chat.conversation import Conversation as Conversation
     from ccm.chat.turns import Turns as Turns
@@ -77,7 +75,6 @@ _HOME = {  # where each public name lives
 
 __all__ = ["__version__", *_HOME]
 
-check_versions()
 for _name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # transformers and PEFT import them wherever they are
     if not logging.getLogger(_name).level:  # else warnings of parts that are lacking there come before any answer
         logging.getLogger(_name).setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,9 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]
             give(Path(options["output"]))
 
         module = SimpleNamespace(
-            download_folder=download_folder, exceptions=SimpleNamespace(DownloadError=DownloadError)
+            __spec__=ModuleSpec("gdown", None),
+            download_folder=download_folder,
+            exceptions=SimpleNamespace(DownloadError=DownloadError),
         )
         monkeypatch.setitem(sys.modules, "gdown", module)
         return asked
@@ -111,7 +114,7 @@ def test_an_unknown_set_a_file_in_the_way_and_no_gdown_are_named(tmp_path: Path,
     with pytest.raises(ConfigError, match="is a file"):
         download_adapters("unified", tmp_path / "file")
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(ConfigError, match=r"need gdown: pip install gdown.*drive.google.com"):
+    with pytest.raises(ConfigError, match=r"needs gdown, .*'\.\[adapters\]'.*drive.google.com"):
         download_adapters("unified", tmp_path / "b")
 
 

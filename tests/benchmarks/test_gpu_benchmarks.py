@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,10 +132,11 @@ def test_adapters_without_dialogues_are_refused_with_what_to_say(tmp_path: Path)
 
 
 def test_a_library_that_is_absent_is_named(small: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccm.engine.quantization.find_spec", lambda name: None)
+    for library in ("torchao", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, library, None)
     table, *_ = bits.run(small)
     assert [row[0] for row in table.rows] == [bits.WHOLE]
-    assert "torchao, which is not installed" in table.setting
+    assert "needs torchao, not installed here" in table.setting
 
 
 def test_the_pieces_of_a_file_make_it_whole(tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ def test_a_damaged_parquet_file_is_named_and_pyarrow_asked_for(tmp_path: Path, m
     with pytest.raises(DataError, match="cannot be read: .*; it may not be whole"):
         [*read_rows(path, ["text"])]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match="pip install pyarrow, or give JSON lines"):
+    with pytest.raises(
+        ConfigError, match=r"a\.parquet, a Parquet file, needs pyarrow, .*\[data\].* Or give JSON lines"
+    ):
         [*read_rows(path, ["text"])]
 
 

@@ -39,7 +39,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Flex]:
         return made[-1].blocks
 
     monkeypatch.setattr(flex, "lacks", lambda query, options: "")
-    monkeypatch.setattr(flex, "_attention", flex_attention)
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     monkeypatch.setattr(flex, "create_block_mask", note)
     return made
 
@@ -169,7 +169,8 @@ def test_few_compilations_serve_batches_of_all_sizes(monkeypatch: pytest.MonkeyP
     What is counted are the graphs that are asked for; no code is made of them.
     """
     monkeypatch.setattr(flex, "lacks", lambda query, options: "")
-    monkeypatch.setattr(flex, "_attention", torch.compile(flex_attention, backend="eager"))
+    compiled = torch.compile(flex_attention, backend="eager")
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
     model = tiny_model("concat", base=tiny_base("llama_gqa", **LONG))
     torch._dynamo.reset()
     counters.clear()

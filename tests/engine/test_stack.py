@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def test_a_seam_that_is_gone_is_named_with_the_versions(seam: tuple, message: st
 
 def test_the_oldest_versions_are_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
+    lines = chain(project["dependencies"], *project["optional-dependencies"].values())
+    declared = dict(found.groups() for line in lines if (found := re.match(r"([\w-]+)>=([\d.]+)", line)))
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-oldest.txt").read_text(), re.M))
     makefile = (ROOT / "Makefile").read_text()
     assert f"T5 := {stack.ENCODER_OLDEST['transformers']}\n" in makefile

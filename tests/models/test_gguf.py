@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,8 +113,7 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(tmp_path: Path, cache
 def test_without_the_package_the_error_says_what_to_install(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "gguf" else found(name, *a))
+    monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match="pip install gguf"):
         load_base(tmp_path / "a.gguf")

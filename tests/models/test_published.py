@@ -9,7 +9,7 @@ import pytest
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError
 from ccm.models import load as loading
-from ccm.models.base import locate
+from ccm.models.locate import locate
 from ccm.models.published import ADAPTERS, DATA_SETS, MODELS, RunName, paper_model, read_name, turns_for
 
 CHAT = TurnFormat("separators", "\nUser:", "\nAssistant:", "System: You are a chatbot agent. \n\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import TOLERANCE, ccm_config, tolerance
 from tiny_training import (
@@ -34,7 +35,6 @@ from tiny_training import (
 )
 
 import ccm
-from ccm.core import files
 from ccm.core.errors import ConfigError, DataError, TrainingError
 from ccm.core.files import load_tensors
 from ccm.data import open_data
@@ -446,8 +446,8 @@ def test_a_kill_in_the_middle_of_a_save_costs_nothing_but_the_steps_since_the_la
             time.sleep(600)
         return real(tensors, metadata)
 
-    real = files.save
-    monkeypatch.setattr(files, "save", hanging)
+    real = safetensors.torch.save
+    monkeypatch.setattr(safetensors.torch, "save", hanging)
     process = in_a_process(lambda: train(hard(tiny, out)))
     deadline = time.monotonic() + 120
     while not list((out / "checkpoints").glob(".step-000004.*")):

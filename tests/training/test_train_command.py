@@ -20,7 +20,6 @@ from tiny_t5 import write_t5
 from tiny_training import Tiny
 
 from ccm.cli.commands.progress import TrainingDisplay, progress
-from ccm.training import checks
 from ccm.training.loop import Report
 from ccm.training.recipe import Recipe, load_recipe
 
@@ -71,8 +70,12 @@ def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, mon
     (tmp_path / "mine.txt").write_text("kept")
     assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, output_dir=tmp_path)) == 2
     assert "holds other files (mine.txt" in " ".join(capsys.readouterr().err.split())
-    refused = {"shard": "several processes", "mixed_precision": "keeps the base in float32", "wandb": "wandb is not"}
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    refused = {
+        "shard": "several processes",
+        "mixed_precision": "keeps the base in float32",
+        "wandb": "wandb=true needs wandb, not installed here: `pip install wandb`. Or set wandb=false.",
+    }
+    monkeypatch.setitem(sys.modules, "wandb", None)
     for key, said in refused.items():
         changes = settings(tiny, dtype="bfloat16", **{key: "true"})
         assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 2

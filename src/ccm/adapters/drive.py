@@ -5,10 +5,10 @@ NAME.part/   what has arrived        NAME/   all of it, each adapter read once
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from ccm.core.errors import AdapterError, ConfigError, did_you_mean
+from ccm.core.extras import needs
 from ccm.core.files import writing
 from ccm.engine.adapter_files import PEFT_CONFIG, read_plain_lora
 from ccm.models.published import ADAPTERS, SOURCE
@@ -41,12 +41,10 @@ def download_adapters(name: str, output: Path, *, quiet: bool = True) -> list[Pa
 
 
 def _fetch(address: str, folder: Path, *, quiet: bool) -> None:
-    try:
-        gdown = import_module("gdown")
-    except ImportError as error:
-        raise ConfigError(
-            f"Downloads from the authors' drive need gdown: pip install gdown. Or fetch {address} in a browser."
-        ) from error
+    what, instead = "A download from the authors' drive", f"Or fetch {address} in a browser."
+    needs("gdown", extra="adapters", what=what, instead=instead)
+    import gdown
+
     with writing(folder, AdapterError, "Name another output."):
         folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -20,9 +20,10 @@ from ccm.core.errors import AdapterError, listed
 from ccm.engine.adapter_files import PEFT_CONFIG, SavedAdapter, check_fit, read_plain_lora, read_stage1
 from ccm.engine.decoder import CCMModel
 from ccm.engine.lora import PlainLoRA, check_plain, initial_embeddings
-from ccm.models.base import is_builtin, load_base, locate
+from ccm.models.base import load_base
 from ccm.models.builtin import NAME
 from ccm.models.load import TURNS, read_turns
+from ccm.models.locate import is_builtin, locate
 from ccm.models.published import MODELS, RunName, paper_model, read_name, turns_for
 
 RULES_OF_THEIRS = ("concat", "merge", "gist", "pos_control")

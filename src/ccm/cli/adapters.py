@@ -18,7 +18,7 @@ def list_adapters(
     json: Lines = False,
 ) -> None:
     """The adapters that the authors published, or those in a folder."""
-    from ccm.cli.commands.adapters import run_list
+    from ccm.cli.commands.adapters_list import run_list
 
     run_list(folder, as_json=json)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ccm.cli.console import importing
 from ccm.cli.options import ModelOptions, SamplingOptions, unfold
 
 
@@ -35,13 +36,15 @@ def chat(
     Not on a terminal: one user turn a line on standard input, one reply a line on standard output.
     """
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not json
+    chosen = model.chosen()  # refuses what it can before torch is imported
     if on_terminal:
         print("Loading ...", end="\r", flush=True)  # the first line of the chat replaces it
-    from ccm.cli.commands.chat import run
-    from ccm.engine.sampling import Sampling
+    with importing():
+        from ccm.cli.commands.chat import run
+        from ccm.engine.sampling import Sampling
 
     choosing = Sampling(**asdict(sampling), repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens)
-    raise typer.Exit(run(model.chosen(), choosing, load, window, system, on_terminal=on_terminal, as_json=json))
+    raise typer.Exit(run(chosen, choosing, load, window, system, on_terminal=on_terminal, as_json=json))
 
 
 @unfold
@@ -50,9 +53,11 @@ def demo(
     file: Annotated[Path | None, typer.Option(help="Your own example: turns, a question, the expected answer.")] = None,
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
-    from ccm.cli.commands.demo import run
+    chosen = model.chosen()
+    with importing():
+        from ccm.cli.commands.demo import run
 
-    run(model.chosen(), file)
+    run(chosen, file)
 
 
 @unfold

@@ -141,7 +141,11 @@ class ModelOptions:
     strict: bool = False
 
     def chosen(self) -> dict[str, Any]:
-        """As ``ccm.load`` takes it."""
+        """As ``ccm.load`` takes it; a base that is nowhere is refused at once, before torch is imported."""
+        if self.model is not None:
+            from ccm.models.locate import check_base
+
+            check_base(self.model)
         return {**asdict(self), "rule_options": _table(self.rule_options)}
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from ccm.core.errors import CCMError, reason
+
+if TYPE_CHECKING:  # only the functions on tensors need torch, and import it: files of other kinds do not wait for it
+    from torch import Tensor
 
 _BEGINNING = 100  # bytes of a file's name that its temporary is called by: file systems take 255 at most
 _LARGEST = 100_000_000  # bytes of a header that safetensors reads, too
@@ -308,6 +309,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     Equal tensors make equal bytes as long as there is at most one key of metadata: several are written in any order.
     """
+    from safetensors.torch import save
+
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     whole = dict(metadata or {})
     write_atomically(path, lambda part: part.write_bytes(save(contiguous, whole)))  # save_file would make a part itself
@@ -323,6 +326,8 @@ def load_tensors(path: Path, check: Check = lambda metadata, stated: None) -> tu
         SafetensorError: when the file is not whole.
         MemoryError: when there is not memory enough.
     """
+    from safetensors.torch import load
+
     with _open(path) as file:  # once: safe_open opens twice, and another file may be at the path by then
         metadata, stated = _read_header(file)
         check(metadata, stated)

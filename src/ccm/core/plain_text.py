@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ccm.core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _BEFORE = ("a", ".", "\n", "0", "Z", "\u00e9")  # texts that another may stand after

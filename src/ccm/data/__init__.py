@@ -17,13 +17,15 @@ or both, and a row in ``DATA_SETS`` below or in ``ccm.data.tasks.TASKS``. To add
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ccm.chat.turns import Turns
 from ccm.core.errors import unknown_name
-from ccm.data.settings import DataSettings
-from ccm.engine.decoder import CCMModel
-from ccm.engine.layout import Sample
+
+if TYPE_CHECKING:  # the list of data sets is in this package too, and needs none of them
+    from ccm.chat.turns import Turns
+    from ccm.data.settings import DataSettings
+    from ccm.engine.decoder import CCMModel
+    from ccm.engine.layout import Sample
 
 DATA_SETS = {  # module with a function open_data
     "custom": "ccm.data.custom",

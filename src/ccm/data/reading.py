@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ccm.core.errors import ConfigError, DataError, listed, reason
+from ccm.core.errors import DataError, listed, reason
+from ccm.core.extras import needs
 from ccm.core.processes import get_logger
 
 ROWS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")  # what read_rows and read_values read
@@ -213,12 +214,9 @@ def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[
 @contextmanager
 def _parquet_file(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """A Parquet file that has those columns."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError(
-            f"{path} is a Parquet file, which pyarrow reads; say pip install pyarrow, or give JSON lines."
-        ) from None
+    needs("pyarrow", extra="data", what=f"{path}, a Parquet file,", instead="Or give JSON lines.")
+    from pyarrow import ArrowException, parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -9,6 +9,7 @@ Shapes: B batch, T queries, S keys, H heads, K kv heads, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ MOST = 0.5  # of all blocks: where more are seen, a plain mask costs about the s
 OTHERS = ("dropout", "softcap", "s_aux")  # options of attention functions that it does not have
 
 _log = get_logger(__name__)
-_attention = torch.compile(flex_attention)
 
 
 class Flex(NamedTuple):
@@ -62,7 +62,8 @@ class Flex(NamedTuple):
     def attend(self, call: Call) -> Attended:
         """What any attention gives for this mask; the stock one is not asked."""
         scale, grouped = call.options.get("scaling"), call.query.shape[1] != call.key.shape[1]
-        output = _attention(call.query, call.key, call.value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
+        attention = _compiled()
+        output = attention(call.query, call.key, call.value, block_mask=self.blocks, scale=scale, enable_gqa=grouped)
         return output.transpose(1, 2), None
 
 
@@ -73,6 +74,12 @@ def lacks(query: Tensor, options: dict[str, Any]) -> str:
     if query.shape[-1] < 16:
         return f"heads have {query.shape[-1]} dimensions, fewer than the 16 that it needs"
     return next((f"the attention has {name}, which it does not" for name in OTHERS if options.get(name)), "")
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    """flex_attention, compiled: not at import, which would then bring in torch's whole compiler."""
+    return torch.compile(flex_attention)
 
 
 @cache

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from ccm.core.errors import ConfigError
+from ccm.core.extras import needs
 
 Quantization = Literal["int8", "8bit", "4bit"]
 LIBRARIES: dict[Quantization, str] = {"int8": "torchao", "8bit": "bitsandbytes", "4bit": "bitsandbytes"}
@@ -37,10 +37,7 @@ def quantization_config(name: Quantization) -> Any:
     """
     if name not in LIBRARIES:
         raise ConfigError(f"quantize is {name!r}; allowed: {', '.join(LIBRARIES)}.")
-    if find_spec(LIBRARIES[name]) is None:
-        raise ConfigError(
-            f"quantize={name} needs {LIBRARIES[name]}, which is not installed: pip install {LIBRARIES[name]}."
-        )
+    needs(LIBRARIES[name], extra="quant", what=f"quantize={name}")
     if name == "int8":
         from torchao.quantization import Int8WeightOnlyConfig
 

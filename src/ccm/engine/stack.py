@@ -1,6 +1,6 @@
-"""What the seams assume of the libraries under them: versions, checked with ``import ccm``, and names and arguments.
+"""What the seams assume of the libraries under them: versions, names and arguments.
 
-What they do is tried by :mod:`ccm.engine.seams`.
+Versions are checked before any module of the engine is imported. What the libraries do, :mod:`ccm.engine.seams` tries.
 """
 
 from __future__ import annotations

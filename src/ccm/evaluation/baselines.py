@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import bm25s
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.extras import needs
 from ccm.data.questions import Question
 from ccm.engine.memory import COMPRESSED, Memory
 
@@ -64,6 +64,8 @@ def retrieve(question: Question, room: int, tokenizer: PreTrainedTokenizerBase, 
 
 def bm25(texts: list[str], query: str) -> Sequence[float]:
     """BM25 of each text."""
+    import bm25s
+
     *terms, asked = bm25s.tokenize([*texts, query], stopwords=None, return_ids=False, show_progress=False)
     if not (asked and any(terms)):
         return [0.0] * len(texts)
@@ -88,12 +90,9 @@ class Embeddings:
 
     @cached_property
     def _model(self) -> Any:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise ConfigError(
-                "The baseline 'embedding' needs Sentence Transformers; say pip install sentence-transformers."
-            ) from None
+        needs("sentence_transformers", extra="embeddings", what="The baseline 'embedding'")
+        from sentence_transformers import SentenceTransformer
+
         try:
             return SentenceTransformer(self.name)
         except (OSError, ValueError) as error:

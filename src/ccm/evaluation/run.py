@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from ccm.chat.turns import Turns, make_turns
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, InputError
+from ccm.core.extras import needs
 from ccm.core.rules import rule_class
 from ccm.data.questions import Question
 from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
@@ -114,6 +115,7 @@ def evaluate(
         AdapterError, DataError: when files are absent or damaged.
         InputError: when a question runs beyond the model's positions, or no likelihood at all is finite.
     """
+    needs("bm25s", "matplotlib", "nltk", "rouge_score", extra="eval", what="An evaluation")
     settings = settings or EvaluationSettings()
     methods = evaluation_methods(selection, settings.embedder)
     if processes().num_processes > 1 and selection.device is None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.reply import end_ids
 from ccm.core.errors import ConfigError, DataError
+from ccm.core.extras import needs
 from ccm.core.plain_text import PlainText
 from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.engine.decoder import CCMModel
@@ -116,6 +117,8 @@ def run_streams(run: StreamRun, tell: StreamReport = lambda result: None) -> lis
         ConfigError: when something cannot be read as asked.
         AdapterError, DataError: when files are absent, damaged, empty, or no text.
     """
+    if run.selection.output is not None:
+        needs("matplotlib", extra="eval", what="The picture of a report")
     selection = run.selection
     store = ResultStore(selection.output, "streams", build_stream_result)
     texts = read_texts(run.files)

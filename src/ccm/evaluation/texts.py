@@ -16,19 +16,13 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from nltk.stem.porter import PorterStemmer
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
+from functools import cache
+from typing import Any
 
 from ccm.data.questions import Judged
 
 _ROUGES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
 FIGURES = ("em", "holds", "answer_f1", *_ROUGES)
-_STEMMER = PorterStemmer()
-_ROUGE = RougeScorer(
-    [*_ROUGES.values()], tokenizer=DefaultTokenizer(use_stemmer=True)
-)  # named, or it sets up all logging
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES, _ARTICLES_AND = re.compile(r"\b(a|an|the)\b"), re.compile(r"\b(a|an|the|and)\b")
@@ -88,7 +82,7 @@ def holds(reply: str, reference: str) -> float:
 def rouge(reply: str, reference: str) -> dict[str, float]:
     """F-measures of stems: of those in common ("rouge_1"), of pairs of neighbours ("rouge_2"), of the longest common
     subsequence ("rouge_l"), and of such subsequences sentence by sentence ("rouge_lsum")."""
-    scores = _ROUGE.score(*("\n".join(_SENTENCE_END.split(text.strip())) for text in (reference, reply)))
+    scores = _rouge().score(*("\n".join(_SENTENCE_END.split(text.strip())) for text in (reference, reply)))
     return {name: scores[theirs].fmeasure for name, theirs in _ROUGES.items()}
 
 
@@ -99,7 +93,8 @@ def words(text: str) -> list[str]:
 
 def stems(text: str) -> list[str]:
     """Porter's stems of the words, without "and"."""
-    return [_STEMMER.stem(word) for word in _ARTICLES_AND.sub(" ", text.lower().translate(_PUNCTUATION)).split()]
+    stemmer = _stemmer()
+    return [stemmer.stem(word) for word in _ARTICLES_AND.sub(" ", text.lower().translate(_PUNCTUATION)).split()]
 
 
 def f1(reply: Sequence[str], reference: Sequence[str]) -> float:
@@ -123,3 +118,18 @@ _F1: dict[Judged, Callable[[str, str], float]] = {
     "stems": lambda reply, reference: f1(stems(reply), stems(reference)),
     "parts": _f1_of_parts,
 }
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # imported when used: adapters are listed without the extra eval
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return RougeScorer([*_ROUGES.values()], tokenizer=DefaultTokenizer(use_stemmer=True))  # else it sets up all logging
+
+
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()

@@ -1,4 +1,4 @@
-"""The base model: where it lies, and how it is loaded."""
+"""The base model: how it is loaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as being there
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -24,11 +23,7 @@ from ccm.core.files import SafetensorError, read_json
 from ccm.core.hub import why
 from ccm.engine.families import check_family
 from ccm.engine.quantization import LIBRARIES, Quantization, is_quantized, quantization_config
-from ccm.models.builtin import NAME, WEIGHTS
-from ccm.models.cache import find_model
-from ccm.models.catalogue import MODELS
-from ccm.models.gguf import copy_of, gguf_file
-from ccm.models.published import paper_model
+from ccm.models.locate import check_place, locate
 
 KERNELS = ("sdpa", "eager")
 
@@ -40,30 +35,6 @@ HUB = ("cache_dir", "local_files_only", "revision", "token")  # options of whate
 
 
 _TEXT_PART = {"llama4": "llama4_text"}  # published with a vision part, which transformers leaves out as it loads
-
-
-def locate(source: str | Path) -> str | Path:
-    """Where a model is: "builtin" is the one that ships with the package; others have short names, and of a GGUF file a
-    copy is made that transformers reads.
-
-    Raises:
-        ConfigError: when a model of a short name was not fetched, or a GGUF file cannot be read.
-    """
-    if source == NAME:
-        return WEIGHTS / "base"
-    if source in MODELS and not Path(source).is_dir():
-        if (folder := find_model(source)) is None:
-            raise ConfigError(f"The model {source} is not here yet; fetch it by `ccm models get {source}`.")
-        return folder
-    if (file := gguf_file(source)) is not None:
-        return copy_of(file)
-    known = paper_model(source)
-    return known.hub if known else source
-
-
-def is_builtin(source: str | Path) -> bool:
-    """Whether that is where the model lies that ships with the package, or its name."""
-    return Path(locate(source)).resolve() == (WEIGHTS / "base").resolve()
 
 
 def load_base(
@@ -129,23 +100,6 @@ def load_base(
             "layer there. Try quantize=8bit, or leave it out."
         )
     return base
-
-
-def check_place(source: str | Path) -> None:
-    """Refuse a folder without a model, and a path that can be no name on the Hub.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ConfigError(f"The base model {source} cannot be loaded: there is no config.json in the folder.")
-    try:
-        if not Path(source).exists():
-            validate_repo_id(str(source))
-    except HFValidationError as error:
-        raise ConfigError(
-            f"The base model {source} cannot be loaded: there is no such folder, nor such a name on the Hub."
-        ) from error
 
 
 def _check_generation(source: str | Path, hub: Mapping[str, Any]) -> None:

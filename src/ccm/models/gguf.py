@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ccm.core.errors import ConfigError
+from ccm.core.extras import needs
 from ccm.core.hub import why
 from ccm.core.processes import get_logger
 from ccm.models.cache import cache_folder, keep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENDING = ".gguf"
 _EDGE = 1 << 20  # bytes at the beginning and at the end of a file by which its copy is known
@@ -66,11 +67,10 @@ def dequantize(file: Path, target: Path) -> None:
     Raises:
         ConfigError: when the file cannot be read, or the package that reads it is not installed.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(
-            "A GGUF file is read by the package gguf, which is not installed; say pip install 'ccm[gguf]' or "
-            "pip install gguf."
-        )
+    needs("gguf", extra="gguf", what=f"{file.name}, a GGUF file,")
+    import torch  # here: whoever names a model by another name does not wait for it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         read: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.float32)
@@ -87,6 +87,8 @@ def dequantize(file: Path, target: Path) -> None:
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
     """The model without a mark of where its weights came from: transformers would not save it."""
+    import torch
+
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -19,11 +19,12 @@ from ccm.engine.adapter_files import SavedAdapter, base_of, find_adapter, is_pla
 from ccm.engine.decoder import CCMModel
 from ccm.engine.quantization import Quantization
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
-from ccm.models.base import HUB, check_place, is_builtin, load_base, locate
+from ccm.models.base import HUB, load_base
 from ccm.models.builtin import NAME, WEIGHTS
 from ccm.models.builtin import TURNS as BUILTIN_TURNS
 from ccm.models.catalogue import ADAPTERS
 from ccm.models.catalogue import MODELS as CATALOGUE
+from ccm.models.locate import check_place, is_builtin, locate
 from ccm.models.published import MODELS, paper_model, turns_for
 
 TURNS = "ccm_turns.json"  # beside a base or a plain LoRA that was trained here: how its conversations are written

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from itertools import islice
 
 import torch
 
 from ccm.core.errors import ConfigError, TrainingError, listed
+from ccm.core.extras import needs
 from ccm.core.processes import get_logger
 from ccm.data import DataSet
 from ccm.engine.layout import Sample
@@ -31,8 +31,9 @@ def trackers(recipe: Recipe) -> list[str]:
         ConfigError: where it is not installed.
     """
     wanted = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
-    if absent := [name for name in wanted if find_spec(name) is None]:
-        raise ConfigError(f"{absent[0]} is not installed; say pip install {absent[0]}, or set {absent[0]}=false.")
+    for name in wanted:
+        extra = "train" if name == "tensorboard" else ""
+        needs(name, extra=extra, what=f"{name}=true", instead=f"Or set {name}=false.")
     return wanted
 
 

@@ -23,9 +23,9 @@ from ccm.core.errors import CCMError, InputError
 from ccm.core.plain_text import check_text
 from ccm.core.units import size
 from ccm.engine.sampling import Sampling
-from ccm.models.base import is_builtin
 from ccm.models.builtin import LONGEST_TURN, NAME
 from ccm.models.load import load as load_model
+from ccm.models.locate import is_builtin
 
 PROMPT = "you  "
 KNOWS = (

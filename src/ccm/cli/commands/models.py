@@ -12,8 +12,6 @@ from ccm.core.provenance import Source, read_about
 from ccm.core.units import size
 from ccm.models.cache import find_model, model_folder
 from ccm.models.catalogue import MODELS
-from ccm.models.fetch import fetch, known
-from ccm.models.load import shipped
 
 
 def run_list(*, as_json: bool) -> None:
@@ -37,6 +35,8 @@ def run_get(name: str, source: Source) -> None:
     Raises:
         ConfigError: when it cannot be had.
     """
+    from ccm.models.fetch import fetch, known
+
     quiet()
     known(name)
     with stages() as tell:
@@ -50,7 +50,11 @@ def run_show(name: str) -> None:
     Raises:
         ConfigError: when there is none of that name.
     """
+    from ccm.models.fetch import known  # here, as torch below: the list waits for neither, a refusal not for torch
+
     model, wheel = known(name), known(name).wheel
+    from ccm.models.load import shipped
+
     folder = find_model(name)
     table = Table(show_header=False, box=None)
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0

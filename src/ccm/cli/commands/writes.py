@@ -10,6 +10,7 @@ from ccm.chat.turns import make_turns
 from ccm.cli.commands.demo import read_example, split_turn
 from ccm.cli.console import plain_console, quiet
 from ccm.core.errors import InputError, reason
+from ccm.core.extras import needs
 from ccm.engine.layout import Step
 from ccm.evaluation.writes import draw_writes, write_weights
 from ccm.models.load import load as load_model
@@ -23,6 +24,7 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
         ConfigError: when the rule mixes nothing.
     """
     quiet()
+    needs("matplotlib", extra="eval", what="A picture")
     if output.suffix.lower() != ".png":
         raise InputError(f"The picture is a PNG; name a file that ends in .png, not {output}.")
     *context, question, expected = read_example(file)
