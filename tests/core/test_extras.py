@@ -46,7 +46,7 @@ def test_what_is_absent_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as refusal:
         needs("bm25s", "json", "rouge_score", what="A_test", extra="eval", instead="Or do without.")
     assert str(refusal.value) == (
-        "A_test needs bm25s rouge-score, not installed here: `pip install -e '.[eval]'` or "
+        "A_test needs bm25s, rouge-score, not installed here: `pip install -e '.[eval]'` or "
         "`pip install bm25s rouge-score`. Or do without."
     )
     with pytest.raises(ConfigError, match=r"needs bm25s, not installed here: `pip install bm25s`\.$"):

@@ -20,6 +20,7 @@ def needs(*packages: str, what: str, extra: str = "", instead: str = "") -> None
         ConfigError: naming those that are not installed, and the command that installs them.
     """
     if absent := [name for name in packages if find_spec(name) is None]:
-        lacks = " ".join(absent).replace("_", "-")
-        ways = f"`pip install -e '.[{extra}]'` or `pip install {lacks}`" if extra else f"`pip install {lacks}`"
-        raise ConfigError(f"{what} needs {lacks}, not installed here: {ways}. {instead}".rstrip())
+        lacks = [name.replace("_", "-") for name in absent]
+        ways = ([f"`pip install -e '.[{extra}]'`"] if extra else []) + [f"`pip install {' '.join(lacks)}`"]
+        told = f"{what} needs {', '.join(lacks)}, not installed here: {' or '.join(ways)}. {instead}"
+        raise ConfigError(told.rstrip())
