@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -362,9 +361,12 @@ def test_the_built_in_model_still_remembers(way: Quantization) -> None:
 def test_every_command_that_loads_a_base_takes_quantize(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    def note(first: object, *rest: object, **more: object) -> int:
-        first = first[0] if isinstance(first, list) else first
-        asked.append((SimpleNamespace(**first) if isinstance(first, dict) else first).quantize)
+    def note(*given: Any, **more: object) -> int:
+        """Takes what a command is called with: a model's options, a selection, or what holds one."""
+        for one in given:
+            held = getattr(one, "selection", one)
+            if isinstance(held, dict) or hasattr(held, "quantize"):
+                asked.append(held["quantize"] if isinstance(held, dict) else held.quantize)
         return 0
 
     for place in ("chat.run", "demo.run", "stream.run", "evaluate.run_builtin", "evaluate.run_tasks"):

@@ -46,7 +46,7 @@ class SourceSettings:
             ConfigError: when there is none.
         """
         if self.path is None:
-            raise ConfigError(f"The {self.kind} {self.name!r} needs {files}; name it as {self.prefix}path.")
+            raise ConfigError(f"The {self.kind} {self.name!r} needs {files}; name it as {self.prefix}path=PATH.")
         return Path(self.path)
 
     def forbid_paths(self) -> None:
