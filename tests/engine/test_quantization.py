@@ -361,12 +361,12 @@ def test_the_built_in_model_still_remembers(way: Quantization) -> None:
 def test_every_command_that_loads_a_base_takes_quantize(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    def note(*given: Any, **more: object) -> int:
+    def note(*given: object, **more: object) -> int:
         """Takes what a command is called with: a model's options, a selection, or what holds one."""
         for one in given:
             held = getattr(one, "selection", one)
-            if isinstance(held, dict) or hasattr(held, "quantize"):
-                asked.append(held["quantize"] if isinstance(held, dict) else held.quantize)
+            table = held if isinstance(held, dict) else getattr(held, "__dict__", {})
+            asked.extend([table["quantize"]] if "quantize" in table else [])
         return 0
 
     for place in ("chat.run", "demo.run", "stream.run", "evaluate.run_builtin", "evaluate.run_tasks"):
