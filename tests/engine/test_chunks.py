@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import KERNELS, RULE_NAMES, assert_close, ccm_config, layout_of, make_sample, samples, tiny_model
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -40,6 +40,7 @@ def pass_of(rule: str, rows: list[Sample], **settings: bool) -> ParallelPass:
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_chunks_hold_the_mask_of_every_rule(rule: str, recurrent: bool, reach: Reach | None) -> None:
+    @example([make_sample([9] * 4, 2), make_sample([9], 2, head=6)], False)  # the head comes in view within a chunk
     @given(samples(max_rows=3, max_steps=9, longest_head=5), st.booleans())
     def check(rows: list[Sample], sink: bool) -> None:
         current = pass_of(rule, rows, recurrent=recurrent, sink=sink)

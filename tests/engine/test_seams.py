@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from ccm.core.errors import StackError
 from ccm.engine.attention import SDPA
 from ccm.engine.decoder import CCMModel
+from ccm.engine.last import LastPass
 from ccm.engine.lora import CompLinear
 from ccm.engine.seams import try_seams
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
@@ -77,7 +78,20 @@ def cache_renamed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("ccm.engine.seams.given_cache", lambda model, held: {"kept": held})
 
 
+def positions_kept(patch: pytest.MonkeyPatch) -> None:
+    """The last layer finds positions by the number of the column, whatever it is given."""
+    narrow = LastPass.narrow
+
+    def kept(self: LastPass, given: Any) -> Any:
+        return (
+            tuple(x[:, : len(narrow(self, x)[0])] for x in given) if isinstance(given, tuple) else narrow(self, given)
+        )
+
+    patch.setattr(LastPass, "narrow", kept)
+
+
 FAULTS = [
+    (positions_kept, False, "last layer of a model of the type llama does not compute a part alone"),
     (cache_renamed, False, "cache that is handed to a model of the type llama is not read"),
     (top_alone, True, "mask of a memory does not reach the layers of a model of the type t5"),
     (nothing_told, False, "mask of a memory does not reach the layers of a model of the type llama"),

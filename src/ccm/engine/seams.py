@@ -30,14 +30,15 @@ from transformers import (
 from ccm.core.config import CCMConfig, LoRASettings
 from ccm.core.rules import make_rule
 from ccm.engine.attention import SDPA, ParallelPass
-from ccm.engine.families import attention_modules, given_cache
-from ccm.engine.layout import Sample, Step, build_layout
+from ccm.engine.families import attention_modules, given_cache, last_layer
+from ccm.engine.last import attach_last, last_pass
+from ccm.engine.layout import IGNORE, Layout, Sample, Step, build_layout
 from ccm.engine.lora import inject_lora
 from ccm.engine.stack import refusal
 from ccm.engine.t5.encoder import EncoderPass, build_encoder_layout
 
 ROUNDING = 1e-4  # of numbers of size 1; what a seam leaves out changes them a hundred times as much
-_SAMPLE = Sample([Step([3, 4, 5]), Step([6, 7])], Step([8, 9]))
+_SAMPLE = Sample([Step([3, 4, 5]), Step([6, 7])], Step([8, 9], [9, 3]))
 _CONFIG = CCMConfig("concat", n_tok=1, recurrent=False, lora=LoRASettings(r=2, alpha=4, dropout=0.0))
 _SIZES: dict[str, Any] = {"vocab_size": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -83,6 +84,8 @@ def _try(base: PreTrainedModel, layout: Any, current: Any, run: Callable[..., Te
     current.rows = comp
     if not differs():
         raise refusal(f"The LoRA does not act on COMP tokens in a model of the type {kind}")
+    if not base.config.is_encoder_decoder:
+        _try_last(base, lambda: run(text, layout.positions, ccm=current), layout, current)
 
 
 def _try_cache(base: PreTrainedModel) -> None:
@@ -93,6 +96,16 @@ def _try_cache(base: PreTrainedModel) -> None:
     ]
     if _far(torch.cat(parts, dim=1), base(inputs_embeds=text, use_cache=False).logits):
         raise refusal(f"A cache that is handed to a model of the type {base.config.model_type} is not read")
+
+
+def _try_last(base: PreTrainedModel, run: Callable[[], Tensor], layout: Layout, current: ParallelPass) -> None:
+    """The last layer computes what is read of it alone; that must come out as of the whole layer."""
+    read = layout.targets != IGNORE
+    whole = run()[read]
+    attach_last(last_layer(base))
+    current.last = last_pass(layout, current.rule, flex=False)
+    if _far(run()[read], whole):
+        raise refusal(f"The last layer of a model of the type {base.config.model_type} does not compute a part alone")
 
 
 def _far(found: Tensor, expected: Tensor) -> bool:
