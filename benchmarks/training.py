@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,32 +13,40 @@ from benchmarks import models
 from benchmarks.common import Options, Report, Subject, compare, report_comparisons, time_in_turns
 from benchmarks.models import CONCAT, MERGE
 from ccm.core.config import CCMConfig
-from ccm.engine.layout import build_layout
+from ccm.engine.layout import Sample, build_layout
 
 PLAIN = "plain LoRA"
-OURS: dict[str, tuple[CCMConfig, float]] = {"concat N=2": (CONCAT, 1.15), "merge N=8": (MERGE, 1.30)}
+OURS: dict[str, CCMConfig] = {"concat N=2": CONCAT, "merge N=8": MERGE}
+LIMITS = {models.STEPS: (0.70, 0.85), 64: (0.50, 0.60)}  # by the number of steps, of concat and merge
 SETTING = (
-    f"One step, forward and backward, of {models.ROWS} rows of {models.STEPS} x {models.STEP_TOKENS} + "
-    f"{models.QUERY_TOKENS} tokens, {models.TARGET_TOKENS} targets a row; logits at the targets only. The plain step "
-    "reads the same text without COMP tokens, under stock causal attention, with PEFT's LoRA of the same rank."
+    f"One step, forward and backward, of {models.STEPS} or 64 steps of {models.STEP_TOKENS} tokens and a query of "
+    f"{models.QUERY_TOKENS}, in {models.ROWS} rows or 1; {models.TARGET_TOKENS} targets a row, logits at the targets "
+    "only. The plain step reads the same text without COMP tokens, under stock causal attention, with PEFT's LoRA of "
+    "the same rank."
 )
 
 
 def run(options: Options) -> Report:
     """Time the steps in turns."""
-    taken = time_in_turns({name: Subject(training_step(name)) for name in (PLAIN, *OURS)}, options)
-    rows = [compare(taken, name, PLAIN, limit) for name, (_, limit) in OURS.items()]
+    rows = []
+    for steps, limits in LIMITS.items():
+        samples = models.training_samples(models.ROWS if steps == models.STEPS else 1, steps)
+        subjects = {f"{name}, {steps} steps": Subject(training_step(name, samples)) for name in (PLAIN, *OURS)}
+        taken = time_in_turns(subjects, options)
+        plain, *ours = subjects
+        rows += [compare(taken, name, plain, limit) for name, limit in zip(ours, limits, strict=True)]
     return report_comparisons("Training step", SETTING, rows)
 
 
-def training_step(name: str) -> Callable[..., None]:
+def training_step(name: str, samples: Sequence[Sample] | None = None) -> Callable[..., None]:
     """The training step of that name: gradients zeroed, forward, backward. The batch is laid out already."""
-    return _plain_step() if name == PLAIN else _our_step(OURS[name][0])
+    samples = models.training_samples() if samples is None else samples
+    return _plain_step(samples) if name == PLAIN else _our_step(OURS[name], samples)
 
 
-def _our_step(config: CCMConfig) -> Callable[..., None]:
+def _our_step(config: CCMConfig, samples: Sequence[Sample]) -> Callable[..., None]:
     model = models.ccm_model(config).train()
-    layout = build_layout(models.training_samples(), config, model.rule, pad_id=0)
+    layout = build_layout(samples, config, model.rule, pad_id=0)
 
     def step(_: None = None) -> None:
         model.zero_grad()
@@ -49,9 +57,8 @@ def _our_step(config: CCMConfig) -> Callable[..., None]:
     return step
 
 
-def _plain_step() -> Callable[..., None]:
+def _plain_step(samples: Sequence[Sample]) -> Callable[..., None]:
     model = plain_lora().train()
-    samples = models.training_samples()
     ids = torch.tensor([[token for step in (*s.steps, s.query) for token in step.ids] for s in samples])
     targets = torch.tensor([s.query.targets for s in samples])[:, -models.TARGET_TOKENS :]
     columns = torch.arange(ids.shape[1] - models.TARGET_TOKENS, ids.shape[1])

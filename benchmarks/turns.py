@@ -12,11 +12,12 @@ from benchmarks import models
 from benchmarks.common import Comparison, Options, Report, Subject, compare, time_in_turns
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory
+from ccm.engine.sampling import Sampling
 
 EARLY, LATE, PROMPT = 4, 64, 20
 RULES = {"merge N=8": (models.MERGE, 1.20), "concat N=2": (models.CONCAT, None), "full context": (models.FULL, None)}
 SETTING = (
-    f"Time to the first token: `model.generate` of one token after a prompt of {PROMPT} tokens, batch 1, at turn "
+    f"Time to the first token, as a chat takes it: `model.reader` after a prompt of {PROMPT} tokens, batch 1, at turn "
     f"{LATE} beside turn {EARLY}; and the bytes of keys and values held. Every turn has {models.STEP_TOKENS} tokens."
 )
 
@@ -41,7 +42,8 @@ def run(options: Options) -> Report:
 
 
 def _first_token(model: CCMModel, memory: Memory, prompt: Tensor, _: None) -> Tensor:
-    return model.generate(memory, prompt, max_new_tokens=1, do_sample=False)
+    read = model.reader(memory, model.close(memory).cache())
+    return Sampling().choose(read(prompt))
 
 
 def _report(compared: dict[str, Comparison], memories: dict[str, dict[int, Memory]]) -> Report:

@@ -106,7 +106,8 @@ class AdaptedModel(nn.Module):
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
         self.comp_embeddings = embedding(base, self._embeddings(config.n_tok_range[1]))
         self.base = base
-        self._lora = [(n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
+        linears = ((n, m) for n, m in base.named_modules() if "lora_" in n and isinstance(m, nn.Linear))
+        self._lora = {f"{name.removesuffix('.default')}.weight": linear for name, linear in linears}
         self._called = called(base.name_or_path)
         self._origin: tuple[tuple[int, ...], Origin] | None = None
         self.rule.to(base.device)
@@ -280,7 +281,7 @@ class AdaptedModel(nn.Module):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
-        lora = {f"{name.removesuffix('.default')}.weight": module.weight for name, module in self._lora}
+        lora = {name: linear.weight for name, linear in self._lora.items()}
         rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
         return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
 

@@ -20,7 +20,7 @@ from ccm.core.config import CCMConfig, check_count
 from ccm.core.errors import InputError, UnsupportedModelError
 from ccm.core.sending import send, send_numbers
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
-from ccm.engine.attention import SDPA, AllWritten, CompressingPass, ParallelPass
+from ccm.engine.attention import SDPA, AllWritten, CachedPass, CompressingPass, ParallelPass
 from ccm.engine.carrying import attach_view, check_caching
 from ccm.engine.families import decoder, given_cache, last_layer
 from ccm.engine.head import head_reads, pick
@@ -114,6 +114,7 @@ class CCMModel(AdaptedModel):
             return Head()
         blank = self.empty_memory()
         cache, (text, mask, _) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
+        self._check_end(blank, [len(ids)])
         cache.columns = replace(cache.columns, raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
         self._run(blank, cache, text, mask, n_tok=0)
         return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
@@ -225,6 +226,7 @@ class CCMModel(AdaptedModel):
         if memory.closed:
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
         ids, mask, lengths = self._text(memory, ids, mask)
+        self._check_end(memory, lengths)
         if cache is not None and not (
             cache.memory is memory
             and cache.get_seq_length() <= cache.columns.width + ids.shape[1]
@@ -309,12 +311,16 @@ class CCMModel(AdaptedModel):
         whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
         read = whole[:, cache.columns.width :]
         self._check_end(memory, read.sum(1).tolist())
+        check_caching(self.base)
+        text = cache.memory.positions_of(read)
+        columns, positions = torch.cat([cache.columns.positions, text], dim=1), text[:, -ids.shape[1] :]
         logits = self.base(
             input_ids=ids,
             attention_mask=whole.long(),
-            position_ids=cache.positions_of(whole, ids.shape[1]),
+            position_ids=positions,
             **given_cache(self.base, cache),
             logits_to_keep=int(last),
+            ccm=CachedPass(whole, columns, positions, cache.columns.raw),
         ).logits[..., : self.vocab_size]
         cache.read = read
         return logits
@@ -475,15 +481,16 @@ class CCMModel(AdaptedModel):
         """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
         n, sink = self.config.n_tok, memory.sinks
         read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
-        first = read.long().argmax(1)[:, None, None, None]
+        first = read.long().argmax(1)[:, None, None, None] if sink else None
 
         def fold(old: Tensor, new: Tensor, weight: Tensor | None) -> Tensor:
-            head = [new.take_along_dim(first, 2)] if sink else []
+            head = [] if first is None else [new.take_along_dim(first, 2)]
             return torch.cat([*head, self.rule.fold(old[:, :, sink:], new[:, :, -n:], weight)], dim=2)
 
         layers = range(len(cache.layers))
-        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0].clone()
-        valid[:, :sink] &= send_numbers([[not len(head)] for head in memory.heads], valid.device)
+        valid = fold(memory.mask[:, None, :, None], read[:, None, :, None], None)[:, 0, :, 0]
+        if sink:
+            valid[:, :1] &= send_numbers([[not len(head)] for head in memory.heads], valid.device)
         return replace(
             memory,
             keys=tuple(fold(memory.keys[i], cache.layers[i].keys, weights[i]) for i in layers),
@@ -509,8 +516,8 @@ class CCMModel(AdaptedModel):
         if not all(lengths):
             raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
         self.check_ids(ids)
-        self._check_end(memory, lengths)
-        return send(ids, self.device), send(mask, self.device), lengths
+        device = self.device
+        return send(ids, device), send(mask, device), lengths
 
     def _check_end(self, memory: Memory, lengths: Sequence[int]) -> None:
         end = max(at + length for at, length in zip(memory.ends, lengths, strict=True)) + self._comp_room
