@@ -76,4 +76,6 @@ def _widen(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -
     last = kwargs.get("ccm")
     if not isinstance(last, LastPass):
         return None
-    return (last.widen(output[0]), *output[1:]) if isinstance(output, tuple) else last.widen(output)
+    if isinstance(output, tuple):  # of some families in older versions of transformers
+        return last.widen(output[0]), *output[1:]
+    return last.widen(output)
