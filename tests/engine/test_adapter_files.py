@@ -576,6 +576,8 @@ def test_adapters_share_the_stage_1_adapter_that_stands_beside_them(tmp_path: Pa
         model = CCMModel(tiny_base(), ccm_config(rule), stage1=read_stage1(tmp_path / "first")).eval()
         randomize_adapter(model, 1)
         model.save_pretrained(tmp_path / rule)  # by itself at first
+        settings = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+        (tmp_path / "first" / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "x"}))
         write_adapter(read_adapter(tmp_path / rule), tmp_path / rule, shared="first")
         assert not (tmp_path / rule / "base_adapter").exists()
         models.append(model)

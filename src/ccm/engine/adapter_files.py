@@ -101,7 +101,8 @@ def write_adapter(adapter: SavedAdapter, folder: str | Path, *, shared: str = ""
 
 
 def _write(adapter: SavedAdapter, target: Path, beside: str) -> None:
-    if beside and (adapter.stage1 is None or read_stage1(target / beside).fingerprint != adapter.stage1.fingerprint):
+    stage1 = read_stage1(target / beside) if beside else adapter.stage1  # whose settings may name the base otherwise
+    if beside and (adapter.stage1 is None or stage1 is None or stage1.fingerprint != adapter.stage1.fingerprint):
         raise AdapterError(f"{target / beside} does not hold the stage-1 adapter of what is to be written to {target}.")
     if adapter.stage1 and not beside:
         (target / STAGE1).mkdir(exist_ok=True)
@@ -112,7 +113,7 @@ def _write(adapter: SavedAdapter, target: Path, beside: str) -> None:
         shutil.rmtree(target / STAGE1)
     signs = {} if adapter.base_signs is None else {SIGNS: adapter.base_signs}
     settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict(), **({STAGE1: beside} if beside else {})}
-    manifest: dict[str, Any] = {**_pair(settings, adapter.stage1), SETTINGS: adapter.base_settings}
+    manifest: dict[str, Any] = {**_pair(settings, stage1), SETTINGS: adapter.base_settings}
     write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, manifest)
     save_json(target / CONFIG, settings)
 
