@@ -15,7 +15,7 @@ from helpers import tiny_model
 
 from ccm.chat.window import window_settings
 from ccm.core import errors
-from ccm.core.config import CCMConfig, LoRASettings, TurnFormat, bounded, check_types
+from ccm.core.config import CCMConfig, LoRASettings, TurnFormat, bounded, check_fields
 from ccm.core.errors import CCMError, ConfigError, InputError, unknown_name
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
@@ -153,7 +153,7 @@ class Bounded:
 
 @pytest.mark.parametrize("values", [{}, {"count": 1}, {"share": 0}, {"share": 1}, {"share": None}, {"free": -5}])
 def test_values_within_their_bounds_are_allowed(values: dict[str, Any]) -> None:
-    check_types(Bounded(**values))
+    check_fields(Bounded(**values))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_values_within_their_bounds_are_allowed(values: dict[str, Any]) -> None:
 )
 def test_values_beyond_their_bounds_are_refused_with_them(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        check_types(Bounded(**values), "x.")
+        check_fields(Bounded(**values), "x.")
 
 
 def test_an_unknown_name_is_told_with_the_likeliest_and_all_others() -> None:

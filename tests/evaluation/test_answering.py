@@ -12,10 +12,10 @@ from helpers import EOS, PAD, TOLERANCE, VOCAB, ccm_config, randomize_adapter
 from tiny_t5 import tiny_t5
 
 from ccm.data.questions import Question
-from ccm.engine.layout import IGNORE, Sample, Step
+from ccm.engine.layout import IGNORE, Sample, Step, padded
 from ccm.engine.t5.encoder import build_encoder_layout
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
-from ccm.evaluation.answering import answering, padded
+from ccm.evaluation.answering import answering
 from ccm.evaluation.scoring import Scorer
 
 

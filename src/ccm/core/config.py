@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def bounded(default: float | None, least: float = -math.inf, most: float = math.inf) -> Any:
-    """A finite number as a field of settings, with its bounds, both included; :func:`check_types` enforces them."""
+    """A finite number as a field of settings, with its bounds, both included; :func:`check_fields` enforces them."""
     return field(default=default, metadata={"bounds": (least, most)})
 
 
@@ -39,7 +39,7 @@ class LoRASettings:
     conditional: bool = True
 
     def __post_init__(self) -> None:
-        check_types(self, "lora.")
+        check_fields(self, "lora.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
 
@@ -62,7 +62,7 @@ class TurnFormat:
     preamble: str = ""
 
     def __post_init__(self) -> None:
-        check_types(self, "turns.")
+        check_fields(self, "turns.")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class CCMConfig:
     base_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         least, most = self.n_tok_range
         if not 1 <= least <= self.n_tok <= most:
             raise ConfigError(
@@ -134,7 +134,7 @@ class CCMConfig:
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def check_types(settings: Any, prefix: str = "") -> None:
+def check_fields(settings: Any, prefix: str = "") -> None:
     """Refuse a field of a dataclass whose value is not of its declared type, or not within its bounds.
 
     A whole number will do for a float.

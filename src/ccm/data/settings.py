@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ccm.core.config import bounded, build_settings, check_types
+from ccm.core.config import bounded, build_settings, check_fields
 from ccm.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class SourceSettings:
     kind, prefix = "data set", "data."  # for messages: what is set, and where its fields are found
 
     def __post_init__(self) -> None:
-        check_types(self, self.prefix)
+        check_fields(self, self.prefix)
 
     def read_options(self, options: type[T]) -> T:
         """The options as their own dataclass.
@@ -127,11 +127,11 @@ class DataOptions:
     """Base of the options that a data set has of its own: a frozen dataclass, whose fields are checked."""
 
     def __post_init__(self) -> None:
-        check_types(self, "data.options.")
+        check_fields(self, "data.options.")
 
 
 class TaskOptions:
     """Base of the options that a task has of its own: a frozen dataclass, whose fields are checked."""
 
     def __post_init__(self) -> None:
-        check_types(self, "task.options.")
+        check_fields(self, "task.options.")

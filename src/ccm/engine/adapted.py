@@ -30,6 +30,7 @@ from ccm.engine.adapter_files import (
 from ccm.engine.attention import EAGER, SDPA
 from ccm.engine.families import attention_modules, entry_sizes, max_positions
 from ccm.engine.fingerprint import effective_settings, fingerprint_base, fingerprint_tensors, pack_signs, sample_signs
+from ccm.engine.key_values import BaseMemory
 from ccm.engine.lora import CompEmbedding, PlainLoRA, TableEmbedding, inject_lora, merge_stage1
 from ccm.engine.memory_files import Origin
 from ccm.engine.quantization import Quantization
@@ -311,6 +312,29 @@ class AdaptedModel(nn.Module):
                 f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
                 "tokenizer that of the base model?"
             )
+
+    def check_text(self, memory: BaseMemory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
+        """Refuse a text (B, T) that cannot follow a memory; ``mask`` (B, T) is False at padding, True where None.
+
+        Returns:
+            The mask, bool, and the length of each row.
+
+        Raises:
+            InputError: when the memory is of another model, the shapes do not fit, a row is empty, or an id is unknown.
+        """
+        if memory.origin != self.origin:
+            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
+            raise InputError(
+                f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
+                f"{memory.batch} conversations both must be ({memory.batch}, T)."
+            )
+        lengths = mask.sum(1).tolist()
+        if not all(lengths):
+            raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
+        self.check_ids(ids)
+        return mask, lengths
 
     def _embed(self, ids: Tensor, slots: Tensor) -> Tensor:
         return self.comp_embeddings(self.base.get_input_embeddings()(ids), slots)

@@ -504,18 +504,7 @@ class CCMModel(AdaptedModel):
 
         The text is checked where it lies: of one on the CPU, the device is asked nothing.
         """
-        if memory.origin != self.origin:
-            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
-            raise InputError(
-                f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
-                f"{memory.batch} conversations both must be ({memory.batch}, T)."
-            )
-        lengths = mask.sum(1).tolist()
-        if not all(lengths):
-            raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
-        self.check_ids(ids)
+        mask, lengths = self.check_text(memory, ids, mask)
         device = self.device
         return send(ids, device), send(mask, device), lengths
 

@@ -212,3 +212,14 @@ def _build_row(sample: Sample, config: CCMConfig, rule: Rule, pad_id: int) -> _R
             row.comp(config.recurrent)
     row.text(sample.query, reads=True)
     return row
+
+
+def padded(rows: Sequence[Sequence[int]], *, after: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and mask (B, T) of rows. They are padded on the left, or on the right where they go on from other
+    text (``after``): a gap within a text would count in a sliding window."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if after else slice(width - len(row), width)
+        ids[i, place], mask[i, place] = torch.tensor([*row], dtype=torch.long), True
+    return ids, mask

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ccm.core.config import check_types
+from ccm.core.config import check_fields
 from ccm.core.errors import InputError
 
 COLDEST = 1e-6  # far below it, logits divided by the temperature overflow
@@ -49,7 +49,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
             raise InputError(
                 f"temperature is {self.temperature}; it must be 0 (greedy), or finite and at least {COLDEST}."

@@ -17,6 +17,7 @@ from ccm.chat.turns import Turns
 from ccm.data.questions import Question
 from ccm.engine.decoder import CCMModel
 from ccm.engine.families import given_cache
+from ccm.engine.layout import padded
 from ccm.engine.memory import Memory, MemoryCache
 from ccm.engine.sampling import Read
 from ccm.engine.t5.memory import EncoderMemory
@@ -145,17 +146,6 @@ def answering(model: CCMModel | CCMEncoderDecoder, turns: Turns | None, most: in
     """The :class:`Answering` for a model; arguments as there."""
     kind = EncoderDecoderAnswering if isinstance(model, CCMEncoderDecoder) else DecoderAnswering
     return kind(model, turns, most)
-
-
-def padded(rows: Sequence[Sequence[int]], *, after: bool = False) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of rows. They are padded on the left, or on the right where they go on from other
-    text (``after``): a gap within a text would count in a sliding window."""
-    width = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(0, len(row)) if after else slice(width - len(row), width)
-        ids[i, place], mask[i, place] = torch.tensor([*row], dtype=torch.long), True
-    return ids, mask
 
 
 def likelihood(logits: Tensor, answer: Sequence[int]) -> float:

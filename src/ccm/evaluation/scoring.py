@@ -20,9 +20,10 @@ from ccm.chat.turns import Turns
 from ccm.core.errors import ConfigError, InputError
 from ccm.data.questions import Question
 from ccm.engine.decoder import CCMModel, as_decoder
+from ccm.engine.layout import padded
 from ccm.engine.memory import Head, Memory
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
-from ccm.evaluation.answering import answering, padded
+from ccm.evaluation.answering import answering
 from ccm.evaluation.metrics import Likelihood
 from ccm.evaluation.texts import JudgedReply, judge
 

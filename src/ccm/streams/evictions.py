@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ccm.core.config import bounded, check_types
+from ccm.core.config import bounded, check_fields
 from ccm.core.errors import ConfigError
 from ccm.engine.attention import CachedPass, CompressingPass, Pass, additive
 from ccm.engine.call import Attended, Call
@@ -55,7 +55,7 @@ class StreamSettings:
     tolerance: int = bounded(0, 0)
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         if self.evict not in EVICTIONS:
             raise ConfigError(f"evict is {self.evict!r}; allowed: {', '.join(EVICTIONS)}.")
         if self.cache_size < self.least:

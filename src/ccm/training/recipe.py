@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ccm.core.config import CCMConfig, TurnFormat, bounded, build_settings, check_types
+from ccm.core.config import CCMConfig, TurnFormat, bounded, build_settings, check_fields
 from ccm.core.errors import ConfigError, did_you_mean, reason
 from ccm.core.rules import rule_class
 from ccm.data.settings import DataSettings
@@ -117,7 +117,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
-        check_types(self)
+        check_fields(self)
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")

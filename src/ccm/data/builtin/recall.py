@@ -17,6 +17,7 @@ from ccm.core.errors import InputError
 from ccm.data.builtin import words
 from ccm.data.builtin.generator import HELD_OUT, Turn, Verdict, judge, recall_dialogue, small_talk, untold_question
 from ccm.engine.decoder import CCMModel
+from ccm.engine.layout import padded
 
 QUESTIONS = 4  # the last turns of a dialogue, which are judged; long dialogues have earlier ones
 NAMED = {*words.NAMES, *words.CITIES}
@@ -160,7 +161,7 @@ class _Conversations:
         """Read a line of each with the reply that it has."""
         pairs = zip(lines, self.memory.begun, strict=True)
         rows = [[*self._turns.exchange(line.user, line.reply, first=not begun).ids] for line, begun in pairs]
-        self.memory = self._model.compress(self._model.make_room(self.memory, max(map(len, rows))), *_padded(rows))
+        self.memory = self._model.compress(self._model.make_room(self.memory, max(map(len, rows))), *padded(rows))
 
     @torch.no_grad()
     def reply(self, lines: Sequence[Turn]) -> list[str]:
@@ -170,18 +171,11 @@ class _Conversations:
         memory = self._model.make_room(self.memory, max(map(len, prompts)) + MAX_REPLY)
         replies = [Reply(self._turns, self._ends, MAX_REPLY) for _ in prompts]
         cache = self._model.close(memory).cache()
-        logits = self._model.read(memory, *_padded(prompts), cache, last=True)[:, -1]
+        logits = self._model.read(memory, *padded(prompts), cache, last=True)[:, -1]
         replies_to(logits, self._model.reader(memory, cache), replies)
         rows = [prompt + reply.ids for prompt, reply in zip(prompts, replies, strict=True)]
-        self.memory = self._model.compress(memory, *_padded(rows))
+        self.memory = self._model.compress(memory, *padded(rows))
         return [reply.text for reply in replies]
-
-
-def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return ids, mask
 
 
 def _share(verdicts: Counter[tuple[str, Verdict]], kind: str, verdict: Verdict) -> float | None:

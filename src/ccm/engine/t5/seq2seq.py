@@ -212,17 +212,7 @@ class CCMEncoderDecoder(AdaptedModel):
 
     def _rows(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None) -> list[tuple[int, ...]]:
         """The token ids of every row, checked."""
-        if memory.origin != self.origin:
-            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
-            raise InputError(
-                f"The ids have shape {tuple(ids.shape)} and their mask {tuple(mask.shape)}; for a memory of "
-                f"{memory.batch} conversations both must be ({memory.batch}, T)."
-            )
-        if not mask.numel() or not mask.any(1).all():
-            raise InputError("A step has no tokens; every conversation of the batch needs at least one.")
-        self.check_ids(ids)
+        mask, _ = self.check_text(memory, ids, mask)
         return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
 
     def _lay_out(self, memory: EncoderMemory, samples: Sequence[Sample]) -> EncoderLayout:
