@@ -36,7 +36,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from ccm.core.config import CCMConfig, TurnFormat
+from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.engine import adapter_files as checkpoint
 from ccm.engine.adapter_files import (
@@ -760,3 +760,52 @@ def test_a_model_under_another_rule_is_that_which_is_loaded_so(
 def test_a_model_does_not_go_under_a_rule_that_it_was_not_trained_for() -> None:
     with pytest.raises(ConfigError, match="trained for the rule 'concat' and cannot run as 'merge'"):
         tiny_model().under("merge")
+
+
+def test_another_adapter_shares_the_weights_of_the_base(tmp_path: Path) -> None:
+    tiny_model("merge", n_tok=2).save_pretrained(tmp_path)
+    model = tiny_model("concat")
+    before = online_logits(model, SAMPLE)
+    other, loaded = model.with_adapter(tmp_path), CCMModel.from_pretrained(tmp_path, tiny_base())
+    assert torch.equal(online_logits(other, SAMPLE), online_logits(loaded, SAMPLE))
+    assert repr(other.origin) == repr(loaded.origin) != repr(model.origin)
+    assert torch.equal(online_logits(model, SAMPLE), before)
+    shared = {id(p) for p in model.parameters()} & {id(p) for p in other.parameters()}
+    assert shared == {id(p) for name, p in model.base.named_parameters() if "lora_" not in name}
+    with torch.no_grad():
+        other.adapter_tensors()["comp_embeddings.weight"].add_(1)
+        for name, tensor in other.adapter_tensors().items():
+            tensor.add_(0.5) if "lora_" in name else None
+    assert torch.equal(online_logits(model, SAMPLE), before)
+
+
+def test_another_adapter_shares_a_merged_first_stage(tmp_path: Path) -> None:
+    save_plain_lora(tmp_path / "plain")
+    for rule in ("concat", "gate"):
+        model = CCMModel(tiny_base(), ccm_config(rule), stage1=read_stage1(tmp_path / "plain"))
+        randomize_adapter(model, len(rule))
+        model.save_pretrained(tmp_path / rule)
+    model = CCMModel.from_pretrained(tmp_path / "concat", tiny_base())
+    other = model.with_adapter(tmp_path / "gate")
+    loaded = CCMModel.from_pretrained(tmp_path / "gate", tiny_base())
+    assert torch.equal(online_logits(other, SAMPLE), online_logits(loaded, SAMPLE))
+    other.save_pretrained(tmp_path / "again")
+    assert read_adapter(tmp_path / "again").stage1 is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "saved"),
+    [
+        ({}, {"base": 1}),
+        ({}, {"lora": LoRASettings(r=2)}),
+        ({"lora": LoRASettings(conditional=False)}, {"lora": LoRASettings(conditional=False)}),
+        ({"embeddings": "table"}, {"embeddings": "table"}),
+    ],
+)
+def test_an_adapter_that_cannot_share_the_base_is_refused(
+    tmp_path: Path, model: dict[str, Any], saved: dict[str, Any]
+) -> None:
+    seed = saved.pop("base", 0)
+    CCMModel(tiny_base(seed=seed), ccm_config("concat", **saved)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="cannot share the weights of this model"):
+        CCMModel(tiny_base(), ccm_config("concat", **model)).with_adapter(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ccm.core.config import CCMConfig
-from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.errors import ConfigError, InputError, UnsupportedModelError
 from ccm.core.provenance import called
 from ccm.core.rules import Rule, make_rule
 from ccm.engine.adapter_files import (
@@ -133,6 +134,41 @@ class AdaptedModel(nn.Module):
         if (config.rule, config.rule_options) != (self.config.rule, self.config.rule_options):
             other.rule = _built_rule(config, self.base).to(self.device).train(self.training)
         return other
+
+    def shares_base(self, config: CCMConfig) -> bool:
+        """Whether an adapter with these settings can run beside this one, on the same weights (:meth:`with_adapter`).
+
+        It can where it was trained on the very base and stage-1 adapter, with a LoRA on COMP tokens of the same form.
+        """
+        separate, own = self.config.embeddings == config.embeddings == "separate", self.config.lora
+        return config.base_fingerprint == self.base_id and separate and own.conditional and own == config.lora
+
+    def with_adapter(self, adapter: str | Path, rule: str | None = None, **changes: Any) -> Self:
+        """A model with another adapter of the same base. Both share the frozen weights; each trains its own.
+
+        Args:
+            adapter: folder or Hub id.
+            rule: another rule to run under, with other settings as ``changes`` (see :meth:`under`).
+
+        Raises:
+            AdapterError: when the adapter is absent or damaged.
+            ConfigError: when it cannot run as asked, or cannot share the base (see :meth:`shares_base`).
+        """
+        saved = read_adapter(find_adapter(adapter))
+        if not self.shares_base(saved.config):
+            raise ConfigError(
+                f"{adapter} cannot share the weights of this model: it was trained on another base or stage-1 adapter, "
+                "or has a LoRA of another form. Load it by itself."
+            )
+        config = with_rule(saved.config, rule, **changes)
+        frozen = [tensor for name, tensor in self.base.named_parameters() if "lora_" not in name]
+        frozen += [*self.base.buffers(), *(self.stage1.tensors.values() if self.stage1 else ())]
+        other = deepcopy(self, {id(tensor): tensor for tensor in frozen})
+        other.config, other._origin = config, None
+        other.rule = _built_rule(config, self.base).to(self.device)
+        other.comp_embeddings = CompEmbedding(self.base, other._embeddings(config.n_tok_range[1])).to(self.device)
+        other.load_adapter(saved.tensors_for(config.rule), str(adapter))
+        return other.eval()
 
     # Files -----------------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ M = TypeVar("M", bound=Method)
 
 
 class Models:
-    """The models of methods on one base. An adapter is loaded with its base once, whatever rules run on it in turn.
+    """The models of methods. A base is loaded once for all rules, and for adapters that can share its weights.
 
     Args:
         selection: names the base, and how it is loaded.
@@ -67,19 +67,24 @@ class Models:
         """
         adapter = self._adapter(method)
         if self._loaded is None or self._loaded[0] != adapter:
-            self._loaded = None  # there is room for one
-            chosen = self._selection
-            loaded = load_model(
-                self._base(method),
-                adapter,
-                rule=None if adapter else method.rule,
-                device=chosen.device,
-                dtype=chosen.dtype,
-                quantize=chosen.quantize,
-            )
-            self._loaded = (adapter, *loaded)
+            self._loaded = (adapter, *self._read(method, adapter))
         _, model, tokenizer = self._loaded
         return model.under(method.rule, **{k: v for k, v in changes.items() if v is not None}), tokenizer
+
+    def _read(self, method: Method, adapter: str | Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
+        if self._loaded is not None and adapter is not None and not is_plain_lora(adapter):
+            _, model, tokenizer = self._loaded
+            if model.shares_base(read_config(find_adapter(adapter))):
+                return model.with_adapter(adapter), tokenizer
+        self._loaded, chosen = None, self._selection  # there is room for one base
+        return load_model(
+            self._base(method),
+            adapter,
+            rule=None if adapter else method.rule,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            quantize=chosen.quantize,
+        )
 
     def _base(self, method: Method) -> str | None:
         return self._selection.model if method.adapter or self._selection.model else NAME
