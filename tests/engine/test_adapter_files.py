@@ -605,7 +605,7 @@ def test_a_stage_1_adapter_beside_that_is_absent_another_or_elsewhere_is_refused
     for place in ("/etc", "../..", "../a/b", "first", "../.hidden", 3):
         settings = json.loads((tmp_path / "adapter" / "ccm_config.json").read_text()) | {"base_adapter": place}
         (tmp_path / "adapter" / "ccm_config.json").write_text(json.dumps(settings))
-        with pytest.raises(AdapterError, match=r"can be a folder beside it, such as \.\./base"):
+        with pytest.raises(AdapterError, match=r"allowed is a folder beside it, such as \.\./base"):
             read_adapter(tmp_path / "adapter")
 
 

@@ -73,8 +73,8 @@ class CCMConfig:
         rule: name of the rule that turns COMP entries into the memory (a key of ``ccm.core.rules.RULES``).
         rule_options: keyword arguments of the rule, e.g. ``{"weight": 0.3}`` for "ema".
         n_tok: N, the number of COMP tokens after each step (under gist, after the whole context).
-        min_n_tok: the smallest N that the adapter is trained with; ``n_tok`` where None.
-        max_n_tok: the largest N, which is also the number of COMP embeddings; ``n_tok`` where None.
+        min_n_tok: the smallest N that the adapter is trained with; ``n_tok`` if None.
+        max_n_tok: the largest N, which is also the number of COMP embeddings; ``n_tok`` if None.
         recurrent: whether a step sees Mem(t-1) while it is read and compressed.
         sink: whether the first token stays visible to all later tokens, as one extra entry that is never mixed.
         positions: "skip" (COMP tokens take no text positions) or "base" (they take positions as text does).

@@ -103,7 +103,8 @@ class PlainText:
             ids += after_other(self._encode, piece)
         if left := next((self._controls[token] for token in ids if token in self._controls), None):
             raise InputError(
-                f"The text {_shortened(text)!r} spells {left!r}, a token that steers the model; change the text."
+                f"To this tokenizer, the text {_shortened(text)!r} spells {left!r}, a token that steers the model; "
+                "change the text."
             )
         return ids
 

@@ -309,7 +309,7 @@ class AdaptedModel(nn.Module):
         lowest, highest = torch.stack(ids.aminmax()).tolist()
         if lowest < 0 or highest >= self.vocab_size:
             raise InputError(
-                f"The ids are from {lowest} to {highest}; the model has ids from 0 to {self.vocab_size - 1}. Is the "
+                f"The ids reach from {lowest} to {highest}; the model has ids from 0 to {self.vocab_size - 1}. Is the "
                 "tokenizer that of the base model?"
             )
 

@@ -84,8 +84,8 @@ class BlockView(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The tensors of one batch."""
+class BaseLayout:
+    """The base of layouts: the tensors of one batch."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
@@ -94,7 +94,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Layout(Batch):
+class Layout(BaseLayout):
     """One batch for a parallel pass: B rows of T columns, padded on the left. See the picture above.
 
     Attributes:

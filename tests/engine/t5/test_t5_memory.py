@@ -99,7 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[dict, dict], Any], str]] = {
     "no text": (lambda t, m: m.pop("text"), "lacks a part of the memory: 'text'"),
     "text of floats": (lambda t, m: m.update(text=[[[0.5]]]), "not whole numbers"),
     "text beyond the vocabulary": (lambda t, m: m.update(text=[[[VOCAB]]]), "ids that this model does not have"),
-    "a step without tokens": (lambda t, m: m.update(text=[[[]]]), "or a step has none"),
+    "a step without tokens": (lambda t, m: m.update(text=[[[]]]), "or a step is empty"),
     "narrower states": (lambda t, m: t.update(states=t["states"][:, :, 1:].clone()), "sizes disagree"),
     "a layer too few": (lambda t, m: [t.pop(f"{kind}.2") for kind in ("keys", "values")], "lacks a part.*keys.2"),
 }

@@ -27,11 +27,11 @@ from ccm.core.errors import InputError
 from ccm.core.rules import Rule
 from ccm.engine.attention import additive
 from ccm.engine.call import Attended, Call
-from ccm.engine.layout import IGNORE, Batch, BlockView, Column, Sample, stack_rows
+from ccm.engine.layout import IGNORE, BaseLayout, BlockView, Column, Sample, stack_rows
 
 
 @dataclass(frozen=True)
-class EncoderLayout(Batch):
+class EncoderLayout(BaseLayout):
     """One batch for the encoder, padded on the left, and the answers for the decoder.
 
     Attributes:
