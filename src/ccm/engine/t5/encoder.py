@@ -200,7 +200,8 @@ class EncoderPass:
     def attend(self, call: Call) -> Attended:
         own = call.key, call.value
         start = call.key.shape[2] - self._keep
-        self.kept[call.layer] = call.key[:, :, start:].clone(), call.value[:, :, start:].clone()  # views keep it all
+        # copies, since views would keep the keys and values of all tokens in memory
+        self.kept[call.layer] = call.key[:, :, start:].clone(), call.value[:, :, start:].clone()
         key, value = (torch.cat(both, dim=2) for both in zip(self._held[call.layer], own, strict=True))
         if self._mix is not None:
             key, value = self._mixed(key), self._mixed(value)
