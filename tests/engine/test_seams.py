@@ -110,7 +110,7 @@ def test_a_seam_that_does_not_hold_is_refused_with_the_versions(
     fault: Callable[[pytest.MonkeyPatch], None], encoder_decoder: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault(monkeypatch)
-    with pytest.raises(StackError, match=f"{message}.*; installed are torch.*Install tested versions") as refused:
+    with pytest.raises(StackError, match=f"{message}.*; installed: torch.*Install tested versions") as refused:
         build(encoder_decoder)
     assert "\n" not in str(refused.value)
 

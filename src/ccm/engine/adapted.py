@@ -103,9 +103,7 @@ class AdaptedModel(nn.Module):
         if {getattr(attention.config, "_attn_implementation", None) for attention in attentions} != {kernel}:
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         if getattr(base.config, "output_router_logits", False):
-            base.config.output_router_logits = (
-                False  # for the loss of a router, which is frozen and cannot read our masks
-            )
+            base.config.output_router_logits = False  # their loss is useless: routers are frozen, and misread our masks
         inject_lora(base, config.lora)
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
         self.comp_embeddings = embedding(base, self._embeddings(config.n_tok_range[1]))

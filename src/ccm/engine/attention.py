@@ -196,9 +196,7 @@ class CachedPass:
 
     def attend(self, call: Call) -> Attended:
         mask, reach = call.mask, call.reach
-        if reach is not None and (
-            reach.chunked or mask is not None
-        ):  # without a mask, all columns are within one window
+        if reach is not None and (reach.chunked or mask is not None):  # no mask: a window covers all columns
             if reach not in self._added:
                 self._added[reach] = additive(self.mask(reach), call.query.dtype)
             mask = self._added[reach]

@@ -128,9 +128,7 @@ class Layout(BaseLayout):
     def shown(self) -> list[BlockView]:
         """The blocks of the first row."""
         columns = zip(*(x[0].tolist() for x in (self.blocks, self.ids, self.slots, self.targets)), strict=True)
-        return BlockView.of(
-            (b, token, f"[COMP {slot + 1}]" * (slot >= 0), target) for b, token, slot, target in columns
-        )
+        return BlockView.of((b, i, f"[COMP {slot + 1}]" * (slot >= 0), target) for b, i, slot, target in columns)
 
     def narrowed(self) -> tuple[Layout, Tensor]:
         """The layout of the columns that matter in the last layer.

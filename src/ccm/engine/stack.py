@@ -103,6 +103,4 @@ def versions() -> dict[str, str]:
 def refusal(what: str) -> StackError:
     """The error for libraries that do not work, with the installed versions and the way out."""
     installed = ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
-    return StackError(
-        f"{what}; installed are {installed}. Install tested versions: pip install -c constraints.txt -e ."
-    )
+    return StackError(f"{what}; installed: {installed}. Install tested versions: pip install -c constraints.txt -e .")
