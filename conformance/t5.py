@@ -30,7 +30,7 @@ class _Unmixed(EncoderPass):
 
 
 class _Ordinary(CCMEncoderDecoder):
-    encoder_pass = _Unmixed
+    pass_type = _Unmixed
 
 
 def check_t5(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
@@ -81,7 +81,7 @@ def _differences(
     output = model(layout)
     output.loss.backward()
     with torch.no_grad():
-        hidden = model.encode(layout)
+        hidden = model.encode(model.pass_of(layout))
     found = {
         "layout": _layout_difference(gold, kept, layout, ours, special),
         "mask": _mask_difference(gold, kept, model, layout, ours),
@@ -111,7 +111,7 @@ def _mask_difference(
     gold: dict[str, Tensor], kept: Tensor, model: CCMEncoderDecoder, layout: EncoderLayout, ours: Tensor
 ) -> float:
     """Differing cells of what the encoder's tokens see, and of what the decoder reads."""
-    current, different = model.begun(layout), 0
+    current, different = model.pass_of(layout), 0
     for row in range(len(kept)):
         recorded = gold["encoder_visible"][row].bool()[kept[row]][:, kept[row]]
         different += int((current.mask()[row, 0][ours[row]][:, ours[row]] != recorded).sum())
@@ -149,4 +149,4 @@ def _positions(goldens: Goldens) -> Differences:
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     model = CCMEncoderDecoder(base, CCMConfig(rule="full", recurrent=False))
     layout = build_encoder_layout([Sample([], Step([5] * 40))], model.config, model.rule, pad_id=0)
-    return {"logits": largest(model.begun(layout).bias(torch.float32)[0], gold["encoder_bias_40"])}
+    return {"logits": largest(model.pass_of(layout).bias(torch.float32)[0], gold["encoder_bias_40"])}
