@@ -1,4 +1,4 @@
-"""The group of the encoder-decoder: what it computes, its gradients, and the same online."""
+"""The group of the encoder-decoder: its results, its gradients, and the online recursion."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from conformance.goldens import Differences, Goldens, largest
 from conformance.parallel import compare_tensors, under_our_names
 
 NEW_TOKENS = 8
-RULES = {"no": "full", "pos_control": "pos_control", "fixed": "gist"}  # of their comp_type; else their attn_type
+RULES = {"no": "full", "pos_control": "pos_control", "fixed": "gist"}  # by comp_type; else attn_type names the rule
 
 
 class _Unmixed(EncoderPass):
-    """SUM tokens as ordinary tokens: so does the authors' class for adapters that act on all tokens."""
+    """Treats SUM tokens as ordinary tokens, as the authors' class for adapters that act at all tokens does."""
 
     def _mixing(self) -> None:
         return None
@@ -42,7 +42,7 @@ def check_t5(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def t5_model(goldens: Goldens, entry: dict[str, Any]) -> CCMEncoderDecoder:
-    """The tiny encoder-decoder as a recorded case has it."""
+    """The tiny encoder-decoder of a recorded case."""
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     base.generation_config.eos_token_id = None
     rule = RULES.get(entry["comp_type"], entry["attn_type"])
@@ -110,7 +110,7 @@ def _layout_difference(
 def _mask_difference(
     gold: dict[str, Tensor], kept: Tensor, model: CCMEncoderDecoder, layout: EncoderLayout, ours: Tensor
 ) -> float:
-    """Differing cells of what the encoder's tokens see, and of what the decoder reads."""
+    """The number of differing cells in the masks of the encoder, and of the decoder's cross-attention."""
     current, different = model.pass_of(layout), 0
     for row in range(len(kept)):
         recorded = gold["encoder_visible"][row].bool()[kept[row]][:, kept[row]]
@@ -120,7 +120,7 @@ def _mask_difference(
 
 
 def _likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Tensor, eos: int) -> float:
-    """Of sum, mean and number of the answers' log-likelihoods, EOS excluded."""
+    """Compare sum, mean and number of the answers' log-likelihoods, without EOS."""
     said = targets != IGNORE
     each = torch.zeros(targets.shape, dtype=torch.float64)
     each[said] = logits.detach().double().log_softmax(-1).gather(1, targets[said][:, None])[:, 0]
@@ -131,7 +131,7 @@ def _likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Ten
 
 
 def _greedy(model: CCMEncoderDecoder, samples: list[Sample]) -> Tensor:
-    """The likeliest tokens after each row's memory, which is built online, step by step."""
+    """Greedy tokens of each row, after its memory was built online."""
     said = []
     for sample in samples:
         memory = model.empty_memory()
@@ -144,7 +144,7 @@ def _greedy(model: CCMEncoderDecoder, samples: list[Sample]) -> Tensor:
 
 
 def _positions(goldens: Goldens) -> Differences:
-    """Buckets of distances, and the bias of 40 tokens."""
+    """The relative position bias of 40 tokens."""
     gold = goldens.arrays("t5/relative_position.npz")
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     model = CCMEncoderDecoder(base, CCMConfig(rule="full", recurrent=False))

@@ -64,5 +64,5 @@ def test_other_places_are_themselves(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_checkpoint_without_its_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     run = broken_off(tiny, tmp_path / "run")
     (run / "recipe.yaml").unlink()
-    with pytest.raises(TrainingError, match="lies in no run's folder"):
+    with pytest.raises(TrainingError, match="lies outside the folder of its run"):
         adapter_of(run / "checkpoints" / f"{checkpoints(run)[-1]}.safetensors")

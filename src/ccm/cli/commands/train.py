@@ -18,13 +18,13 @@ from ccm.training.batches import Batches
 from ccm.training.checks import check, check_checkpoint, trackers
 from ccm.training.loop import train
 from ccm.training.preview import estimate, picture
-from ccm.training.recipe import Recipe, Stage, load_recipe, write_recipe
+from ccm.training.recipe import Recipe, StageName, load_recipe, write_recipe
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
 
 
 def run(
-    source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, resume: bool, start: Path | None = None
+    source: str, changes: list[str], stage: StageName | None, *, dry_run: bool, resume: bool, start: Path | None = None
 ) -> None:
     """Train, or show what would be trained."""
     quiet()
