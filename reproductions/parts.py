@@ -15,7 +15,7 @@ import torch
 
 from ccm.cli.commands.progress import progress
 from ccm.cli.console import quiet
-from ccm.engine.adapter_files import CONFIG
+from ccm.core.adapter_folders import CONFIG
 from ccm.training.loop import train
 from ccm.training.recipe import StageName, load_recipe
 

@@ -24,9 +24,9 @@ from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.chat.window import WindowConversation
 from ccm.cli.commands import chat
-from ccm.cli.commands.chat import base_name
 from ccm.core.units import size
 from ccm.models.builtin import WEIGHTS
+from ccm.models.locate import base_name
 
 
 def test_the_help_of_repeatable_options_shows_what_is_to_be_put_in(monkeypatch, capsys) -> None:

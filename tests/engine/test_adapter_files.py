@@ -36,18 +36,12 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ccm.core import adapter_folders
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.engine import adapter_files as checkpoint
-from ccm.engine.adapter_files import (
-    SavedAdapter,
-    find_adapter,
-    read_adapter,
-    read_plain_lora,
-    read_stage1,
-    with_rule,
-    write_adapter,
-)
+from ccm.engine.adapter_files import SavedAdapter, read_adapter, read_plain_lora, read_stage1, with_rule, write_adapter
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import build_layout
 from ccm.models import load as loading
@@ -180,7 +174,7 @@ def test_options_of_the_hub_reach_the_adapters_download(monkeypatch: pytest.Monk
         assert given == asked
         raise OSError("not there")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(adapter_folders, "snapshot_download", download)
     with pytest.raises(AdapterError, match="nobody/adapter.*not there"):
         CCMModel.from_pretrained("nobody/adapter", **asked)
 

@@ -31,9 +31,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 import ccm
 from ccm.adapters.fusing import fuse_adapter
 from ccm.cli import app
+from ccm.core.adapter_folders import CONFIG
 from ccm.core.config import LoRASettings
 from ccm.core.errors import AdapterError, ConfigError
-from ccm.engine.adapter_files import CONFIG, read_adapter, write_adapter
+from ccm.engine.adapter_files import read_adapter, write_adapter
 from ccm.engine.decoder import CCMModel
 from ccm.engine.families import attention_modules
 from ccm.engine.fingerprint import fingerprint_base

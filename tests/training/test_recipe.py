@@ -12,7 +12,8 @@ import yaml
 from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import ConfigError
 from ccm.data.settings import DataSettings
-from ccm.training.recipe import FOLDER, Recipe, load_recipe, write_recipe
+from ccm.training.recipe import Recipe, load_recipe, write_recipe
+from ccm.training.recipe_files import FOLDER
 
 PACKAGED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 

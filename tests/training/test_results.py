@@ -9,8 +9,9 @@ import torch
 from tiny_training import Tiny, checkpoints
 
 import ccm
+from ccm.core.adapter_folders import is_plain_lora
 from ccm.core.errors import TrainingError
-from ccm.engine.adapter_files import is_plain_lora, read_stage1
+from ccm.engine.adapter_files import read_stage1
 from ccm.training.loop import train
 from ccm.training.results import adapter_of
 from ccm.training.run import read_checkpoint

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ccm.core.adapter_folders import PEFT_CONFIG
 from ccm.core.errors import AdapterError, ConfigError, unknown_name
 from ccm.core.extras import needs
 from ccm.core.files import writing
-from ccm.engine.adapter_files import PEFT_CONFIG, read_plain_lora
+from ccm.engine.adapter_files import read_plain_lora
 from ccm.models.published import ADAPTERS, SOURCE
 
 

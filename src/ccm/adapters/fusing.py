@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.errors import AdapterError
 from ccm.core.files import make_atomically, writing
 from ccm.engine.adapter_files import (
@@ -13,7 +14,6 @@ from ccm.engine.adapter_files import (
     base_of,
     check_base,
     check_fit,
-    find_adapter,
     read_adapter,
     write_adapter,
 )

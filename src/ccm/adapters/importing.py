@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ccm.core.adapter_folders import PEFT_CONFIG
 from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import AdapterError, listed
-from ccm.engine.adapter_files import PEFT_CONFIG, SavedAdapter, check_fit, read_plain_lora, read_stage1
+from ccm.engine.adapter_files import SavedAdapter, check_fit, read_plain_lora, read_stage1
 from ccm.engine.decoder import CCMModel
 from ccm.engine.lora import PlainLoRA, check_plain, initial_embeddings
 from ccm.models.base import load_base

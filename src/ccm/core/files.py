@@ -22,6 +22,7 @@ from ccm.core.errors import CCMError, reason
 if TYPE_CHECKING:  # only the functions for tensors import torch, when they are called: it takes seconds
     from torch import Tensor
 
+FORMAT_VERSION = 2  # of the files of the package; 1 had no digest
 _BEGINNING = 100  # bytes of a file's name that the name of its temporary repeats: file systems allow 255 in all
 _LARGEST = 100_000_000  # bytes of a header; safetensors has the same limit
 _DEEPEST = 32  # levels of JSON: messages, digests and comparisons recurse over them
@@ -403,3 +404,15 @@ def parse_json(text: str | bytes) -> Any:
 
 def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def check_version(version: Any, where: str | Path, error: type[CCMError]) -> None:
+    """Refuse a format version that this package cannot read.
+
+    Raises:
+        error: with the version.
+    """
+    known = type(version) is int and version >= 1
+    if not known or version > FORMAT_VERSION:
+        newer = " It was written by a newer one: update ccm." if known else ""
+        raise error(f"{where} has format version {version}; this ccm reads versions 1 to {FORMAT_VERSION}.{newer}")

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from ccm.core.errors import CCMError, reason
-from ccm.core.files import SafetensorError, TensorInfo, load_tensors, parse_json, save_tensors
+from ccm.core.files import (
+    FORMAT_VERSION,
+    SafetensorError,
+    TensorInfo,
+    check_version,
+    load_tensors,
+    parse_json,
+    save_tensors,
+)
 
-FORMAT_VERSION = 2  # 1 had no digest
 KINDS = {
     "ccm_memory": "a memory, as of a chat without a window",
     "ccm_stream": "a stream, as of a chat with a window",
@@ -89,18 +96,6 @@ def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
         found.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def check_version(version: Any, where: str | Path, error: type[CCMError]) -> None:
-    """Refuse a format version that this package cannot read.
-
-    Raises:
-        error: with the version.
-    """
-    known = type(version) is int and version >= 1
-    if not known or version > FORMAT_VERSION:
-        newer = " It was written by a newer one: update ccm." if known else ""
-        raise error(f"{where} has format version {version}; this ccm reads versions 1 to {FORMAT_VERSION}.{newer}")
 
 
 def _manifest(path: Path, kind: str, metadata: dict[str, str], error: type[CCMError], bare: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.config import CCMConfig
 from ccm.core.errors import ConfigError, InputError, UnsupportedModelError
 from ccm.core.provenance import called
@@ -23,7 +24,6 @@ from ccm.engine.adapter_files import (
     check_base,
     check_fit,
     copy_tensors,
-    find_adapter,
     read_adapter,
     with_rule,
     write_adapter,

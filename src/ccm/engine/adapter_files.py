@@ -20,27 +20,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ccm.core.adapter_folders import (
+    CONFIG,
+    PEFT_CONFIG,
+    STAGE1,
+    VERSION,
+    config_of,
+    find_adapter,
+    is_plain_lora,
+    read_config,
+    read_settings,
+    read_table,
+)
 from ccm.core.config import CCMConfig
 from ccm.core.errors import AdapterError, ConfigError, listed, reason
-from ccm.core.files import SafetensorError, as_path, load_tensors, locking, read_json, save_json, save_tensors, writing
-from ccm.core.hub import why
+from ccm.core.files import (
+    FORMAT_VERSION,
+    SafetensorError,
+    as_path,
+    load_tensors,
+    locking,
+    save_json,
+    save_tensors,
+    writing,
+)
 from ccm.core.processes import get_logger
 from ccm.core.rules import RULES, rule_class
-from ccm.core.tensor_files import FORMAT_VERSION, check_version, digest, read_file, write_file
+from ccm.core.tensor_files import digest, read_file, write_file
 from ccm.engine.families import PROJECTIONS
 from ccm.engine.fingerprint import RELATED, flipped
 from ccm.engine.lora import PlainLoRA
 
 logger = get_logger(__name__)
-KIND, VERSION, SIGNS, SETTINGS = "ccm_adapter", "format_version", "base_signs", "base_settings"
-CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
-PEFT_CONFIG = "adapter_config.json"
-_BESIDE = re.compile(r"\.\./(?!\.)[^/\\]+")
+KIND, SIGNS, SETTINGS = "ccm_adapter", "base_signs", "base_settings"
+WEIGHTS = "ccm_adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
         AdapterError: when it is damaged, incomplete or of a newer version, or holds files of several adapters.
     """
     with locking(folder, shared=True):
-        settings = _read_settings(folder)
-        config = _config(settings)
+        settings = read_settings(folder)
+        config = config_of(settings)
         place = folder / settings.get(STAGE1, STAGE1)
         stage1 = read_stage1(place) if STAGE1 in settings or place.is_dir() else None
         if not (folder / WEIGHTS).exists():
@@ -148,78 +164,6 @@ def _digests(settings: Mapping[str, Any], stage1: PlainLoRA | None) -> dict[str,
     """Digests of the files beside the tensors, for the manifest; ``base_model`` is a hint and may change."""
     bound = {name: value for name, value in settings.items() if name not in (VERSION, "base_model")}
     return {"settings": digest({}, bound), STAGE1: digest(stage1.tensors, stage1.settings) if stage1 else ""}
-
-
-def find_adapter(source: str | Path, **hub: Any) -> Path:
-    """The folder of an adapter: a local one, or a snapshot of a Hub repository.
-
-    Args:
-        source: a folder or a Hub id.
-        hub: options of ``snapshot_download``.
-
-    Raises:
-        AdapterError: when there is none, or it holds no adapter of our own.
-    """
-    folder = as_path(source, AdapterError)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(source), **hub))
-        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise AdapterError(
-                f"There is no folder {source}, and the Hub gives no such adapter: {why(error, source)}"
-            ) from error
-    if (folder / CONFIG).is_file():
-        return folder
-    names = [path.name for path in folder.iterdir()]
-    hint = (
-        f" It is a plain LoRA of PEFT, or one of the authors' adapters: `ccm adapters show {source}` says which, and "
-        "`ccm adapters import` makes an adapter of it."
-        if PEFT_CONFIG in names
-        else ""
-    )
-    raise AdapterError(
-        f"{folder} holds no adapter: {CONFIG} is missing (found: {listed(names) if names else 'nothing'}).{hint}"
-    )
-
-
-def is_plain_lora(source: str | Path) -> bool:
-    """Whether it is an adapter folder of PEFT or of the authors rather than our own."""
-    return (Path(source) / PEFT_CONFIG).is_file() and not (Path(source) / CONFIG).is_file()
-
-
-def read_config(folder: Path) -> CCMConfig:
-    """The settings of an adapter folder.
-
-    Raises:
-        AdapterError: when the file of settings is missing, damaged or of a newer version.
-    """
-    return _config(_read_settings(folder))
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """The settings as the file has them, with the format version."""
-    path = folder / CONFIG
-    settings = _read_table(path)
-    check_version(settings.get(VERSION, 1), path, AdapterError)
-    if STAGE1 in settings and not _BESIDE.fullmatch(str(settings[STAGE1])):
-        raise AdapterError(
-            f"{path} names {settings[STAGE1]!r} as its stage-1 adapter; allowed is a folder beside it, such as ../base."
-        )
-    return settings
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {reason(error)}") from error
-    if not isinstance(settings, dict):
-        raise AdapterError(f"{path} is damaged: it holds no table of settings.")
-    return settings
-
-
-def _config(settings: Mapping[str, Any]) -> CCMConfig:
-    return CCMConfig.from_dict({name: value for name, value in settings.items() if name not in (VERSION, STAGE1)})
 
 
 def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCMConfig:
@@ -387,7 +331,7 @@ def base_of(folder: Path, config: CCMConfig) -> str:
     """
     if not config.base_model:
         raise AdapterError(
-            f"{folder} does not name its base model; name it with model=BASE, or with base=BASE to merge it."
+            f"{folder} does not name its base model; say which it is, as model=BASE (base=BASE of ccm adapters merge)."
         )
     near = folder / config.base_model
     return str(near) if near.is_dir() else config.base_model
@@ -433,7 +377,7 @@ def _our_name(name: str) -> str:
 
 
 def _read_plain_settings(path: Path) -> dict[str, Any]:
-    settings = _read_table(path)
+    settings = read_table(path)
     if missing := [name for name in ("r", "lora_alpha", "target_modules") if name not in settings]:
         raise AdapterError(f"{path} is not the configuration of a LoRA: it lacks {missing}.")
     base = settings.get("base_model_name_or_path") or ""

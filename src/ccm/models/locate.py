@@ -40,8 +40,21 @@ def locate(source: str | Path) -> str | Path:
 
 
 def is_builtin(source: str | Path) -> bool:
-    """Whether a name or path means the built-in model."""
-    return Path(locate(source)).resolve() == (WEIGHTS / "base").resolve()
+    """Whether that is where the model lies that ships with the package, or its name."""
+    return source == NAME or Path(source).resolve() == (WEIGHTS / "base").resolve()
+
+
+def base_name(source: str) -> str:
+    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id.
+
+    It is empty where nothing names the base.
+    """
+    if not source:
+        return source
+    if is_builtin(source):
+        return NAME
+    folder = Path(source).resolve()
+    return folder.name if folder.is_dir() else source
 
 
 def check_place(source: str | Path) -> None:

@@ -16,15 +16,14 @@ from typing import Any, Literal
 import yaml
 
 from ccm.core.config import CCMConfig, TurnFormat, bounded, build_settings, check_fields
-from ccm.core.errors import ConfigError, did_you_mean, reason, unknown_name
+from ccm.core.errors import ConfigError, did_you_mean, reason
 from ccm.core.rules import rule_class
 from ccm.data.settings import DataSettings
 from ccm.engine.quantization import Quantization
+from ccm.training.recipe_files import find_recipe
 
 StageName = Literal["base", "compress"]
-FOLDER = Path(__file__).with_name("recipes")
 OBJECTIVES = ("last", "every", "distill")
-_DATA = (".jsonl", ".txt", ".csv", ".parquet", ".gz")  # endings of data files, which users mistake for recipes
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -227,22 +226,6 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: StageNam
     if isinstance(adapter, Mapping) and "turns" in adapter:
         raise ConfigError(f"The recipe {source} sets adapter.turns; set turns instead, such as turns.template=chat.")
     return build_settings(Recipe, {**values, "adapter": adapter, "stage": chosen}, f"The recipe {source}")
-
-
-def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe.
-
-    Raises:
-        ConfigError: if there is no such recipe, or ``source`` names a data file.
-    """
-    if Path(source).suffix.lower() in _DATA:
-        raise ConfigError(f"{source} is a data file, not a recipe. Name a recipe such as custom, with data.path=FILE.")
-    if Path(source).is_file():
-        return Path(source)
-    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    if str(source) not in names:
-        raise unknown_name("recipe", str(source), names)
-    return FOLDER / f"{source}.yaml"
 
 
 def write_recipe(recipe: Recipe) -> str:

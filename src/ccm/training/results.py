@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ccm.core.adapter_folders import CONFIG, PEFT_CONFIG
 from ccm.core.errors import TrainingError
 from ccm.core.files import make_atomically
-from ccm.engine.adapter_files import CONFIG, PEFT_CONFIG
 from ccm.training.checks import base_origin
 from ccm.training.recipe import load_recipe
 from ccm.training.run import CHECKPOINTS, RECIPE, read_checkpoint, whole_checkpoints

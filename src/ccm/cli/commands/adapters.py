@@ -15,14 +15,9 @@ from ccm.adapters.importing import Choices, read_theirs
 from ccm.adapters.sharing import CARD, facts, push, write_shared
 from ccm.cli.commands.adapters_list import table_of
 from ccm.cli.console import plain_console, quiet, tell
+from ccm.core.adapter_folders import CONFIG, find_adapter, is_plain_lora
 from ccm.core.errors import ConfigError
-from ccm.engine.adapter_files import (
-    CONFIG,
-    find_adapter,
-    is_plain_lora,
-    read_adapter,
-    write_adapter,
-)
+from ccm.engine.adapter_files import read_adapter, write_adapter
 from ccm.evaluation.report import merged
 from ccm.evaluation.results import Result, read_run
 
