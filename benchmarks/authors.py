@@ -46,15 +46,16 @@ STREAM = {  # the authors' names of the sizes
     "sink_size": streaming.SETTINGS.sink,
 }
 SETTING = (
-    "The same weights and text on both sides, dropout 0, CPU time of one thread each. A training step is forward and "
-    f"backward of {models.ROWS} rows of {models.STEPS} steps, or 1 row of {LONG}, of {models.STEP_TOKENS} tokens, and "
-    f"a query of {models.QUERY_TOKENS}, {models.TARGET_TOKENS} targets a row; what a data loader prepares is not "
-    f"timed. Compressing: one step of {models.STEP_TOKENS} tokens after {models.STEPS}. Replies: greedy, after the "
-    f"memory of {models.STEPS} steps and a prompt of {PROMPT} tokens, by the authors' `generate` beside the loop of "
-    "our chats, or beside our `generate`. merge has a sink in both: without one the authors' function fails. Streaming: "
-    f"{streaming.PIECE} tokens after {streaming.BEGUN}, which the authors read one at a time, beside ours at once, and "
-    "one at a time. The ratio is how many times as long the authors' code takes. Before anything is timed, both sides "
-    f"must agree: to {SAME:g} in losses, gradients of the COMP embeddings, and keys and values; exactly in tokens."
+    "The same weights and text on both sides, dropout 0, CPU time of one thread each. The ratio is how many times as "
+    "long the authors' code takes. A training step is forward and backward of "
+    f"{models.ROWS} rows of {models.STEPS} steps, or 1 row of {LONG}, of {models.STEP_TOKENS} tokens, and a query of "
+    f"{models.QUERY_TOKENS}, {models.TARGET_TOKENS} targets a row; what a data loader prepares is not timed. "
+    f"Compressing: one step of {models.STEP_TOKENS} tokens after {models.STEPS}. Replies: greedy, after the memory of "
+    f"{models.STEPS} steps and a prompt of {PROMPT} tokens, by the authors' `generate` beside the loop of our chats, "
+    "or beside our `generate`. merge has a sink in both: without one the authors' function fails. Streaming: "
+    f"{streaming.PIECE} tokens after {streaming.BEGUN}, which the authors read one at a time; we read them at once, "
+    "or one at a time. Before anything is timed, both sides must agree: to "
+    f"{SAME:g} in losses, gradients of the COMP embeddings, keys, values, likelihoods; exactly in tokens."
 )
 
 
