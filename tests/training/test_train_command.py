@@ -43,7 +43,7 @@ def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
     changes = settings(tiny, output_dir=tmp_path / "out", lr="1e-4")
     assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
     out = capsys.readouterr().out
-    head, sample = out.split("One sample; > is what is learned.")
+    head, sample = out.split("One sample; the text after > is learned.")
     shown = yaml.safe_load(head)
     assert (shown["lr"], shown["max_steps"], shown["data"]["path"]) == (1e-4, 3, str(tiny.chats))
     assert shown["turns"]["reply_separator"] == "\nAssistant:"  # resolved: it comes from the model
@@ -51,8 +51,8 @@ def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
     assert re.search(r"(?m)^ +> .*</s>$", sample)
     hidden, layers, rank = 32, 2, 2
     lora = layers * rank * sum(n + m for n, m in ((hidden, hidden), (hidden, 16), (hidden, 16), (hidden, hidden)))
-    assert f"Trained are {lora + 2 * hidden:,} of " in sample
-    assert re.search(r"Memory of a process, estimated: [\d.]+ [KMG]B \(weights [\d.]+ [KMG]B, gradients", sample)
+    assert f"The training changes {lora + 2 * hidden:,} of " in sample
+    assert re.search(r"Estimated memory of a process: [\d.]+ [KMG]B \(weights [\d.]+ [KMG]B, gradients", sample)
     assert not (tmp_path / "out").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch,
     out = capsys.readouterr().out
     assert "stage: base" in out
     assert "COMP" not in out
-    assert "Trained are" in out
+    assert "The training changes" in out
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_an_encoder_decoder_is_estimated_and_what_follows_its_training_is_no_cha
     short = {"model": write_t5(tmp_path / "t5"), "adapter.recurrent": "false", "objective.last": 1, "max_steps": 1}
     changes = settings(tiny, **short, output_dir=tmp_path / "out")
     assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
-    assert "Memory of a process, estimated" in capsys.readouterr().out
+    assert "Estimated memory of a process" in capsys.readouterr().out
     assert call(monkeypatch, "train", "custom", *changes) == 0
     said = f"Measure it: ccm evaluate custom --data FILE --adapter {tmp_path / 'out'}"
     assert capsys.readouterr().err.endswith(f"Done. {said}\n")
