@@ -362,7 +362,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/undo " + "9" * 5000, "takes a count"),
         ("/load ~/no-such-file", "There is no file /"),
         ("/reset now", "takes nothing after it, but 'now'"),
-        ("/save no/such/folder", "there is no folder "),
+        ("/save no/such/folder", "no/such/folder cannot be written: there is no folder"),
         ("/save pyproject.toml", "is not a saved memory"),
         (
             "/load pyproject.toml",
