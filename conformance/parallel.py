@@ -17,12 +17,14 @@ from ccm.engine.lora import initial_embeddings
 from ccm.engine.memory import Memory
 from conformance.goldens import Differences, Goldens, greedy, largest
 
+EOS = 2  # its id in the recorded batches
+RULES = {"no": "full", "neg_control": "none", "pos_control": "pos_control", "fixed": "gist"}  # by comp_type
 NOISE = 1e-5  # the sign of a smaller gradient depends on the order of summation
 
 
 def config_of(case: str, entry: dict[str, Any]) -> CCMConfig:
     """The config of a recorded case."""
-    rule = {"no": "full", "neg_control": "none", "pos_control": "pos_control", "fixed": "gist"}.get(entry["comp_type"])
+    rule = RULES.get(entry["comp_type"])
     name, _, recurrent = entry["attn_type"].partition("_")
     alone = rule == "full" and entry["adapter"] is not None  # an unmerged stage-1 adapter acts at all tokens
     return CCMConfig(
@@ -79,7 +81,7 @@ def case_differences(goldens: Goldens, case: str, entry: dict[str, Any], model: 
         **({"mixing": _mixing_difference(gold, layout, model)} if "sum_mask" in gold else {}),
         "logits": largest(logits[ours], gold["logits"][kept]),
         "loss": largest(loss, gold["loss"]),
-        "log-likelihood": _likelihood_difference(gold, logits, layout),
+        "log-likelihood": likelihood_difference(gold, logits[layout.targets != IGNORE], layout.targets, EOS),
         "greedy": _greedy_difference(gold, model, samples),
     }
 
@@ -130,14 +132,15 @@ def _mixing_difference(gold: dict, layout: Layout, model: CCMModel) -> float:
     return worst
 
 
-def _likelihood_difference(gold: dict, logits: Tensor, layout: Layout) -> float:
-    """Compare sum, mean and number of the target tokens' log-likelihoods, without EOS (id 2)."""
-    scored = (layout.targets != IGNORE) & (layout.targets != 2)
-    each = logits.log_softmax(-1).gather(-1, layout.targets.clamp(min=0)[..., None])[..., 0] * scored
-    total, number = each.sum(1), scored.sum(1)
-    return max(
-        largest(total, gold["ll_sum"]), largest(total / number, gold["ll_mean"]), largest(number, gold["ll_length"])
-    )
+def likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Tensor, eos: int) -> float:
+    """Compare sum, mean and number of log-likelihoods without EOS; logits (P, V) at the targets (B, T) to predict."""
+    said = targets != IGNORE
+    each = torch.zeros(targets.shape, dtype=torch.float64)
+    each[said] = logits.detach().double().log_softmax(-1).gather(1, targets[said][:, None])[:, 0]
+    scored = said & (targets != eos)
+    total, number = (each * scored).sum(1), scored.sum(1).double()
+    ours = {"ll_sum": total, "ll_mean": total / number, "ll_length": number}
+    return max(largest(ours[name], gold[name]) for name in ours)
 
 
 def _greedy_difference(gold: dict, model: CCMModel, samples: list[Sample]) -> float:

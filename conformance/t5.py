@@ -16,10 +16,9 @@ from ccm.engine.t5.encoder import EncoderLayout, EncoderPass, build_encoder_layo
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from conformance.data import examples, prompt_of
 from conformance.goldens import Differences, Goldens, largest
-from conformance.parallel import compare_tensors, under_our_names
+from conformance.parallel import RULES, compare_tensors, likelihood_difference, under_our_names
 
 NEW_TOKENS = 8
-RULES = {"no": "full", "pos_control": "pos_control", "fixed": "gist"}  # by comp_type; else attn_type names the rule
 
 
 class _Unmixed(EncoderPass):
@@ -88,7 +87,7 @@ def _differences(
         "hidden": largest(hidden[ours], gold["encoder_last_hidden"][kept]),
         "logits": largest(output.logits, gold["logits"][said]),
         "loss": largest(output.loss, gold["loss"]),
-        "log-likelihood": _likelihood_difference(gold, output.logits, layout.targets, special["eos"]),
+        "log-likelihood": likelihood_difference(gold, output.logits, layout.targets, special["eos"]),
         "greedy": float((_greedy(model, samples) != gold["greedy"]).sum()),
     }
     if (goldens.folder / f"t5/grads/{case}.safetensors").is_file():
@@ -117,17 +116,6 @@ def _mask_difference(
         different += int((current.mask()[row, 0][ours[row]][:, ours[row]] != recorded).sum())
         different += int((current.cross[row][ours[row]] != gold["cross_visible"][row].bool()[kept[row]]).sum())
     return float(different)
-
-
-def _likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Tensor, eos: int) -> float:
-    """Compare sum, mean and number of the answers' log-likelihoods, without EOS."""
-    said = targets != IGNORE
-    each = torch.zeros(targets.shape, dtype=torch.float64)
-    each[said] = logits.detach().double().log_softmax(-1).gather(1, targets[said][:, None])[:, 0]
-    scored = said & (targets != eos)
-    total, number = (each * scored).sum(1), scored.sum(1).double()
-    ours = {"ll_sum": total, "ll_mean": total / number, "ll_length": number}
-    return max(largest(ours[name], gold[name]) for name in ours)
 
 
 def _greedy(model: CCMEncoderDecoder, samples: list[Sample]) -> Tensor:

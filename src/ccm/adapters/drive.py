@@ -16,15 +16,10 @@ from ccm.models.published import ADAPTERS, SOURCE
 
 
 def download_adapters(name: str, output: Path, *, quiet: bool = True) -> list[Path]:
-    """Download a set of published adapters into a folder.
+    """Download a set of published adapters, a key of :data:`ADAPTERS`, into a new folder.
 
     The folder gets its name when all adapters are complete and readable. An interrupted download resumes. Checkpoints
     are read as tensors only, and never executed.
-
-    Args:
-        name: the name of the set, a key of :data:`ADAPTERS`.
-        output: the folder to make.
-        quiet: whether to hide the progress of the download.
 
     Returns:
         The folders of the adapters.

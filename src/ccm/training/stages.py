@@ -21,7 +21,7 @@ from ccm.core.files import save_json
 from ccm.core.rules import Rule, make_rule
 from ccm.data import DataSet
 from ccm.engine.adapter_files import copy_tensors, read_stage1
-from ccm.engine.families import PROJECTIONS, max_positions, projection_paths
+from ccm.engine.families import PROJECTIONS, projection_paths
 from ccm.engine.fingerprint import fingerprint_base
 from ccm.engine.head import head_reads, pick
 from ccm.engine.layout import IGNORE, Layout
@@ -66,11 +66,6 @@ class Stage(ABC):
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._saved_dtype = getattr(torch, recipe.saved_dtype)
         self.objective = Objective.of(recipe.objective, remembered=config.recurrent and rule.compresses != "context")
-
-    @property
-    def max_positions(self) -> int:
-        """The number of text positions that the model supports."""
-        return max_positions(self.base)
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss of the objective on a batch as a scalar tensor, summed over its target tokens."""
