@@ -55,6 +55,7 @@ class Reply:
         ids: those of the reply itself.
         text: what of it can be shown: pieces that no later id changes, all of it once it has ended.
         ended: whether nothing can follow.
+        cut_off: whether it ended only since it has as many tokens as it may.
     """
 
     def __init__(self, turns: Turns, ends: Collection[int], most: int) -> None:
@@ -62,7 +63,7 @@ class Reply:
         self.said: list[int] = []
         self.ids: list[int] = []
         self.text = self._decoded = ""
-        self.ended = False
+        self.ended = self.cut_off = False
 
     def add(self, token: int) -> str:
         """Take the next id, unless the reply has ended; returns the piece of text that can be shown now."""
@@ -75,7 +76,8 @@ class Reply:
             self.ids.append(token)
             before = self._turns.cut(self.ids)
             self.ids = self.ids if before is None else before
-            self.ended = before is not None or len(self.said) >= self._most
+            self.cut_off = before is None and len(self.said) >= self._most
+            self.ended = before is not None or self.cut_off
         text = self._turns.decode(self.ids)
         if not self.ended:  # a character may want more bytes, and a next turn may begin
             text = self._turns.decode(self.ids, but=self._turns.pending(self.ids)).rstrip(_BROKEN).rstrip()
