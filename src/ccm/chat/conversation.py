@@ -187,7 +187,7 @@ class BaseConversation(ABC):
         self, read: Read, prompt: Sequence[int], number: int, most: int
     ) -> tuple[Reply, Generator[str, None, None]]:
         """A reply of at most ``most`` tokens, and the pieces that fill it; ``number`` varies the sampling."""
-        reply = Reply(self.turns, self._end_ids, most)
+        reply = Reply(self.turns, self._end_ids, most, self.sampling.stops)
         chance = self.sampling.generator(number, self.model.device)
         return reply, reply_to(prompt, read, reply, self.sampling, generator=chance)
 
@@ -357,6 +357,15 @@ class Conversation(BaseConversation):
 
     def load(self, path: str | Path) -> None:
         self._begin(self._placed(self.model.load_memory(path)))
+
+    def go_on(self, memory: Memory) -> None:
+        """Go on from the memory of one conversation, under this one's system message and tools, or under none.
+
+        Raises:
+            InputError: when the memory holds several conversations, or cannot stand under them.
+        """
+        placed = self.model.put_under(memory, [self.model.head(self.turns.head)])
+        self._begin(placed)
 
     def _empty(self) -> Memory:
         return self.model.empty_memory(1, [self.model.head(self.turns.head)])

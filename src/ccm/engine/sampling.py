@@ -35,6 +35,7 @@ class Sampling:
         repetition_penalty: above 1 discourages tokens that have occurred, below 1 (and above 0) encourages them.
         max_new_tokens: the longest reply, in tokens.
         seed: of the sampling, from 0 to 2**63 - 1; None draws from torch's own generator.
+        stops: texts at which a reply ends; they are no part of it.
 
     Raises:
         ConfigError: when a value is of another type.
@@ -47,6 +48,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 256
     seed: int | None = None
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,6 +65,8 @@ class Sampling:
             raise InputError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be finite and above 0; 1 changes nothing."
             )
+        if not all(self.stops):
+            raise InputError(f"stops is {self.stops}; a text at which a reply ends has one character at least.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1.")
 
