@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from ccm.engine.sampling import Sampling
@@ -52,7 +53,7 @@ class Completions:
                 seed=body.seed,
                 stops=stops,
             )
-        tools = [tool.model_dump() for tool in body.tools or ()]
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
         system = "\n\n".join(said.system)
         chains = chain_digests(owner, json.dumps([system, tools], sort_keys=True), said.exchanges)
         found = self._service.store.find(owner, chains)
@@ -60,7 +61,7 @@ class Completions:
         said.exchanges = said.exchanges[known:]
         talk = self._service.begin(owner, said, found, system=system, tools=tools, sampling=sampling, endless=True)
         with refusing():
-            pieces = talk.say(said.asked)
+            pieces = talk.say(said.asked, [tool["function"]["name"] for tool in tools])
             first = next(pieces, "")
         beginning = chains[-1] if chains else _start(owner, json.dumps([system, tools], sort_keys=True))
         yield from self._chunks(owner, body, talk, [said.asked, beginning, found], first, pieces)
@@ -73,18 +74,24 @@ class Completions:
         about = {"id": name, "created": created, "model": self._service.backend.name}
         chunk = {**about, "object": "chat.completion.chunk"}
         yield {**chunk, "choices": [_delta({"role": "assistant", "content": ""})]}
-        if first:
-            yield {**chunk, "choices": [_delta({"content": first})]}
-        for piece in pieces:
+        for piece in chain([first] if first else [], pieces):
             yield {**chunk, "choices": [_delta({"content": piece})]}
-        finish = "stop" if talk.ended else "length"
+        calls = [
+            {"id": new_id("call"), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in talk.calls
+        ]
+        if calls:
+            yield {**chunk, "choices": [_delta({"tool_calls": [{"index": i, **one} for i, one in enumerate(calls)]})]}
+        finish = "tool_calls" if calls else "stop" if talk.ended else "length"
         usage = {
             "prompt_tokens": talk.usage.asked,
             "completion_tokens": talk.usage.replied,
             "total_tokens": talk.usage.asked + talk.usage.replied,
             "prompt_tokens_details": {"cached_tokens": talk.usage.cached},
         }
-        message = {"role": "assistant", "content": talk.reply, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": talk.text, "refusal": None}
+        if calls:
+            message |= {"content": talk.text or None, "tool_calls": calls}
         whole = {
             **about,
             "object": "chat.completion",
@@ -112,7 +119,7 @@ class Completions:
         yield whole
 
 
-def _delta(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
 
 

@@ -44,6 +44,7 @@ class CreateResponse(CreateResponseBody):
 
     model_config = ConfigDict(extra="forbid")
 
+    model: str
     tools: list[FunctionTool] | None = None  # type: ignore[assignment]  # the package's drops the parameters
     tool_choice: Literal["auto", "none"] | None = None  # type: ignore[assignment]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -80,11 +81,20 @@ class Compact(CompactResponseMethodPublicBody):
     model_config = ConfigDict(extra="forbid")
 
 
+class Function(Strict):
+    """What a tool of a chat completion is."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 class ChatTool(Strict):
     """A tool of a chat completion."""
 
     type: Literal["function"]
-    function: dict[str, Any]
+    function: Function
 
 
 class ChatMessage(BaseModel):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from ccm.engine.sampling import Sampling
+from ccm.serving.calls import Call
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Said, read_items
 from ccm.serving.packing import pack
@@ -42,7 +44,7 @@ class Responses:
         said, previous = self._read(owner, body)
         said.check_asked()
         system = self._system(body.instructions, previous, said)
-        tools = [] if body.tool_choice == "none" else [tool.definition for tool in body.tools or ()]
+        tools = [] if body.tool_choice == "none" else body.tools or []
         with refusing():
             sampling = Sampling(
                 temperature=body.temperature or 0.0,
@@ -50,10 +52,16 @@ class Responses:
                 max_new_tokens=LONGEST if body.max_output_tokens is None else body.max_output_tokens.root,
             )
         talk = self._service.begin(
-            owner, said, previous, system=system, tools=tools, sampling=sampling, endless=body.truncation == "auto"
+            owner,
+            said,
+            previous,
+            system=system,
+            tools=[tool.definition for tool in tools],
+            sampling=sampling,
+            endless=body.truncation == "auto",
         )
         with refusing():
-            pieces = talk.say(said.asked)
+            pieces = talk.say(said.asked, [tool.name for tool in tools])
             first = next(pieces, "")  # what cannot be read is refused before the first event
         answer = self._opening(body, previous)
         yield from _numbered(self._events(owner, body, talk, said, previous, answer, first, pieces))
@@ -71,41 +79,26 @@ class Responses:
     ) -> Iterator[Event]:
         yield {"type": "response.created", "response": {**answer}}
         yield {"type": "response.in_progress", "response": {**answer}}
-        message: dict[str, Any] = {
-            "type": "message",
-            "id": new_id("msg"),
-            "status": "in_progress",
-            "role": "assistant",
-            "content": [],
-        }
-        place = {"item_id": message["id"], "output_index": 0, "content_index": 0}
-        yield {"type": "response.output_item.added", "output_index": 0, "item": {**message}}
-        yield {"type": "response.content_part.added", **place, "part": _part("")}
-        if first:
-            yield {"type": "response.output_text.delta", **place, "delta": first, "logprobs": []}
-        for piece in pieces:
-            yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+        output = [_message()] if first or not talk.calls else []
+        if output:
+            yield from _text_events(output[0], chain([first] if first else [], pieces))
+        output += map(_function_call, talk.calls)
         status = "completed" if talk.ended else "incomplete"
-        message |= {"status": status, "content": [_part(talk.reply)]}
-        compacted = []
+        output[-1]["status"] = status
         if body.context_management and talk.usage.asked >= body.context_management[0].compact_threshold:
-            compacted = [self._compaction(owner, talk)]
+            output.append(self._compaction(owner, talk))
         answer |= {
             "status": status,
             "completed_at": int(time.time()),
-            "output": [message, *compacted],
+            "output": output,
             "usage": _usage(talk.usage),
             MEMORY: talk.usage.memory,
             "incomplete_details": None if talk.ended else {"reason": "max_output_tokens"},
         }
         if answer["store"]:
             self._service.keep(owner, talk, self._turn(answer, body, said, previous, talk))
-        yield {"type": "response.output_text.done", **place, "text": talk.reply, "logprobs": []}
-        yield {"type": "response.content_part.done", **place, "part": _part(talk.reply)}
-        yield {"type": "response.output_item.done", "output_index": 0, "item": message}
-        for item in compacted:
-            yield {"type": "response.output_item.added", "output_index": 1, "item": item}
-            yield {"type": "response.output_item.done", "output_index": 1, "item": item}
+        for index, item in enumerate(output):
+            yield from _closing_events(index, item)
         yield {"type": f"response.{status}", "response": answer}
 
     def compact(self, owner: bytes, body: Compact) -> dict[str, Any]:
@@ -141,11 +134,25 @@ class Responses:
         Raises:
             RequestError: when there is none of that id.
         """
-        return self._kept(owner, name).answer
+        return self._with_text(owner, name).answer
 
     def input_items(self, owner: bytes, name: str) -> list[Any]:
-        """The items that came with a response that was kept."""
-        return self._kept(owner, name).asked
+        """The items that came with a response that was kept.
+
+        Raises:
+            RequestError: when there is none of that id.
+        """
+        return self._with_text(owner, name).asked
+
+    def _with_text(self, owner: bytes, name: str) -> Turn:
+        turn = self._kept(owner, name)
+        if not turn.answer:
+            raise RequestError(
+                "This server keeps memories and no text: a response can be gone on from, and not be retrieved.",
+                status=404,
+                code="text_not_kept",
+            )
+        return turn
 
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> dict[str, Any]:
         """Delete a response with its memory, and with ``cascade`` all that follow it."""
@@ -247,6 +254,49 @@ class Responses:
             "safety_identifier": body.safety_identifier.root if body.safety_identifier else None,
             "prompt_cache_key": body.prompt_cache_key.root if body.prompt_cache_key else None,
         }
+
+
+def _message() -> dict[str, Any]:
+    return {"type": "message", "id": new_id("msg"), "status": "in_progress", "role": "assistant", "content": []}
+
+
+def _function_call(call: Call) -> dict[str, Any]:
+    return {
+        "type": "function_call",
+        "id": new_id("fc"),
+        "call_id": new_id("call"),
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": "completed",
+    }
+
+
+def _text_events(message: dict[str, Any], pieces: Iterable[str]) -> Iterator[Event]:
+    """A message that begins, and its text, which is filled in as it comes."""
+    place = {"item_id": message["id"], "output_index": 0, "content_index": 0}
+    yield {"type": "response.output_item.added", "output_index": 0, "item": {**message}}
+    yield {"type": "response.content_part.added", **place, "part": _part("")}
+    text = ""
+    for piece in pieces:
+        text += piece
+        yield {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+    message["content"] = [_part(text.strip())]
+
+
+def _closing_events(index: int, item: dict[str, Any]) -> Iterator[Event]:
+    """An item that is whole; of those but messages nothing came before."""
+    if item["type"] == "message":
+        place, part = {"item_id": item["id"], "output_index": index, "content_index": 0}, item["content"][0]
+        yield {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []}
+        yield {"type": "response.content_part.done", **place, "part": part}
+    else:
+        began = {"status": "in_progress", "arguments": ""} if item["type"] == "function_call" else {}
+        yield {"type": "response.output_item.added", "output_index": index, "item": {**item, **began}}
+    if item["type"] == "function_call":
+        place = {"item_id": item["id"], "output_index": index}
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": item["arguments"]}
+        yield {"type": "response.function_call_arguments.done", **place, "arguments": item["arguments"]}
+    yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
 
 def _numbered(events: Iterator[Event]) -> Iterator[Event]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from ccm.core.errors import CCMError
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
+from ccm.serving.calls import Call, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange, Said
 from ccm.serving.packing import pack
@@ -55,11 +56,17 @@ class Talk:
     Args:
         conversation: after the memory that the request names.
         before: the part of the store that holds this memory; None where it is none of the store.
+
+    Attributes:
+        reply: what the model wrote, whole.
+        text: of it, without calls.
+        calls: of tools.
+        ended: whether the reply ended by itself, not at the largest number of tokens.
     """
 
     def __init__(self, conversation: Conversation, before: int | None) -> None:
         self._conversation, self._before, self._begun = conversation, before, conversation.memory
-        self.reply, self.ended = "", True
+        self.reply, self.text, self.calls, self.ended = "", "", list[Call](), True
         self._cached, self._prompt = conversation.memory.tokens[0], 0
 
     def hear(self, exchanges: Sequence[Exchange]) -> None:
@@ -67,11 +74,23 @@ class Talk:
         for said, reply in exchanges:
             self._conversation.hear(said, reply)
 
-    def say(self, asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """The pieces of the reply; once they have ended, the memory holds it."""
-        yield from self._conversation.say(asked)
-        assert self._conversation.last is not None
-        self.reply, self.ended = self._conversation.last.reply, self._conversation.last.ended
+    def say(self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = ()) -> Iterator[str]:
+        """The pieces of the reply's text; once they have ended, the memory holds it.
+
+        Where tools of those names may be called, the text comes in one piece, without calls, once the reply is whole.
+        """
+        pieces = self._conversation.say(asked)
+        if tools:
+            self.text, self.calls = calls_in("".join(pieces), tools)
+        else:
+            yield from pieces
+        last = self._conversation.last
+        assert last is not None
+        self.reply, self.ended = last.reply, last.ended
+        if not tools:
+            self.text = last.reply
+        elif self.text:
+            yield self.text
 
     @property
     def usage(self) -> Usage:

@@ -25,6 +25,13 @@ from ccm.serving.packing import digest
 
 VERSION = 1
 FILE = "turns.sqlite3"
+_SETTINGS = (
+    "locking_mode = EXCLUSIVE",  # one process has the file
+    "journal_mode = WAL",
+    "synchronous = FULL",  # what was acknowledged outlives a loss of power
+    "secure_delete = ON",
+    "foreign_keys = ON",
+)
 _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE parts (
@@ -91,22 +98,28 @@ class Store:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(
-                ":memory:" if folder is None else folder / FILE, isolation_level=None, check_same_thread=False
+                ":memory:" if folder is None else folder / FILE,
+                timeout=1,
+                isolation_level=None,
+                check_same_thread=False,
             )
-            self._base.execute("PRAGMA locking_mode = EXCLUSIVE")  # one process writes; replicas share another kind
-            self._base.execute("PRAGMA journal_mode = WAL")
-            self._base.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives the machine's power
-            self._base.execute("PRAGMA secure_delete = ON")
-            self._base.execute("PRAGMA foreign_keys = ON")
-            self._open(str(folder), origin)
         except (OSError, sqlite3.Error) as error:
-            busy = "locked" in str(error)
-            raise ConfigError(
-                f"The store {folder} cannot be opened: "
-                + ("another process has it; end that, or take another folder." if busy else f"{error}.")
-            ) from error
+            raise ConfigError(f"The store {folder} cannot be opened: {error}.") from error
+        try:
+            self._open(str(folder), origin)
+        except sqlite3.Error as error:
+            self._base.close()
+            busy = (
+                "another process has it; end that, or take another folder." if "locked" in str(error) else f"{error}."
+            )
+            raise ConfigError(f"The store {folder} cannot be opened: {busy}") from error
+        except ConfigError:
+            self._base.close()
+            raise
 
     def _open(self, folder: str, origin: str) -> None:
+        for setting in _SETTINGS:
+            self._base.execute(f"PRAGMA {setting}")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         if version == 0:
             with self._writing():
