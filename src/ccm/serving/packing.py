@@ -6,7 +6,6 @@ are in none: its token ids are, and the model reads them again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,8 +53,3 @@ def _metadata(part: bytes) -> str:
     """The manifest of a part, from the header of its safetensors."""
     size = int.from_bytes(part[:8], "little")
     return json.loads(part[8 : 8 + size])["__metadata__"][_MANIFEST]
-
-
-def digest(part: bytes) -> bytes:
-    """SHA-256 of a part."""
-    return hashlib.sha256(part).digest()

@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import ConfigError, MemoryFileError
-from ccm.serving.packing import digest
 
 VERSION = 1
 FILE = "turns.sqlite3"
@@ -173,7 +173,7 @@ class Store:
                 (depth,) = self._base.execute("SELECT depth + 1 FROM parts WHERE id = ?", (before,)).fetchone()
             part = self._base.execute(
                 "INSERT INTO parts (before, depth, data, digest) VALUES (?, ?, ?, ?)",
-                (before, depth, data, digest(data)),
+                (before, depth, data, sha256(data).digest()),
             ).lastrowid
             values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer, read)
             self._base.execute(
@@ -225,7 +225,7 @@ class Store:
                 "SELECT data, digest FROM chain ORDER BY depth",
                 (part,),
             ).fetchall()
-        if not rows or any(digest(data) != held for data, held in rows):
+        if not rows or any(sha256(data).digest() != held for data, held in rows):
             raise MemoryFileError("A kept memory is damaged: it is not what was written. Begin anew.")
         return [data for data, _ in rows]
 
