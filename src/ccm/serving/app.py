@@ -84,12 +84,16 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         first = await anext(events)
 
         async def lines() -> AsyncIterator[str]:
-            held = write(first)
-            async for event in events:
+            held, number = write(first), 1
+            try:
+                async for event in events:
+                    yield held
+                    held, number = write(event), number + 1
+                if whole:
+                    yield held
+            except RequestError as error:  # its status has gone out already
                 yield held
-                held = write(event)
-            if whole:
-                yield held
+                yield write({"type": "error", "sequence_number": number, **error.body})
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -179,7 +183,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses a body that is too large, before it is read whole."""
+    """Refuses a body that is too large, without reading more of it."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
@@ -188,19 +192,18 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = RequestError(f"The request is larger than {self._most} bytes.", status=413, code="request_too_large")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._most:
+        body, more = bytearray(), True
+        while more and len(body) <= self._most:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > self._most:
+            told = RequestError(f"The request is larger than {self._most} bytes.", status=413, code="request_too_large")
             await JSONResponse(told.body, status_code=413)(scope, receive, send)
             return
-        got = 0
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def counted() -> Message:
-            nonlocal got
-            message = await receive()
-            got += len(message.get("body", b""))
-            if got > self._most:
-                raise told
-            return message
+        async def replayed() -> Message:
+            return whole.pop() if whole else await receive()
 
-        await self._app(scope, counted, send)
+        await self._app(scope, replayed, send)
