@@ -53,7 +53,7 @@ class Completions:
                 seed=body.seed,
                 stops=stops,
             )
-        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or () if body.tool_choice != "none"]
         system = "\n\n".join(said.system)
         chains = chain_digests(owner, json.dumps([system, tools], sort_keys=True), said.exchanges)
         found = self._service.store.find(owner, chains)
@@ -61,7 +61,9 @@ class Completions:
         said.exchanges = said.exchanges[known:]
         talk = self._service.begin(owner, said, found, system=system, tools=tools, sampling=sampling, endless=True)
         with refusing():
-            pieces = talk.say(said.asked, [tool["function"]["name"] for tool in tools])
+            pieces = talk.say(
+                said.asked, [tool["function"]["name"] for tool in tools], required=body.tool_choice == "required"
+            )
             first = next(pieces, "")
         beginning = chains[-1] if chains else _start(owner, json.dumps([system, tools], sort_keys=True))
         yield from self._chunks(owner, body, talk, [said.asked, beginning, found], first, pieces)

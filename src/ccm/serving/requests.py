@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ccm.serving.errors import unsupported
 
 
+ToolChoice = Literal["auto", "none", "required"]
+
+
 class Strict(BaseModel):
     """A body without fields that nobody declared."""
 
@@ -46,7 +49,7 @@ class CreateResponse(CreateResponseBody):
 
     model: str
     tools: list[FunctionTool] | None = None  # type: ignore[assignment]  # the package's drops the parameters
-    tool_choice: Literal["auto", "none"] | None = None  # type: ignore[assignment]
+    tool_choice: ToolChoice | None = None  # type: ignore[assignment]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     context_management: list[Compaction] | None = None
@@ -126,5 +129,6 @@ class ChatCompletion(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: str | list[str] | None = None
     tools: list[ChatTool] | None = None
+    tool_choice: ToolChoice | None = None
     n: Literal[1] | None = None
     user: str | None = None

@@ -61,7 +61,7 @@ class Responses:
             endless=body.truncation == "auto",
         )
         with refusing():
-            pieces = talk.say(said.asked, [tool.name for tool in tools])
+            pieces = talk.say(said.asked, [tool.name for tool in tools], required=body.tool_choice == "required")
             first = next(pieces, "")  # what cannot be read is refused before the first event
         answer = self._opening(body, previous)
         yield from _numbered(self._events(owner, body, talk, said, previous, answer, first, pieces))

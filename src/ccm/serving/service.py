@@ -74,14 +74,26 @@ class Talk:
         for said, reply in exchanges:
             self._conversation.hear(said, reply)
 
-    def say(self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = ()) -> Iterator[str]:
+    def say(
+        self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = (), *, required: bool = False
+    ) -> Iterator[str]:
         """The pieces of the reply's text; once they have ended, the memory holds it.
 
         Where tools of those names may be called, the text comes in one piece, without calls, once the reply is whole.
+
+        Raises:
+            RequestError: when a call is ``required``, and the model wrote none.
         """
         pieces = self._conversation.say(asked)
         if tools:
             self.text, self.calls = calls_in("".join(pieces), tools)
+            if required and not self.calls:
+                raise RequestError(
+                    "tool_choice is required, and the model wrote no call; ask again, or take auto.",
+                    status=422,
+                    code="no_tool_call",
+                    param="tool_choice",
+                )
         else:
             yield from pieces
         last = self._conversation.last
