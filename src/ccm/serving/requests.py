@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ccm.serving.errors import unsupported
 
-
 ToolChoice = Literal["auto", "none", "required"]
 
 
