@@ -21,7 +21,7 @@ from ccm.chat.turns import Turns
 from ccm.data import open_data
 from ccm.engine.layout import IGNORE, Layout, build_layout, length
 from ccm.training.batches import Batch, Batches
-from ccm.training.loop import Report, train
+from ccm.training.loop import StepReport, train
 from ccm.training.recipe import Recipe, load_recipe
 from ccm.training.stages import make_stage, open_turns
 
@@ -124,7 +124,7 @@ def _time(options: Options) -> tuple[dict[str, list[float]], list[int]]:
     tokens: list[int] = []
     begin = clock()
 
-    def report(told: Report) -> None:
+    def report(told: StepReport) -> None:
         nonlocal begin
         trained = clock() - begin
         done = [*islice(batches, STEPS)]

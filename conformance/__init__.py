@@ -1,7 +1,7 @@
-"""Conformance: are we equal to numbers recorded from the authors' code? ``python -m conformance DIR``.
+"""Conformance: compares results of ccm with numbers recorded from the authors' code. ``python -m conformance DIR``.
 
-Each group of a goldens folder is one function that yields (case, differences by quantity). A quantity's tolerance
-stands in :data:`TOLERANCE`; 0 means exactly equal.
+One function checks each group of a goldens folder: it yields (case, differences by quantity). :data:`TOLERANCE` has the
+largest difference allowed for each quantity; 0 demands equality.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOLERANCE = {
     "mixing": 1e-6,
     "embedding": 1e-6,
     "parameter": 1e-5,
-    "unsettled": 2e-3,  # of all elements, the share that is not compared
+    "unsettled": 2e-3,  # the share of elements that is not compared
     "loss": 2e-5,
     "gradient": 1e-4,
     "logits": 2e-4,
@@ -55,7 +55,7 @@ GROUPS: dict[str, Group] = {
 
 
 def run(folder: Path, groups: list[str]) -> bool:
-    """Check the groups, print a line for each, and say whether all that is implemented passed."""
+    """Check the groups and print a line for each; return whether all passed."""
     goldens, passed, checked = Goldens(folder), True, 0
     print(f"{'group':<10} {'cases':>5}  {'largest differences':<76} result")
     for name in groups:
@@ -71,7 +71,7 @@ def run(folder: Path, groups: list[str]) -> bool:
                 failures += [
                     f"{case}: {q} {d:.3g} > {TOLERANCE[q]:g}"
                     for q, d in differences.items()
-                    if not d <= TOLERANCE[q]  # also where it is not a number
+                    if not d <= TOLERANCE[q]  # catches NaN too
                 ]
         except FileNotFoundError as error:
             failures.append(f"absent file: {error.filename or error}")

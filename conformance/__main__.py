@@ -10,7 +10,7 @@ from conformance import GROUPS, run
 
 
 def main() -> None:
-    """The command line: exit status 1 where anything differs, is absent, or was not checked."""
+    """Run the checks; the exit status is 1 if anything differs, is absent, or was not checked."""
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
     parser.add_argument("goldens", type=Path, help="folder of recorded numbers")
     parser.add_argument("--group", choices=list(GROUPS), action="append", help="only this group (repeatable)")

@@ -1,4 +1,4 @@
-"""The group of adapters: each of the authors' folders, imported and loaded as users do, gives the recorded numbers."""
+"""The group of adapters: an adapter of the authors, imported and loaded as users do, gives the recorded numbers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ccm.adapters.importing import Choices, read_theirs
 from ccm.engine.adapter_files import write_adapter
 from ccm.engine.decoder import CCMModel
 from conformance.goldens import Differences, Goldens
-from conformance.parallel import _config, case_differences
+from conformance.parallel import case_differences, config_of
 
-_UNLIKE = ("_uncond_lora", "_basepos")  # ablations: of the run, not of the adapter
+_ABLATIONS = ("_uncond_lora", "_basepos")  # settings of a recorded run, which its adapter does not hold
 
 
 def check_adapters(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Every case of every folder, with a LoRA that is imported; a stage-1 adapter by itself is merged, too."""
+    """Every recorded case of every adapter folder; a stage-1 adapter by itself is imported merged."""
     cases = goldens.json("manifest_parallel.json")["cases"]
     for folder in sorted((goldens.folder / "adapters").iterdir()):
         for case, entry in cases.items():
-            if entry["adapter"] == folder.name.removesuffix("_safetensors") and not case.endswith(_UNLIKE):
+            if entry["adapter"] == folder.name.removesuffix("_safetensors") and not case.endswith(_ABLATIONS):
                 yield (
                     f"{folder.name}: {case}",
                     case_differences(goldens, case, entry, _imported(goldens, folder, case, entry)),
@@ -31,7 +31,7 @@ def check_adapters(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def _imported(goldens: Goldens, folder: Path, case: str, entry: dict[str, Any]) -> CCMModel:
-    config = _config(case, entry)
+    config = config_of(case, entry)
     base, stage1 = goldens.folder / "tiny-llama", entry["merged_base_adapter"]
     choices = (
         Choices(base)

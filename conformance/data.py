@@ -1,4 +1,4 @@
-"""The group of the data sets: which examples are kept, and what they become as token ids."""
+"""The group of the data sets: which examples are kept, and the token ids that they become."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ccm.data.soda import tidy as tidy_soda
 from ccm.engine.layout import IGNORE, Sample, Step, build_layout
 from conformance.goldens import Differences, Goldens
 
-EXAMPLE = 20  # tokens of an example at the most, in the recorded corpus
+EXAMPLE = 20  # the most tokens of an example in the recorded corpus
 
 
 class _Numbers:
-    """A stand-in of a tokenizer: a text is its token ids, written out."""
+    """A substitute for a tokenizer: a text consists of its token ids as decimal numbers."""
 
     bos_token_id, eos_token_id, unk_token_id = 1, 2, None
     added_tokens_decoder: ClassVar[dict[int, Any]] = {}
@@ -40,13 +40,11 @@ class _Numbers:
         return [int(number) for number in text.replace("a", "0 ").replace("|", "13 14 15").split()]
 
 
-_TURNS = make_turns(
-    cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|")
-)  # of dialogues
+_TURNS = make_turns(cast(PreTrainedTokenizerBase, _Numbers()), TurnFormat(separator="|", reply_separator="|"))
 
 
 def _written(turns: list[list[int]]) -> tuple[str, ...]:
-    """Recorded turns as texts for that tokenizer."""
+    """Write recorded turns as texts for :class:`_Numbers`."""
     return tuple(" ".join(map(str, turn)) for turn in turns)
 
 
@@ -77,12 +75,12 @@ def _dialogues(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
 
 
 def _dialogue(case: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Input and output ids of a recorded dialogue as our sample has them."""
+    """The input and output ids of a recorded dialogue, by ccm."""
     drawn = np.random.RandomState(case["np_seed"]).randint(3, len(case["dialog"]) + 1)
     steps = (drawn if case["is_train"] else len(case["dialog"])) - 2
     texts = _written(case["dialog"])
     sample = Dialogue(texts).sample(_TURNS, 0 if case["comp_type"] == "neg_control" else steps)
-    if case["comp_type"] == "neg_control":  # nothing but the last two turns
+    if case["comp_type"] == "neg_control":  # only the last two turns
         sample = Dialogue(texts[steps : steps + 2]).sample(_TURNS, 0)
     targets = [target for target in sample.query.targets if target != IGNORE]
     prompt = [*sample.query.ids[: len(sample.query.ids) - len(targets) + 1]]
@@ -90,30 +88,30 @@ def _dialogue(case: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def with_comp(steps: list[list[int]], query: list[int], case: dict[str, Any]) -> list[int]:
-    """Steps and query with the COMP tokens, and SUM tokens, which ours does without, where a recorded case has them."""
+    """Insert COMP and SUM tokens into steps and query where a recorded case has them; ccm itself has no SUM tokens."""
     n, online, rule = case["n_tok"], case["comp_type"] == "online", case["attn_type"]
     comp, total = [*range(200, 200 + n)], [*range(200 + n, 200 + 2 * n)]
     each = [*comp, *(total if rule == "merge_recur" else [])] if online else []
     once = comp if case["comp_type"] in ("fixed", "pos_control") else total if online and rule == "merge" else []
-    if not steps:  # SUM then stands after BOS, before the query
+    if not steps:  # SUM stands between BOS and the query
         return [*query[:1], *once, *query[1:]]
     return [*(token for step in steps for token in (*step, *each)), *once, *query]
 
 
 def prompt_of(special: dict[str, Any], *, bos: bool = True) -> Prompt:
-    """The recorded stand-in of a tokenizer."""
+    """The prompt format of the recorded cases."""
     return Prompt(special["input_prefix"], special["output_prefix"], special["bos"] if bos else None)
 
 
 def examples(table: dict[str, Any], prompt: Prompt) -> list[MetaICLExample]:
-    """Those of a recorded task or pool that are kept."""
+    """The examples of a recorded task or pool that ccm keeps."""
     options = table.get("options") or [[]] * len(table["input"])
     rows = [MetaICLExample(*row) for row in zip(table["input"], table["output"], options, strict=True)]
     return [example for example in rows if prompt.fits(example, EXAMPLE)]
 
 
 def check_data(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Texts, filters, choice and layout of the authors' data sets."""
+    """Texts, filters, choices and layouts of the authors' data sets."""
     yield from _dialogues(goldens.json("data/dialogue_cases.json"))
     yield from _lamp(goldens.json("data/lamp_cases.json"))
     recorded = goldens.json("data/metaicl_cases.json")
@@ -127,7 +125,7 @@ def check_data(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def _mixed(case: dict[str, Any], raw: dict[str, Any]) -> list[list[list[int]]]:
-    """Of every column of a recorded batch of an example and a dialogue: id, target, and whether it is no padding."""
+    """For each column of a recorded batch: its id, its target, and 1 unless it is padding; by ccm."""
     (example, dialogue), generator = case["rows"], np.random.RandomState(case["np_seed"])
     prompt = prompt_of(raw["special"])
     task, index = example["metaicl_train"].values()
@@ -144,8 +142,10 @@ def _mixed(case: dict[str, Any], raw: dict[str, Any]) -> list[list[list[int]]]:
 
 
 def _recorded(case: dict[str, Any]) -> list[list[list[int]]]:
-    """The same of the authors' batch, without its SUM tokens and the EOS at its end, which ours does without; a label
-    belongs to the token before it."""
+    """The same table for the authors' batch, without SUM tokens and the final EOS, which ccm does not have.
+
+    A label of the authors belongs to the token before it.
+    """
     rows = []
     for columns in zip(case["input_ids"], case["labels"], case["attention_mask"], strict=True):
         text = [(i, label) for i, label, real in zip(*columns, strict=True) if real and i < 200 + case["n_tok"]]
@@ -155,7 +155,7 @@ def _recorded(case: dict[str, Any]) -> list[list[list[int]]]:
 
 
 def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
-    """The ids of a recorded case as our question has them, with COMP tokens where the rule wants them."""
+    """The ids of a recorded case, by ccm, with the COMP tokens of the rule."""
     special, tables = raw["special"], raw["raw"]
     prompt = prompt_of(special, bos=not case["t5"])
     if case["split"] == "train":
@@ -179,8 +179,10 @@ def _case(case: dict[str, Any], raw: dict[str, Any]) -> list[int]:
 def training_choice(
     generator: np.random.RandomState, k: int, n: int, index: int, *, random_k: bool = False
 ) -> list[int]:
-    """Which examples of ``n`` the authors' training takes as demonstrations of number ``index``, from NumPy's global
-    generator: none twice, never the example itself."""
+    """The examples, of ``n``, that the authors' training draws as demonstrations for the example ``index``.
+
+    No example is drawn twice, and never the example itself.
+    """
     if random_k and generator.uniform() <= 0.5:
         k = generator.randint(1, k + 1)
     return [int((i + 1 + index) % n) for i in generator.choice(n - 1, k, replace=False)]
@@ -209,14 +211,14 @@ def _lamp(recorded: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
 
 
 def lamp_choices(n: int, k: int, *, train: bool) -> Iterator[list[int]]:
-    """Which entries of ``n`` the authors take, again and again: for training k, else the first k of 16."""
+    """Yield the entries, of ``n``, that the authors draw: k entries for training, otherwise the first k of 16 drawn."""
     generator = np.random.default_rng(42 if train else 1337)
     while True:
         yield lamp.draw(generator, n, k if train else lamp.DRAWN)[:k]
 
 
 def _lamp_text(case: dict[str, Any]) -> str:
-    """The text of a recorded case as ours has it, with the words for COMP tokens after the steps."""
+    """The text of a recorded case, by ccm, with words for the COMP tokens after the steps."""
     layout, instance = lamp.TEMPLATES[case["lamp_index"]], case["instance"]
     count = len(instance["profile"]["id"])
     fields = instance["profile"].keys()

@@ -1,4 +1,4 @@
-"""A folder of recorded numbers, and how far ours are from them."""
+"""A folder of recorded numbers, and the differences of results from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Goldens:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def arrays(self, name: str) -> dict[str, Tensor]:
-        """The arrays of an npz file; nothing is unpickled."""
+        """The arrays of an npz file; the file is never unpickled."""
         with np.load(self.folder / name, allow_pickle=False) as file:
             return {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
 
@@ -44,7 +44,7 @@ class Goldens:
         return load_file(self.folder / name)
 
     def model(self, config: CCMConfig, adapter: str | None = None, stage1: str | None = None) -> CCMModel:
-        """The tiny base model under a config, with one of the folder's adapters; EOS does not end a generation."""
+        """The tiny base model under a config, with an adapter of the folder; EOS does not end a generation."""
         base = LlamaForCausalLM.from_pretrained(self.folder / "tiny-llama")
         base.generation_config.eos_token_id = None
         merged = read_stage1(self.folder / "adapters" / stage1) if stage1 else None
@@ -56,7 +56,7 @@ class Goldens:
 
 
 def _to_ours(lora: PlainLoRA, n_tok: int) -> dict[str, Tensor]:
-    """The authors' tensors under our names; rows N..2N-1 of merge adapters are of SUM tokens; we have none."""
+    """The authors' tensors under the names in ccm, without the rows N..2N-1 of merge adapters, which are for SUM."""
     comp = {} if lora.comp is None else {"comp_embeddings.weight": lora.comp[:n_tok]}
     return {**{name: tensor.float() for name, tensor in lora.tensors.items()}, **comp}
 
@@ -64,18 +64,18 @@ def _to_ours(lora: PlainLoRA, n_tok: int) -> dict[str, Tensor]:
 def greedy(
     model: CCMModel, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
 ) -> Tensor:
-    """The likeliest tokens, a fixed number of them."""
+    """Generate :data:`NEW_TOKENS` tokens greedily."""
     return model.generate(memory, ids, mask, cache, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
 
 
 def raise_to(worst: dict[str, float], new: Differences) -> None:
-    """Keep the larger difference of every quantity."""
+    """Update ``worst`` with the larger difference of every quantity."""
     for quantity, difference in new.items():
         worst[quantity] = max(worst[quantity], difference)
 
 
 def largest(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinite where shapes differ or either is not a number."""
+    """The largest absolute difference; infinite if shapes differ or a value is NaN."""
     if a.shape != b.shape:
         return float("inf")
     if not a.numel():

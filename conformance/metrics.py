@@ -1,4 +1,4 @@
-"""The group of the metrics: figures of recorded likelihoods, and likelihoods of recorded questions."""
+"""The group of the metrics: figures from recorded likelihoods, and likelihoods of recorded questions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ccm.evaluation.scoring import Scorer
 from ccm.evaluation.texts import rouge
 from conformance.data import examples, prompt_of
 from conformance.goldens import Differences, Goldens, largest
-from conformance.parallel import _config
+from conformance.parallel import config_of
 from conformance.t5 import t5_model
 
 
 def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Accuracies, perplexities, ROUGE and likelihoods as the authors' evaluation has them."""
+    """Accuracies, perplexities, ROUGE and likelihoods of the authors' evaluation."""
     tables = goldens.json("metrics/tables.json")
     yield "table of options", _accuracies(_questions(tables["metaicl"]["rows"]), tables["metaicl"]["all_examples"])
     table = tables["perplexity"]
@@ -53,7 +53,7 @@ def check_metrics(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def _questions(rows: Sequence[dict[str, Any]]) -> list[tuple[list[Likelihood], int]]:
-    """Rows of options as questions, each with the number of its right answer."""
+    """Group rows of options into questions: the likelihoods of a question's options, and the index of the right one."""
     by_question: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_question[row["idx"]].append(row)
@@ -71,7 +71,7 @@ def _accuracies(questions: list[tuple[list[Likelihood], int]], recorded: dict[st
 
 
 def _likelihoods(table: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
-    """Answers' likelihoods from logits: the token before predicts a token, and EOS does not count."""
+    """Likelihoods of answers from logits: each token is predicted by the token before it, and EOS does not count."""
     causal = table["causal"]
     for row, (logits, labels) in enumerate(zip(table["logits"], causal["labels"], strict=True)):
         columns = [i for i, label in enumerate(labels) if label not in (table["ignore"], table["eos"])]
@@ -80,7 +80,7 @@ def _likelihoods(table: dict[str, Any]) -> Iterator[tuple[str, Differences]]:
 
 
 def _rouge(table: dict[str, Any]) -> Differences:
-    """ROUGE of texts, and its plain means: what the authors report is the median of a thousand random means."""
+    """ROUGE of texts, and its plain means; the authors report the median over a thousand resampled means instead."""
     ours = [rouge(*texts) for texts in zip(table["predictions"], table["references"], strict=True)]
     differences = []
     for name in table["plain_mean_x100"]:
@@ -129,4 +129,4 @@ def _dialogue(goldens: Goldens, case: dict[str, Any]) -> Differences:
 
 
 def _decoder(goldens: Goldens, case: dict[str, Any]) -> CCMModel:
-    return goldens.model(_config("", {"sink": False, **case}), case["adapter"])
+    return goldens.model(config_of("", {"sink": False, **case}), case["adapter"])

@@ -1,4 +1,4 @@
-"""The groups of the online recursion: step by step, and as a chat."""
+"""The groups of the online recursion: a context of steps, and a chat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _online_model(goldens: Goldens, case: str) -> CCMModel:
 
 
 def check_recursive(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """The online recursion: memory and offset after every step, then what a query reads from it."""
+    """The online recursion: memory and offset after every step, then the logits of a query that reads the memory."""
     for case in goldens.json("manifest_recursive.json")["recursive"]:
         gold = goldens.arrays(f"recursive/{case}.npz")
         model = _online_model(goldens, case)
@@ -46,7 +46,7 @@ def check_recursive(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def check_interact(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """A chat: reply from the memory, then compress the exchange without the last token, as the authors do."""
+    """A chat: reply from the memory, then compress the exchange without its last token, as the authors do."""
     for case in goldens.json("manifest_recursive.json")["interact"]:
         gold = goldens.arrays(f"interact/{case}.npz")
         model = _online_model(goldens, case)

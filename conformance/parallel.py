@@ -1,4 +1,4 @@
-"""The groups of the parallel pass: what it computes, its gradients, and five steps of training."""
+"""The groups of the parallel pass: its results, its gradients, and five steps of training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ccm.engine.lora import initial_embeddings
 from ccm.engine.memory import Memory
 from conformance.goldens import Differences, Goldens, greedy, largest
 
-NOISE = 1e-5  # of a gradient: the sign of a smaller one hangs on the order of the sums
+NOISE = 1e-5  # the sign of a smaller gradient depends on the order of summation
 
 
-def _config(case: str, entry: dict[str, Any]) -> CCMConfig:
+def config_of(case: str, entry: dict[str, Any]) -> CCMConfig:
+    """The config of a recorded case."""
     rule = {"no": "full", "neg_control": "none", "pos_control": "pos_control", "fixed": "gist"}.get(entry["comp_type"])
     name, _, recurrent = entry["attn_type"].partition("_")
-    alone = rule == "full" and entry["adapter"] is not None  # a stage-1 adapter, applied to all tokens unmerged
+    alone = rule == "full" and entry["adapter"] is not None  # an unmerged stage-1 adapter acts at all tokens
     return CCMConfig(
         rule=rule or name,
         recurrent=bool(recurrent),
@@ -35,18 +36,18 @@ def _config(case: str, entry: dict[str, Any]) -> CCMConfig:
 
 
 def _parallel_model(goldens: Goldens, case: str, entry: dict[str, Any]) -> CCMModel:
-    return goldens.model(_config(case, entry), entry["adapter"], entry["merged_base_adapter"])
+    return goldens.model(config_of(case, entry), entry["adapter"], entry["merged_base_adapter"])
 
 
-def _samples(goldens: Goldens, config: CCMConfig, rule_forgets: bool) -> list[Sample]:
-    """The batch of ``samples.json`` as steps: BOS or separator before each text, another separator after the query."""
+def _samples(goldens: Goldens, model: CCMModel) -> list[Sample]:
+    """The batch of ``samples.json``: BOS or a separator precedes each text, and a separator follows the query."""
     table = goldens.json("samples.json")
     sep, eos = table["sep"], table["eos"]
     samples = []
     for sample in table["samples"]:
         *contexts, query, target = sample["dialog"]
         steps = [Step([*([table["bos"]] if i == 0 else sep), *text]) for i, text in enumerate(contexts)]
-        prompt = [*([table["bos"]] if rule_forgets else sep), *query, *sep]
+        prompt = [*([table["bos"]] if model.rule.forgets else sep), *query, *sep]
         labels = [IGNORE] * (len(prompt) - 1) + [*target, eos] + [IGNORE]
         samples.append(Sample(steps, Step([*prompt, *target, eos], labels)))
     return samples
@@ -63,9 +64,9 @@ def check_parallel(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def case_differences(goldens: Goldens, case: str, entry: dict[str, Any], model: CCMModel) -> Differences:
-    """All differences of a recorded case, computed by that model."""
+    """All differences of the model from a recorded case."""
     gold = goldens.arrays(f"parallel/{case}.npz")
-    samples = _samples(goldens, model.config, model.rule.forgets)
+    samples = _samples(goldens, model)
     layout = build_layout(samples, model.config, model.rule, pad_id=0)
     untrained = Layout(**{**vars(layout), "targets": torch.full_like(layout.targets, IGNORE)})
     with torch.no_grad():
@@ -98,7 +99,7 @@ def _layout_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, e
 
 
 def _mask_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, model: CCMModel) -> float:
-    """Differing cells of the mask; the authors' SUM columns are our appended memory columns."""
+    """The number of differing cells of the mask; the authors' SUM columns are memory columns at the end in ccm."""
     current = ParallelPass(layout, model.rule)
     different = 0
     for row in range(len(kept)):
@@ -117,7 +118,7 @@ def _mask_difference(gold: dict, kept: Tensor, layout: Layout, ours: Tensor, mod
 
 
 def _mixing_difference(gold: dict, layout: Layout, model: CCMModel) -> float:
-    """Of the weights with which COMP columns are averaged; the authors keep those of the memories that are read."""
+    """Compare the weights that average COMP columns; the authors keep only those of memories that are read."""
     mix = model.rule.mixing(0, layout.steps, layout.n_tok, None)
     assert mix is not None
     worst = 0.0
@@ -130,7 +131,7 @@ def _mixing_difference(gold: dict, layout: Layout, model: CCMModel) -> float:
 
 
 def _likelihood_difference(gold: dict, logits: Tensor, layout: Layout) -> float:
-    """Of sum, mean and number of the target tokens' log-likelihoods, EOS (id 2) excluded."""
+    """Compare sum, mean and number of the target tokens' log-likelihoods, without EOS (id 2)."""
     scored = (layout.targets != IGNORE) & (layout.targets != 2)
     each = logits.log_softmax(-1).gather(-1, layout.targets.clamp(min=0)[..., None])[..., 0] * scored
     total, number = each.sum(1), scored.sum(1)
@@ -140,7 +141,7 @@ def _likelihood_difference(gold: dict, logits: Tensor, layout: Layout) -> float:
 
 
 def _greedy_difference(gold: dict, model: CCMModel, samples: list[Sample]) -> float:
-    """Each row's memory is built online, step by step; the rows then generate as one padded batch."""
+    """Compare greedy tokens: each row's memory is built online, then all rows generate as one padded batch."""
     memories, prompts = [], []
     for sample in samples:
         memory = model.empty_memory()
@@ -156,12 +157,12 @@ def _greedy_difference(gold: dict, model: CCMModel, samples: list[Sample]) -> fl
 
 
 def check_grads(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Gradients of the loss by every trained tensor."""
+    """The gradients of the loss with respect to every trained tensor."""
     for case, entry in goldens.json("manifest_parallel.json")["cases"].items():
         if entry["adapter"] is None:
             continue
         model = _parallel_model(goldens, case, entry)
-        samples = _samples(goldens, model.config, model.rule.forgets)
+        samples = _samples(goldens, model)
         model(build_layout(samples, model.config, model.rule, pad_id=0)).loss.backward()
         own = {name: tensor.grad for name, tensor in model.adapter_tensors().items()}
         recorded = under_our_names(goldens.tensors(f"grads/{case}.safetensors"), model.config.n_tok)
@@ -169,7 +170,7 @@ def check_grads(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def under_our_names(gold: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Recorded tensors of an adapter, with the first ``rows`` embeddings alone: those of SUM tokens are left out."""
+    """Recorded tensors of an adapter under ccm's names, without the embeddings after ``rows``, which are for SUM."""
     recorded = {}
     for name, tensor in gold.items():
         name = name.removeprefix("base_model.model.")
@@ -180,7 +181,7 @@ def under_our_names(gold: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
 
 
 def compare_tensors(recorded: dict[str, Tensor], own: dict[str, Tensor | None]) -> float:
-    """The largest difference; infinite where something of ours was not recorded."""
+    """The largest difference; infinite if a nonzero tensor of ccm was not recorded."""
     if unknown := recorded.keys() - own.keys():
         raise KeyError(*sorted(unknown))
     if any(mine is not None and mine.any() and name not in recorded for name, mine in own.items()):
@@ -190,9 +191,10 @@ def compare_tensors(recorded: dict[str, Tensor], own: dict[str, Tensor | None]) 
 
 
 def check_train(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Five AdamW steps, of all elements whose first gradient is no rounding; the others are counted.
+    """Five AdamW steps. Elements whose first gradient is rounding noise are counted, but not compared.
 
-    AdamW divides a gradient by its size: it moves an element whose gradient is noise by the whole rate, either way.
+    AdamW divides a gradient by its magnitude, so it moves an element whose gradient is noise by the full learning rate
+    in a random direction.
     """
     manifest = goldens.json("manifest_parallel.json")
     cases = manifest["cases"]
@@ -201,7 +203,7 @@ def check_train(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
         gold = goldens.tensors(f"train/{name}.safetensors")
         expected = gold.pop("losses")
         model = _parallel_model(goldens, case, cases[case])
-        layout = build_layout(_samples(goldens, model.config, model.rule.forgets), model.config, model.rule, pad_id=0)
+        layout = build_layout(_samples(goldens, model), model.config, model.rule, pad_id=0)
         optimizer = torch.optim.AdamW(model.adapter_tensors().values(), lr=1e-3, weight_decay=0.0)
         own, losses, unsettled = model.adapter_tensors(), [], {}
         for step in range(len(expected)):

@@ -1,4 +1,4 @@
-"""The group of streams: negative log-likelihoods, what the cache holds after every token, and compressions."""
+"""The group of streams: negative log-likelihoods, and the cache's size and compressions after every token."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 from conformance.goldens import Differences, Goldens, largest
 
-_SLIP = "_asis"  # cases of the authors' code as it is, which averages keys into values; we do not repeat that
+_SLIP = "_asis"  # cases of a bug in the authors' code, which averages keys into values; ccm does not have it
 
 
 def check_stream(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
-    """Streams of 1,000 tokens. Keys are recorded without rotary embedding: ours are turned back to position 0."""
+    """Streams of 1,000 tokens. Keys are recorded without rotary embedding, so keys of ccm are rotated to position 0."""
     for case in goldens.json("manifest_stream.json")["cases"]:
         if case.endswith(_SLIP):
             continue
@@ -40,7 +40,7 @@ def check_stream(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
             lengths += [*range(start + 1, start + reading.ids.shape[1]), stream.entries]
             evictions += [evictions[-1] if before else 0] * (reading.ids.shape[1] - 1) + [stream.evictions]
             nll.append(reading.nll[0])
-        assert stream.last is not None  # it predicts the last token, which is never read
+        assert stream.last is not None  # the logits that predict the last token, which is never read
         nll.append(-stream.last.log_softmax(-1)[:, gold["tokens"][-1].long()])
         held = stream.held.entries
         plain = held.moved(stream.rope, -torch.arange(len(held)))

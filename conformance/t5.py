@@ -1,4 +1,4 @@
-"""The group of the encoder-decoder: what it computes, its gradients, and the same online."""
+"""The group of the encoder-decoder: its results, its gradients, and the online recursion."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from conformance.goldens import Differences, Goldens, largest
 from conformance.parallel import compare_tensors, under_our_names
 
 NEW_TOKENS = 8
-RULES = {"no": "full", "pos_control": "pos_control", "fixed": "gist"}  # of their comp_type; else their attn_type
+RULES = {"no": "full", "pos_control": "pos_control", "fixed": "gist"}  # by comp_type; else attn_type names the rule
 
 
 class _Unmixed(EncoderPass):
-    """SUM tokens as ordinary tokens: so does the authors' class for adapters that act on all tokens."""
+    """Treats SUM tokens as ordinary tokens, as the authors' class for adapters that act at all tokens does."""
 
     def _mixing(self) -> None:
         return None
 
 
 class _Ordinary(CCMEncoderDecoder):
-    encoder_pass = _Unmixed
+    pass_type = _Unmixed
 
 
 def check_t5(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
@@ -42,7 +42,7 @@ def check_t5(goldens: Goldens) -> Iterator[tuple[str, Differences]]:
 
 
 def t5_model(goldens: Goldens, entry: dict[str, Any]) -> CCMEncoderDecoder:
-    """The tiny encoder-decoder as a recorded case has it."""
+    """The tiny encoder-decoder of a recorded case."""
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     base.generation_config.eos_token_id = None
     rule = RULES.get(entry["comp_type"], entry["attn_type"])
@@ -81,7 +81,7 @@ def _differences(
     output = model(layout)
     output.loss.backward()
     with torch.no_grad():
-        hidden = model.encode(layout)
+        hidden = model.encode(model.pass_of(layout))
     found = {
         "layout": _layout_difference(gold, kept, layout, ours, special),
         "mask": _mask_difference(gold, kept, model, layout, ours),
@@ -110,8 +110,8 @@ def _layout_difference(
 def _mask_difference(
     gold: dict[str, Tensor], kept: Tensor, model: CCMEncoderDecoder, layout: EncoderLayout, ours: Tensor
 ) -> float:
-    """Differing cells of what the encoder's tokens see, and of what the decoder reads."""
-    current, different = model.begun(layout), 0
+    """The number of differing cells in the masks of the encoder, and of the decoder's cross-attention."""
+    current, different = model.pass_of(layout), 0
     for row in range(len(kept)):
         recorded = gold["encoder_visible"][row].bool()[kept[row]][:, kept[row]]
         different += int((current.mask()[row, 0][ours[row]][:, ours[row]] != recorded).sum())
@@ -120,7 +120,7 @@ def _mask_difference(
 
 
 def _likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Tensor, eos: int) -> float:
-    """Of sum, mean and number of the answers' log-likelihoods, EOS excluded."""
+    """Compare sum, mean and number of the answers' log-likelihoods, without EOS."""
     said = targets != IGNORE
     each = torch.zeros(targets.shape, dtype=torch.float64)
     each[said] = logits.detach().double().log_softmax(-1).gather(1, targets[said][:, None])[:, 0]
@@ -131,7 +131,7 @@ def _likelihood_difference(gold: dict[str, Tensor], logits: Tensor, targets: Ten
 
 
 def _greedy(model: CCMEncoderDecoder, samples: list[Sample]) -> Tensor:
-    """The likeliest tokens after each row's memory, which is built online, step by step."""
+    """Greedy tokens of each row, after its memory was built online."""
     said = []
     for sample in samples:
         memory = model.empty_memory()
@@ -144,9 +144,9 @@ def _greedy(model: CCMEncoderDecoder, samples: list[Sample]) -> Tensor:
 
 
 def _positions(goldens: Goldens) -> Differences:
-    """Buckets of distances, and the bias of 40 tokens."""
+    """The relative position bias of 40 tokens."""
     gold = goldens.arrays("t5/relative_position.npz")
     base = T5ForConditionalGeneration.from_pretrained(goldens.folder / "t5/tiny-t5")
     model = CCMEncoderDecoder(base, CCMConfig(rule="full", recurrent=False))
     layout = build_encoder_layout([Sample([], Step([5] * 40))], model.config, model.rule, pad_id=0)
-    return {"logits": largest(model.begun(layout).bias(torch.float32)[0], gold["encoder_bias_40"])}
+    return {"logits": largest(model.pass_of(layout).bias(torch.float32)[0], gold["encoder_bias_40"])}

@@ -15,16 +15,16 @@ import torch
 
 from ccm.cli.commands.progress import progress
 from ccm.cli.console import quiet
-from ccm.engine.adapter_files import CONFIG
+from ccm.core.adapter_folders import CONFIG
 from ccm.training.loop import train
-from ccm.training.recipe import Stage, load_recipe
+from ccm.training.recipe import StageName, load_recipe
 
 COMMON = ("tensorboard=false", "log_every=20", "save_every=100", "pass_tokens=4096", "mixed_precision=auto")
 WORKERS = min(2, os.cpu_count() or 1)
 
 
 def train_part(
-    recipe: str, name: str, stage: Stage, folder: Path, places: Sequence[str], changes: Sequence[str]
+    recipe: str, name: str, stage: StageName, folder: Path, places: Sequence[str], changes: Sequence[str]
 ) -> Path:
     """One training of a recipe of ours, unless its result is there; what was broken off goes on."""
     result = "adapter_config.json" if stage == "base" else CONFIG

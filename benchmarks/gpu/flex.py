@@ -114,5 +114,5 @@ def seen_blocks(layout: Layout, model: CCMModel, reach: Reach | None = None) -> 
     length, device = layout.ids.shape[1], layout.ids.device
     rows, columns = torch.zeros(1, 1, 1, dtype=torch.long, device=device), length + layout.comp_columns.shape[1]
     queries, keys = torch.arange(length, device=device)[:, None], torch.arange(columns, device=device)
-    seen = ParallelPass(layout, model.rule).seen(reach, apart=True)(rows, queries, keys)
+    seen = ParallelPass(layout, model.rule).mask_function(reach, apart=True)(rows, queries, keys)
     return max_pool2d(seen.float(), BLOCK, ceil_mode=True).mean().item()

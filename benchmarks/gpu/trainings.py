@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.gpu.order import Order
 from ccm.chat.turns import Turns
-from ccm.training.loop import Report, train
+from ccm.training.loop import StepReport, train
 from ccm.training.recipe import Recipe
 from ccm.training.run import whole_checkpoints
 from ccm.training.stages import Stage, make_stage
@@ -36,7 +36,7 @@ class Trained:
     loss: float | None = None
     _told: float = 0.0
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: StepReport) -> None:
         """Take a report of the loop."""
         self.tokens += report.tokens_per_second * (report.seconds - self._told)
         self._told, self.loss = report.seconds, report.losses["loss"]
@@ -59,7 +59,7 @@ def train_for_a_while(
     assert recipe.output_dir is not None
     resume, trained = bool(checkpoints(Path(recipe.output_dir))), Trained()
 
-    def advance(step: int, report: Report | None) -> None:
+    def advance(step: int, report: StepReport | None) -> None:
         trained.last = step
         if report is None:
             trained.first = step

@@ -11,7 +11,7 @@ import torch
 from authors import COMP, Malicious, theirs
 from helpers import make_sample, online_logits, tiny_base
 
-from ccm.adapters.importing import Choices, Import, read_theirs
+from ccm.adapters.importing import Choices, ImportedAdapter, read_theirs
 from ccm.core.errors import AdapterError, ConfigError
 from ccm.engine.adapter_files import write_adapter
 from ccm.engine.decoder import CCMModel
@@ -20,7 +20,7 @@ from ccm.engine.lora import initial_embeddings
 SAMPLE = make_sample([3, 5], 4)
 
 
-def loaded(found: Import, folder: Path) -> CCMModel:
+def loaded(found: ImportedAdapter, folder: Path) -> CCMModel:
     """What an import gives on the tiny Llama."""
     write_adapter(found.adapter, folder)
     return CCMModel.from_pretrained(folder, tiny_base())
@@ -50,7 +50,7 @@ def test_a_folder_name_of_theirs_leaves_nothing_to_assume_but_the_base(tmp_path:
     assert (config.base_model, config.turns.separator) == ("huggyllama/llama-7b", "\n")
     assert found.adapter.stage1 is not None
     assert [*map(str, found.assumed)] == [
-        "The base is huggyllama/llama-7b; it was not looked at. Give it as base to compare."
+        "The base is huggyllama/llama-7b. The adapter was not compared with it; give base to do so."
     ]
 
 
@@ -73,7 +73,7 @@ def test_sum_rows_that_were_never_trained_show_a_merge_adapter(tmp_path: Path) -
     assert any("never trained" in note for note in found.assumed)
     doubtful = read_theirs(tmp_path / "sums", Choices(tmp_path / "base", rule="concat"))
     assert doubtful.adapter.config.n_tok == 4
-    assert any("never trained, as SUM rows: should the rule not be merge?" in note for note in doubtful.assumed)
+    assert any("never trained, like SUM rows, so the rule may have to be merge." in note for note in doubtful.assumed)
     other = read_theirs(theirs(tmp_path / "none", 4), Choices(tmp_path / "base"))
     assert (other.adapter.config.rule, other.adapter.config.n_tok) == ("concat", 4)
 
@@ -153,10 +153,10 @@ LAYER = "base_model.model.model.layers.1.self_attn"
             r"torch.int32.*allowed: float32",
         ),
         (lambda t: t.update({COMP.replace("comp", "gist"): t[COMP]}), "several names"),
-        (lambda t: t.update({COMP: torch.ones(2)}), r"no matrices: \['comp_embeddings'\]"),
+        (lambda t: t.update({COMP: torch.ones(2)}), r"not matrices: \['comp_embeddings'\]"),
         (
             lambda t: t.update({f"{LAYER}.q_proj.lora_B.weight": torch.ones(2)}),
-            "no matrices: .*layers.1.*q_proj.lora_B",
+            "not matrices: .*layers.1.*q_proj.lora_B",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_other_projections_are_refused_with_both(tmp_path: Path) -> None:
         ("llama-7b-no", 2, {}, "name of a stage-1 adapter, but holds 2 rows"),
         ("llama-7b-online-gist", 0, {}, "name of a compression adapter, but holds no COMP"),
         ("mine", 3, {"rule": "merge"}, "3 rows"),
-        ("mine", 0, {"rule": "merge", "sink": True}, "stage-1 adapter; rule, sink has no meaning"),
+        ("mine", 0, {"rule": "merge", "sink": True}, "stage-1 adapter; leave rule, sink out"),
         ("mine", 2, {"rule": "ema"}, "no adapters for the rule 'ema'"),
     ],
 )
@@ -223,7 +223,7 @@ def test_what_contradicts_itself_is_refused(
 def test_an_unknown_data_set_or_an_absent_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="There is no folder .*nowhere"):
         read_theirs(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="'wiki' is no data set"):
+    with pytest.raises(ConfigError, match="no data set of the authors' adapters 'wiki'"):
         read_theirs(theirs(tmp_path / "theirs"), Choices(trained_on="wiki"))
 
 

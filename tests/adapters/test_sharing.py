@@ -146,5 +146,5 @@ def test_a_base_that_nobody_else_finds_is_refused_unless_its_hub_id_is_given(
 )
 def test_a_refusal_of_the_hub_is_told(folder: Path, hub: Hub, refusal: Exception, message: str) -> None:
     hub.refuses = refusal
-    with pytest.raises(AdapterError, match=f"The Hub did not take me/adapter: {message}"):
+    with pytest.raises(AdapterError, match=f"The upload of me/adapter to the Hub failed: {message}"):
         sharing.push(folder, "me/adapter")

@@ -24,9 +24,9 @@ from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.chat.window import WindowConversation
 from ccm.cli.commands import chat
-from ccm.cli.commands.chat import base_name
 from ccm.core.units import size
 from ccm.models.builtin import WEIGHTS
+from ccm.models.locate import base_name
 
 
 def test_the_help_of_repeatable_options_shows_what_is_to_be_put_in(monkeypatch, capsys) -> None:
@@ -362,7 +362,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/undo " + "9" * 5000, "takes a count"),
         ("/load ~/no-such-file", "There is no file /"),
         ("/reset now", "takes nothing after it, but 'now'"),
-        ("/save no/such/folder", "There is no folder no/such"),
+        ("/save no/such/folder", "there is no folder no/such"),
         ("/save pyproject.toml", "is not a saved memory"),
         (
             "/load pyproject.toml",
@@ -381,7 +381,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "nonsense"], "the rules are"),
+        (["--rule", "nonsense"], "There is no rule 'nonsense'"),
         (["--rule", "gist"], "it runs as concat, ema, full, gate, merge, none, pos_control"),
         (["--rule", "ema", "--rule-option", "weight=2"], "weight of the rule 'ema' is 2"),
         (["--rule", "ema", "--rule-option", "weight=x"], "write NAME=VALUE"),

@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoTokenizer, PretrainedConfig
 
+from ccm.core import adapter_folders
 from ccm.core.errors import AdapterError, ConfigError
 from ccm.core.hub import why
-from ccm.engine import adapter_files as checkpoint
 from ccm.models import load as loading
 
 GATED = (
@@ -82,6 +82,6 @@ def test_a_gated_base_a_missing_tokenizer_and_a_gated_adapter_say_so(monkeypatch
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", raising(answered(RepositoryNotFoundError)))
     with pytest.raises(ConfigError, match=r"no tokenizer in org/model: .*Check the name"):
         loading.load_tokenizer("org/model")
-    monkeypatch.setattr(checkpoint, "snapshot_download", raising(gated))
+    monkeypatch.setattr(adapter_folders, "snapshot_download", raising(gated))
     with pytest.raises(AdapterError, match=r"the Hub gives no such adapter: .*restricted.*Ask for access"):
         loading.load("builtin", adapter="org/adapter")

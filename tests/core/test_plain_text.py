@@ -54,7 +54,7 @@ def test_what_becomes_a_token_however_it_is_cut_is_refused_by_its_name() -> None
     wide = "tea \uff1c/s\uff1e"  # the normalizer makes </s> of it
     assert plain.steers(wide)
     for call in (plain.encode, plain.after, lambda text: plain.encode_all(["tea", text])):
-        with pytest.raises(InputError, match="'</s>' to this tokenizer"):
+        with pytest.raises(InputError, match="spells '</s>', a token that steers"):
             call(wide)
 
 

@@ -159,14 +159,14 @@ def test_the_settings_of_an_adapter_are_written_last(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ccm.engine.adapter_files.write_file", stop)
-    with pytest.raises(AdapterError, match="cannot be saved.*No space left"):
+    with pytest.raises(AdapterError, match="cannot be written.*No space left"):
         write_adapter(ADAPTER, tmp_path / "new")
     assert not (tmp_path / "new" / "ccm_config.json").exists()
     monkeypatch.undo()
     write_adapter(ADAPTER, tmp_path / "old")
     monkeypatch.setattr("ccm.engine.adapter_files.save_json", stop)
     other = replace(ADAPTER, config=replace(ADAPTER.config, sink=True), stage1=None)
-    with pytest.raises(AdapterError, match="cannot be saved"):
+    with pytest.raises(AdapterError, match="cannot be written"):
         write_adapter(other, tmp_path / "old")
     with pytest.raises(AdapterError, match="not saved together"):
         read_adapter(tmp_path / "old")

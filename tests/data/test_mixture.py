@@ -189,7 +189,7 @@ def test_a_dry_run_of_each_recipe_takes_a_folder_of_its_parts(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
-    recipe, sample = capsys.readouterr().out.split("One sample; > is what is learned.")
+    recipe, sample = capsys.readouterr().out.split("One sample; the text after > is learned.")
     assert yaml.safe_load(recipe)["data"]["options"]["parts"] == load_recipe(name).data.options["parts"]
     assert "[COMP 1][COMP 2]" in sample
 

@@ -36,18 +36,12 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ccm.core import adapter_folders
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.engine import adapter_files as checkpoint
-from ccm.engine.adapter_files import (
-    SavedAdapter,
-    find_adapter,
-    read_adapter,
-    read_plain_lora,
-    read_stage1,
-    with_rule,
-    write_adapter,
-)
+from ccm.engine.adapter_files import SavedAdapter, read_adapter, read_plain_lora, read_stage1, with_rule, write_adapter
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import build_layout
 from ccm.models import load as loading
@@ -180,7 +174,7 @@ def test_options_of_the_hub_reach_the_adapters_download(monkeypatch: pytest.Monk
         assert given == asked
         raise OSError("not there")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(adapter_folders, "snapshot_download", download)
     with pytest.raises(AdapterError, match="nobody/adapter.*not there"):
         CCMModel.from_pretrained("nobody/adapter", **asked)
 
@@ -425,16 +419,16 @@ def test_a_folder_without_an_adapter_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(AdapterError, match="is a file"):
+    with pytest.raises(AdapterError, match="File exists"):
         tiny_model().save_pretrained(tmp_path / "file")
-    with pytest.raises(AdapterError, match="file/sub cannot be made a folder"):
+    with pytest.raises(AdapterError, match="file/sub cannot be written"):
         tiny_model().save_pretrained(tmp_path / "file" / "sub")
 
 
 @pytest.mark.parametrize("name", NO_PATHS)
 def test_what_is_no_path_is_refused(name: Any) -> None:
     for use in (tiny_model().save_pretrained, find_adapter):
-        with pytest.raises(AdapterError, match=r"not a path|no file can be called by"):
+        with pytest.raises(AdapterError, match=r"not a path|cannot be the name of a file"):
             use(name)
 
 
@@ -605,7 +599,7 @@ def test_a_stage_1_adapter_beside_that_is_absent_another_or_elsewhere_is_refused
     for place in ("/etc", "../..", "../a/b", "first", "../.hidden", 3):
         settings = json.loads((tmp_path / "adapter" / "ccm_config.json").read_text()) | {"base_adapter": place}
         (tmp_path / "adapter" / "ccm_config.json").write_text(json.dumps(settings))
-        with pytest.raises(AdapterError, match=r"can be a folder beside it, such as \.\./base"):
+        with pytest.raises(AdapterError, match=r"allowed is a folder beside it, such as \.\./base"):
             read_adapter(tmp_path / "adapter")
 
 

@@ -436,7 +436,7 @@ def test_a_cache_that_does_not_fit_the_step_is_refused_or_not_used(rule: str) ->
         assert_close(got.keys[-1], expected.keys[-1])
         assert_close(got.values[-1], expected.values[-1])
     for other in (model.empty_memory().cache(), cache):  # of another memory; one that has read text already
-        with pytest.raises(InputError, match="take a fresh one"):
+        with pytest.raises(InputError, match="make a new one"):
             model.generate(memory, prompt, cache=other, max_new_tokens=6)
 
 
@@ -452,7 +452,7 @@ def test_a_cache_of_beams_is_not_used_to_compress() -> None:
 
 def test_a_base_that_carries_an_adapter_is_refused() -> None:
     model = tiny_model("concat")
-    with pytest.raises(ConfigError, match="already carries an adapter"):
+    with pytest.raises(ConfigError, match="already has an adapter"):
         CCMModel(model.base, model.config)
 
 

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ccm.engine import flex
-from ccm.engine.attention import SDPA, ParallelPass, Whole
+from ccm.engine.attention import SDPA, ParallelPass, WholeMask
 from ccm.engine.call import Call
 from ccm.engine.decoder import CCMModel
 from ccm.engine.flex import Flex
@@ -77,7 +77,7 @@ def test_the_blocks_hold_the_mask_of_every_rule(rule: str, sink: bool, recurrent
         query = torch.zeros(batch, 1, length, 16, device="cpu")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(flex, "lacks", lambda query, options: "")
-            found = Flex.of(current.seen(reach, apart=True), query, columns, {}, True)
+            found = Flex.of(current.mask_function(reach, apart=True), query, columns, {}, True)
         assert found is not None
         b, q, k = (torch.arange(size) for size in (batch, length, columns))
         seen = found.blocks.mask_mod(b[:, None, None], torch.tensor(0), q[:, None], k)
@@ -116,7 +116,7 @@ def test_it_is_taken_by_itself_where_rows_are_long_and_see_few_blocks(on_cpu: li
     def way(model: CCMModel, row: Sample) -> object:
         layout = layout_of(model, [row])
         query = torch.zeros(1, 4, layout.ids.shape[1], 16)
-        return ParallelPass(layout, model.rule, flex=None)._way(call_of(query))
+        return ParallelPass(layout, model.rule, flex=None)._plan(call_of(query))
 
     assert isinstance(way(concat, make_sample([60] * 20, 40)), Flex)
     assert 70 < on_cpu[0].blocks.sparsity() < 75  # of ten rows of blocks each sees itself, the one before, the memory
@@ -141,7 +141,7 @@ def test_where_it_does_not_run_it_says_so_once_and_the_result_is_the_same(caplog
         for _ in range(2):
             assert torch.equal(logits_of(model, ROWS, wanted=True), whole)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "flex_attention was asked for, but is not taken"
+        "flex_attention was asked for, but is not used"
     ]
     assert "a cpu device" in caplog.text
 
@@ -159,7 +159,7 @@ def test_seen_and_the_whole_mask_are_one_when_nothing_is_said() -> None:
     model = tiny_model("concat")
     layout = layout_of(model, ROWS)
     query = torch.zeros(2, 4, layout.ids.shape[1], 16)
-    assert isinstance(ParallelPass(layout, model.rule)._way(call_of(query)), Whole)
+    assert isinstance(ParallelPass(layout, model.rule)._plan(call_of(query)), WholeMask)
 
 
 @pytest.mark.slow
@@ -217,4 +217,4 @@ def test_on_cuda_it_is_taken_by_itself() -> None:
     model = tiny_model("concat", base=tiny_base("llama_gqa", **LONG, head_dim=16).to("cuda")).to("cuda")
     layout = layout_of(model, [make_sample([60] * 20, 40)]).to("cuda")
     query = torch.zeros(1, 4, layout.ids.shape[1], 16, device="cuda")
-    assert isinstance(ParallelPass(layout, model.rule, flex=None)._way(call_of(query)), Flex)
+    assert isinstance(ParallelPass(layout, model.rule, flex=None)._plan(call_of(query)), Flex)

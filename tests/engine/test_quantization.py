@@ -29,11 +29,12 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 import ccm
-from ccm.adapters.fusing import merge_adapter
+from ccm.adapters.fusing import fuse_adapter
 from ccm.cli import app
+from ccm.core.adapter_folders import CONFIG
 from ccm.core.config import LoRASettings
 from ccm.core.errors import AdapterError, ConfigError
-from ccm.engine.adapter_files import CONFIG, read_adapter, write_adapter
+from ccm.engine.adapter_files import read_adapter, write_adapter
 from ccm.engine.decoder import CCMModel
 from ccm.engine.families import attention_modules
 from ccm.engine.fingerprint import fingerprint_base
@@ -295,9 +296,9 @@ def test_a_merged_adapter_computes_the_same_on_its_whole_base(
     assert (config.base_fingerprint, config.base_vocab_size) == (merged.base_id, merged.vocab_size)
     assert_close(parallel_logits(merged, ROWS)[0], parallel_logits(model, ROWS)[0], depth=PRODUCTS)
     with pytest.raises(AdapterError, match="no stage-1 adapter"):
-        merge_adapter(tmp_path / "out", tmp_path / "again")
-    with pytest.raises(AdapterError, match="is there already"):
-        merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+        fuse_adapter(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(AdapterError, match="already exists"):
+        fuse_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
 
 
 def test_a_merge_that_breaks_off_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -305,19 +306,19 @@ def test_a_merge_that_breaks_off_leaves_nothing_behind(folder: Path, tmp_path: P
     with monkeypatch.context() as broken:
         broken.setattr("ccm.adapters.fusing.write_adapter", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+            fuse_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     blocked = tmp_path / "adapter" / CONFIG / "out"  # within a file
     with pytest.raises(AdapterError, match=f"{blocked} cannot be written: .+ Name another output"):
-        merge_adapter(tmp_path / "adapter", blocked, str(folder))
-    merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+        fuse_adapter(tmp_path / "adapter", blocked, str(folder))
+    fuse_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
     assert (tmp_path / "out" / CONFIG).is_file()
 
 
 @ways("int8", "8bit", "4bit")
 def test_a_merged_adapter_runs_quantized(folder: Path, way: Quantization, tmp_path: Path) -> None:
     with_stage1(folder, tmp_path / "adapter")
-    merge_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
+    fuse_adapter(tmp_path / "adapter", tmp_path / "out", str(folder))
     quantized, _ = ccm.load(adapter=tmp_path / "out", quantize=way, device="cpu")
     assert is_quantized(quantized.base)
 
@@ -326,7 +327,7 @@ def test_an_adapter_of_another_base_is_not_merged(folder: Path, tmp_path: Path) 
     with_stage1(folder, tmp_path / "adapter")
     tiny_base("llama_gqa", seed=1, **SIZES).save_pretrained(tmp_path / "other")
     with pytest.raises(AdapterError, match="load it on the model it was trained on"):
-        merge_adapter(tmp_path / "adapter", tmp_path / "out", str(tmp_path / "other"))
+        fuse_adapter(tmp_path / "adapter", tmp_path / "out", str(tmp_path / "other"))
     assert not (tmp_path / "out").exists()
 
 

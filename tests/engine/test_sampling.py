@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ccm.core.errors import InputError
+from ccm.core.errors import ConfigError
 from ccm.engine.sampling import Sampling
 
 
@@ -26,7 +26,7 @@ from ccm.engine.sampling import Sampling
     ],
 )
 def test_sampling_settings_without_meaning_are_refused(wrong: dict) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
 
 

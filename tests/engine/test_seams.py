@@ -92,7 +92,7 @@ def positions_kept(patch: pytest.MonkeyPatch) -> None:
 
 FAULTS = [
     (positions_kept, False, "last layer of a model of the type llama does not compute a part alone"),
-    (cache_renamed, False, "cache that is handed to a model of the type llama is not read"),
+    (cache_renamed, False, "A model of the type llama does not read the cache that it is given"),
     (top_alone, True, "mask of a memory does not reach the layers of a model of the type t5"),
     (nothing_told, False, "mask of a memory does not reach the layers of a model of the type llama"),
     (nothing_told, True, "mask of a memory does not reach the layers of a model of the type t5"),
@@ -110,7 +110,7 @@ def test_a_seam_that_does_not_hold_is_refused_with_the_versions(
     fault: Callable[[pytest.MonkeyPatch], None], encoder_decoder: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault(monkeypatch)
-    with pytest.raises(StackError, match=f"{message}.*; installed are torch.*Install tested versions") as refused:
+    with pytest.raises(StackError, match=f"{message}.*; installed: torch.*Install tested versions") as refused:
         build(encoder_decoder)
     assert "\n" not in str(refused.value)
 

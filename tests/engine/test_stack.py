@@ -25,7 +25,7 @@ def test_this_stack_is_accepted() -> None:
 def test_an_older_library_is_refused_with_what_is_there_and_what_is_needed(monkeypatch) -> None:
     there = {**stack.OLDEST, "transformers": "5.2.0", "torch": "2.11.0+cpu"}
     monkeypatch.setattr(stack, "version", there.__getitem__)
-    with pytest.raises(StackError, match=r"at least transformers 5\S+; installed are torch 2.11.0\+cpu, .*5.2.0,"):
+    with pytest.raises(StackError, match=r"at least transformers 5\S+; installed: torch 2.11.0\+cpu, .*5.2.0,"):
         stack.check_versions()
     monkeypatch.setattr(stack, "version", {**there, "transformers": "10.0.0.dev0"}.__getitem__)
     stack.check_versions()
@@ -35,7 +35,7 @@ def test_encoder_decoders_need_a_newer_transformers_than_the_rest(monkeypatch) -
     there = {**stack.OLDEST, "transformers": "5.19.0"}
     monkeypatch.setattr(stack, "version", there.__getitem__)
     stack.check_versions()
-    with pytest.raises(StackError, match=r"T5 needs at least transformers 5.20.0; installed are .*5.19.0,"):
+    with pytest.raises(StackError, match=r"T5 needs at least transformers 5.20.0; installed: .*5.19.0,"):
         stack.check_encoders()
 
 

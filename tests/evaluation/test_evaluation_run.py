@@ -384,7 +384,7 @@ def test_a_gain_that_is_not_stated_has_a_footnote_on_the_terminal(
     shown = capsys.readouterr().out
     assert [line.split()[3] for line in shown.splitlines() if " concat " in line] == ["*", "*"]
     assert " * " not in "".join(line for line in shown.splitlines() if " full " in line or " none " in line)
-    assert "\n* The gain is stated only where full beats none by two standard errors, both" in shown
+    assert "\n* The gain is stated only if full beats none by two standard errors, both were" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert dialog(folder, "--rule", "full", "--rule", "none") == 0
     assert "*" not in capsys.readouterr().out

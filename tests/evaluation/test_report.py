@@ -158,7 +158,7 @@ def test_points_are_not_joined_where_a_line_would_run_back(tmp_path: Path, drawn
     text = section(rows, tmp_path, "")
     steps, memory = ({line.get_linestyle() for line in figure.axes[0].lines} for figure in drawn)
     assert (steps, memory) == ({"-"}, {"None"})
-    assert "(memory.png)\n\n*The same by" in text
+    assert "(memory.png)\n\n*The perplexity of each method by" in text
 
 
 def test_a_gain_is_taken_among_results_of_the_same_base() -> None:

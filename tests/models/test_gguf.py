@@ -70,7 +70,7 @@ def test_a_file_a_folder_and_its_copy_are_one_model(
     ids = torch.tensor([[4, 5, 6, 7]])
     with caplog.at_level(logging.WARNING):
         model, tokenizer = ccm.load(file, rule="full", device="cpu")
-    assert "tiny.gguf is read once" in caplog.text
+    assert "Converting tiny.gguf once" in caplog.text
     with torch.no_grad():
         assert model.base(ids).logits.equal(stock(ids).logits)
     assert tokenizer.chat_template == CHATML

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ccm.engine.adapter_files import read_config
+from ccm.core.adapter_folders import read_config
 from reproductions.parts import train_part
 
 

@@ -331,13 +331,13 @@ def test_a_saved_stream_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tokens:
     [
         (lambda t, m: t.pop("keys.1"), "lacks a part.*keys.1"),
         (lambda t, m: t.pop("ids"), "lacks a part.*ids"),
-        (lambda t, m: t.pop("last"), "must hold the logits after its 40 tokens"),
+        (lambda t, m: t.pop("last"), "its logits do not match its count of 40 tokens"),
         (lambda t, m: t["values.0"].fill_(torch.nan), "not finite in values.0"),
         (lambda t, m: t.update({"ids": t["ids"][:, 1:].clone()}), "sizes disagree"),
         (lambda t, m: t.update({"last": t["last"].half()}), "not one"),
         (lambda t, m: t.update({"more": t["last"].clone()}), "holds .*more.* beside its parts"),
-        (lambda t, m: m.update(tokens=-1), "no count"),
-        (lambda t, m: m.update(tokens=3), "can be"),
+        (lambda t, m: m.update(tokens=-1), "not a count"),
+        (lambda t, m: m.update(tokens=3), "allowed: "),
         (lambda t, m: m["settings"].update(span=19), "cache_size is 14"),
         (lambda t, m: m["settings"].update(spam=m["settings"].pop("span")), "unknown keys"),
     ],
@@ -383,7 +383,7 @@ def test_a_stream_of_another_model_and_other_files_are_refused(tmp_path: Path) -
         ({"evict": "forget"}, "allowed: compress, blocks, window"),
         ({"cache_size": POSITIONS}, f"at most {POSITIONS - 1}"),
         ({"cache_size": 150.0}, "a whole number"),
-        ({"cache_size": 110, "tolerance": 3}, "give it, or a tolerance of 0"),
+        ({"cache_size": 110, "tolerance": 3}, "give one, or set tolerance=0"),
     ],
 )
 def test_sizes_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -56,7 +56,7 @@ def test_what_cannot_be_gone_on_with_is_refused_by_the_checkpoint_and_nothing_is
     for other, changes in others.items():
         if not changes:
             monkeypatch.setattr(stages, "load_base", lambda *_, dtype, **also: load(*_, dtype=torch.bfloat16, **also))
-        with pytest.raises(ConfigError, match=f"^The checkpoint {start} was of another {other}. Give the training the"):
+        with pytest.raises(ConfigError, match=f"^The checkpoint {start} was made with another {other}. Resume with"):
             train(replace(recipe, **changes), resume=not there, start=start if there else None)
         assert holds(tmp_path) == before
         assert out.exists() != there
@@ -83,7 +83,7 @@ def test_data_that_changed_anywhere_in_what_was_drawn_is_noticed(tiny: Tiny, tmp
     assert changed is not None
     lines[changed] = lines[changed].replace("anna", "annb").replace("tea", "tee").replace("the", "thy")
     chats.write_text("".join(lines))
-    with pytest.raises(ConfigError, match=r"was of another data \w{16} \(now \w{16}\)"):
+    with pytest.raises(ConfigError, match=r"was made with another data \w{16} \(now \w{16}\)"):
         train(recipe, resume=True)
 
 
@@ -104,13 +104,13 @@ def test_a_checkpoint_of_other_tensors_than_are_trained_is_not_gone_on_with(
 
     rewrite(path, spoil)
     before = holds(tmp_path)
-    with pytest.raises(TrainingError, match=rf"The checkpoint {path} is not of what is trained: .*{name}"):
+    with pytest.raises(TrainingError, match=rf"The checkpoint {path} does not hold the tensors that .*{name}"):
         train(recipe, resume=True)
     assert holds(tmp_path) == before
 
 
 def test_mixed_precision_of_a_base_in_half_precision_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"mixed_precision keeps the base in float32, but it is in torch.bfloat16"):
+    with pytest.raises(ConfigError, match=r"in float32, but the base is in torch.bfloat16"):
         begin(tiny.recipe(mixed_precision=True, dtype="bfloat16"))
 
 
@@ -121,12 +121,12 @@ def test_too_few_samples_held_out_are_spoken_of(
     training = begin(tiny.recipe())
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     check(training.recipe, training.data, training.stage)
-    assert (f"Held out are 2 samples, of which each of {processes} processes needs one" in caplog.text) == said
+    assert (f"it holds out 2 samples, but each of {processes} processes needs one" in caplog.text) == said
 
 
 def test_data_longer_than_the_model_is_refused_before_anything_is_written(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"may end at position \d+, but the model was made for 512. Lower data.max_steps"
+        ConfigError, match=r"may end at position \d+, but the model supports 512 positions. Lower data.max_steps"
     ):
         train(tiny.recipe(tmp_path / "out", max_offset=450))
     assert not (tmp_path / "out").exists()
@@ -144,5 +144,5 @@ def test_positions_of_comp_tokens_count_where_they_are_text(tiny: Tiny, tmp_path
         max_steps=2,
         pool=1,
     )
-    with pytest.raises(ConfigError, match="the model was made for 512"):
+    with pytest.raises(ConfigError, match="the model supports 512 positions"):
         train(recipe)

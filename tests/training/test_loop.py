@@ -41,7 +41,7 @@ from ccm.data import open_data
 from ccm.data.settings import DataSettings
 from ccm.training import loop, precision, run
 from ccm.training.batches import Batch
-from ccm.training.loop import Report, Training, train
+from ccm.training.loop import StepReport, Training, train
 from ccm.training.precision import bfloat16_speed
 from ccm.training.recipe import Recipe, load_recipe
 
@@ -82,10 +82,10 @@ class Killed(BaseException):
     """What breaks a training off in these tests, as a kill -9 does: nothing catches it."""
 
 
-def at(step: int, act: Callable[[], Any]) -> Callable[[Report], None]:
+def at(step: int, act: Callable[[], Any]) -> Callable[[StepReport], None]:
     """A report that acts at a step."""
 
-    def report(told: Report) -> None:
+    def report(told: StepReport) -> None:
         if told.step == step:
             act()
 
@@ -255,7 +255,7 @@ def test_float16_trains_with_a_scaled_loss(tiny: Tiny, stage: Any) -> None:
 
 
 def test_the_log_is_json_lines_of_what_was_reported(tiny: Tiny, tmp_path: Path) -> None:
-    reports: list[Report] = []
+    reports: list[StepReport] = []
     out = train(tiny.recipe(tmp_path / "out", log_every=2, max_steps=5), report=reports.append)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5] == [report.step for report in reports]
@@ -509,7 +509,7 @@ def test_a_checkpoint_goes_on_in_another_clone_as_if_it_had_stayed(tiny: Tiny, t
             train(replace(recipe, output_dir=str(tmp_path / "new"), **other), start=start)
     with pytest.raises(ConfigError, match="holds another run"):
         train(recipe, start=start)
-    with pytest.raises(ConfigError, match="ask for one of them"):
+    with pytest.raises(ConfigError, match="give one of the two"):
         train(recipe, start=start, resume=True)
     with pytest.raises(TrainingError, match="There is no file"):
         train(replace(recipe, output_dir=str(tmp_path / "new")), start="nowhere")
@@ -529,7 +529,7 @@ def test_a_checkpoint_of_version_1_goes_on(tmp_path: Path) -> None:
     (tmp_path / "old" / "chats.jsonl").write_text(lines)
     shutil.rmtree(tmp_path / "old" / "run")
     shutil.copytree(OLD / "run", tmp_path / "old" / "run")
-    with pytest.raises(ConfigError, match="was of another first batch"):
+    with pytest.raises(ConfigError, match="was made with another first batch"):
         train(recipe, resume=True)
 
 
@@ -570,7 +570,7 @@ def test_every_step_is_told_from_where_the_training_begins_or_goes_on(tiny: Tiny
     steps: list[int] = []
     losses: list[float] = []
 
-    def advance(step: int, stands: Report | None) -> None:
+    def advance(step: int, stands: StepReport | None) -> None:
         steps.append(step)
         if stands is not None:
             assert stands.step == step
@@ -602,7 +602,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_a_checkpoint_holds_i
     assert not (tmp_path / "out" / "ccm_config.json").exists()
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3, 4, 5]
     resumed = begin(recipe)
-    resumed._go_on(resumed.run.previous())
+    resumed._resume(resumed.run.previous())
     assert resumed.step == 4
     assert all(tensor.isfinite().all() for tensor in resumed.stage.trained.values())
 
@@ -612,7 +612,7 @@ def test_a_float16_loss_whose_gradients_never_are_finite_ends_the_training(tiny:
     training = begin(recipe)
     for parameter in training.parameters:
         parameter.register_hook(lambda grad: grad * math.inf)
-    with pytest.raises(TrainingError, match="No gradient up to step 3. was finite"):
+    with pytest.raises(TrainingError, match="The gradients overflow at step 3"):
         training.go()
 
 
@@ -655,7 +655,7 @@ def test_a_full_disk_names_the_last_good_checkpoint_which_stays(
 
     monkeypatch.setattr(run, "write_file", filling)
     with pytest.raises(
-        TrainingError, match=r"step 6 cannot be saved: .*No space left.*Go on from step-000004 with resume=True"
+        TrainingError, match=r"step-000006.* cannot be written: .*No space left.*Resume from step-000004"
     ):
         train(hard(tiny, out))
     assert checkpoints(out) == ["step-000002", "step-000004"]
@@ -667,7 +667,7 @@ def test_a_full_disk_at_the_first_checkpoint_says_that_there_is_none(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "write_file", full_disk)
-    with pytest.raises(TrainingError, match="step 2 cannot be saved.*There is none before it"):
+    with pytest.raises(TrainingError, match="step-000002.* cannot be written.*There is no earlier checkpoint"):
         train(tiny.recipe(tmp_path / "out"))
     assert checkpoints(tmp_path / "out") == []
 
@@ -677,7 +677,7 @@ def test_a_full_disk_at_the_end_costs_the_result_alone(
 ) -> None:
     recipe = tiny.recipe(tmp_path / "out", max_steps=2)
     monkeypatch.setattr(ccm.engine.adapter_files, "write_file", full_disk)
-    with pytest.raises(TrainingError, match="The result cannot be saved.*free some space and go on with resume=True"):
+    with pytest.raises(TrainingError, match="The result cannot be saved.*fix the cause, then resume with resume=True"):
         train(recipe)
     monkeypatch.undo()
     assert (train(recipe, resume=True) / "ccm_config.json").is_file()
@@ -704,5 +704,5 @@ def test_malformed_data_is_refused_before_anything_is_written(tiny: Tiny, tmp_pa
 def test_no_output_directory_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="for the result with output_dir=DIR"):
         train(tiny.recipe())
-    with pytest.raises(ConfigError, match="no file can be called by"):
+    with pytest.raises(ConfigError, match="cannot be the name of a file"):
         train(tiny.recipe(output_dir="a\0b"))

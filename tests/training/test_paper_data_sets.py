@@ -11,7 +11,7 @@ import pytest
 from tiny_training import Tiny, adapter, assert_same, begin, checkpoints, records
 
 from ccm import cli
-from ccm.training.loop import Report
+from ccm.training.loop import StepReport
 from ccm.training.recipe import Recipe, load_recipe
 
 
@@ -72,7 +72,7 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(changes: list[s
     assert_same(adapter(again), adapter(whole))
 
 
-def break_off(report: Report) -> None:
+def break_off(report: StepReport) -> None:
     if report.step == 2:
         raise KeyboardInterrupt
 

@@ -12,7 +12,8 @@ import yaml
 from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import ConfigError
 from ccm.data.settings import DataSettings
-from ccm.training.recipe import FOLDER, Recipe, load_recipe, write_recipe
+from ccm.training.recipe import Recipe, load_recipe, write_recipe
+from ccm.training.recipe_files import FOLDER
 
 PACKAGED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -195,7 +196,7 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("adapter.positions=none", "positions is 'none'; allowed: skip, base"),
         ("adapter.lora.r=-1", "lora.r is -1"),
         ("adapter.lora.dropout=1", "lora.dropout is 1"),
-        ("adapter.turns.template=chat", "adapter.turns; it is set as turns"),
+        ("adapter.turns.template=chat", "adapter.turns; set turns instead"),
         ("max_steps", "The change 'max_steps': write key=value"),
         ("=3", "The change '=3': write key=value"),
         ("betas=[0.9", "the value is not YAML"),
@@ -203,18 +204,18 @@ def test_a_file_says_its_stage(tmp_path: Path) -> None:
         ("stage=base adapter.lora.r=0", "adapter.lora.r is 0"),
         ("adapter=concat", "adapter holds 'concat'"),
         ("adapter=2", "adapter holds 2"),
-        ("adapter.max_n_tok=8", "adapter.max_n_tok follow from the training"),
+        ("adapter.max_n_tok=8", "sets adapter.min_n_tok and adapter.max_n_tok itself"),
         (
             "adapter.rule=gist",
             "'every' needs a memory after every step, but the rule 'gist' .* Use objective={last: 1}",
         ),
-        ("stage=base merge=true shard=true", "merge=true writes the whole model, which shard=true spreads"),
-        ("quantize=4bit shard=true", "quantize=4bit goes with neither shard=true nor merge=true"),
-        ("stage=base merge=true quantize=int8", "quantize=int8 goes with neither shard=true nor merge=true"),
-        ("stage=base flex=true", "flex=true is of the stage 'compress'"),
+        ("stage=base merge=true shard=true", "merge=true writes the whole model, but shard=true spreads"),
+        ("quantize=4bit shard=true", "quantize=4bit works with neither shard=true nor merge=true"),
+        ("stage=base merge=true quantize=int8", "quantize=int8 works with neither shard=true nor merge=true"),
+        ("stage=base flex=true", "flex=true works in the stage 'compress' only"),
         ("flex=often", "flex is 'often'; it must be true or false or null"),
         ("quantize=int3", "quantize is 'int3'; allowed: int8, 8bit, 4bit or null"),
-        ("base.max_steps=3", "The change base...: leave the stage's name out"),
+        ("base.max_steps=3", "The change of base: leave the stage's name out"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_and_value(change: str, said: str) -> None:
@@ -235,7 +236,7 @@ def test_the_section_of_the_other_stage_is_checked_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"objective": {"every": 1.0}, "adapter": CCMConfig(recurrent=False)}, "'every' needs recurrent memory"),
+        ({"objective": {"every": 1.0}, "adapter": CCMConfig(recurrent=False)}, "'every' needs a recurrent memory"),
         ({"stage": "base", "objective": {"distill": 1.0}}, "The stage 'base' trains with full context"),
         (
             {"weight_decay": 0.1, "adapter": CCMConfig(embeddings="table")},
@@ -253,7 +254,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 
 def test_a_value_given_to_a_table_and_then_within_it_is_refused() -> None:
-    with pytest.raises(ConfigError, match="data was given a value before; it cannot hold path"):
+    with pytest.raises(ConfigError, match="an earlier change gave data a value, so it cannot hold path"):
         load_recipe("custom", ["data=3", "data.path=x"])
 
 
@@ -274,7 +275,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_is_refused_with_the_likeliest_and_all_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=rf"no recipe custum.* Did you mean custom\? There are: {', '.join(PACKAGED)}"
+        ConfigError, match=rf"no recipe 'custum'.* Did you mean custom\? There are: {', '.join(PACKAGED)}"
     ):
         load_recipe("custum")
 
@@ -320,5 +321,5 @@ def test_settings_without_meaning_are_refused_in_words(change: str, said: str) -
 
 def test_a_recipe_that_holds_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("data: &a {options: *a}\n")
-    with pytest.raises(ConfigError, match="a table of it holds itself"):
+    with pytest.raises(ConfigError, match="one of its tables contains itself"):
         load_recipe(tmp_path / "own.yaml")

@@ -9,8 +9,9 @@ import torch
 from tiny_training import Tiny, checkpoints
 
 import ccm
+from ccm.core.adapter_folders import is_plain_lora
 from ccm.core.errors import TrainingError
-from ccm.engine.adapter_files import is_plain_lora, read_stage1
+from ccm.engine.adapter_files import read_stage1
 from ccm.training.loop import train
 from ccm.training.results import adapter_of
 from ccm.training.run import read_checkpoint
@@ -64,5 +65,5 @@ def test_other_places_are_themselves(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_checkpoint_without_its_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     run = broken_off(tiny, tmp_path / "run")
     (run / "recipe.yaml").unlink()
-    with pytest.raises(TrainingError, match="lies in no run's folder"):
+    with pytest.raises(TrainingError, match="lies outside the folder of its run"):
         adapter_of(run / "checkpoints" / f"{checkpoints(run)[-1]}.safetensors")

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[dict, d
     for step in (2, 4):
         run.save(checkpoint(step))
     rewrite(run.checkpoints()[-1], damage)
-    with pytest.raises(TrainingError, match=r"step-000004.*Delete it to go on from the one before"):
+    with pytest.raises(TrainingError, match=r"step-000004.*Delete it to resume from the one before"):
         run.last()
 
 
@@ -126,8 +126,8 @@ def test_a_folder_is_no_checkpoint_and_the_newest_within_is_named(tmp_path: Path
     for step in (9, 10):
         run.save(checkpoint(step))
     (tmp_path / "empty").mkdir()
-    newest = f"the newest that it holds is {tmp_path / 'out' / 'checkpoints' / 'step-000010.safetensors'}"
-    where = "a run has them in its folder checkpoints"
+    newest = f"the newest in it is {tmp_path / 'out' / 'checkpoints' / 'step-000010.safetensors'}"
+    where = "a run keeps them in its folder checkpoints"
     for name, which in (("out", newest), ("out/checkpoints", newest), ("empty", where)):
         folder = tmp_path / name
         with pytest.raises(TrainingError, match=f"^{folder} is a folder, not a checkpoint; name a checkpoint: {which}"):
@@ -150,7 +150,7 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
     run_at(tmp_path).begin()
     with pytest.raises(
         ConfigError,
-        match=f"{tmp_path} holds another run. Go on with it by resume=True, name another one with output_dir=DIR",
+        match=f"{tmp_path} holds another run. Resume it with resume=True",
     ):
         run_at(tmp_path).check(resume=False)
 
@@ -171,7 +171,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="The output directory .* cannot be written"):
+    with pytest.raises(TrainingError, match="cannot be written: .* Name another folder with output_dir=DIR"):
         run_at(tmp_path / "file" / "out").begin()
 
 
@@ -181,7 +181,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_there_must_be_a_run_to_resume(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave resume=True out to begin one"):
+    with pytest.raises(ConfigError, match=r"There is no run in .* to resume; leave resume=True out to start one"):
         run_at(tmp_path / name).check(resume=True)
 
 
@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_the_same_settings_only_and_the_others_are_named(tmp_
     changed = {**settings, "lr": 2e-5, "data": DataSettings(path="b.jsonl"), "adapter": CCMConfig(n_tok=4)}
     with pytest.raises(
         ConfigError,
-        match=r"has other settings: adapter .*, data .*, lr .* \(now .*\). Resume with those of its recipe.yaml",
+        match=r"has other settings: adapter .*, data .*, lr .* \(now .*\). Resume with the settings of its recipe.yaml",
     ):
         run_at(tmp_path, **changed).check(resume=True)
 

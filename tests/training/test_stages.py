@@ -208,7 +208,7 @@ def test_a_base_that_carries_a_foreign_adapter_is_refused(tiny: Tiny, tmp_path: 
     foreign.save_pretrained(tmp_path)
     for stage in ("base", "compress"):
         recipe = tiny.recipe(tmp_path / "out", model=str(tmp_path), stage=stage)
-        with pytest.raises(ConfigError, match=f"base model {tmp_path} carries an adapter of its own; merge it"):
+        with pytest.raises(ConfigError, match=f"base model {tmp_path} carries a PEFT adapter; merge the adapter"):
             train(recipe)
         assert not (tmp_path / "out").exists()
 
@@ -222,7 +222,7 @@ def test_an_adapter_of_ours_is_no_base_adapter(tiny: Tiny, tmp_path: Path) -> No
 
 def test_the_first_stage_takes_no_base_adapter(tiny: Tiny, stage1: Path) -> None:
     recipe = tiny.recipe(stage="base", base_adapter=str(stage1))
-    with pytest.raises(ConfigError, match="base_adapter is what this stage makes; leave it out"):
+    with pytest.raises(ConfigError, match="makes the base_adapter; leave base_adapter out"):
         make_stage(recipe, open_turns(recipe))
 
 

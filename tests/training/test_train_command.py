@@ -20,7 +20,7 @@ from tiny_t5 import write_t5
 from tiny_training import Tiny
 
 from ccm.cli.commands.progress import TrainingDisplay, progress
-from ccm.training.loop import Report
+from ccm.training.loop import StepReport
 from ccm.training.recipe import Recipe, load_recipe
 
 
@@ -43,7 +43,7 @@ def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
     changes = settings(tiny, output_dir=tmp_path / "out", lr="1e-4")
     assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
     out = capsys.readouterr().out
-    head, sample = out.split("One sample; > is what is learned.")
+    head, sample = out.split("One sample; the text after > is learned.")
     shown = yaml.safe_load(head)
     assert (shown["lr"], shown["max_steps"], shown["data"]["path"]) == (1e-4, 3, str(tiny.chats))
     assert shown["turns"]["reply_separator"] == "\nAssistant:"  # resolved: it comes from the model
@@ -51,8 +51,8 @@ def test_a_dry_run_shows_recipe_sample_parameters_and_memory_and_writes_nothing(
     assert re.search(r"(?m)^ +> .*</s>$", sample)
     hidden, layers, rank = 32, 2, 2
     lora = layers * rank * sum(n + m for n, m in ((hidden, hidden), (hidden, 16), (hidden, 16), (hidden, hidden)))
-    assert f"Trained are {lora + 2 * hidden:,} of " in sample
-    assert re.search(r"Memory of a process, estimated: [\d.]+ [KMG]B \(weights [\d.]+ [KMG]B, gradients", sample)
+    assert f"The training changes {lora + 2 * hidden:,} of " in sample
+    assert re.search(r"Estimated memory of a process: [\d.]+ [KMG]B \(weights [\d.]+ [KMG]B, gradients", sample)
     assert not (tmp_path / "out").exists()
 
 
@@ -66,7 +66,7 @@ def test_the_recipe_that_a_dry_run_shows_is_one_that_it_takes(tiny: Tiny, tmp_pa
 
 def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, monkeypatch, capsys) -> None:
     assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, max_offset=4000)) == 2
-    assert "model was made for 512" in " ".join(capsys.readouterr().err.split())
+    assert "model supports 512 positions" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "mine.txt").write_text("kept")
     assert call(monkeypatch, "train", "custom", "--dry-run", *settings(tiny, output_dir=tmp_path)) == 2
     assert "holds other files (mine.txt" in " ".join(capsys.readouterr().err.split())
@@ -87,16 +87,16 @@ def test_a_dry_run_of_the_first_stage_has_no_comp_token(tiny: Tiny, monkeypatch,
     out = capsys.readouterr().out
     assert "stage: base" in out
     assert "COMP" not in out
-    assert "Trained are" in out
+    assert "The training changes" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["custum"], "ccm: There is no recipe custum, as a file or in the package. Did you mean custom?"),
+        (["custum"], "ccm: There is no recipe 'custum'. Did you mean custom?"),
         (
             ["chats.jsonl"],
-            "ccm: chats.jsonl is no recipe. Name data as --set data.path=FILE, of a recipe such as custom.",
+            "ccm: chats.jsonl is a data file, not a recipe. Name a recipe such as custom, with --set data.path=FILE.",
         ),
         (
             ["custom", "--set", "max_stps=3"],
@@ -126,7 +126,7 @@ def test_another_run_in_the_output_directory_is_refused_and_can_be_resumed(
     assert call(monkeypatch, "train", "custom", "--stage", "base", *changes) == 0
     assert f"--stage compress --set base_adapter={tmp_path / 'out'}" in capsys.readouterr().err
     assert call(monkeypatch, "train", "custom", "--stage", "base", *changes) == 2
-    assert "holds another run. Go on with it by --resume" in capsys.readouterr().err
+    assert "holds another run. Resume it with --resume" in capsys.readouterr().err
     assert call(monkeypatch, "train", "custom", "--stage", "base", "--resume", *changes) == 0
     assert call(monkeypatch, "train", "custom", "--resume", *changes) == 2
     assert "has other settings: stage" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_the_bar_moves_with_every_step(monkeypatch) -> None:
     drawn: list[dict[str, Any]] = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(Progress, "update", lambda bar, task, **shown: drawn.append(shown))
-    stands = Report(2, {"loss": 1.5}, 1e-4, 1.0, 100.0, 4.0, 2.0)
+    stands = StepReport(2, {"loss": 1.5}, 1e-4, 1.0, 100.0, 4.0, 2.0)
     with progress(Recipe(max_steps=4)) as shown:
         shown.advance(1, None)  # where it goes on
         shown.advance(2, stands)
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Pa
     others = settings(tiny, output_dir=tmp_path / "there", **{"data.path": tmp_path / "chats.jsonl"})
     for look in (["--dry-run"], []):
         assert call(monkeypatch, "train", "custom", "--from", start, *look, *others) == 2
-        assert f"The checkpoint {start} was of another data" in " ".join(capsys.readouterr().err.split())
+        assert f"The checkpoint {start} was made with another data" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "there").exists()
     assert call(monkeypatch, "train", "custom", "--from", start, *changes) == 0
     assert re.findall(r"step (\d)/3", capsys.readouterr().err) == ["3"]
@@ -178,32 +178,32 @@ def test_a_checkpoint_of_another_folder_is_gone_on_from(tiny: Tiny, tmp_path: Pa
 
 
 def test_ctrl_c_says_from_where_to_go_on(tiny: Tiny, tmp_path: Path, monkeypatch, capsys, caplog) -> None:
-    def interrupt(report: Report) -> None:
+    def interrupt(report: StepReport) -> None:
         if report.step == 2:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("ccm.cli.commands.train.progress", lambda recipe: nullcontext(TrainingDisplay(interrupt)))
     assert call(monkeypatch, "train", "custom", *settings(tiny, output_dir=tmp_path / "out")) == 130
-    assert "Step 2 is saved. Go on from there with --resume." in capsys.readouterr().err
-    assert caplog.messages[-1] == "The step under way is finished and saved first; the same again breaks off at once."
+    assert "Step 2 is saved. Resume from it with --resume." in capsys.readouterr().err
+    assert caplog.messages[-1] == "Finishing and saving the current step first; interrupt again to stop at once."
     caplog.clear()
     assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0
     assert not [text for text in caplog.messages if "step" in text]
     assert call(monkeypatch, "train", "custom", "--resume", *settings(tiny, output_dir=tmp_path / "out")) == 0
-    assert caplog.messages[-1] == "No step is left: all 3 were made before. The result is written again."
+    assert caplog.messages[-1] == "All 3 steps were already made; writing the result again."
 
 
 @pytest.mark.parametrize(
     ("save_every", "told"),
     [
-        (1, "Not saved since step 2. Go on from there with --resume."),
-        (0, "No step is saved. Begin again with --resume."),
+        (1, "The last checkpoint is that of step 2. Resume from it with --resume."),
+        (0, "No checkpoint is saved. Start again with --resume."),
     ],
 )
 def test_a_second_ctrl_c_says_what_is_saved(
     tiny: Tiny, tmp_path: Path, monkeypatch, capsys, save_every: int, told: str
 ) -> None:
-    def interrupt(report: Report) -> None:
+    def interrupt(report: StepReport) -> None:
         if report.step == 3:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -262,7 +262,7 @@ def test_an_encoder_decoder_is_estimated_and_what_follows_its_training_is_no_cha
     short = {"model": write_t5(tmp_path / "t5"), "adapter.recurrent": "false", "objective.last": 1, "max_steps": 1}
     changes = settings(tiny, **short, output_dir=tmp_path / "out")
     assert call(monkeypatch, "train", "custom", "--dry-run", *changes) == 0
-    assert "Memory of a process, estimated" in capsys.readouterr().out
+    assert "Estimated memory of a process" in capsys.readouterr().out
     assert call(monkeypatch, "train", "custom", *changes) == 0
     said = f"Measure it: ccm evaluate custom --data FILE --adapter {tmp_path / 'out'}"
     assert capsys.readouterr().err.endswith(f"Done. {said}\n")

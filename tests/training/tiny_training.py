@@ -20,7 +20,7 @@ from ccm.data.settings import DataSettings
 from ccm.engine.adapter_files import read_adapter
 from ccm.models.builtin import WEIGHTS
 from ccm.models.load import load_tokenizer
-from ccm.training.loop import Report, Training
+from ccm.training.loop import StepReport, Training
 from ccm.training.recipe import Recipe
 from ccm.training.run import Run
 from ccm.training.stages import CompressStage, Stage, make_stage, open_turns
@@ -77,7 +77,7 @@ def write_tiny(folder: Path) -> Tiny:
     return Tiny(folder / "base", chats)
 
 
-def begin(recipe: Recipe, report: Callable[[Report], None] = lambda report: None) -> Training:
+def begin(recipe: Recipe, report: Callable[[StepReport], None] = lambda report: None) -> Training:
     """A training under way, nothing of it done."""
     turns = open_turns(recipe)
     run, data = Run(Path(recipe.output_dir or "unused"), recipe), open_data(recipe.data, turns, recipe.seed)

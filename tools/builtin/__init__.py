@@ -1,1 +1,1 @@
-"""How the built-in model is made, and its figures measured."""
+"""Building the built-in model, and measuring its figures."""

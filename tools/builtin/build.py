@@ -1,8 +1,8 @@
 """Build the built-in model from seeds: tokenizer, base model, compression adapters.
 
-The base is trained from scratch, on whole conversations: in some batches with full context, in the others with memory
-in view, under COMP embeddings and gates that are thrown away afterwards. So it learns to read from few entries; the
-adapters are then trained on it as on any other base.
+The base is trained from scratch on whole conversations. Some batches have full context; the others have a memory, so
+that the base learns to read from few entries. The COMP embeddings and gates of this training only initialize the
+adapters, which are trained on the base as on any other base.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ccm.training.stages import Stage
 
 RECIPE = Path(__file__).with_name("base.yaml")
 VOCABULARY = 3072
-ADAPTERS: dict[str, tuple[str, ...]] = {  # what differs from the recipe
+ADAPTERS: dict[str, tuple[str, ...]] = {  # changes to the recipe "builtin"
     "concat": (),
     "gate": ("adapter.rule=gate", "adapter.n_tok=4", "seed=2"),
     "merge": ("adapter.rule=merge", "adapter.n_tok=4", "seed=2", "max_steps=4000"),
@@ -49,10 +49,10 @@ ADAPTERS: dict[str, tuple[str, ...]] = {  # what differs from the recipe
 
 
 def build_tokenizer(folder: Path) -> None:
-    """A byte-level BPE over the training split of the dialogues, all names made up; saved to the folder.
+    """Train a byte-level BPE on the training split of the dialogues, with invented names, and save it to the folder.
 
-    Were the names real, each would be one token, and a name that no training saw the only one in pieces: what is
-    learned of the others would not help it.
+    With real names, every name in the training data would become a single token. Only unseen names would consist of
+    several tokens, and the model would not learn to recall such names.
     """
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -94,9 +94,9 @@ def base_config() -> LlamaConfig:
 
 
 class Pretraining(Stage):
-    """The base from scratch, all its weights; each batch under a rule drawn for it."""
+    """Trains all weights of the base from scratch; draws a rule for every batch."""
 
-    RULES = (("full", 1, 0.35), ("concat", 2, 0.3), ("gate", 4, 0.35))  # name, N, share of the batches
+    RULES = (("full", 1, 0.35), ("concat", 2, 0.3), ("gate", 4, 0.35))  # name, N, share of batches
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
         config = CCMConfig(rule="gate", n_tok=4, lora=LoRASettings(r=0), turns=turns.form, base_model="..")
@@ -108,7 +108,7 @@ class Pretraining(Stage):
         super().__init__(self.model.base, self.model.base_id, self.model, config, self.model.rule, recipe, turns)
 
     def draw(self, number: int) -> tuple[str, int]:
-        """Rule and N of the batch of that number."""
+        """The rule and N of the batch with that number."""
         shares = [share for *_, share in self.RULES]
         ((name, n_tok, _),) = random.Random(f"{self.seed} rule {number}").choices(self.RULES, shares)
         return name, n_tok
@@ -122,7 +122,7 @@ class Pretraining(Stage):
         return self.module(layout).logits
 
     def _write(self, folder: Path) -> None:
-        """A copy in half precision: 5 MB, and what the adapters are then trained on."""
+        """Write a copy in float16 (5 MB), which the adapters are then trained on."""
         copy = LlamaForCausalLM(self.base.config).half()
         copy.load_state_dict(self.base.state_dict())
         copy.save_pretrained(folder)
@@ -132,7 +132,7 @@ class Pretraining(Stage):
 
 
 def build_base(output: Path, runs: Path, changes: tuple[str, ...] = ()) -> None:
-    """Tokenizer and base model, into ``output / "base"``."""
+    """Build the tokenizer and the base model in ``output / "base"``; an interrupted training resumes."""
     folder = output / "base"
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(folder)
@@ -146,7 +146,7 @@ def build_base(output: Path, runs: Path, changes: tuple[str, ...] = ()) -> None:
 
 
 def build_adapter(name: str, output: Path, runs: Path, changes: tuple[str, ...] = (), threads: int = 1) -> None:
-    """One of the shipped adapters, into ``output / name``."""
+    """Train a shipped adapter into ``output / name``; an interrupted training resumes."""
     quiet()
     torch.set_num_threads(threads)
     turns = (f"turns.separator={TURNS.separator}", f"turns.reply_separator={TURNS.reply_separator}")
@@ -160,7 +160,7 @@ def build_adapter(name: str, output: Path, runs: Path, changes: tuple[str, ...] 
 
 
 def main() -> None:
-    """Build everything, or a part of it, into a folder; the adapters are trained side by side. Goes on where it was."""
+    """Build everything or a part of it, training the adapters in parallel; an interrupted build resumes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for base and adapters")
     parser.add_argument("--runs", type=Path, default=Path("runs/builtin"), help="folder for logs and checkpoints")

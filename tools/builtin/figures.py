@@ -1,4 +1,4 @@
-"""The figures of the model card: recall of the shipped model over depth and rule, as a table and a curve."""
+"""The figures of the model card: recall of the built-in model by depth and rule, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEPTHS = (12, 16, 24, 32, 48)
 
 
 def measure(output: Path, dialogues: int) -> list[RecallReport]:
-    """A report for every rule and depth; those that ``output`` holds of these weights already are read."""
+    """A report for every rule and depth; reports of the same weights in ``output`` are reused."""
     weights = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(WEIGHTS.rglob("*.safetensors")))).hexdigest()[:16]
     held = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     same = held.get("weights") == weights and held.get("dialogues") == dialogues
@@ -41,7 +41,7 @@ def measure(output: Path, dialogues: int) -> list[RecallReport]:
 
 
 def table(reports: list[RecallReport]) -> str:
-    """Markdown: a row a rule and depth."""
+    """A Markdown table with a row for each rule and depth."""
     lines = [
         "| rule | steps | recall | seen names | held-out names | invented | entries | bytes of full context |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -57,7 +57,7 @@ def table(reports: list[RecallReport]) -> str:
 
 
 def draw(reports: list[RecallReport], path: Path) -> None:
-    """Recall over depth, a line a rule."""
+    """Plot recall over depth, with a line for each rule."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.subplots()
     for rule in RULES:
@@ -74,7 +74,7 @@ def draw(reports: list[RecallReport], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, draw the curve."""
+    """Measure, print the table, and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dialogues", type=int, default=500)
     parser.add_argument("--output", type=Path, default=Path("docs/results/builtin.json"))

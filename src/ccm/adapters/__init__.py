@@ -1,1 +1,1 @@
-"""Adapters as they come and go: imported from the authors, fused into a base, sent to the Hub."""
+"""Adapter management: importing the authors' adapters, fusing stage 1 into a base, and sending adapters to the Hub."""

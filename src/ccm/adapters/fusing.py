@@ -1,10 +1,11 @@
-"""The stage-1 adapter under an adapter, merged into the base for good: one model, which can be quantized."""
+"""Fusing a stage-1 adapter into its base for good: the result is one model, which can be quantized."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.errors import AdapterError
 from ccm.core.files import make_atomically, writing
 from ccm.engine.adapter_files import (
@@ -13,7 +14,6 @@ from ccm.engine.adapter_files import (
     base_of,
     check_base,
     check_fit,
-    find_adapter,
     read_adapter,
     write_adapter,
 )
@@ -22,30 +22,35 @@ from ccm.engine.lora import merge_stage1
 from ccm.models.base import load_base
 from ccm.models.load import load_tokenizer
 
-BASE = "base"  # folder of the merged model, within the adapter's
+BASE = "base"  # the folder of the fused model, within the adapter's folder
 
 
-def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
-    """Write an adapter anew, with a base that has the stage-1 adapter in its weights, in the dtype of its files.
+def fuse_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> Path:
+    """Write a copy of an adapter together with its base, whose weights then include the stage-1 adapter.
 
     OUTPUT/  ccm_config.json  ccm_adapter.safetensors  base/      base: the whole model and its tokenizer
 
+    The base keeps the dtype of its files.
+
     Args:
-        adapter: folder or Hub id.
+        adapter: the folder or Hub id of the adapter.
         output: the folder to make.
-        base: folder or Hub id of the base; None takes the one that the adapter names.
+        base: the folder or Hub id of the base. None uses the base that the adapter names.
+
+    Returns:
+        ``output``.
 
     Raises:
-        AdapterError: when the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base, and
-            when the output is there already or cannot be written.
-        ConfigError: when the base cannot be had.
+        AdapterError: if the adapter is absent or damaged, has no stage-1 adapter, or belongs to another base; or if
+            ``output`` already exists or cannot be written.
+        ConfigError: if the base cannot be loaded.
     """
     folder, output = find_adapter(adapter), Path(output)
     saved = read_adapter(folder)
     if saved.stage1 is None:
-        raise AdapterError(f"{adapter} has no stage-1 adapter: there is nothing to merge, and it can be used as it is.")
+        raise AdapterError(f"{adapter} has no stage-1 adapter to merge; use it as it is.")
     if output.exists():
-        raise AdapterError(f"{output} is there already; name a folder that is to be made.")
+        raise AdapterError(f"{output} already exists; name a new folder.")
     stock = load_base(base or base_of(folder, saved.config), device_map="cpu")
     check_fit(saved.tensors, stock, str(adapter))
     vocab_size = stock.get_input_embeddings().weight.shape[0]

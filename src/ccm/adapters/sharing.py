@@ -1,4 +1,4 @@
-"""Adapters for others: their facts, their model cards, and their way to the Hub."""
+"""Sharing adapters: their facts, their model cards, and their upload to the Hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENCODER_USE = (
 
 
 def facts(adapter: SavedAdapter) -> dict[str, str]:
-    """The facts about an adapter, for people, by name."""
+    """Facts about an adapter to show to people, by name."""
     config, turns = adapter.config, adapter.config.turns
     least, most = config.n_tok_range
     trained = [*adapter.tensors.values()]
@@ -63,7 +63,7 @@ def facts(adapter: SavedAdapter) -> dict[str, str]:
 
 
 def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Result]] = ()) -> str:
-    """A model card in Markdown, from the settings, and from results, if there are any: a list for each task."""
+    """A model card in Markdown, from the adapter's settings and from results, a list for each task."""
     base = adapter.config.base_model
     head = ["---", f"base_model: {base}", "base_model_relation: adapter", "tags:", "- compressed-context-memory", "---"]
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts(adapter).items())
@@ -74,9 +74,9 @@ def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Resul
             "",
             f"# {name}",
             "",
-            f"An adapter of compressed context memory ([paper]({_PAPER})) for `{base}`: after each step of a context, "
-            f"{adapter.config.n_tok} learned tokens are run through the frozen model, and only their keys and values "
-            "are kept. It acts on these tokens alone, so plain PEFT cannot load it.",
+            f"A compressed context memory ([paper]({_PAPER})) for `{base}`. After each step of a context, the frozen "
+            f"model reads {adapter.config.n_tok} learned tokens, and only their keys and values are kept. The adapter "
+            "acts at these tokens only, so plain PEFT cannot load it.",
             "",
             "```python",
             "import ccm",
@@ -90,57 +90,62 @@ def make_card(adapter: SavedAdapter, name: str, results: Sequence[Sequence[Resul
             rows,
             "",
             *(["## Results", "", measured.rstrip(), ""] if results else []),
-            f"The method is that of the authors of the paper ([their code]({SOURCE})).",
+            f"The authors of the paper developed the method ([their code]({SOURCE})).",
             "",
         ]
     )
 
 
-def stage(
-    folder: Path, place: Path, name: str, base: str | None = None, results: Sequence[Sequence[Result]] = ()
+def write_shared(
+    folder: Path, output: Path, name: str, base: str | None = None, results: Sequence[Sequence[Result]] = ()
 ) -> SavedAdapter:
-    """Write what others get into ``place``: the adapter, its base by Hub id, and its own README.md or else a card.
+    """Write an adapter for others into ``output``, with the Hub id of its base and a README.md.
+
+    The README.md is that of the adapter's folder if there is one, else a model card.
+
+    Returns:
+        The adapter as written.
 
     Raises:
-        AdapterError: when the folder holds no whole adapter, or a README.md that cannot be read.
-        ConfigError: when the base is a folder of this machine, and no Hub id is given.
+        AdapterError: if the folder holds no complete adapter, or its README.md cannot be read.
+        ConfigError: if the base is a local folder, and no Hub id is given.
     """
     saved = read_adapter(folder)
     named = base or saved.config.base_model
     if not named or Path(named).is_absolute() or Path(named).is_dir() or (folder / named).is_dir():
         raise ConfigError(
-            f"The adapter's base is {named or 'not named'}, where nobody else finds it; give its Hub id with "
+            f"The adapter's base is {named or 'not named'}, which others cannot find; give its Hub id with "
             "base=OWNER/NAME."
         )
     shared = replace(saved, config=replace(saved.config, base_model=named))
-    write_adapter(shared, place)
+    write_adapter(shared, output)
     own = folder / CARD
     try:
         text = own.read_text(encoding="utf-8") if own.is_file() else make_card(shared, name, results)
     except (OSError, UnicodeDecodeError) as error:
         raise AdapterError(f"{own} cannot be read: {reason(error)}; save it as UTF-8.") from error
-    write_atomically(place / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(output / CARD, lambda path: path.write_text(text, encoding="utf-8"))
     return shared
 
 
 def push(
     folder: Path, name: str, *, base: str | None = None, results: Sequence[Sequence[Result]] = (), private: bool = False
 ) -> str:
-    """Send an adapter to the Hub as the repository ``name``; nothing in the folder is changed.
+    """Upload an adapter to the Hub as the repository ``name``; its folder is not changed.
 
     Returns:
-        its address.
+        The address of the repository.
 
     Raises:
-        AdapterError: when the folder holds no whole adapter, or the Hub does not take it, with its reason.
-        ConfigError: see :func:`stage`.
+        AdapterError: if the folder holds no complete adapter, or the upload fails; the message has the Hub's reason.
+        ConfigError: see :func:`write_shared`.
     """
     with TemporaryDirectory() as place:
-        stage(folder, Path(place), name, base, results)
+        write_shared(folder, Path(place), name, base, results)
         api = HfApi()
         try:
             repository = api.create_repo(name, private=private, exist_ok=True).repo_id
             api.upload_folder(repo_id=repository, folder_path=place, commit_message="An adapter of ccm")
         except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            raise AdapterError(f"The Hub did not take {name}: {why(error, name)}") from error
+            raise AdapterError(f"The upload of {name} to the Hub failed: {why(error, name)}") from error
     return f"https://huggingface.co/{repository}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Lines, Recurrent
+from ccm.cli.options import Lines, Recurrent, known_adapter
 
 app = typer.Typer(no_args_is_help=True, help="Adapters: the authors', and yours for others.")
 
@@ -25,7 +25,7 @@ def list_adapters(
 
 @app.command("show")
 def show_adapter(
-    adapter: Annotated[str, typer.Argument(help="Folder, the authors' too, or Hub id.")],
+    adapter: Annotated[str, typer.Argument(help="Folder, the authors' too, or Hub id.", callback=known_adapter)],
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """What an adapter is: its rule, N, LoRA, turns, and base."""

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ccm.cli.options import Lines, ModelOptions, numbers, unfold
+from ccm.cli.options import Lines, ModelOptions, existing, numbers, unfold
 from ccm.evaluation.settings import EvaluationSettings, Selection
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.")],
+    folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.", callback=existing)],
     output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("report"),
     mean: Annotated[bool, typer.Option("--mean", help="They are draws, such as seeds: mean and deviation.")] = False,
 ) -> None:
@@ -23,6 +23,11 @@ def report(
     from ccm.cli.commands.evaluate import run_report
 
     run_report(folders, output, draws=mean)
+
+
+def data_of(what: str) -> Any:
+    """The option that names the files of a task."""
+    return typer.Option("--data", help=what, callback=existing)
 
 
 @app.callback()
@@ -82,7 +87,7 @@ Protocol = Annotated[
 @app.command()
 @unfold
 def dialog(
-    path: Annotated[Path, typer.Option("--data", help="Folder of DailyDialog's files, as they are or gzipped.")],
+    path: Annotated[Path, data_of("Folder of DailyDialog's files, as they are or gzipped.")],
     protocol: Protocol = "paper",
     *,
     asked: TaskOptions,
@@ -94,7 +99,7 @@ def dialog(
 @app.command()
 @unfold
 def soda(
-    path: Annotated[Path, typer.Option("--data", help="Folder of SODA's files: valid.parquet or valid.jsonl.")],
+    path: Annotated[Path, data_of("Folder of SODA's files: valid.parquet or valid.jsonl.")],
     protocol: Protocol = "paper",
     *,
     asked: TaskOptions,
@@ -106,7 +111,10 @@ def soda(
 @app.command()
 @unfold
 def pg19(
-    path: Annotated[Path, typer.Option("--data", help="Folder of PG19's books, or of any texts: .txt or .txt.gz.")],
+    path: Annotated[
+        Path,
+        data_of("Folder of PG19's books, or of any texts: .txt or .txt.gz."),
+    ],
     split: Annotated[
         Literal["train", "validation", "test"], typer.Option(help="Of the folder, if it has them.")
     ] = "test",
@@ -124,7 +132,7 @@ def pg19(
 @app.command()
 @unfold
 def metaicl(
-    path: Annotated[Path, typer.Option("--data", help="Folder of MetaICL's tasks, a folder each.")],
+    path: Annotated[Path, data_of("Folder of MetaICL's tasks, a folder each.")],
     tasks: Annotated[
         list[str] | None,
         typer.Option("--task", metavar="NAME", help="A task; repeatable (those of hr_to_lr.json, or all)."),
@@ -147,7 +155,7 @@ def metaicl(
 @app.command()
 @unfold
 def lamp(
-    path: Annotated[Path, typer.Option("--data", help="Folder of LaMP's files of one task.")],
+    path: Annotated[Path, data_of("Folder of LaMP's files of one task.")],
     number: Annotated[int, typer.Option(help="Of the task: 1 to 5, or 7.")] = 2,
     split: Annotated[Literal["train", "dev"], typer.Option(help="Of the files.")] = "dev",
     max_length: Annotated[int, typer.Option(help="Most tokens of context, query and answer.")] = 1024,
@@ -179,7 +187,7 @@ class LongTermOptions:
 @app.command()
 @unfold
 def locomo(
-    path: Annotated[Path, typer.Option("--data", help="LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
+    path: Annotated[Path, data_of("LoCoMo's locomo10.json, plain or gzipped, or its folder.")],
     options: LongTermOptions,
     asked: TaskOptions,
 ) -> None:
@@ -190,7 +198,7 @@ def locomo(
 @app.command()
 @unfold
 def longmemeval(
-    path: Annotated[Path, typer.Option("--data", help="One of LongMemEval's files, plain or gzipped.")],
+    path: Annotated[Path, data_of("One of LongMemEval's files, plain or gzipped.")],
     options: LongTermOptions,
     asked: TaskOptions,
 ) -> None:
@@ -214,7 +222,8 @@ def recall(
 @unfold
 def custom(
     path: Annotated[
-        Path, typer.Option("--data", help="File or folder of your own: JSON lines or texts, as for training.")
+        Path,
+        data_of("File or folder of your own: JSON lines or texts, as for training."),
     ],
     max_steps: Annotated[int, typer.Option(help="Deepest time step; what is longer is cut into stretches.")] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Most tokens of a step.")] = 512,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 from typer import Option
 
-from ccm.core.errors import ConfigError
+from ccm.core.errors import ConfigError, DataError
 from ccm.evaluation.settings import Quantization
 
 T = TypeVar("T")
@@ -26,17 +26,47 @@ def numbers(given: str | None) -> list[int] | None:
         raise ConfigError(f"{given}: write whole numbers with commas between them, such as 1,2,4.") from None
 
 
-def _trained(adapter: str | None) -> str | None:
-    """The folder of an adapter. Of a checkpoint, or a training that is not done, it is what was learned so far."""
+def _known_base(model: str | None) -> str | None:
+    """A base model, once it is sure that it is somewhere: at once, before torch is imported."""
+    if model is not None:
+        from ccm.models.locate import check_base
+
+        check_base(model)
+    return model
+
+
+def known_adapter(adapter: str | None) -> str | None:
+    """The folder of an adapter, once it is sure that it is somewhere: at once, before torch is imported.
+
+    Of a checkpoint, or of a training that is not done, it is what was learned so far.
+    """
     if adapter is None:
         return None
-    from ccm.training.results import adapter_of
+    from ccm.core.adapter_folders import CONFIG, find_adapter, is_plain_lora
 
-    return str(adapter_of(adapter))
+    if not is_plain_lora(adapter) and not (Path(adapter) / CONFIG).is_file():
+        if Path(adapter).exists():
+            from ccm.training.results import adapter_of
+
+            return str(adapter_of(adapter))
+        find_adapter(adapter)
+    return adapter
 
 
-def _all_trained(adapters: Sequence[str]) -> list[str]:
-    return [str(_trained(adapter)) for adapter in adapters]
+def _known_adapters(adapters: Sequence[str]) -> list[str]:
+    return [str(known_adapter(adapter)) for adapter in adapters]
+
+
+def existing(given: Path | list[Path] | None) -> Any:
+    """Files or folders, once it is sure that they are there.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    for path in given if isinstance(given, list) else [given]:
+        if path is not None and not path.exists():
+            raise DataError(f"There is no file or folder {path}; name the one that holds your data.")
+    return given
 
 
 def _table(given: Sequence[str] | None) -> dict[str, Any] | None:
@@ -59,15 +89,20 @@ Lines = Annotated[bool, Option("--json", help="One JSON object a line on standar
 Text, Number, Names = str | None, int | None, list[str] | None
 
 SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
-    "model": Annotated[Text, Option(help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).")],
-    "adapter": Annotated[Text, Option(help="Adapter: folder, Hub id, or checkpoint of a training.", callback=_trained)],
+    "model": Annotated[
+        Text,
+        Option(help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).", callback=_known_base),
+    ],
+    "adapter": Annotated[
+        Text, Option(help="Adapter: folder, Hub id, or checkpoint of a training.", callback=known_adapter)
+    ],
     "adapters": Annotated[
         list[str],
         Option(
             "--adapter",
             metavar="DIR",
             help="Adapter or checkpoint, under its own rule; repeatable.",
-            callback=_all_trained,
+            callback=_known_adapters,
         ),
     ],
     "rule": Annotated[Text, Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")],
@@ -141,11 +176,7 @@ class ModelOptions:
     strict: bool = False
 
     def chosen(self) -> dict[str, Any]:
-        """As ``ccm.load`` takes it; a base that is nowhere is refused at once, before torch is imported."""
-        if self.model is not None:
-            from ccm.models.locate import check_base
-
-            check_base(self.model)
+        """As ``ccm.load`` takes it."""
         return {**asdict(self), "rule_options": _table(self.rule_options)}
 
 

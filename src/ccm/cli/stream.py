@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Lines, SamplingOptions, unfold
+from ccm.cli.options import Lines, SamplingOptions, existing, unfold
 from ccm.evaluation.settings import Selection
 
 
 @unfold
 def stream(
-    files: Annotated[list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.", callback=existing)
+    ],
     cache_size: Annotated[int, typer.Option(help="Most entries: sink, memory and recent text.")] = 160,
     span: Annotated[int, typer.Option(help="Tokens that are compressed at a time.")] = 64,
     memory_size: Annotated[int, typer.Option(help="Most entries of the memory.")] = 8,

@@ -26,6 +26,9 @@ def train(
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases, too.")] = False,
 ) -> None:
     """Train an adapter, or the model under it. With several processes: torchrun --no-python ccm train ..."""
+    from ccm.training.recipe_files import find_recipe
+
+    find_recipe(recipe)  # a name that is none is refused before torch is imported
     from ccm.cli.commands.train import run
 
     changed = [*(changes or ()), *(["wandb=true"] if wandb else ())]

@@ -1,1 +1,1 @@
-"""What everything stands on: settings, rules of memory, errors, files. Nothing here knows a model."""
+"""The ground floor: settings, rules of memory, errors and files. Nothing here knows a model."""

@@ -1,4 +1,4 @@
-"""CCMConfig: everything that must travel with an adapter, and every check across its fields."""
+"""CCMConfig: the settings that belong to an adapter, and the checks that all settings share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def bounded(default: float | None, least: float = -math.inf, most: float = math.inf) -> Any:
-    """A finite number as a field of settings, with its bounds, both included; :func:`check_fields` enforces them."""
+    """A field for a finite number from ``least`` to ``most``, both included; :func:`check_fields` enforces them."""
     return field(default=default, metadata={"bounds": (least, most)})
 
 
@@ -27,10 +27,10 @@ class LoRASettings:
     """The low-rank update of the attention projections.
 
     Attributes:
-        r: rank; 0 is no LoRA, so that the COMP embeddings alone are trained (ablation).
+        r: rank; with 0 there is no LoRA and only the COMP embeddings are trained (ablation).
         alpha: numerator of the scale ``alpha / r``.
         dropout: probability on the input of the update, in training only.
-        conditional: True adds the update at COMP tokens alone (the method); False adds it everywhere (ablation).
+        conditional: True adds the update at COMP tokens only (the method); False adds it at all tokens (ablation).
     """
 
     r: int = bounded(8, 0)
@@ -49,11 +49,11 @@ class TurnFormat:
     """How a turn of a conversation becomes tokens (see :mod:`ccm.chat.turns`).
 
     Attributes:
-        template: "separators" writes ``[BOS] preamble text reply_separator`` at first and
-            ``separator text reply_separator`` later; "chat" uses the tokenizer's chat template.
-        separator: precedes every later turn.
+        template: "separators" writes the first turn as ``[BOS] preamble text reply_separator`` and later ones as
+            ``separator text reply_separator``; "chat" uses the tokenizer's chat template.
+        separator: precedes every turn but the first.
         reply_separator: stands between a turn and its reply.
-        preamble: precedes the first turn; with "chat", the system message.
+        preamble: precedes the first turn; with "chat" it is the system message.
     """
 
     template: Template = "separators"
@@ -67,23 +67,26 @@ class TurnFormat:
 
 @dataclass(frozen=True)
 class CCMConfig:
-    """The settings of one compressed context memory; stored beside its adapter as ``ccm_config.json``.
+    """The settings of a compressed context memory, saved with its adapter as ``ccm_config.json``.
 
     Attributes:
-        rule: name of the rule by which the steps' COMP entries become the memory (``ccm.core.rules.RULES``).
-        rule_options: keyword arguments of that rule, e.g. ``{"weight": 0.3}`` for "ema".
-        n_tok: N, the COMP tokens a step (or a context, under gist).
-        min_n_tok: the smallest N that the adapter is trained with; ``n_tok`` alone where None.
-        max_n_tok: the largest, and so the number of COMP embeddings; ``n_tok`` alone where None.
+        rule: name of the rule that turns COMP entries into the memory (a key of ``ccm.core.rules.RULES``).
+        rule_options: keyword arguments of the rule, e.g. ``{"weight": 0.3}`` for "ema".
+        n_tok: N, the number of COMP tokens after each step (under gist, after the whole context).
+        min_n_tok: the smallest N that the adapter is trained with; ``n_tok`` if None.
+        max_n_tok: the largest N, which is also the number of COMP embeddings; ``n_tok`` if None.
         recurrent: whether a step sees Mem(t-1) while it is read and compressed.
-        sink: whether the first token stays visible to all, as one extra entry outside any mixing.
-        positions: "skip" (COMP tokens take no text positions) or "base" (they count like text).
-        embeddings: "separate" keeps the COMP rows beside the embedding table, "table" inside it.
+        sink: whether the first token stays visible to all later tokens, as one extra entry that is never mixed.
+        positions: "skip" (COMP tokens take no text positions) or "base" (they take positions as text does).
+        embeddings: "separate" keeps the COMP embeddings beside the embedding table, "table" inside it.
         lora: the low-rank update.
         turns: how conversations become tokens.
-        base_model: where the base model was loaded from, as a hint for loading it again.
-        base_fingerprint: fingerprint of the base model the adapter belongs to; empty until it is saved.
-        base_vocab_size: rows of that model's embedding table; None until it is saved, and where it is not known.
+        base_model: where the base model was loaded from; a hint for loading it again.
+        base_fingerprint: fingerprint of the base model that the adapter belongs to; empty until it is saved.
+        base_vocab_size: rows of the base model's embedding table; None until it is saved, or if it is unknown.
+
+    Raises:
+        ConfigError: when a value is not allowed, or the three numbers of COMP tokens are not in order.
     """
 
     rule: str = "concat"
@@ -106,7 +109,8 @@ class CCMConfig:
         least, most = self.n_tok_range
         if not 1 <= least <= self.n_tok <= most:
             raise ConfigError(
-                f"n_tok is {self.n_tok}, min_n_tok {least}, max_n_tok {most}; they must be in order, and at least 1."
+                f"n_tok is {self.n_tok}, min_n_tok {least}, max_n_tok {most}; "
+                "min_n_tok <= n_tok <= max_n_tok must hold, and all must be at least 1."
             )
 
     @property
@@ -118,7 +122,7 @@ class CCMConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """The settings as plain values that JSON can hold."""
         return asdict(self)
 
     @classmethod
@@ -126,7 +130,7 @@ class CCMConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: on a key that this version does not know, or a value that it does not allow, naming it.
+            ConfigError: when a key is unknown or a value is not allowed; the message names it.
         """
         return build_settings(cls, values, "ccm_config.json", " Was it written by a newer ccm?")
 
@@ -135,12 +139,12 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
-    """Refuse a field of a dataclass whose value is not of its declared type, or not within its bounds.
+    """Refuse a dataclass with a value of another type than its field declares, or out of bounds.
 
-    A whole number will do for a float.
+    A field that is a float also takes a whole number.
 
     Raises:
-        ConfigError: naming the field, its value and what is allowed.
+        ConfigError: with the field, its value and what is allowed.
     """
     for name, hint in get_type_hints(type(settings)).items():
         value, choices = getattr(settings, name), _choices(hint)
@@ -158,10 +162,10 @@ def check_fields(settings: Any, prefix: str = "") -> None:
 
 
 def check_count(value: Any, name: str) -> int:
-    """The value, where it is a whole number.
+    """The value as an int.
 
     Raises:
-        InputError: naming it.
+        InputError: when it is not a whole number.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name} is {value!r}; it must be a whole number.")
@@ -169,7 +173,7 @@ def check_count(value: Any, name: str) -> int:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; Python makes two kinds of them, one for those with a Literal among them."""
+    """The types of a union, of either kind that Python has (``X | Literal[...]`` makes a ``typing.Union``)."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -178,7 +182,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return value in get_args(hint)
     fits = isinstance(value, (int, float) if kind is float else kind)
-    return fits and (kind is bool or not isinstance(value, bool))  # to Python, True is a whole number
+    return fits and (kind is bool or not isinstance(value, bool))  # in Python, True is an int
 
 
 def _allowed(hint: Any) -> str:
@@ -189,15 +193,21 @@ def _allowed(hint: Any) -> str:
 
 
 def _table_of(hint: Any) -> type | None:
-    """The dataclass that a field holds, or may hold; None where it holds plain values."""
+    """The dataclass among the types of a field; None where it holds plain values."""
     return next((choice for choice in _choices(hint) if isinstance(choice, type) and is_dataclass(choice)), None)
 
 
 def build_settings(cls: type[T], values: Any, where: str, advice: str = "") -> T:
-    """A dataclass of settings, those within it included, from plain values.
+    """Build a dataclass of settings, and the dataclasses within it, from plain values.
+
+    Args:
+        cls: the dataclass.
+        values: a table, such as JSON or TOML gives.
+        where: what the messages call the table.
+        advice: follows the message about unknown keys.
 
     Raises:
-        ConfigError: on what is no table, on unknown keys with the likeliest known one, and on values not allowed.
+        ConfigError: when ``values`` is not a table, a key is unknown, or a value is not allowed.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} holds {values!r}; it must be a table of settings.")

@@ -7,32 +7,32 @@ from difflib import get_close_matches
 
 
 def did_you_mean(given: Iterable[str], known: Iterable[str]) -> str:
-    """What belongs into a message on unknown names: the likeliest known ones; empty where none is near."""
+    """The part of a message that suggests the closest known names; empty where none is close."""
     names = [*known]
     near = [match for name in given for match in get_close_matches(name, names, n=1)]
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error of a name that there is not, with the likeliest one that there is, and all of them."""
+    """The error for an unknown name: it suggests the closest known one and lists them all."""
     names = [*known]
     return ConfigError(f"There is no {kind} {name!r}.{did_you_mean([name], names)} There are: {', '.join(names)}.")
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first eight of them in order, and how many more there are."""
+    """Names for a message: the first eight in alphabetical order, and how many more there are."""
     first = sorted(names)
     more = f" and {len(first) - 8} more" if len(first) > 8 else ""
     return f"{first[:8]}{more}"
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, for a message that names the file itself: of the system's errors no number and no path."""
+    """What went wrong, without the number and the path that system errors add: the message names the file itself."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class CCMError(Exception):
-    """Root of all errors of this package. The message names the value, what is allowed and what to do next."""
+    """Root of all errors of this package. The message names the value, what is allowed, and what to do next."""
 
 
 class ConfigError(CCMError, ValueError):
@@ -48,15 +48,15 @@ class DataError(CCMError, ValueError):
 
 
 class TrainingError(CCMError, RuntimeError):
-    """A training that cannot begin, go on, or be saved."""
+    """A training that cannot start, continue, or be saved."""
 
 
 class UnsupportedModelError(CCMError, ValueError):
-    """A base model whose attention or projections the two seams do not reach."""
+    """A base model that this package cannot adapt: its attention or projections are out of reach."""
 
 
 class StackError(CCMError, ImportError):
-    """Libraries under this package that are too old, or no longer have what the two seams build on."""
+    """Libraries that are too old, or that no longer have what this package needs of them."""
 
 
 class AdapterError(CCMError, ValueError):
@@ -64,7 +64,7 @@ class AdapterError(CCMError, ValueError):
 
 
 class MemoryFileError(CCMError, ValueError):
-    """A saved memory that is damaged, of another format version, or of another model or adapter."""
+    """A saved memory that is damaged, has another format version, or belongs to another model or adapter."""
 
 
 class RowError(CCMError, IndexError):
@@ -72,4 +72,4 @@ class RowError(CCMError, IndexError):
 
 
 class IrreversibleError(CCMError, ValueError):
-    """A rollback of a memory whose rule mixes steps, so that no single step can be taken out again."""
+    """A rollback of a memory whose rule mixes steps: no step can be taken out again."""

@@ -1,4 +1,4 @@
-"""Packages that a plain install does not bring. Each comes with one of the extras in ``pyproject.toml``."""
+"""Optional packages: a plain install lacks them, and an extra in ``pyproject.toml`` brings each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ccm.core.errors import ConfigError
 
 
 def needs(*packages: str, what: str, extra: str = "", instead: str = "") -> None:
-    """Refuse to go on without packages; nothing is imported yet.
+    """Check that optional packages are installed, without importing them.
 
     Args:
-        packages: names of modules; on the package index they have hyphens for underscores.
+        packages: names of modules; the package index writes hyphens for their underscores.
         what: what needs them, such as a setting.
-        extra: the extra that brings them; empty where none does.
-        instead: a sentence on what can be done without them.
+        extra: the extra that brings them; empty if none does.
+        instead: a sentence that says what works without them.
 
     Raises:
-        ConfigError: naming those that are not installed, and the command that installs them.
+        ConfigError: with the missing packages and the command that installs them.
     """
     if absent := [name for name in packages if find_spec(name) is None]:
         lacks = [name.replace("_", "-") for name in absent]

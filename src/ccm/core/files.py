@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, whoever else reads or writes them; only tensors and JSON are ever read."""
+"""Files that are written whole or not at all, also beside other processes. Only tensors and JSON are ever read."""
 
 from __future__ import annotations
 
@@ -15,57 +15,56 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError as SafetensorError  # load_tensors raises it: callers import it from here
 
 from ccm.core.errors import CCMError, reason
 
-if TYPE_CHECKING:  # only the functions on tensors need torch, and import it: files of other kinds do not wait for it
+if TYPE_CHECKING:  # only the functions for tensors import torch, when they are called: it takes seconds
     from torch import Tensor
 
-_BEGINNING = 100  # bytes of a file's name that its temporary is called by: file systems take 255 at most
-_LARGEST = 100_000_000  # bytes of a header that safetensors reads, too
-_DEEPEST = 32  # levels of JSON that are read: messages, digests and comparisons recurse over them
+FORMAT_VERSION = 2  # of the files of the package; 1 had no digest
+_BEGINNING = 100  # bytes of a file's name that the name of its temporary repeats: file systems allow 255 in all
+_LARGEST = 100_000_000  # bytes of a header; safetensors has the same limit
+_DEEPEST = 32  # levels of JSON: messages, digests and comparisons recurse over them
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}
-_making: set[tuple[int, int]] = set()  # temporaries of this process, which it has locked
+_making: set[tuple[int, int]] = set()  # device and inode of the temporaries that this process has locked
 _EXCLUSIVE, _AT_ONCE = fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
-class Stated(NamedTuple):
-    """What a file says of a tensor that is not read yet; the dtype is torch's, such as "float32"."""
+class TensorInfo(NamedTuple):
+    """What the header of a file says about a tensor; the dtype is torch's name, such as "float32"."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
-Check = Callable[[dict[str, str], dict[str, Stated]], None]
+Check = Callable[[dict[str, str], dict[str, TensorInfo]], None]
 
 
 def as_path(path: object, error: type[CCMError]) -> Path:
-    """A path that a caller named.
+    """The path that a caller gave, as a Path.
 
     Raises:
-        error: when it is none, or no file can be called so.
+        error: when it is not a path, or no file can have such a name.
     """
     if not isinstance(path, str | os.PathLike):
-        raise error(
-            f"{path!r} is of type {type(path).__name__}, not a path; name a file or folder by a string or a Path."
-        )
+        raise error(f"{path!r} is of type {type(path).__name__}, not a path; give a string or a Path.")
     try:
         if b"\0" not in os.fsencode(path):
             return Path(os.fsdecode(path))
     except UnicodeEncodeError:  # half of a surrogate pair
         pass
     raise error(
-        f"{os.fspath(path)!a} holds what no file can be called by, such as a null character; take another name."
+        f"{os.fspath(path)!a} cannot be the name of a file: it holds a null character or half of a surrogate pair."
     )
 
 
 @contextmanager
 def writing(place: Path, error: type[CCMError], advice: str) -> Iterator[None]:
-    """Meanwhile what hinders writing is raised as an error of ours: the place, why it cannot be written, the advice.
+    """A block in which errors of writing become an error of ours.
 
     Raises:
-        error: that one.
+        error: with the place, the reason, and the advice.
     """
     try:
         yield
@@ -74,21 +73,21 @@ def writing(place: Path, error: type[CCMError], advice: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then put it in place in one move.
+    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, and move it into place.
 
-    A new file has the mode that the umask gives, a file that is replaced keeps its own. A symbolic link stays: the file
-    that it names is replaced.
+    A new file gets the mode of the umask; a replaced file keeps its own. A symbolic link stays, and the file that it
+    points to is replaced.
 
     Raises:
-        OSError: when the folder does not exist or cannot be written, or there is a directory, device or pipe at the
-            path; what was there is as it was.
+        OSError: when the folder does not exist or cannot be written, or a directory, device or pipe is at the path. The
+            old file then stays.
     """
     target = Path(os.path.realpath(path))
     try:
         mode = stat.S_IMODE(check_regular(target).st_mode)
     except FileNotFoundError:
         mode = None
-    rights = 0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR  # never wider than those of the result
+    rights = 0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR  # never wider than the final mode
     with _part(target, lambda part: os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, rights)) as part:
         write(part)
         if mode is not None:
@@ -99,10 +98,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` write into a temporary folder beside ``folder``, then put it in place in one move.
+    """Let ``fill`` write into a temporary folder beside ``folder``, and move it into place.
 
     Raises:
-        OSError: when there is something at the path, or the folder around it cannot be written; nothing is left behind.
+        OSError: when something is at the path, or the parent folder cannot be written. Nothing is left behind.
     """
 
     def make(part: Path) -> int:
@@ -120,16 +119,16 @@ def make_atomically(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """The SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """The status of a regular file, or of the one that a link names.
+    """The status of a regular file; links are followed.
 
     Raises:
-        OSError: when there is none, or a directory, device, pipe or socket instead.
+        OSError: when there is none, or a directory, device, pipe or socket is at the path.
     """
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
@@ -139,22 +138,19 @@ def check_regular(path: Path) -> os.stat_result:
     return found
 
 
-# Locks: they end with their process, however it ends -----------------------------------------------------------------
-
-
 @contextmanager
 def locking(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Meanwhile no other process writes into a folder or, unless ``shared``, reads from it: all of them call this.
+    """Lock a folder for writing, or for reading if ``shared``. It works between processes that all call this.
 
-    A folder that this process is making, in :func:`make_atomically`, is its own already.
+    A lock ends with its process. A folder that :func:`make_atomically` is making here is locked already.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # whoever reads or writes there finds out why
+    except OSError:  # the caller's own read or write will raise it
         yield
         return
     try:
-        if _inode(handle) not in _making:  # a second lock would wait for the first one for ever
+        if _inode(handle) not in _making:  # a second lock would wait for the first for ever
             _lock(handle, fcntl.LOCK_SH if shared else _EXCLUSIVE)
         yield
     finally:
@@ -163,10 +159,10 @@ def locking(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def holding(path: Path) -> Iterator[None]:
-    """Meanwhile a file at the path is this process's own; it is deleted in the end.
+    """Own a lock file; it is deleted at the end of the block.
 
     Raises:
-        BlockingIOError: when it is another's.
+        BlockingIOError: when another process owns it.
         OSError: when it cannot be made.
     """
     while True:
@@ -178,7 +174,7 @@ def holding(path: Path) -> Iterator[None]:
             raise
         if _is_at(path, handle):
             break
-        _release(handle)  # the one before let go of it just now, and deleted it
+        _release(handle)  # its last owner has just deleted it
     try:
         yield
     finally:
@@ -187,7 +183,7 @@ def holding(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process is :func:`holding` a file."""
+    """Whether any process owns a lock file, by :func:`holding`."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -202,10 +198,10 @@ def is_held(path: Path) -> bool:
 
 
 def _lock(handle: int, how: int) -> bool:
-    """Lock an open file; False where its file system has no locks.
+    """Lock an open file; returns False if its file system has no locks.
 
     Raises:
-        BlockingIOError: when it is locked, and ``how`` does not wait.
+        BlockingIOError: when another process has locked it and ``how`` does not wait.
     """
     try:
         fcntl.flock(handle, how)
@@ -217,7 +213,7 @@ def _lock(handle: int, how: int) -> bool:
 
 
 def _release(handle: int) -> None:
-    """Unlock and close; closing alone would leave the lock to a process that was forked meanwhile."""
+    """Unlock and close a file. Closing alone would leave the lock to processes that were forked meanwhile."""
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)
@@ -237,9 +233,9 @@ def _is_at(path: Path, handle: int) -> bool:
 
 @contextmanager
 def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
-    """What ``make`` makes and opens beside ``target``, deleted in the end where it was not moved away.
+    """A temporary beside ``target`` that ``make`` creates and opens; it is deleted at the end unless it was moved.
 
-    It is locked, and so differs from what killed processes left, which is deleted at first.
+    Its lock tells it from the temporaries of killed processes, which are deleted first.
     """
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
@@ -252,7 +248,7 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
             _lock(handle, _EXCLUSIVE)
             if _is_at(part, handle):
                 break
-            _release(handle)  # another process took it for one that was left
+            _release(handle)  # another process deleted it before it was locked
         _making.add(made := _inode(handle))
         try:
             yield part
@@ -260,21 +256,21 @@ def _part(target: Path, make: Callable[[Path], int]) -> Iterator[Path]:
             _making.remove(made)
             _delete(part)
             _release(handle)
-    except OSError as error:  # where the disk is full, writing names no file
+    except OSError as error:  # on a full disk, the error of writing names no file
         if error.errno and (error.filename is None or str(error.filename).startswith(begins)):
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
 def _beginning(target: Path) -> str:
-    """What temporaries of a target are called by: its name, or whole characters of that. Targets may share it."""
+    """The part of a target's name, in whole characters, that its temporaries repeat. Several targets may share it."""
     return os.fsencode(target.name)[:_BEGINNING].decode(errors="ignore")
 
 
 def _clear(target: Path) -> None:
-    """Delete the temporaries of a target that no living process has."""
+    """Delete the temporaries of a target that no living process has locked."""
     for left in target.parent.glob(f".{escape(_beginning(target))}.????????.part"):
-        with suppress(OSError):  # another process is faster, or it is not ours to delete
+        with suppress(OSError):  # another process was faster, or owns it
             handle = os.open(left, os.O_NOFOLLOW | (os.O_RDONLY if left.is_dir() else os.O_RDWR))
             try:
                 if _lock(handle, _AT_ONCE):
@@ -296,51 +292,51 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the file system can do that."""
+    """Flush the names in a folder to the disk, if the file system can do that."""
     with suppress(OSError):
         _sync(folder)
-
-
-# Tensors and JSON ----------------------------------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 
-    Equal tensors make equal bytes as long as there is at most one key of metadata: several are written in any order.
+    Equal tensors give equal bytes if ``metadata`` has at most one key: safetensors writes several in any order.
+
+    Raises:
+        OSError: see :func:`write_atomically`.
     """
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     whole = dict(metadata or {})
-    write_atomically(path, lambda part: part.write_bytes(save(contiguous, whole)))  # save_file would make a part itself
+    write_atomically(path, lambda part: part.write_bytes(save(contiguous, whole)))  # save_file makes its own
 
 
-def load_tensors(path: Path, check: Check = lambda metadata, stated: None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies of the tensors, on the CPU, and metadata of a safetensors file.
+def load_tensors(path: Path, check: Check = lambda metadata, infos: None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors, as copies on the CPU, and its metadata.
 
-    ``check`` is called with the metadata and what the file says of its tensors, before these are read.
+    ``check`` sees the metadata and the facts of every tensor before any tensor is read.
 
     Raises:
         OSError: when there is no such file.
-        SafetensorError: when the file is not whole.
-        MemoryError: when there is not memory enough.
+        SafetensorError: when the file is damaged.
+        MemoryError: when the tensors do not fit into memory.
     """
     from safetensors.torch import load
 
-    with _open(path) as file:  # once: safe_open opens twice, and another file may be at the path by then
-        metadata, stated = _read_header(file)
-        check(metadata, stated)
+    with _open(path) as file:  # safe_open would open it twice, and another file may be at the path by then
+        metadata, infos = _read_header(file)
+        check(metadata, infos)
         file.seek(0)
         return load(file.read()), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file, its tensors unread.
+    """Read the metadata of a safetensors file without its tensors.
 
     Raises:
         OSError: when there is no such file.
-        SafetensorError: when the file is not whole.
+        SafetensorError: when the header is damaged.
     """
     with _open(path) as file:
         return _read_header(file)[0]
@@ -351,34 +347,34 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Stated]]:
+def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     size = int.from_bytes(file.read(8), "little")
     if file.read(1) != b"{":
         raise SafetensorError("it is not of the format safetensors")
     file.seek(8)
     if size > (most := min(os.fstat(file.fileno()).st_size - 8, _LARGEST)):
-        raise SafetensorError(f"its header should be of {size} bytes, and can be of {most} at most")
+        raise SafetensorError(f"its header claims {size} bytes; it can have {most} at most")
     try:
         header = parse_json(file.read(size))
         metadata = header.pop("__metadata__", {})
-        stated = {name: Stated(_DTYPES.get(x["dtype"], x["dtype"]), tuple(x["shape"])) for name, x in header.items()}
+        infos = {n: TensorInfo(_DTYPES.get(x["dtype"], x["dtype"]), tuple(x["shape"])) for n, x in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SafetensorError(f"its header is damaged, {error}") from error
+        raise SafetensorError(f"its header is damaged: {error}") from error
     except MemoryError:
-        raise SafetensorError(f"there is not memory enough for its header of {size} bytes") from None
+        raise SafetensorError(f"there is not enough memory for its header of {size} bytes") from None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise SafetensorError("its metadata are no texts")
-    return metadata, stated
+        raise SafetensorError("its metadata holds values that are no strings")
+    return metadata, infos
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
+    """Write a value as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
     Raises:
         OSError: when there is no such file.
@@ -389,20 +385,20 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value of at most 32 levels.
+    """Parse JSON of at most 32 levels.
 
     Raises:
-        ValueError: when it is none, nested deeper, or has a number of too many digits.
+        ValueError: when it is no JSON, is nested deeper, or has a number with too many digits.
     """
     try:
         value = json.loads(text)
         level = [value]
         for _ in range(_DEEPEST):
-            level = [item for held in level for item in _items(held)]
+            level = [item for outer in level for item in _items(outer)]
             if not level:
                 return value
     except (RecursionError, MemoryError):
-        raise ValueError("it is nested too deep, or too large") from None
+        raise ValueError("it is nested too deeply, or too large") from None
     raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
 
 
@@ -410,22 +406,13 @@ def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-__all__ = [
-    "SafetensorError",
-    "Stated",
-    "as_path",
-    "check_regular",
-    "holding",
-    "is_held",
-    "load_tensors",
-    "locking",
-    "make_atomically",
-    "parse_json",
-    "read_json",
-    "read_metadata",
-    "save_json",
-    "save_tensors",
-    "sha256",
-    "write_atomically",
-    "writing",
-]
+def check_version(version: Any, where: str | Path, error: type[CCMError]) -> None:
+    """Refuse a format version that this package cannot read.
+
+    Raises:
+        error: with the version.
+    """
+    known = type(version) is int and version >= 1
+    if not known or version > FORMAT_VERSION:
+        newer = " It was written by a newer one: update ccm." if known else ""
+        raise error(f"{where} has format version {version}; this ccm reads versions 1 to {FORMAT_VERSION}.{newer}")

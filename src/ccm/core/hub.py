@@ -1,4 +1,4 @@
-"""Why the Hub gave or took nothing, and what to do about it."""
+"""Why a download from the Hub or an upload to it failed, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from huggingface_hub.errors import (
 )
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_ADVICE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: a gated repository also counts as not found
+_ADVICE: tuple[tuple[type[Exception], str], ...] = (  # the first match counts: a gated repository is also "not found"
     (GatedRepoError, f"Ask for access at {{page}}, then {_LOG_IN}."),
     (RevisionNotFoundError, "{page}/tree/main lists its branches and tags; choose one, or a commit."),
     (RepositoryNotFoundError, f"Check the name at {{page}}; if it is private, {_LOG_IN}."),
     (LocalTokenNotFoundError, f"The Hub has to know you: {_LOG_IN}."),
 )
-_UNREACHED = "the Hub gives no answer; check the network, and that local_files_only is not set"
 
 
 def why(error: BaseException, source: str | Path) -> str:
-    """The Hub's reason for an error about that repository, and what to do; the error's first line where it is another.
+    """Explain an error about a repository of the Hub, and say what to do; other errors give their first line.
 
-    The reason may stand in an error from which this one was raised.
+    Looks for the Hub's reason in the error itself and in the errors that caused it.
     """
     for cause in _causes(error):
-        if isinstance(cause, OfflineModeIsEnabled):  # the library's own words on this, and the next, advise otherwise
+        if isinstance(cause, OfflineModeIsEnabled):  # for this and the next, the library's own message misleads
             return "The Hub is not asked while HF_HUB_OFFLINE is set; unset it."
         if isinstance(cause, LocalEntryNotFoundError):
-            offline = "HF_HUB_OFFLINE is set; unset it" if constants.HF_HUB_OFFLINE else _UNREACHED
-            return f"It is not in the cache, and {offline}, or name a folder."
+            if constants.HF_HUB_OFFLINE:
+                return "It is not in the cache, and HF_HUB_OFFLINE is set; unset it, or name a folder."
+            return (
+                "It is not in the cache, and the Hub gives no answer; check the network, and that local_files_only is "
+                "not set, or name a folder."
+            )
         for kind, advice in _ADVICE:
             if isinstance(cause, kind):
                 reason = getattr(cause, "server_message", None) or _line(cause)
@@ -44,14 +47,15 @@ def why(error: BaseException, source: str | Path) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The first line that says something."""
+    """The first line that is not blank, or the name of the error."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those behind it."""
+    """The error, then the errors that caused it."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        yield current
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__

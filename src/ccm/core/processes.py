@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: which of them is the first, and logs that it alone writes."""
+"""Runs in several processes, as torchrun starts them: only the first process logs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 
 
 def is_main() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
+    """Whether this is the only process, or the first one that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The log of that name, into which the first process alone writes: what it says, all would say."""
+    """The logger of that name. Only the first process writes to it, because all processes would say the same."""
     logger = logging.getLogger(name)
-    logger.addFilter(_from_main)
+    logger.addFilter(_from_main)  # a logger takes the same function only once
     return logger
 
 

@@ -1,4 +1,4 @@
-"""Where a model in a folder came from, as a file in the folder says."""
+"""The note in a model's folder that says where the model came from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Literal
 from ccm.core.files import save_json
 
 ABOUT = "ccm_model.json"
-
-
 Source = Literal["registry", "hub"]
 
 
@@ -21,9 +19,9 @@ class ModelSource:
 
     Attributes:
         name: its short name.
-        source: "registry" of packages, or "hub".
-        precision: how its weights were stored there.
-        sha256: of the file that was had; empty for several.
+        source: "registry", a registry of packages, or "hub".
+        precision: the format of its weights there.
+        sha256: checksum of the downloaded file; empty where there were several.
     """
 
     name: str
@@ -32,13 +30,13 @@ class ModelSource:
     sha256: str = ""
 
 
-def write_about(folder: Path, had: ModelSource) -> None:
-    """Say in a model's folder where it came from."""
-    save_json(folder / ABOUT, asdict(had))
+def write_about(folder: Path, source: ModelSource) -> None:
+    """Note in a model's folder where it came from."""
+    save_json(folder / ABOUT, asdict(source))
 
 
 def read_about(folder: Path) -> ModelSource | None:
-    """Where a model came from; None where its folder does not say."""
+    """Where the model in a folder came from; None where there is no readable note."""
     try:
         return ModelSource(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -46,6 +44,6 @@ def read_about(folder: Path) -> ModelSource | None:
 
 
 def called(place: str) -> str:
-    """What people call a model that was loaded from there: its short name with its source, or the folder's own name."""
-    had = read_about(Path(place)) if place else None
-    return f"{had.name} ({had.precision}, from the {had.source})" if had else Path(place).name
+    """The name of a model for people: its short name and source, or the last part of the path or Hub id ``place``."""
+    source = read_about(Path(place)) if place else None
+    return f"{source.name} ({source.precision}, from the {source.source})" if source else Path(place).name

@@ -2,12 +2,12 @@
 
 A rule is one class with two faces that must agree:
 
-* parallel, for training: which memory columns a block may see (:meth:`Rule.holds`) and, where the memory is not the
-  COMP columns themselves, the matrix that mixes COMP columns into memory columns (:meth:`Rule.mixing`);
-* online, for use: how the entries of a new step fold into the memory so far (:meth:`Rule.fold`).
+* parallel, for training: which memory columns a block may see (:meth:`Rule.holds`) and, if the memory is not the COMP
+  columns themselves, the matrix that mixes COMP columns into memory columns (:meth:`Rule.mixing`);
+* online, for inference: how the entries of a new step change the memory (:meth:`Rule.fold`).
 
-A rule also says when a context is compressed and whether raw text stays. Nothing outside this file knows a rule by
-name. A new rule is one subclass here and one row in ``TABLE`` of ``tests/helpers.py``.
+A rule also says when a context is compressed and whether its raw text stays. A new rule is one subclass here and one
+row in ``TABLE`` of ``tests/helpers.py``.
 
 Shapes: B batch, K kv heads, T steps, N COMP tokens a step, D head dim.
 """
@@ -21,21 +21,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ccm.core.errors import ConfigError
+from ccm.core.errors import ConfigError, unknown_name
 
 RULES: dict[str, type[Rule]] = {}
 
 
 class Rule(nn.Module):
-    """Base of all rules; itself the concatenation of all steps.
+    """The base class of all rules. Its own memory is the concatenation of all steps.
 
     Class attributes:
-        name: the word for it in configs and on the command line.
-        compresses: after every "step", once when the "context" closes, or "never".
-        keeps_text: whether the raw entries stay in view after the compression.
-        reversible: whether a step only adds entries, so that it can be taken out again.
-        needs_content: whether :meth:`mixing` and :meth:`write` depend on the hidden states at the COMP tokens.
-        adapters: rules whose trained adapters this rule may also run with.
+        name: the rule's name in settings and on the command line; a class without one of its own is not registered.
+        compresses: when COMP tokens follow: after every "step", once when the "context" closes, or "never".
+        keeps_text: whether the raw text stays visible after the compression.
+        reversible: whether a step only adds entries, so that a rollback can take it out.
+        needs_content: whether :meth:`mixing` and :meth:`write` need the hidden states at the COMP tokens.
+        adapters: names of other rules whose adapters this rule can run with.
     """
 
     name: ClassVar[str] = ""
@@ -52,79 +52,79 @@ class Rule(nn.Module):
 
     @property
     def forgets(self) -> bool:
-        """Whether context leaves no trace at all, so that it need not even be read."""
+        """Whether nothing of the context stays, so that the model need not read it."""
         return self.compresses == "never" and not self.keeps_text
 
     @property
     def mixes(self) -> bool:
-        """Whether :meth:`mixing` gives weights at all."""
+        """Whether :meth:`mixing` returns weights."""
         return self.needs_content or self.mixing(0, 1, 1, None) is not None
 
     def build(self, *, layers: int, kv_heads: int, hidden: int, n_tok: int) -> None:
-        """Create the parameters that the rule owns, once the base model's sizes are known. None by default."""
+        """Create the rule's own parameters for the sizes of a base model; most rules have none."""
 
     def compresses_after(self, step: int, steps: int) -> bool:
         """Whether COMP tokens follow step number ``step`` (from 1) of a context of ``steps`` steps."""
         return self.compresses == "step" or (self.compresses == "context" and step == steps)
 
     def entries_of(self, tokens: int, n_tok: int) -> int:
-        """How many entries of a step of ``tokens`` tokens go into the memory."""
+        """The number of entries that a step of ``tokens`` tokens writes."""
         if self.compresses == "step":
             return n_tok
         return 0 if self.forgets else tokens
 
     @classmethod
     def raw(cls, head: int, *, sink: bool) -> int:
-        """How many of the first tokens stay in view beyond a layer's reach: those of the head, or the sink.
+        """How many first tokens stay visible beyond a layer's sliding window: those of the head, or the sink.
 
-        Where nothing is hidden, a layer sees of a head what the stock model would.
+        Under rules that hide no text, a layer sees as much of the head as the stock model does.
         """
         stock = cls.keeps_text or cls.compresses == "never"
         return (0 if stock else head) if head else int(sink)
 
     def holds(self, written: Tensor, now: Tensor) -> Tensor:
-        """Whether Mem(``now``) contains the memory columns of step ``written``; both count steps from 1."""
+        """Whether Mem(``now``) contains the memory columns of step ``written``, elementwise; steps count from 1."""
         return written <= now
 
     def mixing(self, layer: int, steps: int, n_tok: int, content: Tensor | None) -> Tensor | None:
-        """Weights (B or 1, K or 1, T * N memory columns, T * N COMP columns), or None where they are the identity.
+        """Weights (B or 1, K or 1, T * N memory columns, T * N COMP columns); None stands for the identity.
 
-        Memory column ``t * N + j`` is slot j of Mem(t + 1). ``content`` (B, T * N, hidden) is the attention's input
-        at the COMP tokens where :attr:`needs_content` is set, else None.
+        Memory column ``t * N + j`` is slot j of Mem(t + 1). ``content`` (B, T * N, hidden) is the input of the
+        attention at the COMP tokens if :attr:`needs_content` is set, else None.
         """
         return None
 
     def write(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor | None:
-        """The online weight of a new step, for :meth:`fold`: broadcastable to (B, K, N, 1); None where none is used.
+        """The weight of a new step for :meth:`fold`, broadcastable to (B, K, N, 1); None if the rule uses none.
 
-        ``step`` (B,) counts this step from 1; ``content`` (B, N, hidden) as in :meth:`mixing`.
+        ``step`` (B,) int64 is the number of the step, from 1; ``content`` (B, N, hidden) is as in :meth:`mixing`.
         """
         return None
 
     def fold(self, memory: Tensor, fresh: Tensor, weight: Tensor | None) -> Tensor:
-        """Mem(t) of shape (B, K, M', D) from Mem(t-1) (B, K, M, D) and h(t) (B, K, N, D), the sink left out.
+        """Mem(t) (B, K, M', D) from Mem(t-1) (B, K, M, D) and h(t) (B, K, N, D). The sink is never among them.
 
-        Also called for the mask of entries: booleans of shape (B, 1, M, 1), with ``weight`` None.
+        The engine folds the mask of entries too: booleans (B, 1, M, 1), with ``weight`` None.
         """
         return torch.cat([memory, fresh], dim=2)
 
 
 class Concat(Rule):
-    """Mem(t) = [Mem(t-1); h(t)]: grows by N entries a step. Non-recurrent on a gist adapter it is gisting-online."""
+    """Mem(t) = [Mem(t-1); h(t)]: N entries more with each step. Not recurrent, on a gist adapter: gisting-online."""
 
     name = "concat"
     adapters = ("gist",)
 
 
 class Gist(Rule):
-    """The whole context is one step, compressed once when it closes."""
+    """The whole context is compressed once, when it closes."""
 
     name = "gist"
     compresses = "context"
 
 
 class Full(Rule):
-    """Full context: nothing is compressed, all raw entries stay."""
+    """Full context: the raw entries of all steps stay."""
 
     name = "full"
     compresses = "never"
@@ -132,14 +132,14 @@ class Full(Rule):
 
 
 class NoContext(Rule):
-    """No context: nothing stays of any step."""
+    """No context: no entry of any step stays."""
 
     name = "none"
     compresses = "never"
 
 
 class PosControl(Rule):
-    """The authors' control: COMP tokens at the end of the context, and nothing hidden."""
+    """The authors' control: COMP tokens end the context, and nothing is hidden."""
 
     name = "pos_control"
     compresses = "context"
@@ -148,18 +148,18 @@ class PosControl(Rule):
 
 
 class Merge(Rule):
-    """Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t), with a_t = 1/t: the mean of all steps in N entries for ever.
+    """Mem(t) = (1 - a_t) Mem(t-1) + a_t h(t) with a_t = 1/t: the mean of all steps, always N entries.
 
-    Subclasses change :meth:`write_weight` alone; both faces follow from it.
+    Subclasses override :meth:`write_weight` only; both faces follow from it.
     """
 
     name = "merge"
     reversible = False
 
     def write_weight(self, layer: int, step: Tensor, content: Tensor | None) -> Tensor:
-        """a_t in (0, 1], broadcastable to (B, K, steps, N), for steps numbered ``step`` (B or 1, steps) from 1.
+        """a_t in (0, 1], broadcastable to (B, K, steps, N), of the steps with the numbers ``step`` (B or 1, steps).
 
-        ``content`` is (B, steps, N, hidden) or None. The first step's weight is always taken as 1.
+        ``content`` is (B, steps, N, hidden) or None. Callers replace the weight of step 1 by 1.
         """
         return (1.0 / step)[:, None, :, None]
 
@@ -187,7 +187,7 @@ class Merge(Rule):
 
 
 class EMA(Merge):
-    """Merge with a constant weight after the first step: an exponential moving average (paper, Table 16)."""
+    """Merge with the same weight at every step after the first: an exponential moving average (paper, Table 16)."""
 
     name = "ema"
     adapters = ("merge",)
@@ -205,10 +205,10 @@ class EMA(Merge):
 
 
 class Gate(Merge):
-    """Merge with a learned weight: a_t = sigmoid(w x + b), of its own for each layer, K/V head and slot.
+    """Merge with a learned weight a_t = sigmoid(w x + b) for each layer, K/V head and slot.
 
-    x is the attention's input at the COMP token, so that the memory decides by what a step says where it is kept, and
-    what it replaces. The gates are trained with the adapter, in float32.
+    x is the input of the attention at the COMP token: what a step says decides how much of the memory it replaces. The
+    gates are trained with the adapter, in float32.
 
     Args:
         bias: b at the start of training; -1 keeps 73 % of the memory at every step.
@@ -238,13 +238,13 @@ class Gate(Merge):
 def _unroll(a: Tensor) -> Tensor:
     """Write weights a (B, K, T, N) to mixing weights (B, K, T to, T from, N): a_s prod_{s<r<=t} (1 - a_r) for s <= t.
 
-    In log space and masked before exp: the upper triangle would overflow at a few dozen steps. At least in float32:
-    in half precision a gate that is all but closed would still let a hundredth of the memory through.
+    The product is a sum of logarithms, masked before exp, since the upper triangle would overflow after a few dozen
+    steps. It is in float32 at least: in half precision, a gate close to 1 would still keep a hundredth of the memory.
     """
     a = a.to(torch.promote_types(a.dtype, torch.float32), copy=True)
     a[:, :, 0] = 1.0
     keep = torch.log1p(-a[:, :, 1:].clamp(max=1.0 - torch.finfo(a.dtype).eps))  # a gate may saturate at 1
-    total = torch.cat([torch.zeros_like(a[:, :, :1]), keep.cumsum(2)], dim=2)  # log of prod_{2<=r<=t} (1 - a_r)
+    total = torch.cat([torch.zeros_like(a[:, :, :1]), keep.cumsum(2)], dim=2)  # log prod_{2<=r<=t} (1 - a_r)
     steps = a.shape[2]
     lower = torch.ones(steps, steps, dtype=torch.bool, device=a.device).tril()[..., None]
     ratio = total[:, :, :, None] - total[:, :, None, :]
@@ -252,29 +252,28 @@ def _unroll(a: Tensor) -> Tensor:
 
 
 def rule_class(name: str) -> type[Rule]:
-    """The class of that rule.
+    """The class of the rule with that name.
 
     Raises:
-        ConfigError: when there is none, with the list of those that exist.
+        ConfigError: when there is none; the message lists all rules.
     """
     if name not in RULES:
-        raise ConfigError(f"There is no rule {name!r}; the rules are {', '.join(sorted(RULES))}.")
+        raise unknown_name("rule", name, RULES)
     return RULES[name]
 
 
 def make_rule(name: str, options: dict[str, Any] | None = None) -> Rule:
-    """The rule of that name.
+    """The rule with that name, made with its options.
 
     Raises:
-        ConfigError: on an unknown rule, and on options that it does not have or lacks.
+        ConfigError: when the rule or an option is unknown, or an option is missing.
     """
     rule, given = rule_class(name), options or {}
     accepted = inspect.signature(rule.__init__).parameters.values()
     known = {p.name: p.default for p in accepted if p.name not in ("self", "args", "kwargs")}
     if unknown := sorted(given.keys() - known.keys()):
         raise ConfigError(f"The rule {name!r} has no options {unknown}; it has {[*known] or 'none'}.")
-    if lacking := [
-        option for option, default in known.items() if default is inspect.Parameter.empty and option not in given
-    ]:
-        raise ConfigError(f"The rule {name!r} needs the options {lacking}; give them as rule_options.")
+    needed = {option for option, default in known.items() if default is inspect.Parameter.empty}
+    if missing := sorted(needed - given.keys()):
+        raise ConfigError(f"The rule {name!r} needs the options {missing}; give them as rule_options.")
     return rule(**given)

@@ -1,7 +1,7 @@
-"""Files of tensors that say what they are: memories, streams, adapters, checkpoints.
+"""Files of tensors that say what they hold: memories, streams, adapters, checkpoints.
 
-Each is one safetensors file. Its metadata has one key, the kind of the file; the value is the manifest, as JSON:
-format_version, digest, and what belongs to the kind (docs/files.md).
+Each is one safetensors file. Its metadata has one key, the kind of the file. The value is the manifest in JSON:
+format_version, digest, and the fields of that kind (docs/files.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from ccm.core.errors import CCMError, reason
-from ccm.core.files import SafetensorError, Stated, load_tensors, parse_json, save_tensors
+from ccm.core.files import (
+    FORMAT_VERSION,
+    SafetensorError,
+    TensorInfo,
+    check_version,
+    load_tensors,
+    parse_json,
+    save_tensors,
+)
 
-FORMAT_VERSION = 2  # 1 had no digest
 KINDS = {
     "ccm_memory": "a memory, as of a chat without a window",
     "ccm_stream": "a stream, as of a chat with a window",
@@ -26,16 +33,16 @@ KINDS = {
     "ccm_adapter": "the tensors of an adapter",
     "ccm_checkpoint": "a checkpoint of a training",
 }
-Check = Callable[[dict[str, Any], dict[str, Stated]], None]
+Check = Callable[[dict[str, Any], dict[str, TensorInfo]], None]
 
 
 def write_file(path: Path, kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """Write tensors with a manifest, atomically.
+    """Write tensors with a manifest into one file, atomically.
 
     Raises:
         OSError: see :func:`ccm.core.files.write_atomically`.
     """
-    plain = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))  # as it is read again
+    plain = json.loads(json.dumps({"format_version": FORMAT_VERSION, **manifest}))  # values as a reader gets them
     save_tensors(path, tensors, {kind: json.dumps({**plain, "digest": digest(tensors, plain)})})
 
 
@@ -43,27 +50,27 @@ def read_file(
     path: Path,
     kind: str,
     error: type[CCMError],
-    check: Check = lambda manifest, stated: None,
+    check: Check = lambda manifest, infos: None,
     *,
     bare: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Copies of the tensors, on the CPU, and the manifest of a file of that kind, as they were written.
+    """Read a file of that kind: its tensors, as copies on the CPU, and its manifest.
 
     Args:
         path: a regular file.
         kind: one of :data:`KINDS`.
-        error: what is raised.
-        check: called before any tensor is read; refuses by an error of its own what is not wanted.
-        bare: take a file without a manifest for one of version 1, its metadata for the manifest.
+        error: the class of the errors.
+        check: sees the manifest and the facts of every tensor before any tensor is read, and may raise.
+        bare: read a file without a manifest as version 1, with its metadata as the manifest.
 
     Raises:
-        error: when the file is absent, damaged, of another kind, or of a newer version.
+        error: when the file is absent or damaged, of another kind, or of a newer version.
     """
     manifest: dict[str, Any] = {}
 
-    def begin(metadata: dict[str, str], stated: dict[str, Stated]) -> None:
+    def begin(metadata: dict[str, str], infos: dict[str, TensorInfo]) -> None:
         manifest.update(_manifest(path, kind, metadata, error, bare))
-        check(manifest, stated)
+        check(manifest, infos)
 
     try:
         tensors, _ = load_tensors(path, begin)
@@ -77,30 +84,18 @@ def read_file(
         raise error(f"{path} is larger than the memory of this machine.") from cause
     written = manifest.pop("digest", None)
     if (written is not None or manifest["format_version"] > 1) and written != digest(tensors, manifest):
-        raise error(f"{path} is damaged: it does not hold what was written; take a copy of it that is whole.")
+        raise error(f"{path} is damaged: it does not hold what was written; use another copy of it.")
     return tensors, manifest
 
 
 def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """64 hex digits: SHA-256 of the settings as JSON, and of name, dtype, shape and bytes of each tensor, by name."""
+    """SHA-256, in 64 hex digits, of the settings as JSON and of the name, dtype, shape and bytes of each tensor."""
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def check_version(version: Any, where: str | Path, error: type[CCMError]) -> None:
-    """Refuse a version of the format that this package does not read.
-
-    Raises:
-        error: naming it.
-    """
-    known = type(version) is int and version >= 1
-    if not known or version > FORMAT_VERSION:
-        newer = " It was written by a newer one: update ccm." if known else ""
-        raise error(f"{where} has format version {version}; this ccm reads versions 1 to {FORMAT_VERSION}.{newer}")
 
 
 def _manifest(path: Path, kind: str, metadata: dict[str, str], error: type[CCMError], bare: bool) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Units for people."""
+"""Sizes as people write them."""
 
 from __future__ import annotations
 
 
 def size(count: int | float) -> str:
-    """Bytes for people; 1 KB is 1,024 bytes."""
+    """A number of bytes with its unit; 1 KB is 1,024 bytes."""
     for unit in ("bytes", "KB", "MB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"

@@ -2,4 +2,4 @@
 
 from ccm.engine.stack import check_versions
 
-check_versions()  # first of all: on a library that is too old, the modules here would fail to import without a word why
+check_versions()  # first: with libraries that are too old, other modules would fail to import, for no clear reason

@@ -1,4 +1,4 @@
-"""AdaptedModel: a stock model with an adapter of ours on it, what is trained of it, and its files."""
+"""AdaptedModel: a stock model with an adapter, the tensors that are trained, and their files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from ccm.core.adapter_folders import find_adapter
 from ccm.core.config import CCMConfig
 from ccm.core.errors import ConfigError, InputError, UnsupportedModelError
 from ccm.core.provenance import called
@@ -23,7 +24,6 @@ from ccm.engine.adapter_files import (
     check_base,
     check_fit,
     copy_tensors,
-    find_adapter,
     read_adapter,
     with_rule,
     write_adapter,
@@ -42,17 +42,17 @@ check_seams()
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """(P,) cross-entropy in nats, in float32, of the targets (P,) under logits (P, V) of any dtype."""
+    """Cross-entropy (P,) in nats, in float32, of targets (P,) under logits (P, V) of any dtype."""
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
 @dataclass(frozen=True)
 class ParallelOutput:
-    """What a parallel pass gives.
+    """The result of a parallel pass.
 
     Attributes:
-        logits: (P, V) at the P tokens that have a target, row by row; (B, T, V) where the layout has no target.
-        targets: (P,) these targets; None where the layout has none.
+        logits: (P, V) at the P tokens with a target, row by row; (B, T, V) if the layout has no targets.
+        targets: (P,) int64, these targets; None if the layout has none.
     """
 
     logits: Tensor
@@ -60,26 +60,27 @@ class ParallelOutput:
 
     @property
     def loss(self) -> Tensor | None:
-        """Mean cross-entropy over all targets of the batch; None where the layout has none."""
+        """The mean cross-entropy over all targets of the batch, in nats; None if the layout has none."""
         return None if self.targets is None else token_losses(self.logits, self.targets).mean()
 
 
 class AdaptedModel(nn.Module):
-    """What :class:`ccm.engine.decoder.CCMModel` and :class:`ccm.engine.t5.seq2seq.CCMEncoderDecoder` have in common.
+    """The base of :class:`ccm.engine.decoder.CCMModel` and :class:`ccm.engine.t5.seq2seq.CCMEncoderDecoder`.
 
     Args:
-        base: a model of a supported family. Its attention functions are replaced by ours, its projections get the LoRA,
-            and its weights are frozen, all in place.
+        base: a model of a supported family. It is changed in place: it gets our attention functions and the LoRA, and
+            its weights are frozen.
         config: the settings.
         stage1: a plain LoRA to merge into the base's weights first.
 
     Raises:
-        UnsupportedModelError: when the seams do not reach the model, or it is of the other kind.
-        ConfigError: when the config has an unknown rule or option, or a stage-1 LoRA is to go into a quantized base.
+        UnsupportedModelError: when the model is not supported, or needs the other class.
+        ConfigError: when the config has an unknown rule or option, or the base of a stage-1 LoRA is quantized.
+        StackError: when a seam does not work with the installed libraries.
     """
 
     encoder_decoder: ClassVar[bool]
-    build_layout: ClassVar[Callable[..., Any]]  # samples -> what forward takes
+    build_layout: ClassVar[Callable[..., Any]]  # samples -> the argument of forward
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
         super().__init__()
@@ -97,13 +98,13 @@ class AdaptedModel(nn.Module):
             base = merge_stage1(base, stage1)
         self.rule = _built_rule(config, base)
         self.vocab_size = base.get_input_embeddings().weight.shape[0]
-        softcap = getattr(base.config, "attn_logit_softcapping", None)  # Gemma 2's; sdpa would leave it out, silently
+        softcap = getattr(base.config, "attn_logit_softcapping", None)  # of Gemma 2; sdpa would silently ignore it
         kernel = _OURS.get(base.config._attn_implementation, SDPA) if softcap is None else EAGER
         base.set_attn_implementation(kernel)
         if {getattr(attention.config, "_attn_implementation", None) for attention in attentions} != {kernel}:
             raise UnsupportedModelError(f"{type(base).__name__} does not accept a registered attention function.")
         if getattr(base.config, "output_router_logits", False):
-            base.config.output_router_logits = False  # the loss of a router that is frozen, and cannot read our masks
+            base.config.output_router_logits = False  # their loss is useless: routers are frozen, and misread our masks
         inject_lora(base, config.lora)
         embedding = CompEmbedding if config.embeddings == "separate" else TableEmbedding
         self.comp_embeddings = embedding(base, self._embeddings(config.n_tok_range[1]))
@@ -116,7 +117,7 @@ class AdaptedModel(nn.Module):
         self.comp_embeddings.to(base.device)
 
     def _embeddings(self, most: int) -> int:
-        """How many embeddings are trained for at most ``most`` COMP tokens a step."""
+        """The number of embeddings that are trained for up to ``most`` COMP tokens a step."""
         return most
 
     def under(self, rule: str | None = None, **changes: Any) -> Self:
@@ -190,29 +191,29 @@ class AdaptedModel(nn.Module):
         strict: bool = False,
         **options: Any,
     ) -> Self:
-        """A base model with an adapter of ours.
+        """Load a base model and put an adapter on it.
 
         Args:
             adapter: folder or Hub id.
-            base: the base model, or where to load it from; the place that the adapter names where None.
+            base: the base model, or its folder or Hub id; the one that the adapter names if None.
             rule: another rule to run under (see :func:`ccm.engine.adapter_files.with_rule`).
-            rule_options: other options of the rule; its defaults where the rule is another than the adapter's own.
-            n_tok: another N of those that the adapter was trained with, or its own to insist on.
+            rule_options: other options of the rule; the options of another rule are its defaults.
+            n_tok: another N that the adapter was trained with; the adapter's own, too, is checked.
             recurrent: another value of the flag.
-            device: where to put a base that is loaded here; a CUDA device if there is one where None.
-            dtype: of that base; "auto" takes the checkpoint's, but float32 for half precision on a CPU.
+            device: the device of a base that is loaded here; if None, a CUDA device if there is one.
+            dtype: the dtype of that base; "auto" is the checkpoint's, but float32 for half precision on a CPU.
             quantize: how to store that base's weights in fewer bits (:mod:`ccm.engine.quantization`).
-            revision: of the adapter on the Hub.
-            base_revision: of the base on the Hub.
+            revision: revision of the adapter on the Hub.
+            base_revision: revision of the base on the Hub.
             strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
-            options: of ``AutoModelForCausalLM.from_pretrained``; those of the Hub are the adapter's, too.
+            options: options of ``AutoModelForCausalLM.from_pretrained``; Hub options hold for the adapter too.
 
         Raises:
             AdapterError: when the adapter is absent, damaged, or of another base model.
-            ConfigError: when the adapter cannot run as asked, or the base or device cannot be had.
-            UnsupportedModelError: when the seams do not reach the base.
+            ConfigError: when the adapter cannot run as asked, or the base or the device is not available.
+            UnsupportedModelError: when the base is not supported.
         """
-        from ccm.models.load import find_parts  # the one import that runs up: users of transformers look here
+        from ccm.models.load import find_parts  # the one upward import: users of transformers look for this method
 
         place = {"device": device, "dtype": dtype, "quantize": quantize, **options}
         saved, stock = find_parts(adapter, base, revision=revision, base_revision=base_revision, **place)
@@ -231,12 +232,12 @@ class AdaptedModel(nn.Module):
         strict: bool = False,
         **changes: Any,
     ) -> Self:
-        """A base with an adapter that was read.
+        """Put a saved adapter on a base.
 
         Args:
             base: the stock model; it is changed in place.
             saved: the adapter.
-            where: it was read, for messages.
+            where: names the adapter in messages.
             rule: another rule to run under, with other settings as ``changes`` (see :meth:`under`).
             strict: refuse a quantized or fine-tuned relative of the base that the adapter was trained on.
 
@@ -252,31 +253,30 @@ class AdaptedModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter: settings, trained tensors, stage-1 adapter; not the base model.
+        """Write the adapter into a folder: settings, trained tensors and stage-1 adapter, but not the base model.
 
         Raises:
-            AdapterError: when the path is a file, or cannot be written.
+            AdapterError: when ``folder`` is no path, or cannot be written.
         """
         config = replace(self.config, base_fingerprint=self.base_id, base_vocab_size=self.vocab_size)
         tensors = self.adapter_tensors()
         write_adapter(SavedAdapter(config, tensors, self.stage1, self.base_signs, self.base_settings), folder)
 
     def load_adapter(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Copy an adapter's tensors into the model; ``where`` they come from is for the messages.
+        """Copy an adapter's tensors into the model; ``where`` names the adapter in messages.
 
         Raises:
-            AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite; nothing
-                is then copied.
+            AdapterError: see :func:`ccm.engine.adapter_files.copy_tensors`.
         """
         copy_tensors(tensors, self.adapter_tensors(), where)
 
     def begin_with(self, adapter: str | Path) -> None:
-        """Copy of another adapter of this base what the model has too; of another N or rank, as much as both have.
+        """Copy the tensors that another adapter of this base shares with the model; if sizes differ, the common part.
 
-        The rest stays as it is: an adapter to be trained may begin with one of another rule, N or rank, or no LoRA.
+        Everything else stays. So an adapter can start its training from one with another rule, N or rank, or no LoRA.
 
         Raises:
-            AdapterError: when it is absent, damaged, or of another base model.
+            AdapterError: when the adapter is absent, damaged, or of another base model.
         """
         saved, own = read_adapter(find_adapter(adapter)), self.adapter_tensors()
         check_base(saved, self.base_facts, str(adapter))
@@ -289,22 +289,20 @@ class AdaptedModel(nn.Module):
 
     @property
     def base_facts(self) -> BaseFacts:
-        """What tells the base from others."""
+        """The facts that tell the base from others."""
         name = self.base.name_or_path or type(self.base).__name__
         stage1 = self.stage1.fingerprint if self.stage1 else ""
         return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings, stage1)
 
-    # What the model is -----------------------------------------------------------------------------------------------
-
     @property
     def device(self) -> torch.device:
-        """Where the base model lives."""
+        """The device of the base model."""
         return self.base.device
 
     @property
     def part_sizes(self) -> dict[str, int]:
-        """Sizes of what is kept, by the letters of :class:`ccm.engine.key_values.KeyValues`: L layers, K and D of each,
-        H hidden, V vocabulary."""
+        """The sizes of memories, by the letters of :class:`ccm.engine.key_values.KeyValues`: L layers, K and D of each
+        layer, H hidden, V vocabulary."""
         table = {"L": len(entry_sizes(self.base)), "V": self.vocab_size}
         table["H"] = self.base.config.get_text_config().hidden_size
         for layer, (heads, dim) in enumerate(entry_sizes(self.base)):
@@ -313,23 +311,23 @@ class AdaptedModel(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """Text positions the base model was made for."""
+        """The number of text positions that the base model was made for."""
         return max_positions(self.base)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """All that is trained, by name: LoRA, COMP embeddings, the rule's own parameters."""
+        """All trained tensors by name: LoRA, COMP embeddings, the rule's own parameters."""
         lora = {name: linear.weight for name, linear in self._lora.items()}
         rule = {f"rule.{name}": parameter for name, parameter in self.rule.named_parameters()}
         return lora | rule | {"comp_embeddings.weight": self.comp_embeddings.weight}
 
     @property
     def origin(self) -> Origin:
-        """The identity that memories of this model carry. It follows the adapter as it is trained; only changes made
-        through a tensor's ``.data`` go unseen."""
+        """The origin of the memories that this model makes. It follows the training of the adapter, except for changes
+        through the ``.data`` of a tensor."""
         tensors = self.adapter_tensors()
         versions = tuple(tensor._version for tensor in tensors.values())
         if self._origin is None or self._origin[0] != versions:
-            config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # wherever it lies
+            config = replace(self.config, base_model="", base_fingerprint="", base_vocab_size=None)  # hints, not facts
             self._origin = (
                 versions,
                 Origin(config, self.base_id, fingerprint_tensors(tensors, _said(config)), self._called),
@@ -337,29 +335,29 @@ class AdaptedModel(nn.Module):
         return self._origin[1]
 
     def check_ids(self, ids: Tensor) -> None:
-        """Refuse ids (B, T), of one token at least, that the model does not have.
+        """Refuse ids (B, T) that the model does not have; there must be at least one.
 
         Raises:
-            InputError: with the lowest and the highest.
+            InputError: with the lowest and the highest id.
         """
         lowest, highest = torch.stack(ids.aminmax()).tolist()
         if lowest < 0 or highest >= self.vocab_size:
             raise InputError(
-                f"The ids reach from {lowest} to {highest}; those of the model are 0 to {self.vocab_size - 1}. Is the "
+                f"The ids reach from {lowest} to {highest}; the model has ids from 0 to {self.vocab_size - 1}. Is the "
                 "tokenizer that of the base model?"
             )
 
     def check_text(self, memory: BaseMemory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
-        """Refuse a text (B, T) that cannot follow a memory; ``mask`` (B, T) is False at padding, True where None.
+        """Refuse a text (B, T) that cannot follow a memory; ``mask`` (B, T) is False at padding, or None.
 
         Returns:
-            The mask, bool, and the length of each row.
+            The mask (B, T) bool, and the number of tokens in each row.
 
         Raises:
             InputError: when the memory is of another model, the shapes do not fit, a row is empty, or an id is unknown.
         """
         if memory.origin != self.origin:
-            raise InputError("This memory was made by another model, adapter or rule; only that one can go on from it.")
+            raise InputError("This memory was made with another model, adapter or rule; only that one can read it.")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if ids.ndim != 2 or ids.shape[0] != memory.batch or mask.shape != ids.shape:
             raise InputError(
@@ -377,7 +375,7 @@ class AdaptedModel(nn.Module):
 
 
 def _built_rule(config: CCMConfig, base: PreTrainedModel) -> Rule:
-    """The rule of a config, with the parameters that it owns on a base."""
+    """The rule of a config, with its parameters for a base."""
     rule, sizes = make_rule(config.rule, dict(config.rule_options)), entry_sizes(base)
     hidden = base.config.get_text_config().hidden_size
     rule.build(layers=len(sizes), kv_heads=sizes[0][0], hidden=hidden, n_tok=config.n_tok_range[1])
@@ -388,5 +386,5 @@ _OURS = {"sdpa": SDPA, "eager": EAGER, SDPA: SDPA, EAGER: EAGER}
 
 
 def _said(config: CCMConfig) -> dict[str, Any]:
-    """The settings that say something: memories outlive the coming of fields that an adapter does not use."""
+    """The settings that are not None, so that a new field of the settings does not change old fingerprints."""
     return {name: value for name, value in config.to_dict().items() if value is not None}

@@ -1,11 +1,12 @@
-"""Adapters on disk: ours, and a reader for the authors'.
+"""Adapters on disk: folders of our own, and plain LoRAs of PEFT and of the authors.
 
     adapter/  ccm_config.json  ccm_adapter.safetensors  [base_adapter/]      base_adapter: a plain PEFT LoRA, stage 1
 
-Several adapters may share a stage-1 adapter that stands beside them; their settings then name its folder.
+Several adapters may share a stage-1 adapter in a folder beside them; the settings of each then name that folder.
 
-The tensors' manifest tells digests of the settings and of base_adapter, so that only what was saved together is read.
-There is no ``adapter_config.json``: plain PEFT, which would run the LoRA on every token, finds nothing to load.
+The manifest of the tensors holds digests of the settings and of the stage-1 adapter: a reader refuses files that were
+not saved together. There is no ``adapter_config.json``, so that plain PEFT, which would run the LoRA on every token,
+finds nothing to load.
 """
 
 from __future__ import annotations
@@ -19,39 +20,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ccm.core.adapter_folders import (
+    CONFIG,
+    PEFT_CONFIG,
+    STAGE1,
+    VERSION,
+    config_of,
+    find_adapter,
+    is_plain_lora,
+    read_config,
+    read_settings,
+    read_table,
+)
 from ccm.core.config import CCMConfig
 from ccm.core.errors import AdapterError, ConfigError, listed, reason
-from ccm.core.files import SafetensorError, as_path, load_tensors, locking, read_json, save_json, save_tensors
-from ccm.core.hub import why
+from ccm.core.files import (
+    FORMAT_VERSION,
+    SafetensorError,
+    as_path,
+    load_tensors,
+    locking,
+    save_json,
+    save_tensors,
+    writing,
+)
 from ccm.core.processes import get_logger
 from ccm.core.rules import RULES, rule_class
-from ccm.core.tensor_files import FORMAT_VERSION, check_version, digest, read_file, write_file
+from ccm.core.tensor_files import digest, read_file, write_file
 from ccm.engine.families import PROJECTIONS
 from ccm.engine.fingerprint import RELATED, flipped
 from ccm.engine.lora import PlainLoRA
 
 logger = get_logger(__name__)
-KIND, VERSION, SIGNS, SETTINGS = "ccm_adapter", "format_version", "base_signs", "base_settings"
-CONFIG, WEIGHTS, STAGE1 = "ccm_config.json", "ccm_adapter.safetensors", "base_adapter"
-PEFT_CONFIG = "adapter_config.json"
-_BESIDE = re.compile(r"\.\./(?!\.)[^/\\]+")
+KIND, SIGNS, SETTINGS = "ccm_adapter", "base_signs", "base_settings"
+WEIGHTS = "ccm_adapter.safetensors"
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What an adapter folder holds.
+    """The contents of an adapter folder.
 
     Attributes:
         config: the settings, with the fingerprint of the base model.
-        tensors: all that was trained, by name, on the CPU.
-        stage1: the plain LoRA to merge into the base first; None where there is none.
-        base_signs: (up to 8,192,) uint8, see :func:`ccm.engine.fingerprint.pack_signs`; None where there are none.
-        base_settings: see :func:`ccm.engine.fingerprint.effective_settings`; None where there are none.
+        tensors: all trained tensors by name, on the CPU.
+        stage1: the plain LoRA to merge into the base first, or None.
+        base_signs: (up to 8,192,) uint8 of :func:`ccm.engine.fingerprint.pack_signs`; None in old folders.
+        base_settings: result of :func:`ccm.engine.fingerprint.effective_settings`; None in old folders.
     """
 
     config: CCMConfig
@@ -62,173 +79,106 @@ class SavedAdapter:
 
     @property
     def for_encoder(self) -> bool:
-        """Whether it is of an encoder-decoder, as the names of its tensors tell: no conversation runs on it."""
+        """Whether it belongs to an encoder-decoder, by the names of its tensors; conversations need a decoder."""
         stage1 = self.stage1.tensors if self.stage1 else {}
         return any(name.startswith("encoder.") for name in (*self.tensors, *stage1))
 
     def tensors_for(self, rule: str) -> dict[str, Tensor]:
-        """The tensors for a model under that rule: another one than the adapter's own has no use for its parameters."""
+        """The tensors for a model under ``rule``: those of the adapter's rule are left out if it is another."""
         return {n: t for n, t in self.tensors.items() if rule == self.config.rule or not n.startswith("rule.")}
 
 
 def write_adapter(adapter: SavedAdapter, folder: str | Path, *, shared: str = "") -> None:
-    """Write an adapter folder, each file atomically and the settings last: a folder without them is not complete.
+    """Write an adapter folder: each file atomically, the settings last. A folder without settings is incomplete.
 
     Args:
-        adapter: what to write.
-        folder: where to.
-        shared: name of the folder beside it that holds the stage-1 adapter, which several then share; by itself where
-            empty.
+        adapter: the contents.
+        folder: a new folder, or one that holds an adapter already.
+        shared: name of a folder beside it that holds the stage-1 adapter, for several adapters; if empty, the
+            stage-1 adapter is written into the folder itself.
 
     Raises:
-        AdapterError: when the path is none, or a file, no folder can be made or written there, or the folder beside it
-            holds another stage-1 adapter.
+        AdapterError: when ``folder`` is no path or cannot be written, or the shared folder holds another stage-1
+            adapter.
     """
     target = as_path(folder, AdapterError)
-    if target.is_file():
-        raise AdapterError(f"{folder} is a file; name a folder for the adapter.")
-    try:
+    with writing(target, AdapterError, "Name another folder for the adapter."):
         target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AdapterError(
-            f"{folder} cannot be made a folder ({reason(error)}); name another one for the adapter."
-        ) from error
-    try:
         with locking(target):
             _write(adapter, target, shared and f"../{shared}")
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"The adapter cannot be saved in {folder}: {reason(error)}.") from error
 
 
 def _write(adapter: SavedAdapter, target: Path, beside: str) -> None:
-    stage1 = read_stage1(target / beside) if beside else adapter.stage1  # whose settings may name the base otherwise
+    stage1 = read_stage1(target / beside) if beside else adapter.stage1  # the shared copy may name the base otherwise
     if beside and (adapter.stage1 is None or stage1 is None or stage1.fingerprint != adapter.stage1.fingerprint):
-        raise AdapterError(f"{target / beside} does not hold the stage-1 adapter of what is to be written to {target}.")
+        raise AdapterError(f"{target / beside} does not hold the stage-1 adapter of the adapter for {target}.")
     if adapter.stage1 and not beside:
         (target / STAGE1).mkdir(exist_ok=True)
         named = {f"base_model.model.{name}": tensor for name, tensor in adapter.stage1.tensors.items()}
         save_tensors(target / STAGE1 / "adapter_model.safetensors", named, {"format": "pt"})
         save_json(target / STAGE1 / PEFT_CONFIG, adapter.stage1.settings)
-    elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # of the adapter that is now replaced
+    elif (target / CONFIG).is_file() and (target / STAGE1).is_dir():  # left from the adapter that this one replaces
         shutil.rmtree(target / STAGE1)
     signs = {} if adapter.base_signs is None else {SIGNS: adapter.base_signs}
     settings = {VERSION: FORMAT_VERSION, **adapter.config.to_dict(), **({STAGE1: beside} if beside else {})}
-    manifest: dict[str, Any] = {**_pair(settings, stage1), SETTINGS: adapter.base_settings}
+    manifest: dict[str, Any] = {**_digests(settings, stage1), SETTINGS: adapter.base_settings}
     write_file(target / WEIGHTS, KIND, {**adapter.tensors, **signs}, manifest)
     save_json(target / CONFIG, settings)
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """Read an adapter folder of ours (see :func:`find_adapter`), as it was saved.
+    """Read an adapter folder of our own, as :func:`find_adapter` returns it.
 
     Raises:
-        AdapterError: when it is damaged, of a newer version, was not copied whole, or holds files of several adapters.
+        AdapterError: when it is damaged, incomplete or of a newer version, or holds files of several adapters.
     """
     with locking(folder, shared=True):
-        settings = _read_settings(folder)
-        config = _config(settings)
+        settings = read_settings(folder)
+        config = config_of(settings)
         place = folder / settings.get(STAGE1, STAGE1)
         stage1 = read_stage1(place) if STAGE1 in settings or place.is_dir() else None
         if not (folder / WEIGHTS).exists():
             raise AdapterError(f"{folder / WEIGHTS} is missing; the adapter was not copied whole.")
-        tensors, told = read_file(folder / WEIGHTS, KIND, AdapterError, bare=True)
-    held = _pair(settings, stage1)
-    if told[VERSION] == 1:
-        held = {STAGE1: stage1.fingerprint if stage1 else ""}
-        told = {**held, **told}  # the oldest do not tell
+        tensors, manifest = read_file(folder / WEIGHTS, KIND, AdapterError, bare=True)
+    digests = _digests(settings, stage1)
+    if manifest[VERSION] == 1:
+        digests = {STAGE1: stage1.fingerprint if stage1 else ""}
+        manifest = {**digests, **manifest}  # the oldest manifests say nothing about stage 1
         if settings.get(VERSION, 1) != 1:
             raise AdapterError(f"{folder / CONFIG} was not saved with the tensors beside it, which are of version 1.")
-    if told.get(STAGE1) != held[STAGE1]:
-        was, now = (str(found)[:16] or "(none)" for found in (told.get(STAGE1), held[STAGE1]))
+    if manifest.get(STAGE1) != digests[STAGE1]:
+        was, now = (str(found)[:16] or "(none)" for found in (manifest.get(STAGE1), digests[STAGE1]))
         raise AdapterError(
             f"{folder} was saved with the stage-1 adapter {was} in {settings.get(STAGE1, STAGE1)}, but there is {now}; "
             "the adapter was not copied whole."
         )
-    if any(told.get(name) != value for name, value in held.items()):
+    if any(manifest.get(name) != value for name, value in digests.items()):
         raise AdapterError(
             f"{folder / CONFIG} and {WEIGHTS} were not saved together: one is of another adapter, or was changed. Take "
             "both from one copy; of the settings, only base_model may be changed by hand."
         )
-    return SavedAdapter(config, tensors, stage1, tensors.pop(SIGNS, None), told.get(SETTINGS))
+    return SavedAdapter(config, tensors, stage1, tensors.pop(SIGNS, None), manifest.get(SETTINGS))
 
 
-def _pair(settings: Mapping[str, Any], stage1: PlainLoRA | None) -> dict[str, str]:
-    """What the tensors' manifest tells of the files beside them; ``base_model`` is a hint that may change."""
+def _digests(settings: Mapping[str, Any], stage1: PlainLoRA | None) -> dict[str, str]:
+    """Digests of the files beside the tensors, for the manifest; ``base_model`` is a hint and may change."""
     bound = {name: value for name, value in settings.items() if name not in (VERSION, "base_model")}
     return {"settings": digest({}, bound), STAGE1: digest(stage1.tensors, stage1.settings) if stage1 else ""}
 
 
-def find_adapter(source: str | Path, **hub: Any) -> Path:
-    """The folder of an adapter: a local one, or a snapshot of a Hub repository, had with the ``hub`` options.
-
-    Raises:
-        AdapterError: when there is none, or it holds no adapter of ours.
-    """
-    folder = as_path(source, AdapterError)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(source), **hub))
-        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise AdapterError(
-                f"There is no folder {source}, and the Hub gives no such adapter: {why(error, source)}"
-            ) from error
-    if (folder / CONFIG).is_file():
-        return folder
-    held = [p.name for p in folder.iterdir()]
-    hint = (
-        f" It is a plain LoRA of PEFT, or one of the authors' adapters: `ccm adapters show {source}` says which, and "
-        "`ccm adapters import` makes an adapter of it."
-        if PEFT_CONFIG in held
-        else ""
-    )
-    raise AdapterError(
-        f"{folder} holds no adapter: {CONFIG} is missing (found: {listed(held) if held else 'nothing'}).{hint}"
-    )
-
-
-def is_plain_lora(source: str | Path) -> bool:
-    """Whether it is a folder of PEFT or of the authors, not one of ours."""
-    return (Path(source) / PEFT_CONFIG).is_file() and not (Path(source) / CONFIG).is_file()
-
-
-def read_config(folder: Path) -> CCMConfig:
-    """The settings of an adapter folder.
-
-    Raises:
-        AdapterError: when the file is not what :func:`write_adapter` writes, or of a newer version.
-    """
-    return _config(_read_settings(folder))
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """As they stand in the file, with the version of the format."""
-    path = folder / CONFIG
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {reason(error)}") from error
-    if not isinstance(settings, dict):
-        raise AdapterError(f"{path} is damaged: it holds no table of settings.")
-    check_version(settings.get(VERSION, 1), path, AdapterError)
-    if STAGE1 in settings and not _BESIDE.fullmatch(str(settings[STAGE1])):
-        raise AdapterError(
-            f"{path} names {settings[STAGE1]!r} as its stage-1 adapter; it can be a folder beside it, such as ../base."
-        )
-    return settings
-
-
-def _config(settings: Mapping[str, Any]) -> CCMConfig:
-    return CCMConfig.from_dict({name: value for name, value in settings.items() if name not in (VERSION, STAGE1)})
-
-
 def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCMConfig:
-    """The config for running an adapter under another rule, where that makes sense.
+    """The settings for running an adapter under another rule, or with other settings.
 
-    Any adapter runs under rules that compress nothing (their LoRA is never active); others only under its own rule
-    or one that names it in ``Rule.adapters``. See :meth:`SavedAdapter.tensors_for`.
+    An adapter runs under its own rule, under rules that name it in ``Rule.adapters``, and under rules that compress
+    nothing, where its LoRA is never active. See :meth:`SavedAdapter.tensors_for`.
+
+    Args:
+        config: the adapter's own settings.
+        rule: the other rule; None keeps the adapter's.
+        changes: other settings, such as ``n_tok``; the options of another rule are its defaults.
 
     Raises:
-        ConfigError: on an unknown rule, one that the adapter was not trained for, or another N.
+        ConfigError: when the rule is unknown, or the adapter was not trained for the rule or the N.
     """
     (least, most), wanted_n = config.n_tok_range, changes.get("n_tok", config.n_tok)
     if not least <= wanted_n <= most:
@@ -249,11 +199,11 @@ def with_rule(config: CCMConfig, rule: str | None = None, **changes: Any) -> CCM
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
-    """Copy an adapter's tensors into a model's ``own`` of the same names.
+    """Copy an adapter's tensors into those of a model, ``own``; ``where`` names the adapter in messages.
 
     Raises:
-        AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite; nothing
-            is then copied.
+        AdapterError: when a tensor is missing, unknown, of another shape, of integers, or not finite. Nothing is then
+            copied.
     """
     missing, unknown = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     if missing or unknown:
@@ -272,17 +222,17 @@ def copy_tensors(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where
 
 
 def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) -> None:
-    """Refuse an adapter that was made for a base of other sizes; see :func:`copy_tensors` for single tensors.
+    """Refuse an adapter for a base of other sizes; :func:`copy_tensors` checks single tensors.
 
     Raises:
-        AdapterError: with hidden size, layers or projections of both.
+        AdapterError: with the hidden size, number of layers or projections of both.
     """
     lora = [name.split(".") for name in tensors if ".lora_A." in name]
     targets, wanted = {name[-3] for name in lora}, {*PROJECTIONS[base.config.model_type]}
     compared: dict[str, tuple[Any, Any]] = {}
     if (comp := tensors.get("comp_embeddings.weight")) is not None and comp.ndim == 2:
         compared["hidden size"] = comp.shape[1], base.get_input_embeddings().weight.shape[1]
-    if lora:  # an adapter may consist of its embeddings alone
+    if lora:  # an adapter may have embeddings only
         layers = len({number for name in lora for number in name if number.isdigit()})
         compared["layers"] = layers, base.config.get_text_config().num_hidden_layers
         compared["projections"] = ", ".join(sorted(targets)), ", ".join(sorted(wanted))
@@ -297,15 +247,15 @@ def check_fit(tensors: Mapping[str, Tensor], base: PreTrainedModel, where: str) 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What tells a base from others.
+    """The facts that tell one base model from another.
 
     Attributes:
-        name: what it is called in messages.
-        fingerprint: see :func:`ccm.engine.fingerprint.fingerprint_base`.
-        vocab_size: rows of its table of embeddings.
-        signs: (up to 8,192,) uint8, see :func:`ccm.engine.fingerprint.pack_signs`.
-        settings: see :func:`ccm.engine.fingerprint.effective_settings`.
-        stage1: fingerprint of the stage-1 adapter in its weights; empty where there is none.
+        name: its name in messages.
+        fingerprint: result of :func:`ccm.engine.fingerprint.fingerprint_base`.
+        vocab_size: rows of its embedding table.
+        signs: (up to 8,192,) uint8 of :func:`ccm.engine.fingerprint.pack_signs`.
+        settings: result of :func:`ccm.engine.fingerprint.effective_settings`.
+        stage1: fingerprint of the stage-1 adapter that its weights contain; empty if there is none.
     """
 
     name: str
@@ -317,19 +267,19 @@ class BaseFacts:
 
 
 def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bool = False) -> None:
-    """Refuse an adapter that was trained on another base, where it knows its own.
+    """Refuse an adapter that was trained on another base, if the adapter knows its base.
 
-    A relative of its base, quantized or fine-tuned, is one of the same settings of which up to
-    :data:`ccm.engine.fingerprint.RELATED` of the sampled signs differ: it is taken, and a warning says so.
+    A relative of the adapter's base, quantized or fine-tuned, has the same settings, and at most
+    :data:`ccm.engine.fingerprint.RELATED` of its sampled signs differ. It is accepted with a warning.
 
     Args:
-        adapter: as it was saved.
-        base: what it is to run on.
-        where: the adapter is, for messages.
-        strict: refuse relatives, too.
+        adapter: the saved adapter.
+        base: the base that it should run on.
+        where: names the adapter in messages.
+        strict: refuse relatives too.
 
     Raises:
-        AdapterError: with what both have.
+        AdapterError: with the fact that differs, of both.
     """
     config, signs, settings = adapter.config, adapter.base_signs, adapter.base_settings
     if config.base_vocab_size not in (None, base.vocab_size):
@@ -345,8 +295,8 @@ def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bo
             raise _another_base(config, base, where, f"{name} {ours}", str(theirs))
     share = 1.0 if signs is None or settings is None else flipped(signs, base.signs)
     if share > RELATED or (share and strict):
-        told = "" if share == 1 else f" ({share:.1%} of the signs differ)"
-        raise _another_base(config, base, where, f"fingerprint {config.base_fingerprint}", base.fingerprint + told)
+        differing = "" if share == 1 else f" ({share:.1%} of the signs differ)"
+        raise _another_base(config, base, where, f"fingerprint {config.base_fingerprint}", base.fingerprint + differing)
     if share:
         logger.warning(
             f"{base.name} is a quantized or fine-tuned relative of the base that {where} was trained on: {share:.1%} "
@@ -362,10 +312,10 @@ def _another_base(config: CCMConfig, base: BaseFacts, where: str, ours: str, the
 
 
 def base_named(source: str | Path) -> str | None:
-    """Where an adapter or a plain LoRA says that its base is; None where it does not.
+    """The base model that an adapter or a plain LoRA names; None if a plain LoRA names none.
 
     Raises:
-        AdapterError: when it cannot be read.
+        AdapterError: when the adapter cannot be read, or is our own and names no base.
     """
     if is_plain_lora(source):
         return read_stage1(Path(source)).settings.get("base_model_name_or_path") or None
@@ -374,33 +324,24 @@ def base_named(source: str | Path) -> str | None:
 
 
 def base_of(folder: Path, config: CCMConfig) -> str:
-    """Where the base of an adapter is: a folder that the config names from the adapter's own, or what else it names.
+    """The base model that an adapter's config names: a folder relative to the adapter's, else a path or a Hub id.
 
     Raises:
         AdapterError: when it names none.
     """
     if not config.base_model:
         raise AdapterError(
-            f"{folder} does not name its base model; say which with model=BASE, or base=BASE to merge it."
+            f"{folder} does not name its base model; say which it is, as model=BASE (base=BASE of ccm adapters merge)."
         )
     near = folder / config.base_model
     return str(near) if near.is_dir() else config.base_model
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path)[0]
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path} is not a whole safetensors file ({reason(error)}).") from error
-    except MemoryError as error:
-        raise AdapterError(f"{path} is larger than the memory of this machine.") from error
-
-
 def read_plain_lora(folder: Path) -> PlainLoRA:
-    """Read an adapter folder of PEFT or of the authors; pickled checkpoints are read as tensors only, never executed.
+    """Read an adapter folder of PEFT or of the authors. Of a pickled checkpoint only tensors are read; no code runs.
 
     Raises:
-        AdapterError: when the folder is no such adapter, a file did not arrive whole, or a checkpoint holds more than
+        AdapterError: when the folder is no such adapter, a file is incomplete, or a checkpoint holds anything but
             floating-point tensors of a LoRA and of COMP embeddings.
     """
     if not folder.is_dir():
@@ -413,16 +354,15 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
     if not (folder / PEFT_CONFIG).is_file():
         raise AdapterError(f"{folder} holds no {PEFT_CONFIG}; it is not a LoRA adapter.")
     settings = _read_plain_settings(folder / PEFT_CONFIG)
-    safe = [p for p in (folder / "adapter_model.safetensors", folder / "model.safetensors") if p.is_file()]
-    raw = _read_weights(safe[0]) if safe else _read_pickled(folder / "pytorch_model.bin")
+    raw = _read_weights(folder)
     if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise AdapterError(f"The weights in {folder} are not a table of tensors by name.")
     tensors = {_our_name(name): tensor for name, tensor in raw.items()}
     rows = [name for name in tensors if name.endswith("comp_embeddings.weight")]
     if len(tensors) < len(raw) or len(rows) > 1:
         raise AdapterError(f"{folder} holds the same tensor under several names: {listed(raw)}.")
-    if whole := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise AdapterError(f"{folder} holds {listed(whole)}; allowed: float32, float16, bfloat16.")
+    if integers := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(f"{folder} holds {listed(integers)}; allowed: float32, float16, bfloat16.")
     comp = tensors.pop(rows[0]) if rows else None
     unknown = [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]
     if unknown:
@@ -431,20 +371,14 @@ def read_plain_lora(folder: Path) -> PlainLoRA:
 
 
 def _our_name(name: str) -> str:
-    """A tensor's name from the base model down, whichever version of PEFT or of the authors' code wrote it."""
+    """The name of a tensor within the base model, whichever version of PEFT or of the authors' code wrote it."""
     name = re.sub(r"(lora_[AB])\.default\.", r"\1.", name.removeprefix("base_model.model."))
     return name.replace("gist_embeddings", "comp_embeddings")
 
 
 def _read_plain_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} is damaged: {reason(error)}") from error
-    missing = [
-        name for name in ("r", "lora_alpha", "target_modules") if not isinstance(settings, dict) or name not in settings
-    ]
-    if missing:
+    settings = read_table(path)
+    if missing := [name for name in ("r", "lora_alpha", "target_modules") if name not in settings]:
         raise AdapterError(f"{path} is not the configuration of a LoRA: it lacks {missing}.")
     base = settings.get("base_model_name_or_path") or ""
     if not isinstance(base, str) or "\0" in base:
@@ -453,37 +387,46 @@ def _read_plain_settings(path: Path) -> dict[str, Any]:
 
 
 def read_stage1(folder: Path) -> PlainLoRA:
-    """A stage-1 adapter: a plain LoRA for all tokens.
+    """Read a stage-1 adapter: a plain LoRA that acts on all tokens.
 
     Raises:
-        AdapterError: as :func:`read_plain_lora`, and when the folder holds a compression adapter instead.
+        AdapterError: see :func:`read_plain_lora`; also when the folder holds a compression adapter.
     """
     lora = read_plain_lora(folder)
     if lora.comp is not None:
         raise AdapterError(
-            f"{folder} is a compression adapter of the authors, not a stage-1 adapter; it must not act on all tokens. "
-            "Make it one of ours first, with `ccm adapters import`."
+            f"{folder} is a compression adapter of the authors, not a stage-1 adapter: it must not act on all tokens. "
+            "Import it first, with `ccm adapters import`."
         )
     return lora
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        parts = sorted(p.name for p in path.parent.glob("*.part"))
-        arrived = f" What is there did not arrive whole: {parts}; download it again." if parts else ""
-        raise AdapterError(f"{path.parent} holds no weights (model.safetensors or pytorch_model.bin).{arrived}")
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(path):  # its table of contents stands at the end
-        raise AdapterError(f"{path} is not whole, its end is missing; it was not loaded. Download it again.")
+def _read_weights(folder: Path) -> Any:
+    names = ("adapter_model.safetensors", "model.safetensors", "pytorch_model.bin")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        parts = sorted(part.name for part in folder.glob("*.part"))
+        advice = f" Download it again; these files did not arrive whole: {parts}." if parts else ""
+        raise AdapterError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin).{advice}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _read_pickled(path) if path.suffix == ".bin" else load_tensors(path)[0]
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is not a whole safetensors file ({reason(error)}).") from error
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {reason(error)}.") from error
     except MemoryError as error:
         raise AdapterError(f"{path} is larger than the memory of this machine.") from error
-    except (
-        Exception
-    ) as error:  # the unpickler follows damaged bytes wherever they lead: KeyError, TypeError, struct.error
+
+
+def _read_pickled(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(path):  # the table of contents of a zip file is at its end
+        raise AdapterError(f"{path} is not whole, its end is missing; it was not loaded. Download it again.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes make the unpickler raise anything: KeyError, TypeError, struct.error
         kind = type(error).__name__
         raise AdapterError(f"{path} is damaged or holds more than tensors, and was not loaded ({kind}).") from error

@@ -1,4 +1,4 @@
-"""One call of an attention function, as a layer of a stock model makes it: what a pass changes, and then runs.
+"""One call of an attention function by a layer of a stock model. A pass may change the call before it runs.
 
 Shapes: B batch, H heads, K kv heads, T queries, S keys, D head dim.
 """
@@ -13,22 +13,23 @@ from torch import Tensor
 
 from ccm.engine.reach import Reach, reach_of, retuned
 
-Attended = tuple[Tensor, Tensor | None]  # (B, T, H, D), and weights where there are any
+Attended = tuple[Tensor, Tensor | None]  # output (B, T, H, D), and the attention weights if there are any
 Attention = Callable[..., Attended]  # (module, query, key, value, mask, **options)
-Seen = Callable[[Tensor, Tensor, Tensor], Tensor]  # numbers of a row, a query and a column: whether it may attend
+MaskFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (row, query, column) numbers -> may attend; broadcast
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of attention.
+    """A call of an attention function.
 
     Attributes:
-        stock: attention of the model as it is.
-        module: the attention layer that calls.
+        stock: the attention function of the stock model.
+        module: the attention module that calls it.
         query: (B, H, T, D).
-        key: (B, K, S, D), like ``value``.
-        mask: (B, 1, T, S) bool, or to be added; None hides nothing that is not in the future.
-        options: what else the layer hands to its attention function, ``sliding_window`` among them.
+        key: (B, K, S, D).
+        value: (B, K, S, D).
+        mask: (B, 1, T, S) bool, or floats to add; None is a plain causal mask.
+        options: further arguments of the attention function, such as ``sliding_window``.
     """
 
     stock: Attention
@@ -46,11 +47,11 @@ class Call:
 
     @property
     def reach(self) -> Reach | None:
-        """How far the layer sees; None where it sees all."""
+        """How far back the layer sees; None if it sees everything."""
         return reach_of(self.module, self.options.get("sliding_window"))
 
     def retuned(self, positions: Tensor) -> Call:
-        """The call with queries scaled by their text positions (B, T), where the layer scales them at all."""
+        """The call with queries scaled by their text positions (B, T), if the layer scales its queries."""
         query = retuned(self.module, self.query, self.key, positions)
         return self if query is self.query else replace(self, query=query)
 
@@ -59,5 +60,5 @@ class Call:
         return replace(self, key=key, value=value)
 
     def run(self, mask: Tensor | None) -> Attended:
-        """What the stock attention gives under a mask."""
+        """Run the stock attention function with another mask."""
         return self.stock(self.module, self.query, self.key, self.value, mask, **self.options)

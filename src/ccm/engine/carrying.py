@@ -1,6 +1,6 @@
-"""A memory's cache carries its memory: wherever a base model is given one, text is read after the entries.
+"""Base models read on from a memory: a hook on their ``forward`` completes every call that gets a MemoryCache.
 
-stock generate or forward, with a MemoryCache  ->  the same call, with mask, positions and the view of the entries
+stock forward or generate with a MemoryCache  ->  the same call with the mask, the positions and the pass of its memory
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ccm.engine.memory import MemoryCache
 
 
 def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """A hook before ``forward``: mask and positions are those of text after the memory where the caller gives none.
+    """The forward pre-hook: it adds the pass of the memory, and the mask and positions if the caller gave none.
 
     Raises:
         InputError: when mask or positions do not fit the memory, or the model keeps no cache.
@@ -24,7 +24,7 @@ def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) ->
         return None
     if args:
         kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its former name, which callers may still use
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the older name still works
     if not isinstance(cache, MemoryCache):
         return None
     check_caching(module)
@@ -34,30 +34,30 @@ def attach_view(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) ->
         mask = cache.mask_before(*text.shape[:2]).long()
     elif mask.ndim == 2 and mask.shape[1] != cache.get_seq_length() + text.shape[1]:
         raise InputError(
-            f"The attention mask has {mask.shape[1]} columns; after a memory it has one for each of its "
-            f"{cache.columns.width} columns and for all text since: {cache.get_seq_length() + text.shape[1]}. Leave it "
-            "out where nothing is padded; to generate, call generate of the CCMModel."
+            f"The attention mask has {mask.shape[1]} columns; it needs {cache.get_seq_length() + text.shape[1]}: "
+            f"{cache.columns.width} for the memory, the others for later text. Leave it out if nothing is padded; "
+            "to generate, call generate of the CCMModel."
         )
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = cache.positions_of(mask, text.shape[1])
     elif cache.get_seq_length() == cache.columns.width and not cache.follows(positions):
         raise InputError(
-            f"The text is to begin at position {int(positions.min())}, but the memory ends at "
+            f"The text begins at position {int(positions.min())}, but the memory ends at "
             f"{cache.memory.offset.tolist()}. Leave position_ids out; to generate, call generate of the CCMModel."
         )
-    view = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
-    return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": view}
+    current = cache.view(positions, mask if mask.ndim == 2 else cache.mask_before(*text.shape[:2]))
+    return (), {**kwargs, "attention_mask": mask, "position_ids": positions, "ccm": current}
 
 
 def check_caching(module: PreTrainedModel) -> None:
-    """Refuse a base model that would keep no cache.
+    """Refuse a base model that keeps no cache.
 
     Raises:
-        InputError: under gradient checkpointing in training.
+        InputError: when the model is in training with gradient checkpointing.
     """
     if module.training and module.is_gradient_checkpointing:
         raise InputError(
-            "Under gradient checkpointing a model in training keeps no cache, and so no memory; call model.eval() "
+            "With gradient checkpointing, a model in training keeps no cache, and so no memory; call model.eval() "
             "first, or train with the parallel pass."
         )

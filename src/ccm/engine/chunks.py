@@ -1,8 +1,8 @@
-"""Attention in chunks: where each query sees few columns, long passes cost what is seen, not the square of the length.
+"""Attention in chunks: a long pass whose queries see few columns costs no more than these columns.
 
-    mask      . . . x x . . . . m        The queries are cut into chunks, and every chunk becomes a row of a larger
-              . . . x x x . . . m        batch, beside the columns alone that any of its queries sees. The stock
-    columns         3 4 5       9        attention function then does the rest.
+    mask      . . . x x . . . . m        The queries are cut into chunks. Every chunk becomes a row of a larger batch,
+              . . . x x x . . . m        with only the columns that any of its queries sees. The stock attention
+    columns         3 4 5       9        function does the rest.
 
 Shapes: B batch, n chunks of C queries, W columns of a chunk, T queries, S keys, H heads, K kv heads, D head dim.
 """
@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ccm.engine.call import Attended, Call, Seen
+from ccm.engine.call import Attended, Call, MaskFunction
 from ccm.engine.layout import Layout
 
-SIZE = 64  # queries of a chunk, about a step: smaller ones copy more keys, larger ones see more that is hidden
-MOST = 0.5  # of all columns that a chunk may see: beyond, the whole mask costs less
+SIZE = 64  # queries of a chunk, about a step: smaller chunks copy more keys, larger ones compute more hidden scores
+MOST = 0.5  # of all columns: where a chunk sees a larger share, the whole mask costs less
 
 
 class Chunks(NamedTuple):
-    """What each chunk sees.
+    """The columns that each chunk sees.
 
     Attributes:
-        columns: (B, n, W) the columns that a chunk sees, in order; then others, hidden, up to the width of the widest.
+        columns: (B, n, W) the columns that a chunk sees, in order, then hidden ones up to W, the width of the widest.
         mask: (B * n, 1, C, W) bool.
+        apart: see :class:`ccm.engine.attention.AttentionPlan`.
     """
 
     columns: Tensor
@@ -36,16 +37,16 @@ class Chunks(NamedTuple):
     apart: bool = False
 
     @staticmethod
-    def of(layout: Layout, seen: Seen, size: int) -> Chunks | None:
-        """The chunks of a pass; None where one would see more than :data:`MOST` of all columns.
+    def of(layout: Layout, sees: MaskFunction, size: int) -> Chunks | None:
+        """The chunks of a pass; None if a chunk would see more than :data:`MOST` of all columns.
 
-        Few queries are asked what they see: the first and the last of each run within a chunk, in which the block is
-        one and positions rise. What lies between sees no more than these two, but for the chunk itself.
+        Within a chunk, only the first and the last query of each run of one block with rising positions are tested. The
+        queries between see nothing that neither of these two sees, except in the chunk itself.
 
         Args:
-            layout: of the queries.
-            seen: numbers of rows, queries and columns to whether the one may attend to the other; elementwise.
-            size: S, of which the first T columns are the queries' own.
+            layout: the layout of the T queries.
+            sees: the mask.
+            size: S; the first T columns belong to the queries.
         """
         (batch, length), device = layout.ids.shape, layout.ids.device
         query, column = torch.arange(length, device=device), torch.arange(size, device=device)
@@ -54,7 +55,7 @@ class Chunks(NamedTuple):
         begins = (layout.blocks.diff(dim=1) != 0) | (layout.positions.diff(dim=1) < 0) | (chunk.diff() != 0)
         asked = pad(begins, (1, 0), value=True) | pad(begins, (0, 1), value=True)
         rows, queries = asked.nonzero().unbind(1)
-        found = seen(rows[:, None], queries[:, None], column)
+        found = sees(rows[:, None], queries[:, None], column)
         counts = torch.zeros(batch * n, size, dtype=torch.int8, device=device)
         counts.index_add_(0, rows * n + chunk[queries], found.to(torch.int8))
         visible = (counts > 0).unflatten(0, (batch, n)) | (column // SIZE == torch.arange(n, device=device)[:, None])
@@ -64,11 +65,11 @@ class Chunks(NamedTuple):
         columns = visible.byte().argsort(dim=-1, descending=True, stable=True)[..., :width]
         queries = torch.arange(n * SIZE, device=device).clamp(max=length - 1)  # the last one fills the last chunk
         row = torch.arange(batch, device=device)[:, None, None, None]
-        mask = seen(row, queries.view(n, SIZE, 1), columns[:, :, None])
+        mask = sees(row, queries.view(n, SIZE, 1), columns[:, :, None])
         return Chunks(columns, mask.flatten(0, 1)[:, None])
 
     def attend(self, call: Call) -> Attended:
-        """What the stock attention gives for the whole mask; without weights, which would be of chunks."""
+        """The output of the stock attention for the whole mask; without weights, which would be those of chunks."""
         (batch, n, width), length = self.columns.shape, call.query.shape[2]
         query = pad(call.query, (0, 0, 0, n * SIZE - length)).unflatten(2, (n, SIZE)).transpose(1, 2).flatten(0, 1)
         starts = torch.arange(batch, device=query.device) * call.key.shape[2]

@@ -1,6 +1,6 @@
-"""CCMModel: a stock causal language model with both seams, the parallel pass, and the online steps.
+"""CCMModel: a stock causal language model with a compressed context memory.
 
-parallel   layout -> mask, positions -> logits                      one pass over the unrolled recursion
+parallel   layout -> mask, positions -> logits                           the whole recursion in one pass
 online     memory + step -> K/V at its COMP tokens -> rule -> memory     one step; then read or generate
 """
 
@@ -32,15 +32,15 @@ from ccm.engine.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
 from ccm.engine.room import drop_oldest
 from ccm.engine.rope import Rope
 
-_HEADS = 16  # that a model keeps
-_NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # of generate
+_HEADS = 16  # the number of heads that a model keeps
+_NEEDED = {"use_cache": True, "cache_implementation": None, "return_dict_in_generate": False}  # options of generate
 
 
 class CCMModel(AdaptedModel):
     """Compressed context memory on a stock causal language model; see :class:`AdaptedModel`.
 
     Attributes:
-        flex: whether parallel passes attend by flex_attention; where it wins, if None (:mod:`ccm.engine.flex`).
+        flex: whether parallel passes attend by flex_attention; None decides by speed (:mod:`ccm.engine.flex`).
     """
 
     encoder_decoder = False
@@ -56,24 +56,22 @@ class CCMModel(AdaptedModel):
         self._heads: dict[tuple[Any, ...], Head] = {}
 
     def load_memory(self, path: str | Path) -> Memory:
-        """A saved memory that this model and adapter made.
+        """Read a saved memory that this model and adapter made.
 
         Raises:
-            MemoryFileError: see :meth:`Memory.load`; also when its sizes are not the model's.
+            MemoryFileError: see :meth:`Memory.load`; also when its sizes are not those of the model.
         """
         return Memory.load(path, self.origin, self.head, self.part_sizes).to(self.device, self.base.dtype)
 
-    # Parallel --------------------------------------------------------------------------------------------------------
-
     def forward(self, layout: Layout) -> ParallelOutput:
-        """The whole recursion in one pass. Logits are computed at tokens with a target, or at all if there is none.
+        """Run the whole recursion in one pass. Logits are those of tokens with a target, or of all if none has one.
 
         Raises:
-            InputError: when the layout runs beyond the model's positions.
+            InputError: when the layout exceeds the model's positions.
         """
         if (end := int(layout.positions.max()) + 1) > self.max_positions:
             raise InputError(
-                f"This batch ends at position {end}, but the model was made for {self.max_positions}. "
+                f"This batch needs {end} positions, but the model was made for {self.max_positions}. "
                 "Leave steps out, or shorten them."
             )
         flex = self.flex if self.base.config._attn_implementation == SDPA else False
@@ -84,7 +82,7 @@ class CCMModel(AdaptedModel):
         with head_reads(trained) if len(trained) else nullcontext():
             logits = self.base(
                 inputs_embeds=self._embed(layout.ids, layout.slots),
-                attention_mask=layout.ids.new_ones(1, 1, 1, 1).bool(),  # else it makes one; the pass has its own
+                attention_mask=layout.ids.new_ones(1, 1, 1, 1).bool(),  # without one, the model would make its own
                 position_ids=layout.positions,
                 use_cache=False,
                 ccm=current,
@@ -93,13 +91,11 @@ class CCMModel(AdaptedModel):
             return ParallelOutput(logits, None)
         return ParallelOutput(logits[0], targets[trained])
 
-    # Online ----------------------------------------------------------------------------------------------------------
-
     def head(self, ids: Sequence[int]) -> Head:
-        """A head of those token ids, which memories share; the last ones are kept, so that none is read twice.
+        """Read the token ids of a head for any number of memories. The model keeps the last heads and reads them once.
 
         Raises:
-            InputError: when it leaves no position for text, or the ids are not the model's.
+            InputError: when the head leaves no position for text, or the model does not have the ids.
         """
         key = (*ids, str(self.device), self.base.dtype)
         if key not in self._heads:
@@ -115,7 +111,7 @@ class CCMModel(AdaptedModel):
         blank = self.empty_memory()
         cache, (text, mask, _) = MemoryCache(blank), self._text(blank, torch.tensor([ids]), None)
         self._check_end(blank, [len(ids)])
-        cache.columns = replace(cache.columns, raw=torch.zeros_like(cache.columns.raw))  # within it nothing is raw
+        cache.columns = replace(cache.columns, raw=torch.zeros_like(cache.columns.raw))  # it is read as plain text
         self._run(blank, cache, text, mask, n_tok=0)
         return Head(ids, tuple(x.keys for x in cache.layers), tuple(x.values for x in cache.layers), self.base_id)
 
@@ -123,17 +119,18 @@ class CCMModel(AdaptedModel):
         if len(heads) != batch:
             raise InputError(f"There are {len(heads)} heads for {batch} conversations; give one for each.")
         if any(len(head) and head.base != self.base_id for head in heads):
-            raise InputError("A head was read by another base model; take one of model.head(ids).")
+            raise InputError("A head was read by another base model; make one with model.head(ids).")
 
     def empty_memory(self, batch: int = 1, heads: Sequence[Head] | None = None) -> Memory:
         """The memory of ``batch`` conversations that have not begun.
 
         Args:
             batch: B.
-            heads: what stands before each of them, raw, in view of all their text; nothing where None.
+            heads: the head of each conversation; none if None.
 
         Raises:
-            InputError: when it is no whole number above 0, there are more or fewer heads, or one is of another base.
+            InputError: when ``batch`` is no whole number above 0, the number of heads is another, or another base read
+                one of them.
         """
         if check_count(batch, "batch") < 1:
             raise InputError(f"batch is {batch}; a memory holds at least 1 conversation.")
@@ -145,17 +142,17 @@ class CCMModel(AdaptedModel):
         return Memory(nothing, nothing, blank.bool(), blank, offset, self.origin, ((),) * batch, tuple(heads))
 
     def put_under(self, memory: Memory, heads: Sequence[Head]) -> Memory:
-        """The memory under other heads: its keys are turned by the difference in length.
+        """The memory with other heads: its keys rotate by the difference in length.
 
-        An approximation: what was compressed saw the head that it was written under.
+        This is an approximation, since the compressed text saw the former head.
 
         Args:
             memory: of B conversations.
-            heads: of each.
+            heads: the new head of each.
 
         Raises:
-            InputError: when there are more or fewer heads, or one is empty where the memory needs a sink.
-            UnsupportedModelError: when keys of the model cannot be turned, and a length differs.
+            InputError: when the number of heads is another, or one is empty where the memory needs a sink.
+            UnsupportedModelError: when a length differs, and the keys of the model cannot move.
         """
         self._check_heads(heads, memory.batch)
         if [head.ids for head in heads] == [head.ids for head in memory.heads]:
@@ -165,12 +162,12 @@ class CCMModel(AdaptedModel):
     def _put_under(self, memory: Memory, head: Head) -> Memory:
         if not len(head) and self.config.sink and memory.begun[0]:
             raise InputError(
-                "This memory was written under a head, and its model needs a first token in view; give it another head."
+                "This memory was written with a head, and its rule needs a visible first token; give it another head."
             )
         by, keys = len(head) - len(memory.heads[0]), memory.keys
         if by:
-            turn = Rope(self.base).by(torch.full((memory.width,), by, device=self.device))
-            keys = tuple(turn(layer, x) for layer, x in enumerate(keys))
+            rotation = Rope(self.base).by(torch.full((memory.width,), by, device=self.device))
+            keys = tuple(rotation(layer, x) for layer, x in enumerate(keys))
         moved = replace(
             memory,
             keys=keys,
@@ -182,13 +179,13 @@ class CCMModel(AdaptedModel):
         return moved if raw or moved.sinks == memory.sinks else moved.without_sink()
 
     def make_room(self, memory: Memory, tokens: int) -> Memory:
-        """The memory with room for so many more tokens of text: where positions end, the oldest steps make way.
+        """The memory with room for ``tokens`` more text tokens; if positions run out, it drops its oldest steps.
 
-        An eighth of all positions is made free at least, so that keys are seldom turned. See :mod:`ccm.engine.room`.
+        It then frees an eighth of all positions at least, so that keys seldom move. See :mod:`ccm.engine.room`.
 
         Raises:
-            InputError: when the text is too long by itself, or the rule compresses once a context.
-            UnsupportedModelError: when keys of the model cannot be turned.
+            InputError: when the text is too long by itself, or the rule compresses once per context.
+            UnsupportedModelError: when the keys of the model cannot move.
         """
         limit = self.max_positions - self._comp_room
         missing = [end + tokens - limit for end in memory.ends]
@@ -203,25 +200,26 @@ class CCMModel(AdaptedModel):
 
     @property
     def _comp_room(self) -> int:
-        """Positions that the COMP tokens after a text need."""
+        """The number of positions that the COMP tokens after a text need."""
         return 0 if self.rule.compresses == "never" else self.config.n_tok
 
     def compress(
         self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
     ) -> Memory:
-        """Read one more step and fold it into the memory: Mem(t) from Mem(t-1) and the step's text.
+        """Read one more step and fold it into the memory: Mem(t) from Mem(t-1) and the text of the step.
 
         Args:
             memory: Mem(t-1), of B conversations.
-            ids: (B, T) token ids of the step, padded on the left; best on the CPU, where they are checked without a
-                wait for the device.
-            mask: (B, T) bool, False at padding; all True where None; likewise.
+            ids: (B, T) token ids of the step, padded on the left. On the CPU, they are checked without a wait for the
+                device.
+            mask: (B, T) bool, False at padding; all True if None. It is best on the CPU too.
             cache: a cache that began with ``memory`` and has read the first tokens of ``ids`` already, as ``generate``
-                leaves it: they are not read again, and it is used up. One that does not fit is not used.
+                leaves it. These are not read again, and the cache must not be used afterwards. One that does not fit
+                is ignored.
 
         Raises:
-            InputError: when a step is empty or runs beyond the model's positions, the memory is closed or foreign, or
-                the model keeps no cache.
+            InputError: when a step is empty or exceeds the model's positions, the memory is closed or of another model,
+                or the model keeps no cache.
         """
         if memory.closed:
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
@@ -232,7 +230,7 @@ class CCMModel(AdaptedModel):
             and cache.get_seq_length() <= cache.columns.width + ids.shape[1]
             and cache.layers[0].keys.shape[0] == memory.batch
         ):
-            cache = None  # of a closed memory, of more text than this, or of beams: read the step afresh
+            cache = None  # from a closed memory, with more text than this, or with beams: read the whole step
         if self.rule.forgets:
             return memory.after([StepRecord(n, 0, 0) for n in lengths])
         if self.rule.compresses != "step":
@@ -242,7 +240,7 @@ class CCMModel(AdaptedModel):
             return read.after([StepRecord(n, n, n) for n in lengths])
         source = memory
         if not self.config.recurrent:
-            source, cache = memory.sink_only(), None
+            source, cache = memory.first(memory.sinks), None
         cache = MemoryCache(source) if cache is None else cache
         weights = self._run(source, cache, ids, mask, n_tok=self.config.n_tok)
         folded = self._fold(memory, source, cache, mask, weights)
@@ -250,7 +248,7 @@ class CCMModel(AdaptedModel):
         return folded.after([StepRecord(n, a, n + skipped) for n, a in zip(lengths, added, strict=True)])
 
     def _added(self, memory: Memory) -> list[int | None]:
-        """Per conversation, entries that one step more adds: its COMP tokens, and the sink where there is none yet."""
+        """For each conversation, the entries that a step adds: its COMP tokens, and a sink if there is none yet."""
         if not self.rule.reversible:
             return [None] * memory.batch
         rows = zip(memory.heads, memory.steps, strict=True)
@@ -259,13 +257,13 @@ class CCMModel(AdaptedModel):
 
     @property
     def _comp_positions(self) -> int:
-        """Text positions that the COMP tokens of one step take."""
+        """The number of text positions that the COMP tokens of a step take."""
         return self.config.n_tok if self.config.positions == "base" else 0
 
     def close(self, memory: Memory) -> Memory:
-        """The memory as a query reads it: under rules that compress once per context, COMP tokens follow now.
+        """The memory as a query reads it: a rule that compresses once per context does so now.
 
-        ``read`` and ``generate`` do this by themselves; it is worth saving where a context is complete. The given
+        ``read`` and ``generate`` call this themselves; the result is worth saving when a context is complete. The given
         memory stays open for further steps.
         """
         if self.rule.compresses != "context" or not memory.width or memory.closed:
@@ -297,14 +295,14 @@ class CCMModel(AdaptedModel):
         Args:
             memory: of B conversations.
             ids: (B, T) token ids, padded on the left.
-            mask: (B, T) bool, False at padding.
-            cache: ``model.close(memory).cache()``, where the caller goes on from what is read: a further text follows
-                what was read into it.
-            last: only those of the last token, (B, 1, V).
+            mask: (B, T) bool, False at padding; all True if None.
+            cache: ``model.close(memory).cache()``, for callers that read on: the text follows all that was read into
+                it before.
+            last: return the logits of the last token only, (B, 1, V).
 
         Raises:
-            InputError: when the text is empty or runs beyond the model's positions, the memory is foreign, the cache is
-                of another, or the model keeps no cache.
+            InputError: when the text is empty or exceeds the model's positions, the memory is of another model, the
+                cache is of another memory, or the model keeps no cache.
         """
         ids, mask, _ = self._text(memory, ids, mask)
         cache = self._cache_of(memory, cache)
@@ -326,8 +324,9 @@ class CCMModel(AdaptedModel):
         return logits
 
     def reader(self, memory: Memory, cache: MemoryCache) -> Callable[[Tensor], Tensor]:
-        """Reads ids (B, T) on from the memory into the cache, and gives the logits (B, V) of the token after them; see
-        :mod:`ccm.chat.reply`. Nothing is kept for gradients.
+        """A function that reads ids (B, T) into the cache of a memory, and returns the logits (B, V) of the next token.
+
+        It is made for :func:`ccm.engine.sampling.tokens`, and keeps nothing for gradients.
         """
 
         @torch.no_grad()
@@ -349,34 +348,34 @@ class CCMModel(AdaptedModel):
         Args:
             memory: of B conversations.
             ids: (B, T) token ids, padded on the left.
-            mask: (B, T) bool, False at padding.
-            cache: ``model.close(memory).cache()``, where the caller wants to keep what is read for :meth:`compress`.
-            options: of ``transformers``' generate: sampling, streamer, stopping, beams.
+            mask: (B, T) bool, False at padding; all True if None.
+            cache: ``model.close(memory).cache()``, for callers that pass it to :meth:`compress` afterwards.
+            options: options of ``generate`` in transformers: sampling, streamer, stopping, beams.
 
         Returns:
             (B, G) the new token ids.
 
         Raises:
-            InputError: when the text is empty or it and the new tokens run beyond the model's positions, the memory is
-                foreign, the cache is of another or has read text already, the model keeps no cache, or an option asks
-                for another cache or for more than ids.
+            InputError: when the text is empty, the text and the new tokens exceed the model's positions, the memory is
+                of another model, the cache is of another memory or has read text already, the model keeps no cache, or
+                an option asks for another cache or for more than ids.
         """
         ids, mask, lengths = self._text(memory, ids, mask)
         asked = {**vars(options.get("generation_config") or GenerationConfig()), **options}
         for name, needed in _NEEDED.items():
             if asked.get(name) not in (None, needed):
                 raise InputError(
-                    f"{name} is {asked[name]!r}; a memory is read from its own cache, and generate returns ids alone: "
-                    "leave it out."
+                    f"{name} is {asked[name]!r}; generate uses a memory's cache, and returns ids only. Leave it out."
                 )
         options |= _NEEDED  # whatever the model's generation_config.json says
         cache = self._cache_of(memory, cache)
         if cache.get_seq_length() != cache.columns.width:
-            raise InputError("This cache has read text already; take a fresh one.")
+            raise InputError("This cache has read text already; make a new one.")
         most = self._option(options, "max_new_tokens") or (self._option(options, "max_length") or 0) - ids.shape[1]
         self._check_end(memory, [length + max(most, 0) for length in lengths])
         memory, before = cache.memory, cache.columns.mask
-        if (copies := self._copies(options)) > 1:  # generate repeats its other inputs by itself
+        beams, sequences = (self._option(options, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        if (copies := beams if beams > 1 else sequences) > 1:  # generate repeats its other inputs by itself
             cache.batch_repeat_interleave(copies)
         if self.config.embeddings == "table":
             comp = range(self.vocab_size, self.vocab_size + self.config.n_tok_range[1])
@@ -392,22 +391,17 @@ class CCMModel(AdaptedModel):
         return output[:, ids.shape[1] :]
 
     def _cache_of(self, memory: Memory, cache: MemoryCache | None) -> MemoryCache:
-        """That cache, where it is of the memory; a fresh one where None."""
+        """The cache, if it is of this memory; a new one if None."""
         if cache is None:
             return self.close(memory).cache()
         heads = ([head.ids for head in one.heads] for one in (cache.memory, memory))
         same = cache.memory.origin == memory.origin and cache.memory.steps is memory.steps
         if not same or next(heads) != next(heads):
-            raise InputError("This cache is of another memory; take a fresh one.")
+            raise InputError("This cache is of another memory; make a new one.")
         return cache
 
-    def _copies(self, options: Mapping[str, Any]) -> int:
-        """Rows that ``generate`` makes of each one it is given: beams or, without them, sequences to return."""
-        beams, sequences = (self._option(options, name) or 1 for name in ("num_beams", "num_return_sequences"))
-        return beams if beams > 1 else sequences
-
     def _option(self, options: Mapping[str, Any], name: str) -> Any:
-        """An option of ``generate``, wherever it is set; None where it is not."""
+        """An option of ``generate``, wherever it is set; None if it is not."""
         configs = (options.get("generation_config"), self.base.generation_config)
         sources = [options, *(vars(config) for config in configs if config is not None)]
         return next((source[name] for source in sources if source.get(name)), None)
@@ -415,7 +409,7 @@ class CCMModel(AdaptedModel):
     def _run(
         self, source: Memory, cache: MemoryCache, ids: Tensor, mask: Tensor, n_tok: int
     ) -> dict[int, Tensor | None]:
-        """Feed what the cache has not read of a step, then COMP tokens; returns the rule's write weights by layer."""
+        """Feed the rest of a step into the cache, then COMP tokens; returns the rule's write weights by layer."""
         before = cache.columns
         done = cache.get_seq_length() - before.width
         slot = torch.arange(n_tok, device=ids.device).expand(ids.shape[0], n_tok)
@@ -427,15 +421,9 @@ class CCMModel(AdaptedModel):
         slots = torch.cat([torch.full_like(ids[:, done:], -1), slot], dim=1)
         step = send_numbers([len(row) + 1 for row in source.steps], ids.device)
         read = torch.cat([before.mask, mask, torch.ones_like(slot, dtype=torch.bool)], dim=1)
+        layers = len(source.keys)
         current = CompressingPass(
-            read,
-            columns,
-            positions,
-            before.raw,
-            rule=self.rule,
-            n_tok=n_tok,
-            step=step,
-            layers=len(source.keys),
+            read, columns, positions, before.raw, rule=self.rule, n_tok=n_tok, step=step, layers=layers
         )
         if fed.shape[1]:
             self.run(cache, fed, slots, positions, read, current)
@@ -444,15 +432,18 @@ class CCMModel(AdaptedModel):
     def run(
         self, cache: DynamicCache, ids: Tensor, slots: Tensor, positions: Tensor, mask: Tensor, current: CompressingPass
     ) -> None:
-        """Feed text and COMP tokens into a cache, as far as their keys and values go; no logits are computed.
+        """Feed text and COMP tokens into a cache: only their keys and values are computed.
 
         Args:
-            cache: of S columns, which grows by T.
-            ids: (B, T) token ids; at COMP tokens, any.
+            cache: a cache of S columns, which grows by T.
+            ids: (B, T) token ids; any ids at COMP tokens.
             slots: (B, T) k at the k-th COMP token (from 0), -1 at text.
-            positions: (B, T).
+            positions: (B, T) text positions.
             mask: (B, S + T) bool, False at padding.
-            current: the pass, which keeps the rule's weights.
+            current: the pass; it keeps the rule's write weights.
+
+        Raises:
+            InputError: when the model keeps no cache.
         """
         check_caching(self.base)
         with suppress(AllWritten):
@@ -465,7 +456,7 @@ class CCMModel(AdaptedModel):
             )
 
     def _extend(self, memory: Memory, cache: MemoryCache, mask: Tensor, positions: Tensor) -> Memory:
-        """The memory with all that the cache has read since, raw."""
+        """The memory with the raw entries of all text that the cache has read since."""
         head = cache.columns.width - memory.width
         return replace(
             memory,
@@ -478,7 +469,7 @@ class CCMModel(AdaptedModel):
     def _fold(
         self, memory: Memory, source: Memory, cache: MemoryCache, mask: Tensor, weights: dict[int, Tensor | None]
     ) -> Memory:
-        """The sink, then the rule's fold of the memory's entries and the COMP entries at the end of the cache."""
+        """The memory of the sink and of what the rule folds: its entries, and the COMP entries that end the cache."""
         n, sink = self.config.n_tok, memory.sinks
         read = torch.cat([cache.columns.mask, mask, mask.new_ones(memory.batch, n)], dim=1)
         first = read.long().argmax(1)[:, None, None, None] if sink else None
@@ -500,9 +491,9 @@ class CCMModel(AdaptedModel):
         )
 
     def _text(self, memory: Memory, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
-        """Ids and mask of a text that follows the memory, on the model's device, and its lengths.
+        """The ids and the mask of a text that follows the memory, on the model's device, and the length of each row.
 
-        The text is checked where it lies: of one on the CPU, the device is asked nothing.
+        The check runs on the device of the ids: on the CPU, it does not wait for the model's device.
         """
         mask, lengths = self.check_text(memory, ids, mask)
         device = self.device
@@ -513,15 +504,15 @@ class CCMModel(AdaptedModel):
         if end > self.max_positions:
             raise InputError(
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
-                "Begin a new memory, roll back, or split the text and drop what is old."
+                "Begin a new memory, roll back, or split the text and drop old steps."
             )
 
 
 def as_decoder(model: AdaptedModel, what: str) -> CCMModel:
-    """The model itself, for something that only decoders alone can do.
+    """The model, for a task ``what`` that only a decoder can do.
 
     Raises:
-        UnsupportedModelError: when it is an encoder-decoder.
+        UnsupportedModelError: when the model is an encoder-decoder.
     """
     if not isinstance(model, CCMModel):
         raise UnsupportedModelError(f"{type(model.base).__name__} is an encoder-decoder; {what} needs a decoder alone.")

@@ -1,4 +1,4 @@
-"""The stock model: which families the seams reach, where their parts are, and how they are loaded."""
+"""Stock models: which families are supported, and where the parts of each are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers import (
-    Cache,
-    PreTrainedModel,
-)
+from transformers import Cache, PreTrainedModel
 
 from ccm.core.errors import UnsupportedModelError
 
@@ -42,10 +39,10 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of 
 
 
 def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
-    """The attention modules of all layers, of an encoder-decoder those of the encoder, in order.
+    """The attention modules of all layers, in order; those of the encoder in an encoder-decoder.
 
     Raises:
-        UnsupportedModelError: when the model is not of a family that both seams reach.
+        UnsupportedModelError: when the model's family is not supported.
     """
     family = base.config.model_type
     check_family(family, type(base).__name__)
@@ -55,13 +52,13 @@ def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
     if len(found) != base.config.num_hidden_layers:
         raise UnsupportedModelError(
             f"{type(base).__name__} has {base.config.num_hidden_layers} layers, but {len(found)} attention modules "
-            f"with {', '.join(names)}; this version of transformers lays the family out differently."
+            f"with {', '.join(names)}; this version of transformers names their parts differently."
         )
     return found
 
 
 def last_layer(base: PreTrainedModel) -> nn.Module:
-    """The last decoder layer: what the last attention module stands in."""
+    """The last decoder layer, which contains the last attention module."""
     last = attention_modules(base)[-1]
     path = next(path for path, module in base.named_modules() if module is last)
     return base.get_submodule(path.rpartition(".")[0])
@@ -69,14 +66,14 @@ def last_layer(base: PreTrainedModel) -> nn.Module:
 
 def decoder(base: PreTrainedModel) -> nn.Module:
     """The stock model without its output head."""
-    return getattr(base, "model", base.base_model)  # Llama 4's text model is not what its base_model says
+    return getattr(base, "model", base.base_model)  # base_model is wrong for the text model of Llama 4
 
 
 def projection_paths(base: PreTrainedModel) -> list[str]:
-    """The projections of all layers by their whole names in the model: elsewhere there may be others of the same name.
+    """The full names of all attention projections; other parts of a model may repeat the short ones.
 
     Raises:
-        UnsupportedModelError: as :func:`attention_modules`.
+        UnsupportedModelError: see :func:`attention_modules`.
     """
     attentions = {*attention_modules(base)}
     names = PROJECTIONS[base.config.model_type]
@@ -84,10 +81,10 @@ def projection_paths(base: PreTrainedModel) -> list[str]:
 
 
 def check_family(model_type: str | None, name: str) -> None:
-    """Refuse a type of model that the seams do not reach.
+    """Refuse a ``model_type`` that is not supported; ``name`` names the model in the message.
 
     Raises:
-        UnsupportedModelError: with the list of those that they do.
+        UnsupportedModelError: with the list of supported types.
     """
     if model_type not in PROJECTIONS:
         raise UnsupportedModelError(
@@ -101,13 +98,13 @@ def _cache_argument(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def given_cache(model: PreTrainedModel, held: Cache) -> dict[str, Cache]:
-    """The argument that hands a cache to a model: ``cache`` from transformers 5.24 on, ``past_key_values`` before."""
-    return {_cache_argument(type(model).forward): held}
+def given_cache(model: PreTrainedModel, value: Cache) -> dict[str, Cache]:
+    """The argument that passes a cache to a model: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    return {_cache_argument(type(model).forward): value}
 
 
 def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
-    """Per layer, the K/V heads and their dimension."""
+    """Per layer: the number of K/V heads, and the dimension of a head."""
     text = base.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     dim = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // text.num_attention_heads
@@ -115,9 +112,9 @@ def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
 
 
 def max_positions(base: PreTrainedModel) -> int:
-    """Text positions the model was made for, without those at which its rope changes."""
+    """The number of text positions that a model was made for, as far as its rope stays the same."""
     config = base.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":  # beyond it, other frequencies: keys in a memory would no longer fit
+    if rope.get("rope_type") == "longrope":  # longer texts use other frequencies: keys in a memory would not fit
         return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    return getattr(config, "max_position_embeddings", 1 << 30)  # T5 knows distances alone, and they have no end
+    return getattr(config, "max_position_embeddings", 1 << 30)  # T5 uses distances, which have no limit

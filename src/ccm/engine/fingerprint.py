@@ -1,4 +1,4 @@
-"""Fingerprints: which base model and which adapter a memory or an adapter belongs to."""
+"""Fingerprints: they identify base models and adapters, so that memories and adapters are read by the right ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ccm.engine.quantization import matrices
 
-RELATED = 0.05  # of the signs that a relative of a base, quantized or fine-tuned, may have otherwise
-SAMPLE = 1024  # values looked at in each tensor of the sample
+RELATED = 0.05  # the share of signs that may differ between a base and its relatives, quantized or fine-tuned
+SAMPLE = 1024  # values sampled from each tensor
 TENSORS = 64  # tensors in the sample
 _SETTINGS = (
     "model_type",
@@ -43,14 +43,14 @@ _SETTINGS = (
 
 
 def sample_signs(base: PreTrainedModel) -> dict[str, Tensor]:
-    """Which values of a sample of a base, as it was loaded, are negative: (up to 1,024,) bool a tensor.
+    """Which values in a sample of a base's weights are negative: by tensor, (up to 1,024,) bool.
 
-    The sample is of 64 tensors, evenly spread over the sorted weight names. A cast to another floating-point dtype or a
-    move to another device rounds values but keeps their signs, while a fine-tuning step flips many. Of a base that was
-    quantized as it was loaded, they are those of its files.
+    The sample has 64 tensors, spread evenly over the sorted names. Another floating-point dtype or device keeps the
+    signs, while fine-tuning flips many of them. For a base that was quantized on loading, the values come from its
+    files.
 
     Raises:
-        ConfigError: when the files of a quantized base are not where it was loaded from.
+        ConfigError: when the files of a quantized base are no longer where it was loaded from.
     """
     weights, signs = matrices(base), {}
     names = list(weights)
@@ -62,22 +62,22 @@ def sample_signs(base: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def pack_signs(signs: Mapping[str, Tensor]) -> Tensor:
-    """The signs of a sample as bits, (up to 8,192,) uint8: kin of a base have most of them in common."""
+    """The signs of a sample as bits, (up to 8,192,) uint8, to be compared by :func:`flipped`."""
     return torch.from_numpy(numpy.packbits(torch.cat([*signs.values()]).numpy()))
 
 
 def flipped(one: Tensor, other: Tensor) -> float:
-    """The share of packed signs that differ; 1 where there are not as many."""
+    """The share of packed signs that differ, from 0 to 1; 1 if their numbers differ."""
     if one.shape != other.shape:
         return 1.0
     return float(numpy.unpackbits((one ^ other).numpy()).mean()) if one.numel() else 0.0
 
 
 def effective_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings of a base that a fingerprint is of, by their effect: what some files spell otherwise is the same.
+    """The settings that identify a base, by their effect: files that spell the same settings differently agree.
 
     Args:
-        config: of the text part.
+        config: the config of the text part.
     """
     found = {name: getattr(config, name, None) for name in _SETTINGS if name != "vocab_size"}
     heads = found["num_attention_heads"]
@@ -94,21 +94,21 @@ def effective_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers as precisely as float32 holds them, in tables and lists, too."""
+    """The value with all floats rounded to the precision of float32, also within tables and lists."""
     if isinstance(value, Mapping):
-        return {name: _rounded(held) for name, held in value.items() if held is not None}
+        return {name: _rounded(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [*map(_rounded, value)]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def fingerprint_base(base: PreTrainedModel, stage1: str = "", signs: Mapping[str, Tensor] | None = None) -> str:
-    """16 hex digits of a base model as it was loaded, before any LoRA is put on it: of its architecture and ``signs``.
+    """The fingerprint of a base model before any LoRA is added: 16 hex digits from its architecture and signs.
 
     Args:
         base: the model.
-        stage1: fingerprint of a stage-1 adapter that is merged afterwards.
-        signs: of :func:`sample_signs`, where they are at hand.
+        stage1: fingerprint of a stage-1 adapter that will be merged into the base.
+        signs: result of :func:`sample_signs`; computed if None.
 
     Raises:
         ConfigError: see :func:`sample_signs`.
@@ -123,7 +123,7 @@ def fingerprint_base(base: PreTrainedModel, stage1: str = "", signs: Mapping[str
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """16 hex digits of an adapter: its tensors sorted by name, as float32, and its settings."""
+    """The fingerprint of an adapter: 16 hex digits from its settings and its tensors in float32, sorted by name."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())

@@ -1,4 +1,4 @@
-"""Logits where they are wanted: the output head of a stock model computes them for some rows alone."""
+"""The output head of a stock model computes logits only where they are wanted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-_wanted = threading.local()  # .rows: of the (B * T) hidden states, those of which this thread wants logits
+_wanted = threading.local()  # .rows: (P,) numbers of those of the B * T hidden states whose logits this thread wants
 
 
 @contextmanager
 def head_reads(rows: Tensor) -> Iterator[None]:
-    """Meanwhile a model called in this thread computes logits (1, P, V) of these P rows alone."""
+    """A block in which models called by this thread compute logits (1, P, V) of these P rows only."""
     _wanted.rows = rows
     try:
         yield
@@ -22,6 +22,6 @@ def head_reads(rows: Tensor) -> Iterator[None]:
 
 
 def pick(head: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor] | None:
-    """The forward pre-hook of the output head."""
+    """The forward pre-hook of an output head."""
     rows = getattr(_wanted, "rows", None)
     return None if rows is None else (hidden[0].flatten(0, 1)[rows][None],)

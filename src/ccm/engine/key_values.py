@@ -1,4 +1,4 @@
-"""Keys and values in columns: the one form of what is kept of a text, whoever keeps it. An update returns a new one.
+"""Keys and values in columns: the base of memories, streams and caches. They are immutable; an update returns a copy.
 
 Shapes: B rows (conversations or streams), K kv heads, M columns, D head dim; K and D may differ from layer to layer.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ccm.core.config import check_count
 from ccm.core.errors import InputError, RowError
 from ccm.engine.families import entry_sizes
-from ccm.engine.memory_files import Origin, Parts
+from ccm.engine.memory_files import Origin, Parts, write_memory
 
 Cache = TypeVar("Cache", bound=DynamicCache)
 
@@ -27,7 +28,8 @@ class KeyValues:
     """Keys and values in columns. A subclass adds parts: tensors with B rows, some of them with M columns.
 
     Attributes:
-        parts: every tensor by name, with a letter for each dimension and its dtype; "entry" is that of the keys.
+        parts: the dimensions and the dtype of each tensor by name: a letter for each dimension, and the dtype, or
+            "entry" for that of the keys.
         keys: per layer (B, K, M, D), after the rotary embedding.
         values: per layer (B, K, M, D).
     """
@@ -54,7 +56,7 @@ class KeyValues:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values, and of what else belongs to an entry."""
+        """Bytes of all keys and values, and of other floats that belong to entries."""
         return self.batch * self.width * self.entry_nbytes
 
     @property
@@ -65,7 +67,7 @@ class KeyValues:
         return numbers * self.keys[0].element_size()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Apply a change of rows, columns, dtype or device to all that has columns, each seen as (B, K, M, D)."""
+        """Change rows, columns, dtype or device of all tensors with columns; ``change`` gets each as (B, K, M, D)."""
         changed: dict[str, Any] = {"keys": tuple(map(change, self.keys)), "values": tuple(map(change, self.values))}
         for name, (letters, _) in self.parts.items():
             if letters == "BM":
@@ -76,9 +78,9 @@ class KeyValues:
 
     @classmethod
     def join(cls, several: Sequence[Self], dim: str = "M") -> Self:
-        """One after the other, by columns or by rows ("B"); what is no tensor is the first one's.
+        """Join several along their columns "M" or their rows "B"; other fields are those of the first.
 
-        No tensor is shared with the parts, so that what they were cut from can go.
+        The result shares no tensor with them, so that the tensors that they were cut from can be freed.
         """
         joined: dict[str, Any] = {}
         for name, (letters, _) in cls.parts.items():
@@ -90,20 +92,20 @@ class KeyValues:
         return replace(several[0], **joined)
 
     def fill(self, cache: Cache) -> Cache:
-        """The empty cache, which begins with these. Nothing is copied: a cache grows by new tensors."""
+        """Begin an empty cache with these, and return it. Nothing is copied: a cache grows by new tensors."""
         for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             cache.update(key[:, :, :0], value[:, :, :0], layer)
             cache.layers[layer].keys, cache.layers[layer].values = key, value
         return cache
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parts as a file holds them: ``keys.0``, ``values.0`` and so on by layer, the others by their names."""
+        """All parts as a file has them: ``keys.0``, ``values.0`` and so on by layer, the others by name."""
         layers = {f"{side}.{i}": x for side in ("keys", "values") for i, x in enumerate(getattr(self, side))}
         return layers | {name: getattr(self, name) for name in self.parts if name not in ("keys", "values")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **others: Any) -> Self:
-        """The inverse of :meth:`tensors`, of tensors that hold every part; ``others`` are the fields that are none."""
+        """The inverse of :meth:`tensors`; ``others`` are the fields that are no tensors."""
         layers = range(sum(name.startswith("keys.") for name in tensors))
         fields: dict[str, Any] = {name: tensors[name] for name in cls.parts if name in tensors}
         for side in ("keys", "values"):
@@ -113,13 +115,16 @@ class KeyValues:
 
 @dataclass(frozen=True, eq=False)
 class BaseMemory(KeyValues):
-    """What the memories of decoders and of encoder-decoders have in common: B conversations, padded to one width.
+    """The base of the memories of decoders and of encoder-decoders: B conversations, padded to one width.
 
     Attributes:
+        kind: the kind of its files (a key of :data:`ccm.core.tensor_files.KINDS`).
+        by_row: names of the fields with one item for each conversation.
+        shared: names of the fields that must agree in a batch.
         mask: (B, M) bool, False at padding.
-        positions: (B, M) text positions of the entries.
-        offset: (B,) position of the next text token.
-        origin: what made it.
+        positions: (B, M) int64 text positions of the entries.
+        offset: (B,) int64 position of the next text token.
+        origin: the model and the settings that made it.
     """
 
     parts: ClassVar[Parts] = {
@@ -128,7 +133,9 @@ class BaseMemory(KeyValues):
         "positions": ("BM", "int64"),
         "offset": ("B", "int64"),
     }
-    by_row: ClassVar[tuple[str, ...]] = ()  # the fields that hold one item a conversation
+    kind: ClassVar[str]
+    by_row: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[tuple[str, ...]] = ("origin",)
 
     mask: Tensor
     positions: Tensor
@@ -137,12 +144,12 @@ class BaseMemory(KeyValues):
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """Entries held per conversation, padding not counted."""
+        """The number of entries of each conversation, without padding."""
         return tuple(self.mask.sum(1).tolist())
 
     @property
     def sinks(self) -> int:
-        """Columns before any padding."""
+        """The number of columns before any padding."""
         return 0
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -151,11 +158,11 @@ class BaseMemory(KeyValues):
         return replace(moved, offset=self.offset.to(device))
 
     def __getitem__(self, row: int) -> Self:
-        """One conversation of the batch, without the batch's padding.
+        """One conversation of the batch, without padding.
 
         Raises:
-            RowError: when the batch has no such row; iterating over a memory ends by it.
-            InputError: when it is no whole number.
+            RowError: when the batch has no such row; this also ends an iteration over a memory.
+            InputError: when ``row`` is no whole number.
         """
         if not 0 <= check_count(row, "row") < self.batch:
             raise RowError(f"There is no conversation {row}; the memory holds {self.batch}, counted from 0.")
@@ -166,14 +173,14 @@ class BaseMemory(KeyValues):
 
     @classmethod
     def stack(cls, memories: Sequence[Self]) -> Self:
-        """One batch of several memories of whatever lengths, in order.
+        """One batch of several memories, in order; their lengths may differ.
 
         Raises:
             InputError: when there are none, or they differ in base model, adapter or settings.
         """
         if not memories:
             raise InputError("There is no memory to stack; give at least one.")
-        if any(m._must_agree() != memories[0]._must_agree() for m in memories):
+        if any(getattr(m, name) != getattr(memories[0], name) for m in memories for name in cls.shared):
             raise InputError("Only memories of the same model, adapter and settings, all open or all closed, stack.")
         leads = [min(m.sinks, m.width) for m in memories]
         width = max(leads) + max(m.width - lead for m, lead in zip(memories, leads, strict=True))
@@ -182,17 +189,24 @@ class BaseMemory(KeyValues):
         }
         return replace(cls.join([m._padded(width) for m in memories], "B"), **items)
 
-    def _must_agree(self) -> tuple[Any, ...]:
-        """What memories of one batch have in common."""
-        return (self.origin,)
+    def save(self, path: str | Path) -> None:
+        """Write the memory into one safetensors file, atomically.
+
+        Raises:
+            MemoryFileError: when ``path`` is no path or cannot be written, or another kind of file is there.
+        """
+        write_memory(path, self.kind, self.tensors(), self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        return self.origin.to_dict()
 
     def _padded(self, width: int) -> Self:
-        """Widened with padding between the sinks and the steps' entries."""
+        """The memory with ``width`` columns: the padding stands between the sinks and the entries of the steps."""
         lead, missing = min(self.sinks, self.width), width - self.width
         return self.each(lambda x: torch.cat([x[:, :, :lead], pad(x[:, :, lead:], (0, 0, missing, 0))], dim=2))
 
 
 def no_entries(base: PreTrainedModel, batch: int) -> tuple[Tensor, ...]:
-    """The keys, or the values, of ``batch`` rows that hold nothing: per layer (B, K, 0, D)."""
+    """The keys, or the values, of ``batch`` rows without entries: per layer (B, K, 0, D)."""
     table: dict[str, Any] = {"device": base.device, "dtype": base.dtype}
     return tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(base))

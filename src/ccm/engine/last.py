@@ -1,9 +1,9 @@
-"""The last layer of a parallel pass computes what is read of it alone: most text is read by no layer after it.
+"""The last layer of a parallel pass computes only the columns that something reads.
 
 tokens   a a C | b b b C | q y y       C = COMP; the loss is taken in the block of y
-read     . . C | . . . C | q y y       keys and values of the other text are seen from within their own blocks alone
+read     . . C | . . . C | q y y       other text is seen only within its own block, whose outputs nothing reads
 
-The layer is given a narrower batch of these columns, and what it gives is put back where they stood, among zeros.
+The layer gets a narrower batch of these columns. Its outputs go back to their places, with zeros between them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ccm.core.rules import Rule
 from ccm.engine.attention import ParallelPass
 from ccm.engine.layout import Layout
 
-MOST = 0.8  # of all columns: beyond, picking them and putting them back takes what it gives
+MOST = 0.8  # of all columns: above this share, moving columns out and back costs as much as it saves
 
 
 class LastPass(ParallelPass):
-    """The pass of the last layer alone, over some columns of a wider batch.
+    """The pass of the last layer, over T' columns of a wider batch.
 
     Args:
-        layout: of T' columns.
-        rule: of memory.
-        columns: (B, T') where they stand in the wider batch.
-        length: T of the wider batch.
-        flex: as of :class:`ParallelPass`.
+        layout: the layout of the T' columns.
+        rule: the rule of memory.
+        columns: (B, T') their places in the wider batch.
+        length: T, the columns of the wider batch.
+        flex: see :class:`ParallelPass`.
     """
 
     def __init__(self, layout: Layout, rule: Rule, columns: Tensor, length: int, *, flex: bool | None) -> None:
@@ -37,7 +37,7 @@ class LastPass(ParallelPass):
         self._rows = (columns + starts[:, None]).flatten()
 
     def narrow(self, given: Any) -> Any:
-        """What a layer is given, of these columns alone: tensors (B or 1, T, ...), also within tuples."""
+        """An argument of a layer, with these columns only: tensors (B or 1, T, ...), also within tuples."""
         if isinstance(given, tuple):
             return tuple(map(self.narrow, given))
         if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[1] != self._length:
@@ -46,21 +46,21 @@ class LastPass(ParallelPass):
         return given.expand(batch, *given.shape[1:]).flatten(0, 1).index_select(0, self._rows).unflatten(0, (batch, -1))
 
     def widen(self, output: Tensor) -> Tensor:
-        """(B, T', hidden) to (B, T, hidden)."""
+        """Outputs (B, T', hidden) in their places in (B, T, hidden)."""
         batch, _, hidden = output.shape
         zeros = output.new_zeros(batch * self._length, hidden)
         return zeros.index_copy(0, self._rows, output.flatten(0, 1)).unflatten(0, (batch, self._length))
 
 
 def last_pass(layout: Layout, rule: Rule, *, flex: bool | None) -> LastPass | None:
-    """The pass of the last layer; None where it reads too many of the columns to gain by leaving the others out."""
+    """The pass of the last layer; None if more than :data:`MOST` of the columns are read."""
     narrowed, columns = layout.narrowed()
     length = layout.ids.shape[1]
     return LastPass(narrowed, rule, columns, length, flex=flex) if columns.shape[1] <= MOST * length else None
 
 
 def attach_last(layer: nn.Module) -> None:
-    """Let the last decoder layer of a model follow the pass that it is given."""
+    """Let the last decoder layer of a model narrow its batch when its pass says so."""
     layer.register_forward_pre_hook(_narrow, with_kwargs=True)
     layer.register_forward_hook(_widen, with_kwargs=True)
 
@@ -76,6 +76,6 @@ def _widen(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -
     last = kwargs.get("ccm")
     if not isinstance(last, LastPass):
         return None
-    if isinstance(output, tuple):  # of some families in older versions of transformers
+    if isinstance(output, tuple):  # some families in older versions of transformers
         return last.widen(output[0]), *output[1:]
     return last.widen(output)

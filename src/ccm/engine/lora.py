@@ -1,7 +1,7 @@
-"""Seam 2: what is trained. A LoRA that acts on COMP tokens alone, and the COMP embeddings.
+"""Seam 2: the trained parts, which are a LoRA that acts on COMP tokens only, and the COMP embeddings.
 
-PEFT builds the LoRA on the stock model; only its linear layer is ours. The rows that hold COMP tokens reach it from a
-pre-hook on each attention module: those run again under gradient checkpointing, so the rows are right there too.
+PEFT puts the LoRA on the stock model; only the linear layer is our own. A pre-hook on each attention module tells it
+the rows of the COMP tokens. Gradient checkpointing runs these hooks again, so that the rows are right there too.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ccm.engine.fingerprint import fingerprint_tensors
 from ccm.engine.quantization import is_quantized
 
 _UNREAD = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "bias", "layers_to_transform")
-_active = threading.local()  # .comp: the CompRows of the attention call under way, in this thread
+_active = threading.local()  # .comp: the CompRows of the attention module that this thread runs at the moment
 
 
 class CompRows:
-    """Picks the COMP rows of what an attention's projections read: once for those that read the same."""
+    """Picks the COMP rows from the input of projections; those with the same input share the result."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -38,42 +38,42 @@ class CompRows:
         self._picked = rows
 
     def of(self, x: Tensor) -> Tensor:
-        """(P, in) of ``x`` (..., in)."""
+        """The COMP rows (P, in) of ``x`` (..., in)."""
         if x is not self._read:
             self._read, self._picked = x, x.reshape(-1, x.shape[-1]).index_select(0, self.rows)
         return self._picked
 
 
 class CompLinear(LoraLinear):
-    """A PEFT LoRA linear whose update is computed for COMP rows only, and added to them only."""
+    """A PEFT LoRA layer that computes its update for COMP rows only, and adds it to them only."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x`` (..., in) to (..., out); the update is computed in float32, or in float64 on a base of that dtype."""
+        """``x`` (..., in) to (..., out). The update is computed in float32, or in float64 on a base of that dtype."""
         result = self.base_layer(x, *args, **kwargs)
         comp: CompRows | None = getattr(_active, "comp", None)
         if comp is None or self.disable_adapters:
             return result
         flat, picked = result.view(-1, result.shape[-1]), comp.of(x)
         for name in self.active_adapters:
-            a, b = self.lora_A[name].weight, self.lora_B[name].weight  # not the modules: their calls take longer
+            a, b = self.lora_A[name].weight, self.lora_B[name].weight  # calling the modules would take longer
             exact = torch.promote_types(picked.dtype, a.dtype)
             low = linear(self.lora_dropout[name](picked.to(exact)), a.to(exact)) * self.scaling[name]
             update = linear(low, b.to(exact)).to(flat.dtype)
-            flat.index_add_(0, comp.rows, update)  # also with no rows: distributed training needs it
+            flat.index_add_(0, comp.rows, update)  # even without rows: distributed training needs the gradients
         return result
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        raise ConfigError("A conditional LoRA acts on COMP tokens alone; it cannot be merged into the base weights.")
+        raise ConfigError("A conditional LoRA acts on COMP tokens only; it cannot be merged into the base weights.")
 
 
 @dataclass(frozen=True)
 class PlainLoRA:
-    """A LoRA as PEFT or the authors save it: settings, and tensors by PEFT's names without the adapter's name.
+    """A LoRA as PEFT or the authors save it.
 
     Attributes:
-        settings: of ``adapter_config.json``.
-        tensors: LoRA tensors, named from the base model down.
-        comp: the rows of COMP (and, in merge adapters, SUM) embeddings, (N or 2N, hidden); None in stage-1 adapters.
+        settings: the contents of ``adapter_config.json``.
+        tensors: the LoRA tensors by their names within the base model, without the name that PEFT gives an adapter.
+        comp: (N, hidden) COMP embeddings; (2N, hidden) with SUM embeddings in merge adapters; None in stage-1 adapters.
     """
 
     settings: dict[str, Any]
@@ -82,15 +82,15 @@ class PlainLoRA:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of tensors and scale."""
+        """16 hex digits from tensors and scale."""
         return fingerprint_tensors(self.tensors, {k: self.settings[k] for k in ("r", "lora_alpha")})
 
 
 def check_plain(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a LoRA that is more than A, B and one scale.
+    """Refuse a LoRA that has more than A, B and one scale.
 
     Raises:
-        AdapterError: naming what it uses.
+        AdapterError: with the settings that it uses.
     """
     unread = [k for k in _UNREAD if settings.get(k) not in (None, False, {}, "none")]
     if unread:
@@ -98,18 +98,16 @@ def check_plain(settings: Mapping[str, Any], where: str) -> None:
 
 
 def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
-    """Add a stage-1 LoRA to the base's weights; returns the stock model.
+    """Add a stage-1 LoRA to the weights of a base, and return the stock model.
 
     Raises:
-        AdapterError: when the adapter is more than a plain LoRA, lacks tensors, or has some for which the model has no
-            place.
-        ConfigError: when the base is quantized: a sum would be rounded to its few bits once more.
+        AdapterError: when the adapter is more than a plain LoRA, or its tensors do not fit the model.
+        ConfigError: when the base is quantized, since the sum would be rounded again.
     """
     if is_quantized(base):
         raise ConfigError(
             "A stage-1 adapter cannot be merged into a quantized base. Merge it in full precision first, by "
-            "`ccm adapters merge`, or by merge=true where it is trained, and quantize what that "
-            "writes."
+            "`ccm adapters merge`, or by merge=true where it is trained, and quantize the result."
         )
     check_plain(lora.settings, "The stage-1 adapter")
     settings = {k: lora.settings[k] for k in ("r", "lora_alpha", "target_modules")}
@@ -120,7 +118,7 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
     except RuntimeError as error:
         raise AdapterError(f"The stage-1 adapter does not fit {type(base).__name__}: {error}") from error
     missing, unknown = [name for name in result.missing_keys if "lora_" in name], result.unexpected_keys
-    if missing or unknown:  # what is missing would stay random
+    if missing or unknown:  # PEFT would leave missing tensors random
         raise AdapterError(
             f"The stage-1 adapter does not fit {type(base).__name__}: missing {listed(missing)}, unknown "
             f"{listed(unknown)}."
@@ -129,16 +127,16 @@ def merge_stage1(base: PreTrainedModel, lora: PlainLoRA) -> PreTrainedModel:
 
 
 def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
-    """Put the LoRA on every attention projection of the model, in place, in float32; base weights are frozen.
+    """Put a LoRA in float32 on every attention projection of a model, in place, and freeze the base weights.
 
-    With rank 0 there is none, and only what stands in their input is told to the attention modules.
+    With rank 0 there is no LoRA; the hooks on the attention modules are set all the same.
 
     Raises:
-        ConfigError: when the model carries an adapter already.
-        UnsupportedModelError: when any projection of any layer was not adapted.
+        ConfigError: when the model has an adapter already.
+        UnsupportedModelError: when a projection of any layer did not get the LoRA.
     """
     if any(isinstance(module, LoraLinear) for module in base.modules()):
-        raise ConfigError("This base model already carries an adapter; load a fresh one for another.")
+        raise ConfigError("This base model already has an adapter; load the base again for another one.")
     base.requires_grad_(False)
     attentions = attention_modules(base)
     for attention in attentions:
@@ -153,7 +151,7 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
         target_modules=projection_paths(base),
     )
     wanted: type[nn.Module] = CompLinear if settings.conditional else LoraLinear
-    custom = {nn.Linear: wanted, Conv1D: wanted}  # on quantized linears too, instead of PEFT's classes for them
+    custom = {nn.Linear: wanted, Conv1D: wanted}  # quantized linear layers too, instead of PEFT's classes for them
     config._register_custom_module(custom)
     inject_adapter_in_model(config, base)
     for attention in attentions:
@@ -162,7 +160,7 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
                 raise UnsupportedModelError(
                     f"{name} of layer {attention.layer_idx} of {type(base).__name__} is a "
                     f"{type(getattr(attention, name)).__name__}, not a {wanted.__name__}; the adapter would act on "
-                    "part of the model only."
+                    "a part of the model only."
                 )
     for name, parameter in base.named_parameters():
         if "lora_" in name:
@@ -170,7 +168,7 @@ def inject_lora(base: PreTrainedModel, settings: LoRASettings) -> None:
 
 
 def _announce(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Tell this attention module's linears, and the pass itself, what stands in its input."""
+    """Tell the pass its hidden states, and the linear layers of this attention module their COMP rows."""
     if (current := kwargs.get("ccm")) is None:
         return
     current.hidden = args[0] if args else kwargs["hidden_states"]
@@ -179,12 +177,12 @@ def _announce(module: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _forget(module: nn.Module, args: tuple, output: object) -> None:
-    """Nothing of a pass stays in view of what is called after it."""
+    """Forget the COMP rows, so that later calls do not see them."""
     _active.comp = None
 
 
 class CompEmbedding(nn.Module):
-    """The N COMP embeddings, kept beside the base's table, in float32.
+    """The N COMP embeddings beside the base's table, in float32.
 
     Attributes:
         weight: (N, hidden).
@@ -195,14 +193,14 @@ class CompEmbedding(nn.Module):
         self.weight = nn.Parameter(initial_embeddings(base, n_tok))
 
     def forward(self, text: Tensor, slots: Tensor) -> Tensor:
-        """Put the COMP rows where ``slots`` (B, T) >= 0 into the text's embeddings (B, T, hidden)."""
+        """The embeddings (B, T, hidden) of text, with row k of the COMP embeddings where ``slots`` (B, T) is k >= 0."""
         return torch.where(slots[..., None] >= 0, self.weight[slots.clamp(min=0)].to(text.dtype), text)
 
 
 class TableEmbedding(nn.Module):
-    """The COMP embeddings as the last N rows of the base's own table (ablation): only those rows get gradients.
+    """The COMP embeddings as the last N rows of the base's own table (ablation). Only these rows get gradients.
 
-    An optimizer is given the whole table: its weight decay must be 0, or it shrinks the other rows.
+    An optimizer gets the whole table. Its weight decay must be 0, or it shrinks the other rows.
     """
 
     def __init__(self, base: PreTrainedModel, n_tok: int) -> None:
@@ -224,9 +222,9 @@ class TableEmbedding(nn.Module):
 
 
 def initial_embeddings(base: PreTrainedModel, count: int) -> Tensor:
-    """(count, hidden) float32: row ``-k - 1`` is the mean of the base's embedding outputs ``k::count``, as the authors.
+    """(count, hidden) float32. As the authors do, row ``-k - 1`` is the mean of the base's embeddings ``k::count``.
 
-    Of the outputs, not the table: some families scale inside the embedding.
+    The embeddings are outputs of the module, not rows of its table, since some families scale them.
     """
     embed = base.get_input_embeddings()
     vocab, device = embed.weight.shape[0], embed.weight.device

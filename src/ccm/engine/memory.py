@@ -1,7 +1,7 @@
-"""Memory: what is kept of a conversation, as plain tensors. Immutable by convention: an update returns a new one.
+"""Memory: the compressed context of conversations, in plain tensors. It is immutable by convention.
 
-    columns   [ sink | padding | entries of step 1, 2, ... ]      a sink only where the config has one, without a head
-    read as   [ padding, head | the columns ]                     the head is shared by all memories under it
+    columns   [ sink | padding | entries of step 1, 2, ... ]      a sink if the settings say so and there is no head
+    read as   [ padding, head | the columns ]                     all memories under a head share it
 
 Shapes: B conversations, L layers, K kv heads, M columns, H tokens of a head, D head dim.
 """
@@ -25,21 +25,21 @@ from ccm.core.rules import RULES
 from ccm.core.sending import send_numbers
 from ccm.engine.attention import CachedPass
 from ccm.engine.key_values import BaseMemory, KeyValues
-from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
+from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory
 
 KIND = "ccm_memory"
-COMPRESSED = -1  # the position of an entry that stands for many tokens: outside every sliding window
+COMPRESSED = -1  # position of an entry that stands for many tokens; sliding windows never hide it
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Text that stands raw before all steps, such as a system message: read once, and shared by every memory under it.
+    """Raw text before all steps, such as a system message. It is read once, and many memories share it.
 
-    See :meth:`ccm.CCMModel.head`.
+    :meth:`ccm.CCMModel.head` makes it.
 
     Attributes:
         ids: H token ids.
-        keys: per layer (1, K, H, D), after the rotary embedding, at positions from 0 on; none where H is 0.
+        keys: per layer (1, K, H, D), after the rotary embedding, at the positions 0 to H - 1; empty if H is 0.
         values: per layer (1, K, H, D).
         base: fingerprint of the base model that read it.
     """
@@ -55,19 +55,19 @@ class Head:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Head:
         """The same head on a device or in a dtype."""
         keys, values = (tuple(x.to(device=device, dtype=dtype) for x in side) for side in (self.keys, self.values))
-        return Head(self.ids, keys, values, self.base)
+        return replace(self, keys=keys, values=values)
 
 
 @dataclass(frozen=True, eq=False)
 class Columns(KeyValues):
-    """What text after a memory attends to: the head, padded on the left, then the memory's own columns; S together.
+    """The S columns that text after a memory attends to: the head, padded on the left, then those of the memory.
 
     Attributes:
         keys: per layer (B, K, S, D).
         values: per layer (B, K, S, D).
         mask: (B, S) bool, False at padding.
-        positions: (B, S), as of a memory.
-        raw: (B,) how many of the first tokens stay in view of all text, whatever a layer's reach.
+        positions: (B, S) int64, see :class:`Memory`.
+        raw: (B,) int64, how many first tokens stay visible to all text, whatever the reach of a layer.
     """
 
     parts: ClassVar[Parts] = {
@@ -83,7 +83,7 @@ class Columns(KeyValues):
 
 
 class StepRecord(NamedTuple):
-    """What one step did to the memory: text tokens read, entries added (None: mixed in), positions advanced."""
+    """The effect of one step: text tokens read, entries added (None if they were mixed), text positions taken."""
 
     tokens: int
     entries: int | None
@@ -98,15 +98,17 @@ class Memory(BaseMemory):
         keys: per layer (B, K, M, D), after the rotary embedding.
         values: per layer (B, K, M, D).
         mask: (B, M) bool, False at padding.
-        positions: (B, M) text position of a raw entry, :data:`COMPRESSED` elsewhere.
-        offset: (B,) position of the next text token.
-        origin: what made it.
-        steps: per conversation, what every step did.
-        heads: per conversation, what stands before its steps; its keys and values are not among the columns.
-        closed: whether its context is complete, under a rule that compresses once a context.
+        positions: (B, M) int64 text positions of raw entries, :data:`COMPRESSED` elsewhere.
+        offset: (B,) int64 position of the next text token.
+        origin: the model and the settings that made it.
+        steps: per conversation, the effect of every step.
+        heads: per conversation, the raw text before its steps; its keys and values are not among the columns.
+        closed: whether the context was closed and compressed, under a rule that compresses once per context.
     """
 
+    kind = KIND
     by_row = ("steps", "heads")
+    shared = ("origin", "closed")
 
     steps: tuple[tuple[StepRecord, ...], ...]
     heads: tuple[Head, ...]
@@ -114,12 +116,12 @@ class Memory(BaseMemory):
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Text tokens read per conversation: what full context would hold."""
+        """The number of text tokens that each conversation has read: the entries of full context."""
         return tuple(sum(step.tokens for step in row) for row in self.steps)
 
     @property
     def ends(self) -> list[int]:
-        """Per conversation, what ``offset`` holds: of an open memory by its records, without a wait for the device."""
+        """The values of ``offset``; those of an open memory come from its records, without a wait for the device."""
         if self.closed:
             return self.offset.tolist()
         pairs = zip(self.heads, self.steps, strict=True)
@@ -127,13 +129,13 @@ class Memory(BaseMemory):
 
     @property
     def begun(self) -> tuple[bool, ...]:
-        """Per conversation, whether anything that follows its head is held."""
-        ends = zip(self.offset.tolist(), self.heads, self.entries, strict=True)
-        return tuple(at > len(head) or held > 0 for at, head, held in ends)
+        """For each conversation, whether anything follows its head."""
+        rows = zip(self.offset.tolist(), self.heads, self.entries, strict=True)
+        return tuple(end > len(head) or entries > 0 for end, head, entries in rows)
 
     @property
     def live(self) -> int:
-        """Of the steps of one conversation, how many of the last are held; those before them made way."""
+        """How many of the last steps of one conversation are still in the memory; earlier ones made room."""
         (row,) = self.steps
         rule = RULES[self.origin.config.rule]
         if rule.compresses == "never" and not rule.keeps_text:
@@ -142,17 +144,17 @@ class Memory(BaseMemory):
 
     @property
     def sinks(self) -> int:
-        """Columns of sinks, 0 or 1: the first token of a conversation without a head, under a config that has one."""
+        """The number of sink columns, 0 or 1: a sink is the first token of a conversation without a head."""
         return int(self.origin.config.sink and not all(map(len, self.heads)))
 
     def cache(self) -> MemoryCache:
-        """A cache that begins with this memory, which stays as it is.
+        """A cache that begins with this memory; the memory stays as it is.
 
-        For ``model.generate``, and for ``model.base(ids, past_key_values=cache)``, which reads on from the memory
-        (``cache=cache`` from transformers 5.24 on).
+        Pass it to ``model.generate``, or to ``model.base(ids, past_key_values=cache)``, which reads on from the memory
+        (``cache=cache`` since transformers 5.24).
 
         Raises:
-            InputError: when the memory is open under a rule that compresses once a context.
+            InputError: when the memory is open, and the rule compresses once per context.
         """
         if RULES[self.origin.config.rule].compresses == "context" and self.width and not self.closed:
             raise InputError(
@@ -161,7 +163,7 @@ class Memory(BaseMemory):
         return MemoryCache(self)
 
     def columns(self) -> Columns:
-        """Head and columns, as text after the memory reads them; nothing is copied where there is no head."""
+        """The columns of heads and memory, as later text reads them. Without heads, nothing is copied."""
         config, device = self.origin.config, self.mask.device
         rule = RULES[config.rule]
         raw = send_numbers([rule.raw(len(head), sink=config.sink) for head in self.heads], device)
@@ -184,7 +186,7 @@ class Memory(BaseMemory):
         )
 
     def positions_of(self, mask: Tensor) -> Tensor:
-        """(B, T) positions of text that follows the memory, padded where ``mask`` (B, T) is False."""
+        """Positions (B, T) of text that follows the memory; ``mask`` (B, T) is False at its padding."""
         return self.offset[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
@@ -192,19 +194,15 @@ class Memory(BaseMemory):
         return replace(super().to(device, dtype), heads=tuple(head.to(device, dtype) for head in self.heads))
 
     def fork(self) -> Memory:
-        """A copy that shares no tensor with this memory but its heads, which never change."""
+        """A copy that shares only the heads with this memory."""
         return replace(self.each(Tensor.clone), offset=self.offset.clone())
 
-    def sink_only(self) -> Memory:
-        """This memory without the entries of its steps: what a step sees that is read in isolation."""
-        return self.first(self.sinks)
-
     def first(self, width: int) -> Memory:
-        """The first ``width`` columns, or all where there are fewer."""
+        """The memory with its first ``width`` columns, or all if there are fewer."""
         return self.each(lambda x: x[:, :, :width])
 
     def without(self, begin: int, end: int) -> Memory:
-        """All columns but those from number ``begin`` to before ``end``."""
+        """The memory without the columns from ``begin`` to before ``end``."""
         return self.each(lambda x: torch.cat([x[:, :, :begin], x[:, :, max(begin, end) :]], dim=2))
 
     def without_sink(self) -> Memory:
@@ -215,7 +213,7 @@ class Memory(BaseMemory):
         return replace(self.without(0, 1), steps=(tuple(records),))
 
     def after(self, records: Sequence[StepRecord]) -> Memory:
-        """This memory with one more step on the record of every conversation, and its offset moved on."""
+        """The memory with one more step on the record of every conversation, and the offset after it."""
         moved = send_numbers([record.positions for record in records], self.offset.device)
         steps = tuple((*row, record) for row, record in zip(self.steps, records, strict=True))
         return replace(self, offset=self.offset + moved, steps=steps)
@@ -224,11 +222,11 @@ class Memory(BaseMemory):
         """The memory before the last ``steps`` steps.
 
         Raises:
-            IrreversibleError: when the rule mixes steps, so that none can be taken out.
-            InputError: when it is no whole number, or a conversation has fewer steps.
+            IrreversibleError: when the rule mixes steps.
+            InputError: when ``steps`` is no whole number, a conversation has fewer steps, or the memory was closed.
         """
         if self.closed:
-            raise InputError("This memory was closed: its steps are no longer apart. Roll back the open memory.")
+            raise InputError("This memory was closed, and its steps cannot be told apart. Roll back the open memory.")
         if not 0 <= check_count(steps, "steps") <= min(map(len, self.steps)):
             raise InputError(f"Cannot roll back {steps} steps; the memory holds {min(map(len, self.steps))}.")
         if steps == 0:
@@ -247,18 +245,9 @@ class Memory(BaseMemory):
             width -= step.entries
         return replace(self.first(width), offset=self.offset - sum(step.positions for step in lost), steps=(kept,))
 
-    def _must_agree(self) -> tuple[Any, ...]:
-        return self.origin, self.closed
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
-
-        Raises:
-            MemoryFileError: when the path is a directory, a file that is no memory, or cannot be written.
-        """
-        manifest = {**self.origin.to_dict(), "steps": self.steps, "closed": self.closed}
-        manifest["head"] = [head.ids for head in self.heads] if any(map(len, self.heads)) else None
-        write_memory(path, KIND, self.tensors(), manifest)
+    def _manifest(self) -> dict[str, Any]:
+        heads = [head.ids for head in self.heads] if any(map(len, self.heads)) else None
+        return {**super()._manifest(), "steps": self.steps, "closed": self.closed, "head": heads}
 
     @staticmethod
     def load(
@@ -270,64 +259,53 @@ class Memory(BaseMemory):
         """Read a memory that ``origin`` made.
 
         Args:
-            path: of the file.
-            origin: what made it.
-            head: reads the token ids of a head, as :meth:`CCMModel.head` does; only for memories that have one.
-            sizes: of the model, where it is known.
+            path: the file.
+            origin: the model and the settings that must have made it.
+            head: reads the token ids of a head, as :meth:`CCMModel.head` does; needed only for memories with a head.
+            sizes: sizes of the model, if it is known.
 
         Raises:
-            MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
+            MemoryFileError: when the file is absent or damaged, holds values that are not finite, or is of another
+                version, model, adapter or rule.
         """
         tensors, manifest = read_memory(path, KIND, origin, Memory.parts, sizes, heads=True)
-        return _from_tensors(path, tensors, manifest, origin, head or _unread)
+        heads = manifest.get("head") or [[] for _ in tensors["offset"]]
+        if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_count, ids)) for ids in heads):
+            raise MemoryFileError(
+                f"{path} has a damaged manifest: its head {heads!r} is no list of token ids for each conversation."
+            )
+        if head is None and any(heads):
+            raise MemoryFileError("This memory has a head, which its model must read: use model.load_memory(path).")
+        try:
+            memory = Memory.from_tensors(
+                tensors,
+                steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
+                origin=origin,
+                closed=manifest["closed"],
+                heads=tuple(head(tuple(ids)) if head and ids else Head() for ids in heads),
+            )
+        except InputError as error:
+            raise MemoryFileError(f"{path} is damaged: its head cannot be read. {error}") from error
+        except (KeyError, TypeError) as error:
+            raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
+        _check_records(path, memory)
+        return memory
 
 
-def _unread(ids: tuple[int, ...]) -> Head:
-    raise MemoryFileError("The memory stands under a head, which its model must read: take model.load_memory(path).")
-
-
-def _from_tensors(
-    path: str | Path,
-    tensors: dict[str, Tensor],
-    manifest: dict[str, Any],
-    origin: Origin,
-    read: Callable[[tuple[int, ...]], Head],
-) -> Memory:
-    heads = manifest.get("head") or [[] for _ in tensors["offset"]]
-    if not isinstance(heads, list) or not all(isinstance(ids, list) and all(map(_is_id, ids)) for ids in heads):
-        raise MemoryFileError(
-            f"{path} has a damaged manifest: its head {heads!r} is no list of token ids a conversation."
-        )
-    try:
-        memory = Memory.from_tensors(
-            tensors,
-            steps=tuple(tuple(StepRecord(*step) for step in row) for row in manifest["steps"]),
-            origin=origin,
-            closed=manifest["closed"],
-            heads=tuple(read(tuple(ids)) if ids else Head() for ids in heads),
-        )
-    except InputError as error:  # a head that the model cannot read
-        raise MemoryFileError(f"{path} is damaged: its head cannot be read. {error}") from error
-    except (KeyError, TypeError) as error:
-        raise MemoryFileError(f"{path} lacks a part of the memory: {error}.") from error
+def _check_records(path: str | Path, memory: Memory) -> None:
+    """Refuse records that are no counts, or, in an open memory, do not add up to its entries and offset."""
     if not len(memory.steps) == len(memory.heads) == memory.batch:
         raise MemoryFileError(
             f"{path} is damaged: {memory.batch} conversations, steps of {len(memory.steps)}, heads of "
             f"{len(memory.heads)}."
         )
-    _check_records(path, memory)
-    return memory
-
-
-def _check_records(path: str | Path, memory: Memory) -> None:
-    """The steps' records must be counts; those of an open memory must add up to its entries and offset."""
     if not isinstance(memory.closed, bool):
         raise MemoryFileError(f"{path} has a damaged manifest: closed is {memory.closed!r}, not true or false.")
     ends = memory.offset.tolist()
     for row, held, offset, head in zip(memory.steps, memory.entries, ends, memory.heads, strict=True):
         mixed = [step.entries is None for step in row]
         counts = [n for step in row for n in step if n is not None]
-        if len(counts) != 3 * len(row) - sum(mixed) or not all(type(n) is int and 0 <= n < LIMIT for n in counts):
+        if len(counts) != 3 * len(row) - sum(mixed) or not all(map(_is_count, counts)):
             raise MemoryFileError(f"{path} has a damaged manifest: the steps {row} are not three counts each.")
         entries, positions = sum(step.entries or 0 for step in row), len(head) + sum(step.positions for step in row)
         if not memory.closed and ((not any(mixed) and entries != held) or positions != offset):
@@ -337,17 +315,18 @@ def _check_records(path: str | Path, memory: Memory) -> None:
             )
 
 
-def _is_id(value: object) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < LIMIT
 
 
 class MemoryCache(DynamicCache):
-    """A growing cache whose first columns are a memory. Every layer keeps all of it, whatever its sliding window.
+    """A growing cache that begins with a memory. All layers keep all columns, whatever their sliding window.
 
     Attributes:
         memory: the memory.
-        columns: head and columns of it, with which the cache begins.
-        read: (B, R) bool, False at padding, of text that :meth:`CCMModel.read` read since; what others read has none.
+        columns: the columns of its heads and its own, with which the cache begins.
+        read: (B, R) bool, False at padding: the text that :meth:`CCMModel.read` has read since. Text that others have
+            read is not in it, and has no padding.
     """
 
     def __init__(self, memory: Memory, columns: Columns | None = None) -> None:
@@ -357,7 +336,7 @@ class MemoryCache(DynamicCache):
         self.columns.fill(self)
 
     def fork(self) -> MemoryCache:
-        """A cache that has read the same and goes on by itself; nothing is copied."""
+        """A second cache that has read the same and grows by itself; nothing is copied."""
         twin = MemoryCache(self.memory, self.columns)
         twin.read = self.read
         for layer, own in zip(twin.layers, self.layers, strict=True):
@@ -365,26 +344,26 @@ class MemoryCache(DynamicCache):
         return twin
 
     def mask_before(self, rows: int, length: int) -> Tensor:
-        """(rows, S) bool, of the memory, what was read since, and ``length`` tokens more, none of them padding.
+        """The mask (rows, S) bool of the memory, the text since, and ``length`` further tokens without padding.
 
-        With beams, ``rows`` is a multiple of the memory's.
+        With beams, ``rows`` is a multiple of the rows of the memory.
         """
         known = torch.cat([self.columns.mask, self.read], dim=1).repeat_interleave(rows // self.memory.batch, 0)
         return torch.cat([known, known.new_ones(rows, self.get_seq_length() - known.shape[1] + length)], dim=1)
 
     def positions_of(self, mask: Tensor, length: int) -> Tensor:
-        """(B, T) positions of the last ``length`` tokens of ``mask`` (B, S) over the memory and all text so far."""
+        """Positions (B, T) of the last ``length`` tokens; ``mask`` (B, S) covers the memory and all text so far."""
         return self.memory.positions_of(mask[:, self.columns.width :])[:, -length:]
 
     def follows(self, positions: Tensor) -> bool:
-        """Whether text at these positions (rows, T) comes after the memory; ``rows`` as in :meth:`mask_before`."""
+        """Whether text at these positions (rows, T) comes after the memory; for ``rows``, see :meth:`mask_before`."""
         offset = self.memory.offset.repeat_interleave(positions.shape[0] // self.memory.batch)
         return bool((positions >= offset[:, None]).all())
 
     def view(self, positions: Tensor, mask: Tensor) -> CachedPass:
-        """The pass of text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.
+        """The pass for text at ``positions`` (B, T) that reads this cache; with beams, B is a multiple of its rows.
 
-        ``mask`` (B, S) is that of the memory and all text so far.
+        ``mask`` (B, S) covers the memory and all text up to this one.
         """
         memory, columns, length = self.memory, self.columns, positions.shape[1]
         beams = positions.shape[0] // memory.batch

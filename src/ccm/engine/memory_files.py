@@ -1,4 +1,4 @@
-"""Files of memories: tensors, with a manifest that says what made them and alone can read them."""
+"""Files of memories: tensors, with a manifest that names the model and the adapter that can read them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from torch import Tensor
 
 from ccm.core.config import CCMConfig
-from ccm.core.errors import CCMError, MemoryFileError, listed, reason
-from ccm.core.files import SafetensorError, Stated, as_path, check_regular, read_metadata
+from ccm.core.errors import CCMError, MemoryFileError, listed
+from ccm.core.files import SafetensorError, TensorInfo, as_path, check_regular, read_metadata, writing
 from ccm.core.tensor_files import KINDS, read_file, write_file
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")  # dtypes of entries
-LIMIT = 1 << 63  # counts and ids in a manifest are below: they go into int64, and into messages
-Parts = Mapping[str, tuple[str, str]]  # by name: a letter for each dimension, and the dtype, or "entry"
+LIMIT = 1 << 63  # above all counts and ids in a manifest, since they become int64
+Parts = Mapping[str, tuple[str, str]]  # see KeyValues.parts
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a memory, and alone can read it.
+    """The model and the settings that made a memory; only they can read it.
 
     Attributes:
         config: the settings.
-        base: fingerprint of the base model, its stage-1 adapter included.
+        base: fingerprint of the base model with its stage-1 adapter.
         adapter: fingerprint of the compression adapter.
-        model: what the base is called, for messages alone.
+        model: name of the base, for messages only.
     """
 
     config: CCMConfig
@@ -36,13 +36,13 @@ class Origin:
     model: str = field(default="", compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a manifest has it, of what has no head."""
+        """The fields of a manifest, for a memory without a head."""
         named = {"base": self.base, "model": self.model, "adapter": self.adapter}
         return {**named, "config": self.config.to_dict(), "head": None}
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of a file (:data:`ccm.core.tensor_files.KINDS`), whatever model wrote it; None where it is of none.
+    """The kind of a file (a key of :data:`ccm.core.tensor_files.KINDS`); None if it is not one of them.
 
     Raises:
         OSError: when there is no such file.
@@ -55,23 +55,17 @@ def kind_of(path: Path) -> str | None:
 
 
 def write_memory(path: str | Path, kind: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """Write one file, atomically; a file that is there is overwritten where it is of that ``kind``.
+    """Write a memory into a file, atomically. It replaces an empty file or one of the same ``kind``, and no other.
 
     Raises:
-        MemoryFileError: when there is anything else at the path, it is none, or it cannot be written.
+        MemoryFileError: when ``path`` is no path or cannot be written, or another file is there.
     """
     target = as_path(path, MemoryFileError)
-    try:
-        if target.is_dir():
-            raise MemoryFileError(f"{path} is a directory; name a file to save the memory in.")
-        if not target.parent.is_dir():
-            raise MemoryFileError(f"There is no folder {target.parent} to save {target.name} in; create it first.")
-        if target.exists() and check_regular(target).st_size and (held := kind_of(target)) != kind:
-            what = f"holds {KINDS[held]}, and what is saved is {KINDS[kind]}" if held else "is not a saved memory"
+    with writing(target, MemoryFileError, "Name another file for the memory, in a folder that exists."):
+        if target.exists() and check_regular(target).st_size and (found := kind_of(target)) != kind:
+            what = f"holds {KINDS[found]}, and what is saved is {KINDS[kind]}" if found else "is not a saved memory"
             raise MemoryFileError(f"{path} exists and {what}; name another file, or delete it first.")
         write_file(target, kind, tensors, manifest)
-    except (OSError, SafetensorError) as error:
-        raise MemoryFileError(f"The memory cannot be saved as {path}: {reason(error)}.") from error
 
 
 def read_memory(
@@ -84,65 +78,67 @@ def read_memory(
     optional: Collection[str] = (),
     heads: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and manifest of a file of that kind, which ``origin`` made; the values are finite.
+    """Read a file of that kind: its tensors and its manifest.
 
     Args:
-        path: of the file.
+        path: the file.
         kind: one of :data:`ccm.core.tensor_files.KINDS`.
-        origin: what must have made it.
+        origin: the model and the settings that must have made it.
         parts: the tensors of that kind.
-        sizes: of the model (see :meth:`ccm.engine.adapted.AdaptedModel.part_sizes`); those of other letters may be any.
+        sizes: sizes of the model by letter (:attr:`ccm.engine.adapted.AdaptedModel.part_sizes`); the sizes of other
+            letters may be any.
         optional: parts that may be absent.
-        heads: whether memories of that kind may stand under a head.
+        heads: whether memories of that kind may have a head.
 
     Raises:
-        MemoryFileError: when the file is absent, damaged, of another kind, version, model, adapter or rule.
+        MemoryFileError: when the file is absent or damaged, holds values that are not finite, or is of another kind,
+            version, model, adapter or rule.
     """
 
-    def fits(manifest: dict[str, Any], stated: dict[str, Stated]) -> None:
+    def check(manifest: dict[str, Any], infos: dict[str, TensorInfo]) -> None:
         _check_manifest(path, manifest, origin)
         if not heads and (head := manifest.get("head")) is not None:
-            raise MemoryFileError(f"{path} says that it was written under a head ({head}); its kind has none.")
-        check_parts(path, stated, parts, sizes, optional)
+            raise MemoryFileError(f"{path} names a head ({head}); files of its kind have none.")
+        _check_parts(path, infos, parts, sizes, optional)
 
-    tensors, manifest = read_file(as_path(path, MemoryFileError), kind, MemoryFileError, fits)
+    tensors, manifest = read_file(as_path(path, MemoryFileError), kind, MemoryFileError, check)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise MemoryFileError(f"{path} holds values that are not finite in {name}; it cannot be used.")
     return tensors, manifest
 
 
-def check_parts(
+def _check_parts(
     path: str | Path,
-    stated: Mapping[str, Stated],
+    infos: Mapping[str, TensorInfo],
     parts: Parts,
     sizes: Mapping[str, int],
-    optional: Collection[str] = (),
+    optional: Collection[str],
 ) -> None:
-    """Refuse tensors that are not the ``parts``, or whose sizes do not go together.
+    """Refuse tensors that are not the ``parts``, or whose sizes disagree.
 
-    A letter stands for the same size wherever it is; heads K and head dims D may differ from layer to layer. A part
-    that has them is one tensor a layer, ``NAME.0``, ``NAME.1`` and so on. The dtype "entry" is the same in all parts.
+    A letter stands for one size in all parts, except that heads K and head dims D may differ from layer to layer. A
+    part with K is one tensor for each layer: ``NAME.0``, ``NAME.1`` and so on. "entry" is one dtype in all parts.
 
     Raises:
-        MemoryFileError: naming the tensor.
+        MemoryFileError: with the tensor.
     """
-    floats = {dtype for dtype, _ in stated.values() if dtype in _FLOATS}
+    floats = {dtype for dtype, _ in infos.values() if dtype in _FLOATS}
     if len(floats) != 1:
-        raise MemoryFileError(f"{path} is damaged: its dtypes of floating point are {sorted(floats)}, not one.")
+        raise MemoryFileError(f"{path} is damaged: it needs one floating-point dtype, and has {sorted(floats)}.")
     (entry,) = floats
-    layers = sizes.get("L", sum(name.startswith("keys.") for name in stated))
+    layers = sizes.get("L", sum(name.startswith("keys.") for name in infos))
     wanted = {
         f"{part}.{layer}" if "K" in letters else part
         for part, (letters, _) in parts.items()
         for layer in range(layers if "K" in letters else 1)
     }
-    if missing := wanted - stated.keys() - {*optional}:
-        raise MemoryFileError(f"{path} lacks a part of what it should hold: {listed(missing)}.")
-    if unknown := stated.keys() - wanted:
+    if missing := wanted - infos.keys() - {*optional}:
+        raise MemoryFileError(f"{path} lacks a part of the memory: {listed(missing)}.")
+    if unknown := infos.keys() - wanted:
         raise MemoryFileError(f"{path} is damaged: it holds {listed(unknown)} beside its parts.")
     known = dict(sizes)
-    for name, (dtype, shape) in stated.items():
+    for name, (dtype, shape) in infos.items():
         part, _, layer = name.partition(".")
         letters, kind = parts[part]
         expected = len(letters), entry if kind == "entry" else kind

@@ -1,6 +1,6 @@
-"""What a stock layer counts in columns of its cache, counted in text positions: how far it sees, how sharply it looks.
+"""How far back a layer sees, and how it scales its queries, in text positions rather than columns of the cache.
 
-Beside text there are other columns here: entries of a memory, COMP tokens, padding. They would shift what is counted.
+A cache here has other columns beside text: entries of a memory, COMP tokens and padding. Stock layers would count them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from torch import Tensor
 
 
 class Reach(NamedTuple):
-    """How far back a layer sees raw text: a sliding window, or the chunk that the query stands in.
+    """How far back a layer sees raw text: a sliding window, or the chunk that contains the query.
 
     Attributes:
         size: positions of the window or chunk.
-        chunked: whether it is a chunk; these begin at 0, ``size``, 2 ``size``, ...
+        chunked: whether it is a chunk; chunks begin at the positions 0, ``size``, 2 ``size``, ...
     """
 
     size: int
     chunked: bool = False
 
     def covers(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query at one position reaches a key at another that is not after it; bool, broadcast."""
+        """Whether a query at one position sees a key at the same or an earlier one; bool, broadcast."""
         if self.chunked:
             return query // self.size == key // self.size
         return query - key < self.size
 
 
 def reach_of(module: Any, sliding_window: int | None) -> Reach | None:
-    """The reach of an attention layer that hands this window to its attention function; None where it sees all."""
+    """The reach of an attention module that gives this window to its attention function; None if it sees everything."""
     if sliding_window is not None:
         return Reach(sliding_window)
     types = getattr(getattr(module, "config", None), "layer_types", None)
@@ -40,13 +40,13 @@ def reach_of(module: Any, sliding_window: int | None) -> Reach | None:
 
 
 def retuned(module: Any, query: Tensor, key: Tensor, positions: Tensor) -> Tensor:
-    """The query as Llama 4's layers without rope scale it, by its text position; all other layers' stays as it is.
+    """The query scaled by its text positions in layers of Llama 4 without rope; unchanged in all other layers.
 
     Args:
-        module: the attention layer.
-        query: (B, H, T, D), scaled by the columns of the cache.
-        key: (B, K, S, D), of which the last T are the query's own.
-        positions: (B, T).
+        module: the attention module.
+        query: (B, H, T, D), which the module has scaled by its columns in the cache.
+        key: (B, K, S, D); the last T keys belong to the queries.
+        positions: (B, T) text positions of the queries.
     """
     if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
         return query

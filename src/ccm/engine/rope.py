@@ -1,7 +1,7 @@
-"""Rotary positions: keys that stand in a cache are turned to another position, without the text that they came from.
+"""Rotary positions: keys in a cache move to other positions, without the text that they came from.
 
-A rotary embedding turns a key by an angle that grows with its position, and turns add up: a key at position p becomes
-the key at position q when it is turned by q - p. Where the frequencies depend on how long the text is, they do not.
+A rotary embedding rotates a key by an angle proportional to its position, and rotations add up: rotating a key at
+position p by q - p gives the key at position q. This fails only if the frequencies depend on the length of the text.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from ccm.core.errors import UnsupportedModelError
 from ccm.engine.families import attention_modules, decoder, entry_sizes
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, (1, T, rotary dimensions), float32
-Apply = Callable[..., tuple[Tensor, Tensor]]  # (queries, keys, cosines, sines) -> the two turned
-_TURNS: dict[str, Callable[[Any], bool]] = {  # which layers of hybrid models know positions; others say use_rope
+Apply = Callable[..., tuple[Tensor, Tensor]]  # (queries, keys, cosines, sines) -> rotated queries and keys
+_HAS_ROPE: dict[str, Callable[[Any], bool]] = {  # whether a layer of a hybrid model rotates; others say use_rope
     "cohere2": lambda attention: attention.sliding_window is not None,
     "exaone4": lambda attention: attention.sliding_window is None or attention.is_sliding,
 }
 
 
-class Turn:
-    """A turn of keys by a number of positions each.
+class Rotation:
+    """A rotation of T keys, each by its own number of positions.
 
     Args:
-        angles: per layer; None where the layer knows no positions.
-        apply: the model's own function, which knows which dimensions turn together.
+        angles: per layer; None in layers without positions.
+        apply: the function of the model's family, which knows the pairs of dimensions that rotate together.
     """
 
     def __init__(self, angles: list[Angles | None], apply: Apply) -> None:
         self._angles, self._apply = angles, apply
 
     def __call__(self, layer: int, keys: Tensor) -> Tensor:
-        """The keys (B, K, T, D) of that layer, turned in float32 at least; their dtype stays."""
+        """Rotate the keys (B, K, T, D) of a layer, in float32 at least; their dtype stays."""
         angles = self._angles[layer]
         if angles is None or not keys.shape[2]:
             return keys
@@ -47,18 +47,18 @@ class Turn:
 
 
 class Rope:
-    """The rotary embedding of a model, layer by layer, as something by which keys can be moved.
+    """The rotary embedding of a model: it makes the rotations that move keys.
 
     Raises:
-        UnsupportedModelError: when the model has no rotary positions, or such that keys cannot be moved.
+        UnsupportedModelError: when the model has no rotary positions, or its rotations do not add up.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         name, config = type(base).__name__, base.config.get_text_config()
         self._rotary: Any = getattr(decoder(base), "rotary_emb", None)
         attentions: list[Any] = attention_modules(base)
-        self._apply = _family_rotation(attentions[0])
-        if self._rotary is None or self._apply is None:
+        apply = _family_function(attentions[0])
+        if self._rotary is None or apply is None:
             raise UnsupportedModelError(
                 f"{name} has no rotary positions, so its keys cannot be moved; use a model that has."
             )
@@ -67,22 +67,22 @@ class Rope:
                 f"The rotary frequencies of {name} change with the length of the text (rope_type 'dynamic'), so the "
                 "keys cannot be moved; load it with another rope_type, such as 'default' or 'yarn'."
             )
+        self._apply = apply
         typed = "layer_type" in inspect.signature(self._rotary.forward).parameters
-        turns = _TURNS.get(config.model_type, lambda attention: getattr(attention, "use_rope", True))
+        has_rope = _HAS_ROPE.get(config.model_type, lambda attention: getattr(attention, "use_rope", True))
         self._types = [
-            (config.layer_types[i] if typed else "") if turns(attention) else None
+            (config.layer_types[i] if typed else "") if has_rope(attention) else None
             for i, attention in enumerate(attentions)
         ]
         self._check(name, entry_sizes(base)[0][1], base.device)
 
-    def by(self, delta: Tensor) -> Turn:
-        """The turn of T keys by ``delta`` (T,) positions, which may be negative."""
+    def by(self, delta: Tensor) -> Rotation:
+        """The rotation of T keys by ``delta`` (T,) positions, which may be negative."""
         angles = {kind: self._angles(kind, delta) for kind in {*self._types} if kind is not None}
-        assert self._apply is not None
-        return Turn([None if kind is None else angles[kind] for kind in self._types], self._apply)
+        return Rotation([None if kind is None else angles[kind] for kind in self._types], self._apply)
 
     def _angles(self, kind: str, delta: Tensor) -> Angles:
-        """Without the factor by which some ropes scale their keys: those that are to be turned are scaled already."""
+        """The angles without the factor by which some ropes scale keys: keys in a cache are scaled already."""
         like = torch.zeros((), device=delta.device)
         angles = self._rotary(like, delta[None], **({"layer_type": kind} if kind else {}))
         cos, sin = (angles.real, angles.imag) if isinstance(angles, Tensor) else angles
@@ -90,7 +90,7 @@ class Rope:
         return cos / scale, sin / scale
 
     def _check(self, name: str, dim: int, device: torch.device) -> None:
-        """Turning by three positions and by four more must equal turning by seven."""
+        """Refuse a rope in which rotations by three and by four positions do not give one by seven."""
         x = torch.linspace(-1.0, 1.0, dim, device=device).expand(1, 1, 1, dim)
         three, four, seven = (self.by(torch.tensor([n], device=device)) for n in (3, 4, 7))
         for layer in range(len(self._types)):
@@ -102,15 +102,15 @@ class Rope:
                 )
 
 
-def _family_rotation(attention: Any) -> Apply | None:
-    """The family's own function, of queries and keys (B, H, T, D); None where it has none."""
+def _family_function(attention: Any) -> Apply | None:
+    """The function of a family that rotates queries and keys (B, H, T, D); None if the family has none."""
     family = sys.modules[type(attention).__module__]
     rotate = getattr(family, "apply_rotary_emb", None)
     if rotate is None:
         return getattr(family, "apply_rotary_pos_emb", None)
 
     def apply(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Llama 4's, which takes (B, T, H, D) and complex angles."""
+        """The function of Llama 4 takes (B, T, H, D) and complex angles."""
         query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), torch.complex(cos, sin))
         return query.transpose(1, 2), key.transpose(1, 2)
 
@@ -118,6 +118,6 @@ def _family_rotation(attention: Any) -> Apply | None:
 
 
 def _kinds(parameters: Any) -> list[str]:
-    """The types of rope in a config's parameters, which may be by type of layer."""
+    """The types of rope in a config's parameters; there may be one for each type of layer."""
     tables = [parameters or {}, *(table for table in (parameters or {}).values() if isinstance(table, dict))]
     return [table["rope_type"] for table in tables if table.get("rope_type")]

@@ -1,13 +1,13 @@
-"""What the seams must do, tried on a tiny random model before the first real one of its kind is built.
+"""A trial of both seams on a tiny random model, before the first real model of its kind is built.
 
-The names and arguments of a library can stay while what they do changes: a memory would then silently not be there.
-Here two steps that do not see each other, of text and COMP tokens, go through both seams in one pass:
+A library can keep its names and arguments and yet do something else. Then a memory could have no effect, without any
+error. The trial reads two steps of text and COMP tokens, which do not see each other, in one pass:
 
 tokens   a a a C | b b C | q q        C = COMP
 blocks   0 0 0 0   1 1 1   2 2
 
-Each step must come out as the stock model, which knows nothing of seams, reads it alone. With a LoRA that acts nowhere
-it must stay so; with one that acts on COMP tokens it must not.
+Each step must give the same as in the stock model, which reads it by itself. A LoRA without COMP rows must not change
+that; a LoRA with COMP rows must.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ccm.engine.lora import inject_lora
 from ccm.engine.stack import refusal
 from ccm.engine.t5.encoder import EncoderPass, build_encoder_layout
 
-ROUNDING = 1e-4  # of numbers of size 1; what a seam leaves out changes them a hundred times as much
+ROUNDING = 1e-4  # for numbers of size 1; a seam that fails changes them a hundred times as much
 _SAMPLE = Sample([Step([3, 4, 5]), Step([6, 7])], Step([8, 9], [9, 3]))
 _CONFIG = CCMConfig("concat", n_tok=1, recurrent=False, lora=LoRASettings(r=2, alpha=4, dropout=0.0))
 _SIZES: dict[str, Any] = {"vocab_size": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -45,10 +45,10 @@ _SIZES: dict[str, Any] = {"vocab_size": 10, "pad_token_id": 0, "bos_token_id": 1
 
 @cache
 def try_seams(encoder_decoder: bool) -> None:
-    """Try both seams on a tiny T5, or on a tiny decoder; once a process, in milliseconds.
+    """Try both seams on a tiny T5 or a tiny decoder, once in each process; it takes milliseconds.
 
     Raises:
-        StackError: saying what does not work, with the versions that are there.
+        StackError: with what does not work, and the installed versions.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(0)
@@ -89,17 +89,17 @@ def _try(base: PreTrainedModel, layout: Any, current: Any, run: Callable[..., Te
 
 
 def _try_cache(base: PreTrainedModel) -> None:
-    """A memory is handed to a model as its cache: text that is read in two parts must come out as at once."""
-    text, held = torch.randn(1, 4, 8, dtype=torch.float64), DynamicCache()
+    """Text that a model reads in two parts, with a cache, must give the same as text that it reads at once."""
+    text, cached = torch.randn(1, 4, 8, dtype=torch.float64), DynamicCache()
     parts = [
-        base(inputs_embeds=part, use_cache=True, **given_cache(base, held)).logits for part in text.split(2, dim=1)
+        base(inputs_embeds=part, use_cache=True, **given_cache(base, cached)).logits for part in text.split(2, dim=1)
     ]
     if _far(torch.cat(parts, dim=1), base(inputs_embeds=text, use_cache=False).logits):
-        raise refusal(f"A cache that is handed to a model of the type {base.config.model_type} is not read")
+        raise refusal(f"A model of the type {base.config.model_type} does not read the cache that it is given")
 
 
 def _try_last(base: PreTrainedModel, run: Callable[[], Tensor], layout: Layout, current: ParallelPass) -> None:
-    """The last layer computes what is read of it alone; that must come out as of the whole layer."""
+    """A last layer that computes only the columns that are read must give the same there as the whole layer."""
     read = layout.targets != IGNORE
     whole = run()[read]
     attach_last(last_layer(base))
@@ -109,7 +109,7 @@ def _try_last(base: PreTrainedModel, run: Callable[[], Tensor], layout: Layout, 
 
 
 def _far(found: Tensor, expected: Tensor) -> bool:
-    return not bool((found - expected).abs().max() < ROUNDING)  # NaN is far
+    return not bool((found - expected).abs().max() < ROUNDING)  # NaN counts as far
 
 
 def _decoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[str, Any]]:
@@ -119,7 +119,7 @@ def _decoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[s
     layout = build_layout([_SAMPLE], _CONFIG, rule, pad_id=0)
 
     def run(text: Tensor, positions: Tensor, **given: Any) -> Tensor:
-        if "ccm" in given:  # as CCMModel calls it
+        if "ccm" in given:  # as CCMModel does
             given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         return base.model(inputs_embeds=text, position_ids=positions, use_cache=False, **given).last_hidden_state
 
@@ -135,8 +135,8 @@ def _encoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[s
     layout = build_encoder_layout([_SAMPLE], _CONFIG, rule, pad_id=0)
     nothing = torch.zeros(1, 2, 0, 4, dtype=torch.float64)
     blank = torch.zeros(1, 0, dtype=torch.long)
-    held = [(nothing, nothing)] * config.num_layers
-    current = EncoderPass(layout, rule, attention_modules(base)[0], blank.bool(), blank, held)
+    entries = [(nothing, nothing)] * config.num_layers
+    current = EncoderPass(layout, rule, attention_modules(base)[0], blank.bool(), blank, entries)
 
     def run(text: Tensor, positions: Tensor, **given: Any) -> Tensor:
         return base.get_encoder()(inputs_embeds=text, **given).last_hidden_state
@@ -145,7 +145,7 @@ def _encoder() -> tuple[PreTrainedModel, Any, Any, Callable[..., Tensor], dict[s
 
 
 def _filled(base: PreTrainedModel) -> PreTrainedModel:
-    """Weights of a size at which every token matters to those that see it; float64, in which rounding is nothing."""
+    """The model in float64, with random weights so large that every token clearly changes those that see it."""
     for parameter in base.parameters():
         parameter.copy_(0.5 * torch.randn_like(parameter))
     return base.double().eval()

@@ -1,6 +1,6 @@
-"""What the seams assume of the libraries under them: versions, names and arguments.
+"""The versions, names and arguments that the seams need from the libraries under them.
 
-Versions are checked before any module of the engine is imported. What the libraries do, :mod:`ccm.engine.seams` tries.
+Versions are checked before any module of the engine is imported. :mod:`ccm.engine.seams` tries what the libraries do.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from packaging.version import Version
 
 from ccm.core.errors import StackError
 
-Seam = tuple[str, str, tuple[str, ...]]  # module, what is in it, the arguments that it must have
+Seam = tuple[str, str, tuple[str, ...]]  # module, the path of a function in it, the arguments that it must take
 
-OLDEST = {  # on which the suite passes: constraints-oldest.txt, run by `make test-versions`
+OLDEST = {  # the suite passes with these: constraints-oldest.txt, run by `make test-versions`
     "torch": "2.11.0",
     "transformers": "5.3.0",
     "peft": "0.18.0",
@@ -39,7 +39,7 @@ SEAMS: tuple[Seam, ...] = (
     ("peft", "inject_adapter_in_model", ("peft_config", "model")),
     ("peft.tuners.lora.layer", "Linear.merge", ()),
 )
-ENCODER_OLDEST = {"transformers": "5.20.0"}  # what encoder-decoders need: before, an encoder keeps its own attention
+ENCODER_OLDEST = {"transformers": "5.20.0"}  # before, encoders do not call a registered attention function
 ENCODER_SEAMS: tuple[Seam, ...] = (
     (
         "transformers.models.t5.modeling_t5",
@@ -50,22 +50,22 @@ ENCODER_SEAMS: tuple[Seam, ...] = (
 
 
 def check_versions(oldest: Mapping[str, str] = OLDEST, what: str = "ccm") -> None:
-    """Refuse libraries older than those on which the suite passes, or that ``what`` needs; nothing is imported.
+    """Refuse libraries that are older than ``what`` needs, without importing them.
 
     Raises:
-        StackError: naming the versions that are there and those that are needed.
+        StackError: with the installed versions and the versions that are needed.
     """
-    there = versions()
-    if old := [name for name, least in oldest.items() if there[name] and Version(there[name]) < Version(least)]:
+    installed = versions()
+    if old := [n for n, least in oldest.items() if installed[n] and Version(installed[n]) < Version(least)]:
         needed = ", ".join(f"{name} {oldest[name]}" for name in old)
         raise refusal(f"{what} needs at least {needed}")
 
 
 def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
-    """Refuse libraries that lack what the seams build on: both of them, or others that are named.
+    """Refuse libraries without the functions and arguments that the seams need.
 
     Raises:
-        StackError: naming what is missing, and the versions that are there.
+        StackError: with the missing name and the installed versions.
     """
     for module, path, arguments in seams:
         try:
@@ -80,17 +80,17 @@ def check_seams(seams: Sequence[Seam] = SEAMS) -> None:
 
 
 def check_encoders() -> None:
-    """Refuse libraries on which encoder-decoders do not run.
+    """Refuse libraries with which encoder-decoders do not run.
 
     Raises:
-        StackError: as of :func:`check_versions` and :func:`check_seams`.
+        StackError: see :func:`check_versions` and :func:`check_seams`.
     """
     check_versions(ENCODER_OLDEST, "T5")
     check_seams(ENCODER_SEAMS)
 
 
 def versions() -> dict[str, str]:
-    """The versions that are installed, empty where a library is not."""
+    """The installed version of each library; empty if it is not installed."""
     found = {}
     for name in OLDEST:
         try:
@@ -101,6 +101,6 @@ def versions() -> dict[str, str]:
 
 
 def refusal(what: str) -> StackError:
-    """The error of libraries on which something does not work, with the versions that are there and the way out."""
-    there = ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
-    return StackError(f"{what}; installed are {there}. Install tested versions: pip install -c constraints.txt -e .")
+    """The error for libraries that do not work, with the installed versions and the way out."""
+    installed = ", ".join(f"{name} {number or '(none)'}" for name, number in versions().items())
+    return StackError(f"{what}; installed: {installed}. Install tested versions: pip install -c constraints.txt -e .")

@@ -128,7 +128,7 @@ class EncoderDecoderAnswering(Answering):
         hidden, seen = self.model.ask(memory, *padded([question.query for question in questions]))
         choices, flat = len(questions[0].answers), [answer for question in questions for answer in question.answers]
         sums = self._said(hidden.repeat_interleave(choices, 0), seen.repeat_interleave(choices, 0), flat)
-        read = self.model.speaker(hidden, seen)
+        read = self.model.reader(hidden, seen)
         start = torch.full((len(seen), 1), self.model.base.config.decoder_start_token_id)
         replies = self._replies(read(start), read) if self.turns else []
         return [sums[i : i + choices] for i in range(0, len(sums), choices)], replies

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from ccm.core.adapter_folders import find_adapter, is_plain_lora, read_config
 from ccm.core.config import CCMConfig
 from ccm.core.errors import ConfigError
-from ccm.engine.adapter_files import find_adapter, is_plain_lora, read_config, with_rule
+from ccm.engine.adapter_files import with_rule
 from ccm.evaluation.settings import Selection
 from ccm.models.builtin import NAME
 from ccm.models.load import load as load_model

@@ -1,4 +1,4 @@
-"""Reports of evaluations: Markdown tables, and two pictures."""
+"""Reports of evaluations: Markdown tables and two pictures."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ WIDEST = 10  # the most tasks in a table with a column for each
 NUMBERS = ("perplexity", "loss", "mae", "rmse")  # the other figures are shares
 UNSTATED = "*"  # stands for a gain on a terminal
 WHY_UNSTATED = (
-    "stated only where full beats none by two standard errors, both were measured on the same base and questions, and "
-    "full is no worse than a guess, which has the size of the vocabulary as its perplexity"
+    "The gain is stated only if full beats none by two standard errors, both were measured on the same base and "
+    "questions, and full is no worse than guessing, whose perplexity is the size of the vocabulary."
 )
 
 
@@ -163,7 +163,7 @@ def overview(results: Sequence[Result]) -> str:
         share = row.share(gain, results, digits=0)
         cells[row.method][depths.index(row.depth)] = row.figure(main) + (f" ({share})" if share else "")
     table = [["method", *map(str, depths)], *([name, *found] for name, found in cells.items())]
-    return f"{TITLES[main]} by time step, and the recovered gain:\n\n{_markdown(table)}\n"
+    return f"{TITLES[main]} by time step, with the recovered gain in parentheses:\n\n{_markdown(table)}\n"
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -299,7 +299,7 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     """The text of one task, title first; its pictures go into a folder, under names that begin with the prefix."""
     said = [(r.line.depth, f"{n} left out, {reason}") for r in results for reason, n in r.line.skipped.items() if n]
     broken = [r.line for r in results if NOT_FINITE in r.line.skipped]
-    said += [(line.depth, f"some likelihoods of {line.method} are not finite") for line in broken]
+    said += [(line.depth, f"some likelihoods of {line.method} are not finite numbers") for line in broken]
     said += [(r.line.depth, f"{what} ({n})") for r in results for what, n in r.line.noted.items()]
     pictures = [f"{prefix}{name}.png" for name in ("steps", "memory")]
     _draw(results, folder / pictures[0], "depth", "time step")
@@ -307,11 +307,11 @@ def section(results: Sequence[Result], folder: Path, prefix: str) -> str:
     return (
         f"{title(results)}\n\n{_made_of(results)}\n\n{overview(results)}{tables(results)}\n{by_task(results)}"
         f"{_captioned(pictures[0], pictures[1], results[0].line.main)}"
-        f"Recovered gain is (score - none) / (full - none), of log perplexity where that is the score. "
-        f"It is {WHY_UNSTATED}. "
-        "Content is the share of a gain over none, in nats of the right answer, that is lost where the query is read "
-        "with the memory of another conversation of as many steps: (other's - own) / (none - own). "
-        "After ± stands the standard error over the questions; of several draws, the standard deviation over them.\n\n"
+        "Recovered gain is (score - none) / (full - none); if the score is perplexity, of its logarithm. "
+        f"{WHY_UNSTATED} "
+        "Content is the share of a method's gain over none that is lost if the query reads the memory of another "
+        "conversation with as many steps: (other's - own) / (none - own), in nats of the right answer. "
+        "The number after ± is the standard error over the questions, or the standard deviation over several draws.\n\n"
         f"{_by_steps(said)}"
     )
 
@@ -321,8 +321,8 @@ def _captioned(by_step: str, by_memory: str, name: str) -> str:
     score, better = TITLES[name], "lower" if name in NUMBERS else "higher"
     return (
         f"![{score} by step]({by_step})\n\n*The {score} of each method by time step: {better} is better.*\n\n"
-        f"![{score} by memory]({by_memory})\n\n*The same by the largest K/V that a query reads: less is further left. "
-        "Points are joined unless a memory shrinks from one step to the next.*\n\n"
+        f"![{score} by memory]({by_memory})\n\n*The {score} of each method by the largest K/V that a query reads: less "
+        "memory is further left. Lines join the points unless a memory shrinks from one step to the next.*\n\n"
     )
 
 

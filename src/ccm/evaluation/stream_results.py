@@ -1,4 +1,4 @@
-"""What streams found: perplexity along the text, and its picture.
+"""Results of streams: perplexity along the text, and its picture.
 
 OUTPUT/  streams/METHOD-TEXT-DIGEST.json  the figures so far     results.jsonl  perplexity.png
          streams/METHOD-TEXT-DIGEST.stream  where it goes on     (:class:`ccm.evaluation.store.ResultStore`)

@@ -1,1 +1,1 @@
-"""Models: which there are, where they come from, the cache that holds them, and how they are loaded with adapters."""
+"""Models: the catalogue, downloads, the cache of models on disk, and loading a base with its adapter."""

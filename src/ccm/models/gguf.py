@@ -1,4 +1,4 @@
-"""GGUF: files of llama.cpp as base models. transformers reads them slowly; a dequantized copy is kept in the cache."""
+"""GGUF files as base models. transformers reads them slowly, so the cache keeps a dequantized copy of each."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENDING = ".gguf"
-_EDGE = 1 << 20  # bytes at the beginning and at the end of a file by which its copy is known
-_LARGE = 10**9  # parameters from which on a copy is in half precision: its file would be of several GB
+_EDGE = 1 << 20  # bytes at the beginning and the end of a file that identify its copy
+_LARGE = 10**9  # parameters from which a copy is in bfloat16: in float32 it would take several GB
 _log = get_logger(__name__)
 
 
 def gguf_file(source: str | Path) -> Path | str | None:
-    """The GGUF file that a place names: itself, the only one in a folder without a model of transformers, or one of a
-    Hub repository as ``OWNER/NAME/FILE.gguf``; None where it names none.
+    """The GGUF file that a model's name or path means; None if it means something else.
+
+    It is a local file, the only GGUF file in a folder without a transformers model, or a file on the Hub such as
+    ``OWNER/NAME/FILE.gguf``, which is returned as text.
 
     Raises:
-        ConfigError: when a folder holds several.
+        ConfigError: if the folder holds several GGUF files.
     """
     path = Path(source)
     if path.is_dir():
@@ -46,29 +48,32 @@ def gguf_file(source: str | Path) -> Path | str | None:
 
 
 def copy_of(source: Path | str) -> Path:
-    """The folder with the dequantized copy of a GGUF file (see :func:`gguf_file`), made where there is none.
+    """The folder with the dequantized copy of a GGUF file; the first call makes the copy.
+
+    Args:
+        source: as :func:`gguf_file` returns it.
 
     Raises:
-        ConfigError: when there is no such file, it cannot be read, or the package that reads it is not installed.
+        ConfigError: if there is no such file, it cannot be read, or the package that reads it is not installed.
     """
     file = source if isinstance(source, Path) else _from_hub(source)
     if not file.is_file():
         raise ConfigError(f"There is no file {file}; name a GGUF file, or a folder that holds one.")
     folder = cache_folder() / "gguf" / f"{file.stem}-{_identity(file)}"
     if not (folder / "config.json").is_file():
-        _log.warning(f"{file.name} is read once, in a minute or so; a copy is kept in {folder}.")
+        _log.warning(f"Converting {file.name} once, which takes about a minute; the copy is kept in {folder}.")
         keep(folder, lambda target: dequantize(file, target))
     return folder
 
 
 def dequantize(file: Path, target: Path) -> None:
-    """Write a model of transformers that computes what a GGUF file holds, with its tokenizer, into a folder.
+    """Convert a GGUF file to a transformers model with its tokenizer, in the folder ``target``.
 
     Raises:
-        ConfigError: when the file cannot be read, or the package that reads it is not installed.
+        ConfigError: if the file cannot be read, or the package that reads it is not installed.
     """
     needs("gguf", extra="gguf", what=f"{file.name}, a GGUF file,")
-    import torch  # here: whoever names a model by another name does not wait for it
+    import torch  # imported here, because other models are located without torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -77,16 +82,15 @@ def dequantize(file: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**read)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file, or one of another family, leads its readers to errors of any type
-        reason = next(iter(str(error).splitlines()), "no reason is told")
+    except Exception as error:  # the reader raises errors of any type on damaged files and unknown families
+        reason = next(iter(str(error).splitlines()), "no reason given")
         raise ConfigError(f"{file} cannot be read as a GGUF model: {reason} ({type(error).__name__})") from error
-    plain = _plain(model)
-    plain.save_pretrained(target)
+    _plain(model).save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without a mark of where its weights came from: transformers would not save it."""
+    """A copy of the model without marks of quantization, which would keep transformers from saving it."""
     import torch
 
     config = model.config
@@ -102,7 +106,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _identity(file: Path) -> str:
-    """12 hex digits of a file's size, beginning and end: weights of another model end otherwise."""
+    """A digest of 12 hex digits over a file's size, beginning and end: the ends of other models' weights differ."""
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as opened:
@@ -118,5 +122,5 @@ def _from_hub(source: str) -> Path:
         return Path(hf_hub_download("/".join(repository), name))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(
-            f"There is no file {source}, and the Hub gives none: {why(error, '/'.join(repository))}"
+            f"There is no file {source}, neither here nor on the Hub: {why(error, '/'.join(repository))}"
         ) from error

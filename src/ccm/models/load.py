@@ -11,11 +11,12 @@ from typing import Any, Literal, overload
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ccm.core.adapter_folders import find_adapter, is_plain_lora
 from ccm.core.config import CCMConfig, TurnFormat, build_settings
 from ccm.core.errors import ConfigError, reason
 from ccm.core.hub import why
 from ccm.core.rules import RULES, make_rule, rule_class
-from ccm.engine.adapter_files import SavedAdapter, base_of, find_adapter, is_plain_lora, read_adapter, read_stage1
+from ccm.engine.adapter_files import SavedAdapter, base_of, read_adapter, read_stage1
 from ccm.engine.decoder import CCMModel
 from ccm.engine.quantization import Quantization
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder

@@ -1,4 +1,4 @@
-"""Where a base model lies. torch is not needed for it, so that a model that is not there is refused at once."""
+"""Locating base models. This module does not import torch, so that a missing model is refused at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as being there
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not exported for type checkers
 
 from ccm.core.errors import ConfigError
 from ccm.core.hub import why
@@ -18,17 +18,20 @@ from ccm.models.published import paper_model
 
 
 def locate(source: str | Path) -> str | Path:
-    """Where a model is: "builtin" is the one that ships with the package; others have short names, and of a GGUF file a
-    copy is made that transformers reads.
+    """The folder or Hub id from which transformers can load a model.
+
+    Args:
+        source: a folder, a Hub id, a GGUF file, "builtin", or the short name of a model of the catalogue or the paper.
+            For a GGUF file, the result is the folder of a converted copy.
 
     Raises:
-        ConfigError: when a model of a short name was not fetched, or a GGUF file cannot be read.
+        ConfigError: if a model of the catalogue was not fetched, or a GGUF file cannot be read.
     """
     if source == NAME:
         return WEIGHTS / "base"
     if source in MODELS and not Path(source).is_dir():
         if (folder := find_model(source)) is None:
-            raise ConfigError(f"The model {source} is not here yet; fetch it by `ccm models get {source}`.")
+            raise ConfigError(f"The model {source} has not been fetched; fetch it with `ccm models get {source}`.")
         return folder
     if (file := gguf_file(source)) is not None:
         return copy_of(file)
@@ -38,14 +41,27 @@ def locate(source: str | Path) -> str | Path:
 
 def is_builtin(source: str | Path) -> bool:
     """Whether that is where the model lies that ships with the package, or its name."""
-    return Path(locate(source)).resolve() == (WEIGHTS / "base").resolve()
+    return source == NAME or Path(source).resolve() == (WEIGHTS / "base").resolve()
+
+
+def base_name(source: str) -> str:
+    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id.
+
+    It is empty where nothing names the base.
+    """
+    if not source:
+        return source
+    if is_builtin(source):
+        return NAME
+    folder = Path(source).resolve()
+    return folder.name if folder.is_dir() else source
 
 
 def check_place(source: str | Path) -> None:
-    """Refuse a folder without a model, and a path that can be no name on the Hub.
+    """Refuse a folder without a model, and a name that is neither a path nor a possible Hub id.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: in these cases.
     """
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"The base model {source} cannot be loaded: there is no config.json in the folder.")
@@ -54,20 +70,20 @@ def check_place(source: str | Path) -> None:
             validate_repo_id(str(source))
     except HFValidationError as error:
         raise ConfigError(
-            f"The base model {source} cannot be loaded: there is no such folder, nor such a name on the Hub."
+            f"The base model {source} cannot be loaded: it is neither a folder nor a valid Hub id."
         ) from error
 
 
 def check_base(source: str | Path) -> None:
-    """Refuse a base model that is nowhere: in no folder, and not on the Hub.
+    """Refuse a base model that exists neither locally nor on the Hub.
 
     Raises:
-        ConfigError: naming it, with the Hub's reason.
+        ConfigError: if there is no such model; the message has the Hub's reason.
     """
-    place = locate(source)
-    check_place(place)
-    if not Path(place).exists() and not try_to_load_from_cache(str(place), "config.json"):
+    found = locate(source)
+    check_place(found)
+    if not Path(found).exists() and not try_to_load_from_cache(str(found), "config.json"):
         try:
-            hf_hub_download(str(place), "config.json", local_files_only=constants.HF_HUB_OFFLINE)
+            hf_hub_download(str(found), "config.json", local_files_only=constants.HF_HUB_OFFLINE)
         except OSError as error:
-            raise ConfigError(f"The base model {place} cannot be loaded: {why(error, place)}") from error
+            raise ConfigError(f"The base model {found} cannot be loaded: {why(error, found)}") from error

@@ -1,4 +1,4 @@
-"""What the paper's authors published: models by their short names, adapters by data set, and what names of theirs mean.
+"""What the paper's authors published: short names of models, adapters by data set, and the naming of their folders.
 
 From https://github.com/snu-mllab/Context-Memory at a89dd08: ``path_config.py`` (models), ``download.py`` (addresses),
 ``src/test_case.py`` and ``src/test_interact.py`` (turns), ``run.py`` (folder names).
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccm.core.config import TurnFormat
-from ccm.core.errors import ConfigError, did_you_mean
+from ccm.core.errors import unknown_name
 
 SOURCE = "https://github.com/snu-mllab/Context-Memory"
 _DRIVE = "https://drive.google.com/drive/folders/"
@@ -26,8 +26,8 @@ class PaperModel:
     """A base model of the paper.
 
     Attributes:
-        hub: its Hub id. Of the first LLaMA the authors converted Meta's files themselves; these are such conversions.
-        chat: whether it was tuned to chat, so that its turns are written with User and Assistant.
+        hub: the Hub id. For the first LLaMA, the authors converted Meta's files; this is the id of such a conversion.
+        chat: whether the model was tuned for chats; turns are then written with "User" and "Assistant".
     """
 
     hub: str
@@ -39,8 +39,8 @@ class AdapterSet:
     """A folder of published adapters.
 
     Attributes:
-        drive: where it lies.
-        about: what its adapters were trained on.
+        drive: the address of the folder.
+        about: the data sets that its adapters were trained on.
     """
 
     drive: str
@@ -88,16 +88,16 @@ _COMPRESSION = re.compile(
 
 @dataclass(frozen=True)
 class RunName:
-    """What the name of one of the authors' folders says.
+    """The settings of an adapter that the name of the authors' folder tells.
 
     Attributes:
-        model: short name of the base.
-        stage1: name of the stage-1 adapter that is merged into the base first; None where there is none.
-        rule: of the memory; "full" for a stage-1 adapter itself.
-        recurrent: as in the config.
+        model: the short name of the base.
+        stage1: the folder name of the stage-1 adapter to merge into the base first; None if there is none.
+        rule: the rule of the memory; "full" for a stage-1 adapter itself.
+        recurrent: as in :class:`CCMConfig`.
         n_tok: N.
-        sink: as in the config.
-        trained_on: the data set, which is the folder around it; None where that is no name of theirs.
+        sink: as in :class:`CCMConfig`.
+        trained_on: the data set, which is the name of the parent folder; None if that is not one of the authors' names.
     """
 
     model: str
@@ -110,7 +110,7 @@ class RunName:
 
 
 def read_name(folder: Path) -> RunName | None:
-    """What a folder's name says, and the names around it; None where it is none of theirs."""
+    """The settings that a folder's name and its parents' names tell; None if the name is not one of the authors'."""
     place = folder.absolute()
     around = place.parent.parent if place.parent.name in ("finetune", "test") else place.parent
     trained_on = re.sub(r"-len\d+$", "", around.name)
@@ -126,16 +126,17 @@ def read_name(folder: Path) -> RunName | None:
 
 
 def turns_for(trained_on: str | None, *, chat: bool) -> TurnFormat:
-    """How the turns of an adapter are written that was trained on that data set.
+    """The format of turns for an adapter that was trained on a data set.
+
+    Args:
+        trained_on: the name of the data set; None stands for "unified".
+        chat: whether the base was tuned for chats, which overrides the data set's format.
 
     Raises:
-        ConfigError: when it is none of the authors' data sets.
+        ConfigError: if it is not one of the authors' data sets.
     """
     if trained_on is not None and trained_on not in DATA_SETS:
-        raise ConfigError(
-            f"{trained_on!r} is no data set of the authors' adapters; allowed: {', '.join(DATA_SETS)}."
-            + did_you_mean([trained_on], DATA_SETS)
-        )
+        raise unknown_name("data set of the authors' adapters", trained_on, DATA_SETS)
     if chat:
         return TurnFormat(
             separator="\nUser:", reply_separator="\nAssistant:", preamble="System: You are a chatbot agent. \n\n"
@@ -144,7 +145,7 @@ def turns_for(trained_on: str | None, *, chat: bool) -> TurnFormat:
 
 
 def paper_model(source: str | Path) -> PaperModel | None:
-    """The model of that short name, or of that Hub id; None where it is another, or a folder has that name."""
+    """The model of the paper with a short name or Hub id; None for any other model, and for a folder of that name."""
     if Path(source).is_dir():
         return None
     return MODELS.get(str(source)) or next((model for model in MODELS.values() if model.hub == str(source)), None)

@@ -1,1 +1,1 @@
-"""Streams: text without end in so many entries, compressed or evicted as it comes."""
+"""Streams: text of unlimited length in a cache of fixed size, which compresses or drops old text."""

@@ -1,6 +1,6 @@
-"""The columns of a stream's cache, as plain tensors that can be cut, joined and moved.
+"""The columns of a stream's cache as tensors that can be sliced, joined, and moved to other positions.
 
-Shapes: B streams in step with one another, K kv heads, D head dim, L columns.
+Shapes: B streams that are read together, K kv heads, D head dim, L columns.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ccm.engine.key_values import KeyValues
 from ccm.engine.memory_files import Parts
 from ccm.engine.rope import Rope
 
-NO_ID = -1  # the token id of an entry that stands for many
+NO_ID = -1  # the id of a memory entry, which stands for many tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Entries(KeyValues):
-    """Columns of a cache, each at the position that its place says.
+    """Columns of a cache; the position of each entry is the index of its column.
 
     Attributes:
-        keys: per layer (B, K, L, D), after the rotary embedding.
-        values: per layer (B, K, L, D).
-        ids: (B, L) token ids, :data:`NO_ID` at entries of the memory.
+        keys: keys of shape (B, K, L, D) for each layer, with rotary embedding.
+        values: values of shape (B, K, L, D) for each layer.
+        ids: (B, L) int64 token ids; :data:`NO_ID` at entries of the memory.
     """
 
     parts: ClassVar[Parts] = {**KeyValues.parts, "ids": ("BM", "int64")}
@@ -39,7 +39,7 @@ class Entries(KeyValues):
         return self.each(lambda x: x[:, :, columns])
 
     def moved(self, rope: Rope, delta: int | Tensor) -> Entries:
-        """The same at positions that are greater by ``delta``, one number or (L,)."""
+        """The entries at positions that are larger by ``delta``, a number or a tensor (L,)."""
         by = torch.as_tensor(delta, device=self.ids.device).expand(len(self))
         if not by.any():
             return self
@@ -49,12 +49,12 @@ class Entries(KeyValues):
 
 @dataclass(frozen=True)
 class CacheState:
-    """What a stream holds between two passes.
+    """The state of a stream's cache between two passes.
 
     Attributes:
-        entries: all of it.
-        memory: M, how many of the columns after the sink are memory.
-        evictions: how often room was made.
+        entries: all entries in the cache.
+        memory: M, the number of memory entries; they follow the sink.
+        evictions: how often the stream has made room.
     """
 
     entries: Entries

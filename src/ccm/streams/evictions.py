@@ -1,13 +1,13 @@
-"""What a stream holds, and how it makes room: by compressing its oldest text, or by dropping it.
+"""How a stream makes room in its cache: by compressing its oldest text, or by dropping it.
 
-columns   [ sink | memory | recent text ]        at most W (cache_size) between two passes, W + 1 within one
-position    0      S ..     S + M ..  L - 1       of an entry is its column; the next token reads at L
+columns   [ sink | memory | recent text ]        at most W (cache_size) between two passes, W + 1 within a pass
+positions   0      S ..     S + M ..  L - 1      the index of the column; the next token is read at position L
 
-A pass over the model reads as many tokens as there is room for. Then entries move left, and their keys are turned by
-so many positions (:mod:`ccm.engine.rope`): text moves a few times before it goes, the entries of a mean never do, so
-rounding does not add up however long the stream is.
+A pass reads as many tokens as there is room for. Then entries move to the left, and their keys are rotated to the new
+positions (:mod:`ccm.engine.rope`). Text moves only a few times before it is evicted, and averaged memory entries never
+move. Rounding errors therefore do not accumulate, however long the stream is.
 
-Shapes: B streams in step with one another, K kv heads, D head dim, L columns held: S sink, M memory, the rest text.
+Shapes: B streams that are read together, K kv heads, D head dim, L columns: S of the sink, M of the memory, then text.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from ccm.engine.reach import Reach
 from ccm.engine.rope import Rope
 from ccm.streams.entries import NO_ID, CacheState, Entries
 
-Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how well a piece of text may end after each; 0 is not at all
+Ends = Callable[[Tensor], Tensor]  # (B, T) ids -> (B, T) how good a cut after each token is; larger is better
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """The sizes of a stream, in entries; the defaults are those of the authors' run on PG19.
+    """The sizes of a stream, in entries or tokens. The defaults are those of the paper's experiment on PG19.
 
     Attributes:
-        cache_size: W, the most that are held, sink and memory included (the authors' window_size).
-        span: the text that is compressed, or dropped, at a time (their comp_size).
-        memory_size: the most entries of memory (their comp_cache_size); the oldest go first.
-        sink: S, the first tokens of the stream, which stay in view for ever.
-        evict: how room is made: "compress", "blocks" drops the oldest text by spans, "window" by tokens.
-        tolerance: how far the end of a span may move to where a sentence or a paragraph ends, in tokens.
+        cache_size: W, the most entries in the cache, with sink and memory ("window_size" in the authors' code).
+        span: the tokens that are compressed or dropped at a time ("comp_size" in the authors' code).
+        memory_size: the most memory entries ("comp_cache_size" in the authors' code); the oldest are dropped first.
+        sink: S, the number of first tokens that always stay in view.
+        evict: how to make room: "compress" the oldest span, drop it ("blocks"), or drop the oldest token ("window").
+        tolerance: by how many tokens the end of a span may move to the end of a sentence or paragraph.
     """
 
     cache_size: int = 160
@@ -60,28 +60,27 @@ class StreamSettings:
             raise ConfigError(f"evict is {self.evict!r}; allowed: {', '.join(EVICTIONS)}.")
         if self.cache_size < self.least:
             raise ConfigError(
-                f"cache_size is {self.cache_size}; sink {self.sink}, memory {self.memory_size}, and a span of "
-                f"{self.span} with its tolerance of {self.tolerance} need at least {self.least}. Raise it, or lower "
-                "the span."
+                f"cache_size is {self.cache_size}; sink {self.sink}, memory_size {self.memory_size}, span {self.span} "
+                f"and tolerance {self.tolerance} need at least {self.least}. Raise cache_size, or lower span."
             )
 
     @property
     def least(self) -> int:
-        """The smallest cache: what a compression reads, and a token that is still recent after it."""
+        """The smallest cache: room for the input of a compression, and for one recent token after it."""
         return self.sink + self.memory_size + self.span + self.tolerance + 1
 
 
 class Eviction(ABC):
-    """How a stream makes room; itself the common part of those that wait until a token is one too many.
+    """How a stream makes room. By default, it does so as soon as the cache holds one token too many.
 
     Args:
-        model: whose stream it is.
-        settings: the sizes.
-        rope: of the model.
-        ends: where pieces of text may end; None where spans are as long as the settings say.
+        model: the model that reads the stream.
+        settings: the sizes of the stream.
+        rope: rotates keys of the model to other positions.
+        ends: finds good ends for spans; None keeps every span at the length of the settings.
 
     Raises:
-        ConfigError: when the model cannot do it, or the sizes do not fit the model.
+        ConfigError: if the settings do not fit the model or its rule.
     """
 
     name: ClassVar[str]
@@ -90,16 +89,16 @@ class Eviction(ABC):
         self.model, self.settings, self.rope, self.ends = model, settings, rope, ends
         if settings.cache_size + 1 > model.max_positions:
             raise ConfigError(
-                f"cache_size is {settings.cache_size}, but the model was made for {model.max_positions} positions; it "
-                f"must be at most {model.max_positions - 1}."
+                f"cache_size is {settings.cache_size}, but the model supports {model.max_positions} positions; "
+                f"cache_size must be at most {model.max_positions - 1}."
             )
 
     def room(self, length: int) -> int:
-        """How many tokens the next pass may read, of ``length`` columns held."""
+        """How many tokens the next pass may read if the cache holds ``length`` columns."""
         return self.settings.cache_size + 1 - length
 
     def view(self, held: CacheState, count: int) -> Pass:
-        """What the next ``count`` tokens attend to: all that is held, and one another."""
+        """The pass of the next ``count`` tokens: they attend to the whole cache, and to one another causally."""
         positions = self._positions(held, len(held.entries), count)
         columns = torch.cat([self._columns(held, len(held.entries)), positions], dim=1)
         return CachedPass(
@@ -107,23 +106,23 @@ class Eviction(ABC):
         )
 
     def settle(self, held: CacheState) -> CacheState:
-        """Make room where a pass has left more than there is for."""
+        """Make room if the last pass has filled the cache beyond its size."""
         return held if len(held.entries) <= self.settings.cache_size else self.evict(held)
 
     @abstractmethod
     def evict(self, held: CacheState) -> CacheState:
-        """What is held after room was made."""
+        """Make room; return the new state of the cache."""
 
     def _check_span(self) -> None:
         span, tolerance, n = self.settings.span, self.settings.tolerance, self.model.config.n_tok
         if span - tolerance <= n:
             raise ConfigError(
-                f"span is {span} with a tolerance of {tolerance}; a span must be longer than the {n} entries that a "
-                "compression makes of it."
+                f"span is {span} with a tolerance of {tolerance}; the shortest span must be longer than the {n} "
+                "entries that it is compressed to. Raise span."
             )
 
     def _columns(self, held: CacheState, length: int) -> Tensor:
-        """(B, length) positions of the first columns: sink and memory are in every layer's reach."""
+        """(B, length) the positions of the first columns; COMPRESSED at sink and memory, which every layer can see."""
         positions = self._positions(held, 0, length)
         return torch.where(positions < self.settings.sink + held.memory, COMPRESSED, positions)
 
@@ -132,7 +131,7 @@ class Eviction(ABC):
         return torch.arange(start, start + count, device=ids.device).expand(len(ids), -1)
 
     def _without(self, held: CacheState, count: int) -> Entries:
-        """What is held without the ``count`` oldest tokens of text."""
+        """The cache without its ``count`` oldest text tokens."""
         lead = self.settings.sink + held.memory
         return Entries.join([held.entries[:lead], held.entries[lead + count :].moved(self.rope, -count)])
 
@@ -140,13 +139,13 @@ class Eviction(ABC):
 class Compress(Eviction):
     """Compressed context memory: the oldest span becomes N entries, which the model's rule folds into the memory.
 
-    The COMP tokens see sink, memory and span, at the positions after them. The rule's fold is of keys at equal
-    positions (slot k of the memory, and slot k of a fresh step), which are those that they then have: so a mean of
-    turned keys is the turned mean, and the memory of rules that average is never turned again.
+    The COMP tokens follow the span, and see sink, memory and span. Before the fold, the keys of the new entries are
+    rotated to the positions that they get in the memory. A rule that averages then averages keys of equal positions
+    (slot k of the memory and slot k of the new entries), so that its memory is never rotated again.
 
     Raises:
-        ConfigError: when the rule does not compress step by step, or the memory has no room for N entries, or a span is
-            no longer than these.
+        ConfigError: if the rule does not compress step by step, the memory has no room for N entries, or a span is not
+            longer than N.
     """
 
     name = "compress"
@@ -156,8 +155,8 @@ class Compress(Eviction):
         n = model.config.n_tok
         if model.rule.compresses != "step":
             raise ConfigError(
-                f"The rule {model.config.rule!r} does not compress step by step, so that a stream has nothing to keep; "
-                "load the model with a rule that does, such as concat, or drop old text: evict=window or evict=blocks."
+                f"The rule {model.config.rule!r} does not compress step by step, so a stream cannot compress with it. "
+                "Load the model with a rule such as concat, or drop old text with evict=window or evict=blocks."
             )
         if settings.memory_size < n:
             raise ConfigError(f"memory_size is {settings.memory_size}; the {n} entries of a span need at least {n}.")
@@ -173,8 +172,10 @@ class Compress(Eviction):
         return CacheState(entries, len(memory), held.evictions + 1)
 
     def _span(self, text: Tensor) -> int:
-        """How much of the text (B, T) is compressed: the settings' span, or, within its tolerance, up to where the
-        text of all streams together ends best; of equals, the nearest."""
+        """How many tokens of the text (B, T) to compress: the best end for all streams within the tolerance.
+
+        Of equally good ends, the nearest to the settings' span wins.
+        """
         span, most = self.settings.span, self.settings.tolerance
         if self.ends is None or not most:
             return span
@@ -182,7 +183,7 @@ class Compress(Eviction):
         return span - most + max(range(len(strength)), key=lambda i: (strength[i], -abs(i - most)))
 
     def _write(self, held: CacheState, end: int) -> tuple[Entries, dict[int, Tensor | None]]:
-        """h(t), the N entries of what stands before column ``end``, at positions from there on; the rule's weights."""
+        """Compress all columns before ``end``: N new entries at the positions from ``end``, and the rule's weights."""
         source, n = held.entries[:end], self.model.config.n_tok
         positions = self._positions(held, end, n)
         columns = torch.cat([self._columns(held, end), torch.full_like(positions, COMPRESSED)], dim=1)
@@ -204,7 +205,7 @@ class Compress(Eviction):
         return Entries(tuple(keys), tuple(values), torch.full_like(positions, NO_ID)), current.weights
 
     def _fold(self, memory: Entries, fresh: Entries, weights: dict[int, Tensor | None], end: int) -> Entries:
-        """Mem(t) by the rule, cut on the left to the memory's size, at the positions after the sink."""
+        """Fold new entries into the memory; keep its newest entries at the positions after the sink."""
         sink, most, fold = self.settings.sink, self.settings.memory_size, self.model.rule.fold
         fresh = fresh.moved(self.rope, sink - end)
         layers = range(len(fresh.keys))
@@ -223,11 +224,13 @@ class Compress(Eviction):
 
 
 class Blocks(Eviction):
-    """A window with a sink that drops what :class:`Compress` would compress, less what the memory would have grown: as
-    many entries in view at every token (the authors' comparison, after StreamingLLM).
+    """Drops the oldest span, less the entries by which a memory would have grown.
+
+    At every token, the cache so holds as many entries as with :class:`Compress`. This is the paper's baseline, based
+    on StreamingLLM.
 
     Raises:
-        ConfigError: when a span is no longer than N.
+        ConfigError: if a span is not longer than N.
     """
 
     name = "blocks"
@@ -244,11 +247,11 @@ class Blocks(Eviction):
 
 
 class Window(Eviction):
-    """A window with a sink that is always full: every token drops one.
+    """A sliding window with a sink: once the cache is full, every new token drops the oldest one.
 
-    A token's distance to the text in view is what it was when both were read, and its distance to the sink is always
-    W: positions only matter by such distances. So many tokens go through in one pass, each with a copy of the sink,
-    turned to where it is W away, and each with a band of the text before it (:class:`_Sliding`).
+    Attention depends on distances between positions only. A token's distance to text in view never changes, and its
+    distance to the sink is always W. One pass can therefore read many tokens: each sees its own copy of the sink,
+    rotated to the distance W, and a band of the text before it (:class:`_Sliding`).
     """
 
     name = "window"
@@ -268,7 +271,7 @@ class Window(Eviction):
 
 
 class _Sliding:
-    """The pass of T tokens after a full cache of W, as each would see it if it were alone.
+    """One pass of T tokens after a full cache of W entries; each token sees what it would see if read alone.
 
     keys      | sink for token 1 | for 2 | .. | text of the cache | tokens 1 2 3 |
     token 2            .             x     .      . . x x x x x       x x .            the latest W - S, and itself
@@ -282,7 +285,7 @@ class _Sliding:
         self._turn = rope.by(token.repeat_interleave(sink))
         self._copies = (token[:, None] == token.repeat_interleave(sink)).expand(count, -1)
         self._distance = (token + width)[:, None] - torch.arange(sink, width + count, device=device)
-        self._last = torch.full_like(token, width)[None]  # (1, T) where each token would stand
+        self._last = torch.full_like(token, width)[None]  # (1, T) the position of each token, read alone
         self._added: dict[Reach | None, Tensor] = {}
 
     def attend(self, call: Call) -> Attended:

@@ -1,11 +1,11 @@
-"""Streaming: text without end at a constant cost, in a cache of fixed size: sink, memory, recent text.
+"""Streaming: reading text of unlimited length at a constant cost per token, in a cache of fixed size.
 
     stream = StreamingMemory(model, StreamSettings(), tokenizer)
-    for nll in stream.scored(ids): ...                        one piece a pass
+    for nll in stream.scored(ids): ...                        one tensor per pass
     stream.generate(20)
 
-Between two evictions nothing moves, so that a whole piece of text goes through in one pass; what comes out equals
-feeding token by token, for every token attends to the same entries at the same distances.
+Entries move only when room is made, so one pass reads all tokens up to then. The result equals that of feeding token by
+token, because every token attends to the same entries at the same distances.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from ccm.streams.stream_files import StreamState, read_stream, write_stream
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass has read.
+    """The tokens and logits of one pass.
 
     Attributes:
-        ids: (B, T) the tokens.
-        logits: (B, T, V), after each of them.
-        before: (B, V) those that predict the first; None at the beginning of the stream.
+        ids: (B, T) the token ids.
+        logits: (B, T, V) the logits after each token.
+        before: (B, V) the logits that predict the first token; None at the beginning of the stream.
     """
 
     ids: Tensor
@@ -51,8 +51,10 @@ class Reading:
 
     @property
     def nll(self) -> Tensor:
-        """(B, T) float32, the negative log-likelihood of each token in nats; at the beginning of a stream (B, T - 1),
-        for nothing predicts its first token."""
+        """The negative log-likelihood of each token in nats: (B, T) float32.
+
+        At the beginning of a stream the shape is (B, T - 1), because nothing predicts the first token.
+        """
         logits, ids = self.logits[:, :-1], self.ids
         if self.before is not None:
             logits = torch.cat([self.before[:, None], logits], dim=1)
@@ -62,23 +64,24 @@ class Reading:
 
 
 class StreamingMemory:
-    """B streams of text, read in step with one another.
+    """B streams of text that are read together.
 
     Args:
-        model: the model; its rule says how the memory takes what is compressed.
-        settings: sizes, and how room is made.
-        tokenizer: of the base model, to read text, and to know where sentences end.
+        model: the model; its rule updates the memory.
+        settings: the sizes of the cache, and how to make room.
+        tokenizer: the tokenizer of the base model; needed to read text, and to find the ends of sentences.
         batch: B.
-        ends: where pieces of text may end, within the settings' tolerance; None is at sentences and paragraphs.
+        ends: finds good ends for spans within the settings' tolerance; None uses the ends of sentences and paragraphs.
 
     Raises:
-        UnsupportedModelError: when the keys of the model cannot be moved (see :class:`Rope`).
-        ConfigError: when sizes, rule and model do not go together, or sentences are to be known without a tokenizer.
+        UnsupportedModelError: if the keys of the model cannot be moved to other positions (see :class:`Rope`).
+        ConfigError: if settings, rule and model do not fit together, or a tolerance needs a tokenizer.
 
     Attributes:
-        rope: by which keys are moved.
-        tokens: how many tokens each stream has read.
-        last: (B, V) the logits after the last of them; None before the first.
+        rope: rotates keys to other positions.
+        held: the state of the cache.
+        tokens: the number of tokens that each stream has read.
+        last: (B, V) the logits after the last token; None before the first token.
     """
 
     def __init__(
@@ -91,80 +94,75 @@ class StreamingMemory:
         ends: Ends | None = None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings or StreamSettings()
-        if ends is None and self.settings.tolerance and tokenizer is None:
-            raise ConfigError(
-                f"A tolerance of {self.settings.tolerance} moves spans to where sentences end, which a tokenizer "
-                "tells; give it, or a tolerance of 0."
-            )
-        if ends is None and tokenizer is not None and self.settings.tolerance:
+        if ends is None and self.settings.tolerance:
+            if tokenizer is None:
+                raise ConfigError(
+                    f"tolerance is {self.settings.tolerance}, but the ends of sentences cannot be found without a "
+                    "tokenizer; give one, or set tolerance=0."
+                )
             ends = Boundaries(tokenizer)
         self.rope = Rope(model.base)
         self._eviction = EVICTIONS[self.settings.evict](model, self.settings, self.rope, ends)
         nothing = no_entries(model.base, batch)
-        self._held = CacheState(Entries(nothing, nothing, torch.zeros(batch, 0, dtype=torch.long, device=model.device)))
+        self.held = CacheState(Entries(nothing, nothing, torch.zeros(batch, 0, dtype=torch.long, device=model.device)))
         self.tokens = 0
         self.last: Tensor | None = None
 
     @property
     def batch(self) -> int:
-        """B."""
-        return self._held.entries.ids.shape[0]
-
-    @property
-    def held(self) -> CacheState:
-        """What is in the cache now."""
-        return self._held
+        """B, the number of streams."""
+        return self.held.entries.ids.shape[0]
 
     @property
     def entries(self) -> int:
-        """Entries in the cache of each stream: sink, memory and recent text."""
-        return len(self._held.entries)
+        """The number of entries in the cache of each stream: sink, memory and recent text."""
+        return len(self.held.entries)
 
     @property
     def evictions(self) -> int:
-        """How often room was made: compressions, dropped blocks, or dropped tokens."""
-        return self._held.evictions
+        """How often the stream has made room: compressions, dropped blocks, or dropped tokens."""
+        return self.held.evictions
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return self._held.entries.nbytes
+        """The size of all keys and values in bytes."""
+        return self.held.entries.nbytes
 
     @property
     def room(self) -> int:
-        """How many tokens the next pass reads at most."""
-        lead = self.settings.sink - self.entries  # the sink by itself first: nothing hides it from what follows
+        """The most tokens that the next pass can read."""
+        lead = self.settings.sink - self.entries  # the first pass reads the sink alone: all later text sees it
         return lead if lead > 0 else self._eviction.room(self.entries)
 
     def encode(self, text: str) -> Tensor:
-        """(1, T) token ids of a text that goes on where the stream is; BOS first where it begins.
+        """The token ids (1, T) of a text that continues the stream; at the beginning of the stream, BOS comes first.
 
         Raises:
-            ConfigError: when there is no tokenizer.
-            InputError: when the text is no string, empty, or holds half of a surrogate pair.
+            ConfigError: if the stream has no tokenizer.
+            InputError: if the text is not a string, is empty, or holds an unpaired surrogate.
         """
         if self.tokenizer is None:
             raise ConfigError("This stream was made without a tokenizer; give it one, or feed token ids.")
         if not check_text(text):
-            raise InputError("The text is empty; give some.")
+            raise InputError("The text is empty; give a text with at least one character.")
         bos = self.tokenizer.bos_token_id
         first = [] if self.tokens or bos is None else [bos]
         return torch.tensor([[*first, *PlainText(self.tokenizer).encode(text)]])
 
     def passes(self, text: Tensor | str) -> Iterator[Reading]:
-        """Read (B, T) token ids, or the text of a single stream, of any length; yields what each pass has read.
+        """Read (B, T) token ids, or the text of a single stream; yield a :class:`Reading` after each pass.
 
-        A pass that is yielded is done: the stream may be saved there, or left.
+        After each pass, the stream may be saved, or reading may stop.
 
         Raises:
-            InputError: when the ids are none, not the model's, or of other streams than these, or the model keeps no
+            InputError: if the ids have another shape or are not in the model's vocabulary, or the model keeps no
                 cache.
         """
         ids = (self.encode(text) if isinstance(text, str) else text).to(self.model.device)
         if ids.ndim != 2 or ids.shape[0] != self.batch or not ids.shape[1]:
             raise InputError(
-                f"The ids have shape {tuple(ids.shape)}; a batch of {self.batch} streams reads ({self.batch}, T), with "
-                "at least one token each."
+                f"The ids have shape {tuple(ids.shape)}; a batch of {self.batch} streams reads ({self.batch}, T) ids, "
+                "and T must be at least 1."
             )
         self.model.check_ids(ids)
         while ids.shape[1]:
@@ -172,35 +170,35 @@ class StreamingMemory:
             yield self._read(now)
 
     def feed(self, text: Tensor | str) -> Tensor:
-        """Logits (B, T, V) after each token of (B, T) ids, or of a text; see :meth:`passes`."""
+        """Read as :meth:`passes` does; return the logits (B, T, V) after each token."""
         return torch.cat([reading.logits for reading in self.passes(text)], dim=1)
 
     def scored(self, text: Tensor | str) -> Iterator[Tensor]:
-        """As :meth:`passes`: the negative log-likelihoods (B, T) of what each pass has read; no logits are kept."""
+        """Read as :meth:`passes` does; yield the :attr:`Reading.nll` of each pass, without keeping logits."""
         for reading in self.passes(text):
             yield reading.nll
 
     def nll(self, text: Tensor | str) -> Tensor:
-        """Negative log-likelihoods (B, T) of all tokens, in nats; without the first at the beginning of a stream."""
+        """Read as :meth:`passes` does; return the negative log-likelihoods of all tokens (see :attr:`Reading.nll`)."""
         return torch.cat([*self.scored(text)], dim=1)
 
     def generate(self, count: int, sampling: Sampling | None = None, *, ends: Collection[int] = ()) -> Tensor:
-        """(B, G) the next ``count`` tokens, fewer where all streams have ended; the streams stay where they are.
+        """Generate the next tokens (B, G) without reading them: the streams stay as they are.
 
-        Feed them, where they are to be read on from. After the token that ended it a stream repeats that one.
+        To continue from the tokens, feed them. A stream that has ended repeats its last token until all have ended.
 
         Args:
-            count: at least 1.
-            sampling: how they are chosen; greedily where None. Of its own ``max_new_tokens`` nothing is asked.
-            ends: ids of the tokens that end a text (:func:`ccm.chat.reply.end_ids`); none where nothing does.
+            count: the most tokens to generate; at least 1.
+            sampling: how to choose tokens; None chooses the likeliest. Its ``max_new_tokens`` is not used.
+            ends: the ids of tokens that end a text (:func:`ccm.chat.reply.end_ids`).
 
         Raises:
-            InputError: when nothing was read yet, or the count is no whole number above 0.
+            InputError: if the streams have read nothing, or ``count`` is not a whole number above 0.
         """
         if check_count(count, "count") < 1:
             raise InputError(f"Cannot generate {count} tokens; ask for at least 1.")
         if self.last is None:
-            raise InputError("The stream has read nothing that could be continued; feed it some text first.")
+            raise InputError("The stream has read nothing, so it has nothing to continue; feed it some text first.")
         twin = self.fork()
         said: list[list[int]] = [[] for _ in range(self.batch)]
         chance = sampling.generator(self.tokens, self.model.device) if sampling else None
@@ -212,27 +210,27 @@ class StreamingMemory:
         return torch.tensor(said, device=self.model.device)
 
     def fork(self) -> StreamingMemory:
-        """A stream that has read the same and goes on by itself; nothing is copied, for nothing is ever changed."""
+        """An independent stream that has read the same text. It shares all tensors, since none is changed in place."""
         return copy.copy(self)
 
     def rows(self, rows: list[int]) -> StreamingMemory:
-        """Some streams of the batch, such as those whose text goes on.
+        """Select streams of the batch by their indices, for instance those with more text to read.
 
         Raises:
-            InputError: when there are none, or the batch does not have them.
+            InputError: if no index is given, or the batch does not have an index.
         """
         if not rows or not all(0 <= check_count(row, "row") < self.batch for row in rows):
             raise InputError(f"The rows are {rows}; name some of the {self.batch} streams, counted from 0.")
         few = self.fork()
-        few._held = replace(self._held, entries=self._held.entries.each(lambda x: x[rows]))
+        few.held = replace(self.held, entries=self.held.entries.each(lambda x: x[rows]))
         few.last = None if self.last is None else self.last[rows]
         return few
 
     @torch.no_grad()
     def _read(self, ids: Tensor) -> Reading:
-        """One pass over tokens for which there is room, and then room for more."""
+        """Read tokens that fit into the cache in one pass, then make room."""
         check_caching(self.model.base)
-        held, start = self._held, self.entries
+        held, start = self.held, self.entries
         cache = held.entries.fill(DynamicCache())
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
         logits = self.model.base(
@@ -244,19 +242,19 @@ class StreamingMemory:
         ).logits[..., : self.model.vocab_size]
         keys, values = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("keys", "values"))
         entries = Entries(keys, values, torch.cat([held.entries.ids, ids], dim=1))
-        self._held = self._eviction.settle(replace(held, entries=entries))
+        self.held = self._eviction.settle(replace(held, entries=entries))
         reading = Reading(ids, logits, self.last)
         self.tokens += ids.shape[1]
-        self.last = logits[:, -1].clone()  # a view would hold the logits of the whole pass
+        self.last = logits[:, -1].clone()  # a view would keep the logits of the whole pass in memory
         return reading
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically, from which :meth:`load` goes on.
+        """Write the stream to one safetensors file, atomically, for :meth:`load`.
 
         Raises:
-            MemoryFileError: when the path is a directory, a file that is no stream, or cannot be written.
+            MemoryFileError: if the path is a directory or another kind of file, or cannot be written.
         """
-        write_stream(path, StreamState(self.settings, self._held, self.tokens, self.last), self.model)
+        write_stream(path, StreamState(self.settings, self.held, self.tokens, self.last), self.model)
 
     @classmethod
     def load(
@@ -267,13 +265,14 @@ class StreamingMemory:
         *,
         ends: Ends | None = None,
     ) -> StreamingMemory:
-        """Go on from a saved stream, under its own settings.
+        """Load a saved stream, with the settings that it was saved with.
 
         Raises:
-            MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
-            ConfigError: when it needs a tokenizer.
+            MemoryFileError: if the file is absent or damaged, holds NaN, or has another version, model, adapter or
+                rule.
+            ConfigError: if the stream needs a tokenizer and none is given.
         """
         state = read_stream(path, model)
         stream = cls(model, state.settings, tokenizer, ends=ends)
-        stream._held, stream.tokens, stream.last = state.held, state.tokens, state.last
+        stream.held, stream.tokens, stream.last = state.held, state.tokens, state.last
         return stream

@@ -1,4 +1,4 @@
-"""Files of streams: what a stream holds, where it stands, and the settings under which it goes on."""
+"""Files of streams: the cache of a stream, how far it has read, and its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccm.engine.memory_files import LIMIT, Parts, read_memory, write_memory
 from ccm.streams.entries import CacheState, Entries
 from ccm.streams.evictions import StreamSettings
 
-KIND = "ccm_stream"  # what the manifest of such a file is filed under
+KIND = "ccm_stream"  # the key of the manifest in the file's metadata
 _PARTS: Parts = {**Entries.parts, "last": ("BV", "entry")}
 _COUNTS = ("memory", "evictions", "tokens")
 
@@ -25,10 +25,10 @@ class StreamState:
     """A stream between two passes.
 
     Attributes:
-        settings: its sizes.
-        held: what is in the cache.
-        tokens: how many were read.
-        last: (B, V) the logits after the last of them; None before the first.
+        settings: the sizes of the stream.
+        held: the state of the cache.
+        tokens: the number of tokens read.
+        last: (B, V) logits after the last token; None before the first token.
     """
 
     settings: StreamSettings
@@ -38,10 +38,10 @@ class StreamState:
 
 
 def write_stream(path: str | Path, state: StreamState, model: CCMModel) -> None:
-    """Write one file, atomically.
+    """Write a stream to one file, atomically.
 
     Raises:
-        MemoryFileError: when the path is a directory, a file that is no stream, or cannot be written.
+        MemoryFileError: if the path is a directory or another kind of file, or cannot be written.
     """
     entries, held = state.held.entries, state.held
     counts = dict(zip(_COUNTS, (held.memory, held.evictions, state.tokens), strict=True))
@@ -50,10 +50,10 @@ def write_stream(path: str | Path, state: StreamState, model: CCMModel) -> None:
 
 
 def read_stream(path: str | Path, model: CCMModel) -> StreamState:
-    """A stream that this model and adapter made, on the model's device.
+    """Read a stream that the same model and adapter wrote; its tensors go to the model's device.
 
     Raises:
-        MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
+        MemoryFileError: if the file is absent or damaged, holds NaN, or has another version, model, adapter or rule.
     """
     tensors, manifest = read_memory(path, KIND, model.origin, _PARTS, model.part_sizes, optional={"last"})
     try:
@@ -62,12 +62,12 @@ def read_stream(path: str | Path, model: CCMModel) -> StreamState:
         raise MemoryFileError(f"{path} has a damaged manifest: {error}") from error
     memory, evictions, tokens = (_count(path, manifest, name) for name in _COUNTS)
     if ("last" in tensors) != bool(tokens):
-        raise MemoryFileError(f"{path} is damaged: it must hold the logits after its {tokens} tokens, none after none.")
+        raise MemoryFileError(f"{path} is damaged: its logits do not match its count of {tokens} tokens.")
     ids = tensors["ids"]
     least, most = min(tokens, settings.sink) + memory, min(tokens, settings.cache_size)
     if not least <= ids.shape[1] <= most or (tokens and not ids.shape[1]):
         raise MemoryFileError(
-            f"{path} is damaged: {ids.shape[1]} entries after {tokens} tokens, where {least} to {most} can be."
+            f"{path} is damaged: it holds {ids.shape[1]} entries after {tokens} tokens; allowed: {least} to {most}."
         )
     tensors = {
         name: x.to(model.device, model.base.dtype if x.is_floating_point() else None) for name, x in tensors.items()
@@ -79,5 +79,5 @@ def read_stream(path: str | Path, model: CCMModel) -> StreamState:
 def _count(path: str | Path, manifest: dict[str, Any], name: str) -> int:
     value = manifest.get(name)
     if type(value) is not int or not 0 <= value < LIMIT:
-        raise MemoryFileError(f"{path} has a damaged manifest: {name} is {value!r}, no count.")
+        raise MemoryFileError(f"{path} has a damaged manifest: {name} is {value!r}, not a count.")
     return value

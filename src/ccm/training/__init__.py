@@ -1,1 +1,1 @@
-"""Training of compression adapters: recipe -> data -> batches -> stage -> loop -> adapter folder."""
+"""Training compression adapters: a recipe selects data and a stage; the loop trains it and writes an adapter folder."""

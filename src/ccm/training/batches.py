@@ -1,7 +1,7 @@
-"""Batches: which samples every optimizer step takes, and how they are shared out over passes and processes.
+"""Batches: which samples each optimizer step trains on, and how they are split into passes for the processes.
 
-Everything is a function of the recipe's seed and the number of the step, so that every process knows every batch
-without asking, and a training that goes on after an interruption sees the batches it would have seen.
+A batch depends only on the recipe's seed and on the step number. Every process can therefore compute every batch, and a
+resumed training sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Batch:
 
     Attributes:
         samples: the samples.
-        starts: position of the first token of each.
-        n_tok: N, the COMP tokens a step.
-        number: of the training step.
+        starts: the position of each sample's first token.
+        n_tok: N, the COMP tokens per step.
+        number: the number of the training step, from 0.
     """
 
     samples: Sequence[Sample]
@@ -33,7 +33,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one pass over them, padding and COMP tokens included."""
+        """Tokens of a single pass over the batch, with padding and COMP tokens."""
         return len(self.samples) * max(self._widths)
 
     @property
@@ -41,10 +41,11 @@ class Batch:
         return [length(sample) + self.n_tok * len(sample.steps) for sample in self.samples]
 
     def passes(self, tokens: int, processes: int) -> list[Batch]:
-        """This batch in as few parts of at most ``tokens`` tokens, padding and COMP tokens included, as give every
-        process alike many; the parts are larger only where samples are too long or too few for that.
+        """Split the batch into parts of at most ``tokens`` tokens, with padding and COMP tokens.
 
-        There are at least as many samples as ``processes``.
+        The parts are as few as possible, and every process gets the same number of them. A part exceeds ``tokens``
+        only if a sample is too long, or if the batch is too small to be split further. The batch must have at least
+        as many samples as there are ``processes``.
         """
         widths = self._widths
         order = sorted(range(len(widths)), key=widths.__getitem__)
@@ -63,12 +64,12 @@ class Batches:
     """The batches of a training.
 
     Attributes:
-        data: where samples come from.
-        size: samples of a batch.
-        pool: batches that are drawn together and sorted by length.
-        n_tok: the fewest and the most COMP tokens a step; every batch draws its own.
-        max_offset: the last position that a sample may begin at.
-        seed: of all draws.
+        data: the data set that the samples come from.
+        size: samples per batch.
+        pool: the number of batches that are drawn together and sorted by length.
+        n_tok: the smallest and the largest N; every batch draws its own.
+        max_offset: the largest position that a sample may begin at.
+        seed: the seed of all draws.
     """
 
     data: DataSet
@@ -80,13 +81,13 @@ class Batches:
 
     @staticmethod
     def of(recipe: Recipe, data: DataSet) -> Batches:
-        """Those of a recipe."""
+        """The batches of a recipe."""
         most = recipe.adapter.n_tok
         n_tok = (1 if recipe.random_n_tok else most, most)
         return Batches(data, recipe.batch_size, recipe.pool, n_tok, recipe.max_offset, recipe.seed)
 
     def since(self, step: int) -> Iterator[Batch]:
-        """The batches of the steps number ``step``, from 0, and all that follow, without end."""
+        """Yield the batch of step ``step`` (from 0) and of every later step, without end."""
         while True:
             index, within = divmod(step, self.pool)
             for samples in self._pool(index)[within:]:
@@ -94,10 +95,10 @@ class Batches:
                 step += 1
 
     def _pool(self, index: int) -> list[list[Sample]]:
-        """``pool`` batches of samples of like length, in random order."""
+        """``pool`` batches, each of samples of similar length, in random order."""
         rng = random.Random(f"{self.seed} pool {index}")
         samples = self.data.pool(index, self.size * self.pool)
-        rng.shuffle(samples)  # equal lengths are not left in the order of the data
+        rng.shuffle(samples)  # samples of equal length must not keep the order of the data
         samples.sort(key=lambda sample: length(sample) + self.n_tok[1] * len(sample.steps))
         batches = [samples[i : i + self.size] for i in range(0, len(samples), self.size)]
         rng.shuffle(batches)

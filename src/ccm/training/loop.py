@@ -1,4 +1,4 @@
-"""The loop: batches -> passes -> gradients, shared over processes -> AdamW; checkpoints, log and evaluation beside."""
+"""The training loop: batches, passes, gradients over all processes, AdamW; checkpoints, a log and evaluations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ccm.chat.turns import Turns
 from ccm.core.errors import AdapterError, ConfigError, TrainingError
-from ccm.core.files import SafetensorError, as_path
+from ccm.core.files import SafetensorError, as_path, writing
 from ccm.core.processes import get_logger, is_main
 from ccm.data import DataSet, open_data
 from ccm.engine.layout import length
@@ -34,24 +34,24 @@ from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
 
-LEAST_SCALE = 2.0**-14  # of a float16 loss; every overflow halves it, from 2^16 on
+LEAST_SCALE = 2.0**-14  # the smallest scale of a float16 loss; it starts at 2^16, and every overflow halves it
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a training stands after a step.
+class StepReport:
+    """The state of a training after a step.
 
     Attributes:
-        step: optimizer steps made.
-        losses: by name, means since the last report; "loss" is their weighted sum.
+        step: the number of optimizer steps made.
+        losses: the mean of each loss since the last report, by name; "loss" is their weighted sum.
         lr: the learning rate of the last step.
-        grad_norm: before clipping, of the last step.
-        tokens_per_second: text tokens of all processes, since the last report.
-        seconds: since this process began.
-        seconds_left: to the last step, at the mean speed so far.
-        measured: of the evaluation, where one was due; empty otherwise.
+        grad_norm: the norm of the last step's gradient before clipping.
+        tokens_per_second: text tokens of all processes per second since the last report.
+        seconds: seconds since this process started.
+        seconds_left: estimated seconds to the last step, at the mean speed so far.
+        measured: the figures of the evaluation by name; empty in steps without one.
     """
 
     step: int
@@ -64,14 +64,14 @@ class Report:
     measured: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat record, ready for JSON."""
+        """One flat record for JSON."""
         numbers = {name: getattr(self, name) for name in ("lr", "grad_norm", "tokens_per_second", "seconds")}
         evaluated = {f"eval_{name}": value for name, value in self.measured.items()}
         record = {"step": self.step, **self.losses, **evaluated, **numbers}
         return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
-Advance = Callable[[int, Report | None], None]
+Advance = Callable[[int, StepReport | None], None]
 
 
 def train(
@@ -79,32 +79,36 @@ def train(
     *,
     resume: bool = False,
     start: str | Path | None = None,
-    report: Callable[[Report], None] = lambda report: None,
+    report: Callable[[StepReport], None] = lambda report: None,
     advance: Advance = lambda step, report: None,
     make: Callable[[Recipe, Turns], Stage] = make_stage,
 ) -> Path:
-    """Train as a recipe says; returns the output directory, which holds the result.
+    """Run the training of a recipe.
 
-    Under ``torchrun``, every process calls this. Ctrl-C saves a checkpoint before it ends the training.
+    Under ``torchrun``, every process calls this function. Ctrl-C saves a checkpoint, then ends the training.
 
     Args:
-        recipe: with an ``output_dir``.
-        resume: go on from the last checkpoint in it.
-        start: begin with this checkpoint of another run, with the same settings, base and data wherever they are.
+        recipe: the recipe; its ``output_dir`` must be set.
+        resume: whether to resume from the last checkpoint in ``output_dir``.
+        start: a checkpoint of another run to start from. Settings, base and data must be the same; their paths may
+            differ.
         report: called in the main process every ``log_every`` steps.
-        advance: called there with how many steps are done: where the training begins or goes on, and after every step
-            with how it stands.
-        make: makes what is trained, where it is none of the two stages.
+        advance: called in the main process with the number of steps done: once at the start with None, and after every
+            step with the state of the training.
+        make: makes a stage other than the two of :func:`make_stage`.
+
+    Returns:
+        The output directory, which holds the result.
 
     Raises:
-        ConfigError, DataError, AdapterError: when the training cannot begin as asked; nothing is then written.
-        TrainingError: when the loss is not finite, or a checkpoint cannot be read or saved.
-        KeyboardInterrupt: on Ctrl-C, with what is saved once the training has begun.
+        ConfigError, DataError, AdapterError: if the training cannot start as asked; nothing is then written.
+        TrainingError: if the loss is not finite, or a checkpoint cannot be read or saved.
+        KeyboardInterrupt: on Ctrl-C; once the training has started, the message names the last checkpoint.
     """
     if recipe.output_dir is None:
         raise ConfigError("output_dir is not set; name a folder for the result with output_dir=DIR.")
     run = Run(as_path(recipe.output_dir, ConfigError), recipe, None if start is None else Path(start))
-    if is_main():  # the others would see what the first has written by then
+    if is_main():  # another process might already see files of the first one
         run.check(resume=resume)
     turns = open_turns(recipe)
     data = open_data(recipe.data, turns, recipe.seed)
@@ -112,7 +116,7 @@ def train(
 
 
 class Training:
-    """One training under way."""
+    """One training in progress."""
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Training:
         run: Run,
         data: DataSet,
         make: Callable[[Recipe], Stage],
-        report: Callable[[Report], None],
+        report: Callable[[StepReport], None],
         advance: Advance = lambda step, report: None,
     ) -> None:
         self.recipe, self.run, self.data, self.report, self.advance = recipe, run, data, report, advance
@@ -129,8 +133,8 @@ class Training:
         self.accelerator = Accelerator(cpu=on_cpu, **logs)
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
-        place = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
-        self.stage = make(replace(recipe, device=place))
+        device = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
+        self.stage = make(replace(recipe, device=device))
         self.stage.module.train()
         check(recipe, data, self.stage)
         self.mixed = self._mixes()
@@ -144,32 +148,32 @@ class Training:
         half = self.stage.base.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=half)
         self.interrupted = Event()
-        self.agreed = False  # whether some process was interrupted, as all of them know it
+        self.agreed = False  # whether any process was interrupted; the same in all processes
         self.step = self.told = 0
         self.sums: dict[str, float] = {}  # losses since the last report
         self.drawn = ""  # digest of all batches so far
 
     def go(self) -> Path:
-        """Train to the last step, and write the result."""
-        self._go_on(self.run.previous())
-        self.accelerator.wait_for_everyone()  # before the first process writes what the others read
+        """Train to the last step, write the result, and return its folder."""
+        self._resume(self.run.previous())
+        self.accelerator.wait_for_everyone()  # all have read the checkpoint before the first process writes
         with self.run.open() if self.main else nullcontext():
             try:
                 return self._go()
-            except KeyboardInterrupt as stop:  # a second one, if it says nothing
-                raise stop if stop.args else KeyboardInterrupt(self.run.saved()) from None
+            except KeyboardInterrupt as stop:
+                if stop.args:  # the first Ctrl-C, after which a checkpoint was saved
+                    raise
+                raise KeyboardInterrupt(self.run.saved()) from None
 
     def _go(self) -> Path:
         if self.main:
             self.run.forget_after(self.step)
             self.advance(self.step, None)
         if self.step == self.recipe.max_steps:
-            _log.warning("No step is left: all %d were made before. The result is written again.", self.step)
+            _log.warning("All %d steps were already made; writing the result again.", self.step)
         if self.recipe.tensorboard or self.recipe.wandb:
-            try:
+            with writing(self.run.folder, TrainingError, "Fix the cause, or set tensorboard=false and wandb=false."):
                 self.accelerator.init_trackers("ccm")
-            except OSError as error:
-                raise TrainingError(f"The trackers of {self.run.folder} cannot begin: {error}.") from error
         try:
             with _interruptible(self.interrupted):
                 self._steps()
@@ -177,21 +181,18 @@ class Training:
             self.accelerator.end_training()
         if self._ending():
             self._save()
-            raise KeyboardInterrupt(f"Step {self.step} is saved. Go on from there with resume=True.")
+            raise KeyboardInterrupt(f"Step {self.step} is saved. Resume from it with resume=True.")
         if self.main:
             self._write()
         return self.run.folder
 
-    def _go_on(self, checkpoint: Checkpoint | None) -> None:
-        """Take up the state of a checkpoint; without one, the training begins."""
+    def _resume(self, checkpoint: Checkpoint | None) -> None:
+        """Restore the state of a checkpoint, if there is one."""
         if checkpoint is None:
             return
         self.drawn = check_checkpoint(checkpoint, self.stage, self.batches)
-        trained = self.stage.trained
-        with torch.no_grad():
-            for name, tensor in trained.items():
-                tensor.copy_(checkpoint.tensors[name])
-        restore_state(self.optimizer, trained, checkpoint)
+        self.stage.restore(checkpoint.tensors)
+        restore_state(self.optimizer, self.stage.trained, checkpoint)
         self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
 
@@ -206,7 +207,7 @@ class Training:
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
             tokens += sum(map(length, batch.samples))
             now = time.monotonic()
-            stands = Report(
+            stands = StepReport(
                 step=self.step,
                 losses={name: value / (self.step - self.told) for name, value in self.sums.items()},
                 lr=self._rate(self.step - 1),
@@ -226,15 +227,15 @@ class Training:
                 heap.trim()
 
     def _ending(self) -> bool:
-        """Whether all processes end now: one that left alone would leave the others waiting for its gradients."""
+        """Whether to end now. All processes must end together, since each waits for the gradients of the others."""
         return self.agreed if self.accelerator.num_processes > 1 else self.interrupted.is_set()
 
     def _due(self, every: int) -> bool:
-        """Whether something is to be done now that is done every so many steps, and after the last."""
+        """Whether a task that runs every ``every`` steps (0: never), and after the last step, is due now."""
         return self.step == self.recipe.max_steps or (every > 0 and self.step % every == 0)
 
     def _rate(self, step: int) -> float:
-        """The learning rate: a linear rise, then a cosine down to its end."""
+        """The learning rate of a step: a linear rise, then a cosine down to ``lr * lr_end``."""
         recipe = self.recipe
         rise = math.ceil(recipe.warmup * recipe.max_steps)
         if step < rise:
@@ -243,32 +244,34 @@ class Training:
         return recipe.lr * (recipe.lr_end + (1 - recipe.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def _step(self, batch: Batch) -> tuple[dict[str, float], float]:
-        """One optimizer step; returns the losses and the norm of the gradient."""
+        """Make one optimizer step; return the losses by name and the norm of the gradient."""
         rate, index = self._rate(self.step), self.accelerator.process_index
-        torch.manual_seed(hash((self.recipe.seed, self.step, index)) % (1 << 62))  # of the dropout: nothing to save
+        torch.manual_seed(hash((self.recipe.seed, self.step, index)) % (1 << 62))  # seeds dropout
         losses = self._gradients(batch)
         self.step += 1
         advice = (
-            f"the training cannot go on. Lower lr (now {rate:g}), or use dtype=bfloat16 where it was float16. Earlier "
-            "checkpoints are whole."
+            f"the training cannot continue. Lower lr (now {rate:g}), or use dtype=bfloat16 instead of float16. Earlier "
+            "checkpoints are intact."
         )
         if not math.isfinite(losses["loss"]):
             raise TrainingError(f"The loss is {losses['loss']} at step {self.step}; {advice}")
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # which leaves such a step out
-            raise TrainingError(f"The gradient is {norm} at step {self.step}; {advice}")
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # the scaler skips such a step
+            raise TrainingError(f"The gradient norm is {norm} at step {self.step}; {advice}")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
-            raise TrainingError(f"No gradient up to step {self.step} was finite, however small the loss; {advice}")
+            raise TrainingError(
+                f"The gradients overflow at step {self.step}, however small the scale of the loss; {advice}"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         return losses, norm
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
-        """Gradients of the mean losses of a whole batch, the same in every process; returns these losses."""
+        """Compute the gradients of a whole batch's mean losses, equal in every process; return the losses by name."""
         objective = self.stage.objective
         counts = objective.counts(batch.samples)
         found = dict.fromkeys(counts, 0.0)
@@ -283,7 +286,7 @@ class Training:
         return {"loss": sum(objective.weights[name] * value for name, value in found.items()), **found}
 
     def _mixes(self) -> bool:
-        """Whether matrices are multiplied in bfloat16, which may be measured; all processes do alike."""
+        """Whether to multiply matrices in bfloat16, as the recipe says or as measured; the same in all processes."""
         if self.recipe.mixed_precision != "auto" or self.stage.base.dtype != torch.float32:
             return self.recipe.mixed_precision is True
         config = self.stage.base.config.get_text_config()
@@ -294,17 +297,17 @@ class Training:
         return slowest >= WORTH
 
     def _precision(self) -> torch.autocast:
-        """Within it, matrices are multiplied as the recipe says."""
+        """The context in which passes multiply matrices."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.mixed)
 
     def _share(self, batch: Batch) -> list[Batch]:
-        """The passes of a batch that are this process's."""
+        """This process's share of the passes of a batch."""
         processes = self.accelerator.num_processes
         return batch.passes(self.recipe.pass_tokens, processes)[self.accelerator.process_index :: processes]
 
     def _sum_over_processes(self, losses: dict[str, float]) -> dict[str, float]:
-        """Add up what the processes found, gradients and losses, in one exchange a step."""
-        stop = float(self.interrupted.is_set())  # one process was interrupted: all end after this step
+        """Sum gradients and losses over the processes, in one exchange per step."""
+        stop = float(self.interrupted.is_set())  # if any process was interrupted, all end after this step
         given = [float(p.grad is not None) for p in self.parameters]
         values = torch.tensor([stop, *losses.values(), *given], device=self.accelerator.device)
         grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
@@ -314,12 +317,12 @@ class Training:
         self.agreed = stop > 0
         pieces = flat[len(values) :].split([p.numel() for p in self.parameters])
         for p, piece, count in zip(self.parameters, pieces, sums[len(losses) :], strict=True):
-            p.grad = piece.view_as(p) if count else None  # as in one process: AdamW leaves out what has none
+            p.grad = piece.view_as(p) if count else None  # AdamW skips a parameter without gradient, as in one process
         return dict(zip(losses, sums[: len(losses)], strict=True))
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Mean losses over the samples held out, and what the data set measures of the model."""
+        """The mean losses on the held-out samples, and the figures that the data set measures of the model."""
         samples, objective = self.data.held_out(), self.stage.objective
         if len(samples) < self.accelerator.num_processes:
             samples = []
@@ -337,7 +340,7 @@ class Training:
         self.stage.module.train()
         return measured
 
-    def _tell(self, report: Report) -> None:
+    def _tell(self, report: StepReport) -> None:
         if not self.main:
             return
         record = report.to_dict()
@@ -358,15 +361,15 @@ class Training:
             self.stage.save(self.run.folder)
         except (OSError, SafetensorError, AdapterError) as error:
             raise TrainingError(
-                f"The result cannot be saved: {error}. The last checkpoint is whole; free some space and go on "
-                "with resume=True."
+                f"The result cannot be saved: {error}. The last checkpoint is intact; fix the cause, then resume with "
+                "resume=True."
             ) from error
 
 
 @contextmanager
 def _interruptible(event: Event) -> Iterator[None]:
-    """Meanwhile the first Ctrl-C, or a polite kill, only says so and sets the event; the second breaks off at once."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    """Within the ``with`` block, the first SIGINT or SIGTERM only sets the event; the second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -378,7 +381,7 @@ def _interruptible(event: Event) -> Iterator[None]:
     def note(*_: Any) -> None:
         event.set()
         restore()
-        _log.warning("The step under way is finished and saved first; the same again breaks off at once.")
+        _log.warning("Finishing and saving the current step first; interrupt again to stop at once.")
 
     for number in kept:
         signal.signal(number, note)
@@ -389,7 +392,7 @@ def _interruptible(event: Event) -> Iterator[None]:
 
 
 def shard(stage: Stage) -> None:
-    """Spread the layers of the frozen base over all processes (FSDP2); what is trained stays whole in each."""
+    """Shard the frozen base's layers over all processes (FSDP2); every process keeps the trained tensors whole."""
     trained = set(stage.trained.values())
     layers = [m for m in stage.module.modules() if type(m).__name__ in stage.base._no_split_modules]
     for layer in layers:

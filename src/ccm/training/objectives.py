@@ -1,8 +1,10 @@
-"""Objectives: what the training makes small. Sums over target tokens; the loop divides by the tokens of a whole batch.
+"""Objectives: the losses that a training minimizes.
 
-last      cross-entropy of the final output, the query's targets (the authors')
-every     cross-entropy of each step's answer, given the memory of the steps before: T losses from one pass
-distill   divergence from the model's own distribution on the answers with the whole context in view
+last      cross-entropy of the query's targets, the final output (the paper's objective)
+every     cross-entropy of each step's answer given the memory of earlier steps: T losses from one pass
+distill   KL divergence of the answers' distribution from the model's own distribution with full context
+
+A pass returns sums over target tokens; the training loop divides them by the number of targets in the whole batch.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ class Objective:
     """A weighted sum of losses, each a mean over its target tokens.
 
     Attributes:
-        weights: by name, all above 0.
-        every_answer: whether the answers within the context are targets as well.
+        weights: the weight of each loss by its name; all are above 0.
+        every_answer: whether the answers within the context are targets too.
     """
 
     weights: Mapping[str, float]
@@ -32,34 +34,39 @@ class Objective:
 
     @staticmethod
     def of(weights: Mapping[str, float], *, remembered: bool) -> Objective:
-        """The objective of a recipe. Alone, "distill" takes every answer, where those within the context are given
-        with the memory before them in view: ``remembered``."""
+        """The objective of a recipe.
+
+        Args:
+            weights: the weight of each loss by its name; losses of weight 0 are left out.
+            remembered: whether a step sees the memory of earlier steps. If it does, "distill" without "last" trains
+                the answers within the context too.
+        """
         kept = {name: float(weight) for name, weight in weights.items() if weight}
         return Objective(kept, "every" in kept or ("last" not in kept and remembered))
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the distribution with full context is asked for."""
+        """Whether a loss compares with the distribution under full context."""
         return "distill" in self.weights
 
     def targeted(self, sample: Sample) -> Sample:
-        """The sample without the targets that no loss counts."""
+        """Drop the targets that no loss counts."""
         return sample if self.every_answer else replace(sample, steps=[Step(step.ids) for step in sample.steps])
 
     def counts(self, samples: Sequence[Sample]) -> dict[str, int]:
-        """Target tokens of each loss."""
-        last = sum(_targets(sample.query) for sample in samples)
-        every = last + sum(_targets(step) for sample in samples for step in sample.steps if self.every_answer)
+        """The number of target tokens of each loss."""
+        last = sum(count_targets(sample.query) for sample in samples)
+        every = last + sum(count_targets(step) for sample in samples for step in sample.steps if self.every_answer)
         return {name: last if name == "last" else every for name in self.weights}
 
     def losses(self, logits: Tensor, targets: Tensor, last: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """Each loss, summed over its target tokens.
+        """Each loss as a scalar, summed over its target tokens.
 
         Args:
-            logits: (P, V) at the P tokens that have a target.
-            targets: (P,) these targets.
-            last: (P,) bool, whether they are of the final output.
-            teacher: (P, V) logits at the same tokens with full context; None where not asked for.
+            logits: (P, V) logits at the P tokens that have a target.
+            targets: (P,) int64 target ids.
+            last: (P,) bool, whether a target belongs to the final output.
+            teacher: (P, V) logits at the same tokens under full context; None if no loss needs them.
         """
         found = {}
         if self.weights.keys() & {"last", "every"}:
@@ -71,9 +78,10 @@ class Objective:
         return {name: found[name] for name in self.weights}
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> Tensor:
-        """The weighted sum of the means."""
+        """The weighted sum of the losses, each divided by its number of targets."""
         return torch.stack([self.weights[name] * sums[name] / max(counts[name], 1) for name in self.weights]).sum()
 
 
-def _targets(step: Step) -> int:
+def count_targets(step: Step) -> int:
+    """The number of tokens of a step that have a target."""
     return sum(target != IGNORE for target in step.targets)

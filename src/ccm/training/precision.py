@@ -1,4 +1,4 @@
-"""Whether to multiply matrices in bfloat16: on some processors that is twice as fast as float32, on others half."""
+"""Whether to multiply matrices in bfloat16: some processors do so twice as fast as in float32, others half as fast."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import linear
 
-ROWS, TRIES, WORTH = 1024, 8, 1.2  # of the matrices that are multiplied; below so many times as fast it is left
+ROWS, TRIES = 1024, 8
+WORTH = 1.2  # the smallest speed-up for which mixed precision is turned on
 
 
 def bfloat16_speed(width: int, inner: int, device: torch.device) -> float:
-    """How many times as fast as in float32 a device multiplies matrices in bfloat16, the weights' rounding included.
+    """Measure how many times faster a device multiplies matrices in bfloat16 than in float32.
+
+    The time in bfloat16 includes the rounding of the weights.
 
     Args:
-        width: of the model.
-        inner: width within its MLP.
-        device: where it lives.
+        width: the hidden size of the model.
+        inner: the width of its MLP.
+        device: the device to measure.
     """
     x, weight = (torch.ones(rows, width, device=device) for rows in (ROWS, inner))
-
-    ways = (lambda: linear(x, weight), lambda: linear(x.bfloat16(), weight.bfloat16()))
-    times = [[_seconds(way, device) for way in ways] for _ in range(TRIES)]  # by turns: others may be at work here
-    whole, half = map(min, zip(*times, strict=True))
-    return whole / half
+    products = (lambda: linear(x, weight), lambda: linear(x.bfloat16(), weight.bfloat16()))
+    times = [[_seconds(p, device) for p in products] for _ in range(TRIES)]  # alternate: other processes may interfere
+    float32, bfloat16 = map(min, zip(*times, strict=True))
+    return float32 / bfloat16
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""A look at a training before it begins: one sample as the model sees it, and what it will need."""
+"""A preview of a training: one sample as the model sees it, and the memory that the training needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ccm.training.stages import Stage
 
 
 def picture(sample: Sample, stage: Stage) -> str:
-    """A sample's blocks, one a line, COMP slots made visible; below a block, what is learned in it.
+    """Show the blocks of a sample, one per line, with their COMP tokens; below a block, the text that is learned in it.
 
     block 0 | <s>My name is Anna.<|assistant|>Hello. [COMP 1][COMP 2]
     block 1 | <|user|>What is my name?<|assistant|>Your name is Anna.
@@ -37,13 +37,13 @@ def picture(sample: Sample, stage: Stage) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """About how many bytes a process needs.
+    """An estimate of the memory that one process needs, in bytes.
 
     Attributes:
-        weights: of the model.
+        weights: the weights of the model.
         trained: gradients and optimizer moments.
-        activations: kept for the backward pass, of one pass.
-        logits: at the targets, with their gradients.
+        activations: the activations that one pass keeps for its backward pass.
+        logits: the logits at the targets, with their gradients.
     """
 
     weights: int
@@ -53,15 +53,16 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights + self.trained + self.activations + self.logits
 
 
 def estimate(recipe: Recipe, stage: Stage, batches: Iterable[Batch]) -> Estimate:
-    """What a training needs, from its sizes and the largest pass of some of its batches.
+    """Estimate the memory of a training from the model's sizes and from the largest pass of some batches.
 
-    Activations of a layer and token: the inputs of both norms and of all projections, queries, keys and values, the
-    attention's output, and three rows within the MLP. Gradient checkpointing keeps one row a layer, and one layer.
+    Per token, a layer keeps the inputs of both norms and of all projections; queries, keys and values; the output of
+    the attention; and three rows within the MLP. With gradient checkpointing, a layer keeps one row per token, and only
+    one layer at a time keeps all of its activations.
     """
     config = stage.base.config.get_text_config()
     width = stage.base.dtype.itemsize
@@ -75,7 +76,7 @@ def estimate(recipe: Recipe, stage: Stage, batches: Iterable[Batch]) -> Estimate
     tokens = max(part.tokens for part in passes)
     targets = max(max(stage.objective.counts(part.samples).values()) for part in passes)
     trained = sum(tensor.numel() for tensor in stage.trained.values())
-    logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, their log-softmax and gradients; the teacher's
+    logit = 28 if stage.objective.needs_teacher else 12  # bytes: logits, log-softmax, gradients; the teacher
     return Estimate(
         weights=sum(map(stored_bytes, stage.module.parameters())),
         trained=12 * trained,
@@ -85,6 +86,6 @@ def estimate(recipe: Recipe, stage: Stage, batches: Iterable[Batch]) -> Estimate
 
 
 def mlp_width(config: PretrainedConfig) -> int:
-    """Width within an MLP, by whatever name a family has it; where it has none, four times the hidden size."""
+    """The width of the MLP, which families name differently; four times the hidden size if the config names none."""
     named = (getattr(config, name, None) for name in ("intermediate_size", "d_ff", "n_inner"))
     return next(filter(None, named), None) or 4 * config.hidden_size

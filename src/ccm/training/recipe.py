@@ -1,7 +1,7 @@
-"""Recipes: every setting of a training, typed; from YAML files in ``ccm/recipes`` or anywhere, and ``--set key=value``.
+"""Recipes: all settings of a training as a dataclass, read from YAML files and ``key=value`` changes.
 
-A recipe file is a table of the keys of :class:`Recipe`. Its sections ``base:`` and ``compress:`` hold what differs
-between the two stages; the section of the stage that runs is laid over the rest.
+A recipe file is a table of the keys of :class:`Recipe`. Its sections ``base:`` and ``compress:`` hold the settings that
+differ between the two stages; the section of the stage that runs overrides the rest of the file.
 """
 
 from __future__ import annotations
@@ -20,64 +20,68 @@ from ccm.core.errors import ConfigError, did_you_mean, reason
 from ccm.core.rules import rule_class
 from ccm.data.settings import DataSettings
 from ccm.engine.quantization import Quantization
+from ccm.training.recipe_files import find_recipe
 
-Stage = Literal["base", "compress"]
-FOLDER = Path(__file__).with_name("recipes")
+StageName = Literal["base", "compress"]
 OBJECTIVES = ("last", "every", "distill")
-_DATA = (".jsonl", ".txt", ".csv", ".parquet", ".gz")  # endings of files that are no recipes
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training. The defaults are the authors' (Compressed Context Memory, ICLR 2024), where they state one.
+    """The settings of one training. The defaults are those of the paper, where it states them.
+
+    The paper is "Compressed Context Memory for Online Language Model Interaction" (ICLR 2024).
 
     Attributes:
-        stage: "base" trains the model itself with full context, "compress" an adapter on top of it.
-        model: the base model: folder, Hub id, or "builtin".
-        base_adapter: a plain LoRA to merge into the base first: what the stage "base" made.
-        init_adapter: a compression adapter to begin with, as far as its tensors fit; "builtin" is what the built-in
-            base was trained with. In the stage "base", a plain LoRA of the same rank. None begins anew.
-        output_dir: where the run and its result go.
-        data: what is trained on.
-        adapter: the memory and its LoRA; of the stage "base", the LoRA alone. Its turn format is ``turns``.
-        turns: how conversations become tokens; where None, by the model's chat template if it has one.
-        random_n_tok: whether every batch draws its N from 1 to ``adapter.n_tok``, so that one adapter serves them all.
-        objective: weights of the losses "last" (the final output), "every" (each step's answer, given its memory) and
-            "distill" (the model's own full-context distribution on the answers).
-        max_steps: optimizer steps.
-        batch_size: samples a step, over all processes and passes.
-        pass_tokens: most tokens, padding included, that a process takes in one pass; a step makes as many passes as
-            its batch needs.
-        pool: batches that are drawn together and sorted by length, so that little is padded.
-        lr: peak learning rate.
-        lr_end: share of it that the cosine ends with.
-        warmup: share of the steps in which the rate rises from 0.
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
-        max_offset: every sample's first token has a random position from 0 to this; for short base contexts.
-        merge: stage "base": write a whole model with the LoRA merged, instead of a PEFT adapter.
-        dtype: of the base model; what is trained is float32 in any case.
-        quantize: how the base's weights are stored in fewer bits (:mod:`ccm.engine.quantization`).
-        mixed_precision: multiply matrices in bfloat16, and leave weights, memory, losses and evaluation in float32, and
-            attention in the stage "compress": faster on processors that have instructions for it, slow on others;
-            "auto" measures which this one is, at the start.
-        saved_dtype: of what is written in the end; bfloat16 halves the files. Checkpoints are float32.
-        device: such as "cpu" or "cuda"; a CUDA device if there is one where None.
-        flex: whether to attend by flex_attention, on CUDA; where it wins, if None (:mod:`ccm.engine.flex`).
-        gradient_checkpointing: keep no activations within layers: less memory, a third more time.
-        shard: spread the frozen base over all processes (FSDP2); otherwise each holds it whole (DDP).
-        seed: of everything.
+        stage: "base" trains a LoRA for all tokens with full context; "compress" trains a compression adapter.
+        model: the base model: a folder, a Hub id, or "builtin".
+        base_adapter: a plain LoRA (the result of the stage "base") to merge into the base before training.
+        init_adapter: the adapter to start from. In the stage "compress", a compression adapter, whose tensors are used
+            as far as they fit; "builtin" is the one that the built-in base was trained with. In the stage "base", a
+            plain LoRA of the same rank. None starts from new tensors.
+        output_dir: the folder of the run and its result.
+        data: the settings of the data set.
+        adapter: the settings of the memory and its LoRA; the stage "base" uses the LoRA only. The format of its turns
+            is set by ``turns``.
+        turns: how conversations become tokens. None uses the model's chat template if it has one.
+        random_n_tok: whether every batch draws its N from 1 to ``adapter.n_tok``, so that one adapter serves every N.
+        objective: the weights of the losses "last" (the final output), "every" (each step's answer, given the memory)
+            and "distill" (the base's own distribution on the answers, with full context).
+        max_steps: the number of optimizer steps.
+        batch_size: samples per step, over all processes and passes.
+        pass_tokens: the most tokens, with padding, that a process reads in one pass. A step makes as many passes as its
+            batch needs.
+        pool: the number of batches that are drawn together and sorted by length, which keeps padding small.
+        lr: the peak learning rate.
+        lr_end: the final learning rate, as a share of ``lr``.
+        warmup: the share of the steps during which the learning rate rises.
+        weight_decay: the weight decay of AdamW.
+        betas: the two betas of AdamW.
+        max_grad_norm: gradients of a larger norm are scaled down to this norm.
+        max_offset: the first token of each sample gets a random position from 0 to this number; for bases that were
+            trained on short contexts.
+        merge: whether the stage "base" writes a whole model with the LoRA merged, instead of a PEFT adapter.
+        dtype: the dtype of the base model. Trained tensors are always float32.
+        quantize: how to store the base's weights in fewer bits (:mod:`ccm.engine.quantization`).
+        mixed_precision: whether to multiply matrices in bfloat16. Weights, memory, losses and evaluations stay in
+            float32, and so does attention in the stage "compress". This is faster only on processors with bfloat16
+            instructions; "auto" measures the speed before training.
+        saved_dtype: the dtype of the result; bfloat16 halves its size. Checkpoints are float32.
+        device: a device such as "cpu" or "cuda". None uses a CUDA device if there is one.
+        flex: whether to use flex_attention, which needs CUDA. None uses it where it is faster (:mod:`ccm.engine.flex`).
+        gradient_checkpointing: whether to recompute activations within layers: less memory, a third more time.
+        shard: whether to spread the frozen base over all processes (FSDP2). If not, every process holds a copy.
+        seed: the seed of all random draws.
         log_every: steps between two records of the log.
-        eval_every: steps between two evaluations; 0 for none but the last.
-        save_every: steps between two checkpoints; 0 for none but the last.
-        keep: checkpoints that stay.
-        tensorboard: whether to write TensorBoard logs.
-        wandb: whether to write to Weights & Biases.
+        eval_every: steps between two evaluations; 0 evaluates after the last step only.
+        save_every: steps between two checkpoints; 0 saves one after the last step only.
+        keep: the number of checkpoints to keep.
+        tensorboard: whether to log to TensorBoard.
+        wandb: whether to log to Weights & Biases.
     """
 
-    stage: Stage = "compress"
+    stage: StageName = "compress"
     model: str = "builtin"
     base_adapter: str | None = None
     init_adapter: str | None = None
@@ -93,7 +97,7 @@ class Recipe:
     pool: int = bounded(16, 1)
     lr: float = 3e-4
     lr_end: float = bounded(0.0, 0)
-    warmup: float = bounded(0.03, 0, 1)  # a share of the steps
+    warmup: float = bounded(0.03, 0, 1)
     weight_decay: float = bounded(0.0, 0)
     betas: tuple = (0.9, 0.999)
     max_grad_norm: float = 1.0
@@ -134,12 +138,15 @@ class Recipe:
         if unknown := sorted(map(str, weights.keys() - set(OBJECTIVES))):
             raise ConfigError(f"objective names {unknown}; the objectives are {', '.join(OBJECTIVES)}.")
         if not any(weights.values()):
-            raise ConfigError("objective gives no loss a weight above 0; nothing would be learned.")
+            raise ConfigError("objective gives no loss a weight above 0, so nothing would be trained; raise a weight.")
         if self.stage == "compress" and rule_class(self.adapter.rule).compresses == "never":
-            raise ConfigError(f"adapter.rule is {self.adapter.rule!r}, which compresses nothing: no adapter is needed.")
+            raise ConfigError(
+                f"adapter.rule is {self.adapter.rule!r}, which compresses nothing and needs no adapter; choose another "
+                "rule, or train with stage=base."
+            )
         if self.adapter.min_n_tok is not None or self.adapter.max_n_tok is not None:
             raise ConfigError(
-                "adapter.min_n_tok and adapter.max_n_tok follow from the training: set adapter.n_tok to the largest N, "
+                "The training sets adapter.min_n_tok and adapter.max_n_tok itself: set adapter.n_tok to the largest N, "
                 "and random_n_tok=true to train every N up to it."
             )
         if weights.get("every") and self.stage == "compress" and rule_class(self.adapter.rule).compresses == "context":
@@ -149,50 +156,54 @@ class Recipe:
             )
         if weights.get("every") and self.stage == "compress" and not self.adapter.recurrent:
             raise ConfigError(
-                "The objective 'every' needs recurrent memory: without it a step does not see the memory that its "
-                "answer is given. Use 'last', or set adapter.recurrent=true."
+                "The objective 'every' needs a recurrent memory: otherwise a step does not see the memory when it "
+                "answers. Use 'last', or set adapter.recurrent=true."
             )
         if self.stage == "base" and weights.keys() - {"last", "every"}:
-            raise ConfigError("The stage 'base' trains with full context: objective can be 'last' or 'every' there.")
+            raise ConfigError("The stage 'base' trains with full context; its objective can be 'last' or 'every'.")
         if self.stage == "base" and self.flex:
-            raise ConfigError("flex=true is of the stage 'compress'; the stage 'base' attends as the base does.")
+            raise ConfigError(
+                "flex=true works in the stage 'compress' only; the stage 'base' uses the base's own attention."
+            )
         if self.stage == "base" and self.merge and self.shard:
             raise ConfigError(
-                "merge=true writes the whole model, which shard=true spreads over processes; leave merge out and merge "
-                "the adapter afterwards, or train without shard."
+                "merge=true writes the whole model, but shard=true spreads the model over processes. Leave merge out "
+                "and merge the adapter afterwards, or train without shard."
             )
         if self.quantize and (self.shard or (self.stage == "base" and self.merge)):
             raise ConfigError(
-                f"quantize={self.quantize} goes with neither shard=true nor merge=true: quantized weights are not "
-                "spread over processes, and a sum with them would be rounded once more. Leave one of them out."
+                f"quantize={self.quantize} works with neither shard=true nor merge=true: quantized weights cannot be "
+                "spread over processes, and merging would round them again. Leave one of these settings out."
             )
         if self.stage == "base" and self.adapter.lora.r == 0:
-            raise ConfigError("adapter.lora.r is 0: the stage 'base' trains nothing but a LoRA; give it a rank.")
+            raise ConfigError("adapter.lora.r is 0, but the stage 'base' trains only a LoRA; set a rank of at least 1.")
         if self.adapter.embeddings == "table" and self.weight_decay:
-            raise ConfigError("adapter.embeddings=table needs weight_decay=0: it would shrink the base's own rows.")
+            raise ConfigError(
+                "adapter.embeddings=table needs weight_decay=0: weight decay would shrink the base's own rows."
+            )
         if weights.get("distill") and not self.adapter.lora.conditional:
             raise ConfigError(
-                "The objective 'distill' needs adapter.lora.conditional=true: an update of all tokens changes the "
-                "teacher with the student."
+                "The objective 'distill' needs adapter.lora.conditional=true: a LoRA for all tokens would change the "
+                "teacher together with the student."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for YAML."""
+        """Plain values for YAML."""
         adapter = {k: v for k, v in self.adapter.to_dict().items() if k != "turns" and not k.startswith("base_")}
         return {**asdict(self), "adapter": adapter, "betas": list(self.betas)}
 
 
-def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | None = None) -> Recipe:
-    """A recipe by its name in the package, or from a YAML file.
+def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: StageName | None = None) -> Recipe:
+    """Load a recipe of the package or a YAML file.
 
     Args:
-        source: name or path.
-        changes: ``key=value`` pairs laid over the file, as ``--set`` takes them: keys with dots for what is nested,
-            values as in YAML.
-        stage: another than the file's own.
+        source: the name of a recipe of the package, or a path.
+        changes: ``key=value`` pairs that override the file. A dot in a key leads into a nested table, as in
+            ``data.path``; values are YAML.
+        stage: the stage to run. None runs the stage of the file.
 
     Raises:
-        ConfigError: when there is no such recipe, it is no table, or it holds a key or value that is not known.
+        ConfigError: if there is no such recipe, the file holds no table, or a key or value is invalid.
     """
     values = read_table(find_recipe(source))
     sections = {name: values.pop(name, None) or {} for name in ("base", "compress")}
@@ -207,33 +218,14 @@ def load_recipe(source: str | Path, changes: Iterable[str] = (), stage: Stage | 
         _set(given, change)
     if named := sorted(given.keys() & sections.keys()):
         raise ConfigError(
-            f"The change {named[0]}...: leave the stage's name out; what is set holds for the stage that runs."
+            f"The change of {named[0]}: leave the stage's name out; changes apply to the stage that runs."
         )
     chosen = str(stage or given.get("stage") or values.get("stage", "compress"))
     values = _over(_over(values, sections.get(chosen, {})), given)
     adapter = values.get("adapter") or {}
     if isinstance(adapter, Mapping) and "turns" in adapter:
-        raise ConfigError(f"The recipe {source} sets adapter.turns; it is set as turns, such as turns.template=chat.")
+        raise ConfigError(f"The recipe {source} sets adapter.turns; set turns instead, such as turns.template=chat.")
     return build_settings(Recipe, {**values, "adapter": adapter, "stage": chosen}, f"The recipe {source}")
-
-
-def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe.
-
-    Raises:
-        ConfigError: with the names of those that there are, the likeliest first; and when the file's ending is of data.
-    """
-    if Path(source).suffix.lower() in _DATA:
-        raise ConfigError(f"{source} is no recipe. Name data as data.path=FILE, of a recipe such as custom.")
-    if Path(source).is_file():
-        return Path(source)
-    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    if str(source) in names:
-        return FOLDER / f"{source}.yaml"
-    meant = did_you_mean([str(source)], names)
-    raise ConfigError(
-        f"There is no recipe {source}, as a file or in the package.{meant} There are: {', '.join(names)}."
-    )
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -242,10 +234,10 @@ def write_recipe(recipe: Recipe) -> str:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a table.
+    """Read a YAML file that holds a table.
 
     Raises:
-        ConfigError: when it cannot be read, or holds none.
+        ConfigError: if the file cannot be read, or holds no table.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -256,7 +248,7 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         return _numbers(values)
     except RecursionError:
-        raise ConfigError(f"The recipe {path} cannot be read: a table of it holds itself.") from None
+        raise ConfigError(f"The recipe {path} cannot be read: one of its tables contains itself.") from None
 
 
 def _set(table: dict[str, Any], change: str) -> None:
@@ -267,7 +259,9 @@ def _set(table: dict[str, Any], change: str) -> None:
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"The change {change!r}: {parent} was given a value before; it cannot hold {last}.")
+            raise ConfigError(
+                f"The change {change!r}: an earlier change gave {parent} a value, so it cannot hold {last}."
+            )
     try:
         table[last] = _numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
@@ -275,7 +269,7 @@ def _set(table: dict[str, Any], change: str) -> None:
 
 
 def _numbers(value: Any) -> Any:
-    """The value with 3e-4 as a number, wherever it stands: YAML reads it, without a point, as text. 1e3 is whole."""
+    """Turn texts such as "3e-4" into numbers, in nested values too: YAML takes an exponent without a point for text."""
     if isinstance(value, dict):
         return {key: _numbers(held) for key, held in value.items()}
     if isinstance(value, list):
@@ -286,7 +280,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, table by table; an objective is replaced whole."""
+    """Override ``below`` by ``above``, table by table; an objective is replaced as a whole."""
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "objective"

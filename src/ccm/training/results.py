@@ -1,30 +1,29 @@
-"""What a training has learned by a checkpoint, as an adapter: to measure or talk to before the training ends."""
+"""Turning a checkpoint into an adapter, so that a training can be measured or talked to before it ends."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from ccm.core.adapter_folders import CONFIG, PEFT_CONFIG
 from ccm.core.errors import TrainingError
 from ccm.core.files import make_atomically
-from ccm.engine.adapter_files import CONFIG, PEFT_CONFIG
 from ccm.training.checks import base_origin
 from ccm.training.recipe import load_recipe
 from ccm.training.run import CHECKPOINTS, RECIPE, read_checkpoint, whole_checkpoints
 from ccm.training.stages import make_stage, open_turns
 
-RESULTS = "results"  # beside the checkpoints of a run
-_FINISHED = (CONFIG, PEFT_CONFIG, "config.json")  # what lies in the folder of a run that is done
+RESULTS = "results"  # the folder of these adapters, within the folder of the run
+_FINISHED = (CONFIG, PEFT_CONFIG, "config.json")  # one of these files lies in the folder of a finished run
 
 
 def adapter_of(place: str | Path) -> str | Path:
-    """The folder of the adapter that a checkpoint holds, or a run's newest one where the run is not done; it is
-    written into the run's folder once. Any other place is itself.
+    """The folder of the adapter in a checkpoint; for the folder of an unfinished run, in its newest checkpoint.
+
+    The first call writes the adapter into the folder of the run. Any other ``place`` is returned unchanged.
 
     Raises:
-        TrainingError: when the checkpoint is damaged, or its run is gone or of another base.
-        ConfigError: when the run's recipe or base cannot be read.
+        TrainingError: if the checkpoint is damaged, lies outside the folder of its run, or has another base.
+        ConfigError: if the recipe or the base of the run cannot be read.
     """
     path = Path(place)
     if path.is_dir() and (path / RECIPE).is_file() and not any((path / name).is_file() for name in _FINISHED):
@@ -39,15 +38,13 @@ def adapter_of(place: str | Path) -> str | Path:
     checkpoint = read_checkpoint(path)
     if not (run / RECIPE).is_file():
         raise TrainingError(
-            f"The checkpoint {path} lies in no run's folder: {run / RECIPE} is missing. Train on from it into "
-            "one, with start=CHECKPOINT, to have an adapter of it."
+            f"The checkpoint {path} lies outside the folder of its run: {run / RECIPE} is missing. Start a training "
+            "from it with start=CHECKPOINT; that training writes the adapter."
         )
     recipe = load_recipe(run / RECIPE)
     stage = make_stage(recipe, open_turns(recipe))
     if base_origin(stage)["base"] != checkpoint.origin["base"]:
-        raise TrainingError(f"The checkpoint {path} is of another base than {recipe.model} is now.")
-    with torch.no_grad():
-        for name, tensor in stage.trained.items():
-            tensor.copy_(checkpoint.tensors[name])
+        raise TrainingError(f"The checkpoint {path} was made with another base than {recipe.model} is now.")
+    stage.restore(checkpoint.tensors)
     make_atomically(folder, stage.save)
     return folder

@@ -1,9 +1,9 @@
-"""The two stages: what is trained, on which model, and what is written in the end. The loop asks no more of them."""
+"""The two training stages. A stage holds the model and its trained tensors, computes losses, and writes the result."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,23 @@ from ccm.models.base import load_base
 from ccm.models.builtin import NAME, START
 from ccm.models.load import TURNS, load_tokenizer, model_class, turn_format
 from ccm.training.batches import Batch
-from ccm.training.objectives import Objective
+from ccm.training.objectives import Objective, count_targets
 from ccm.training.recipe import Recipe
 
 FULL = make_rule("full")
 
 
 class Stage(ABC):
-    """What is trained. Subclasses make the model, call it, and write the result.
+    """A model under training. Subclasses make the model, call it, and write the result.
 
     Attributes:
         base: the stock model.
-        base_id: its fingerprint before anything is trained.
-        module: what is called.
+        base_id: the fingerprint of the base before the training.
+        module: the module that computes the logits.
         trained: the parameters that the optimizer changes, by name.
-        config: of the memory.
-        rule: by which samples are laid out.
-        objective: what is made small.
+        config: the settings of the memory.
+        rule: the rule that samples are laid out by.
+        objective: the losses that the training minimizes.
         turns: how conversations become tokens.
     """
 
@@ -61,40 +61,30 @@ class Stage(ABC):
         recipe: Recipe,
         turns: Turns,
     ) -> None:
-        self.base, self.base_id, self.module, self.config, self.rule, self.turns = (
-            base,
-            base_id,
-            module,
-            config,
-            rule,
-            turns,
-        )
+        self.base, self.base_id, self.module = base, base_id, module
+        self.config, self.rule, self.turns = config, rule, turns
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._saved_dtype = getattr(torch, recipe.saved_dtype)
         self.objective = Objective.of(recipe.objective, remembered=config.recurrent and rule.compresses != "context")
 
     @property
     def max_positions(self) -> int:
-        """Text positions that the model was made for."""
+        """The number of text positions that the model supports."""
         return max_positions(self.base)
 
     def sums(self, batch: Batch) -> dict[str, Tensor]:
-        """Each loss of the objective over a batch, summed over its target tokens."""
+        """Each loss of the objective on a batch as a scalar tensor, summed over its target tokens."""
         samples = [self.objective.targeted(sample) for sample in batch.samples]
         batch = replace(batch, samples=samples)
         teacher = None
-        if self.objective.needs_teacher:  # the same frozen model: where no COMP token stands, it is the base's own
+        if self.objective.needs_teacher:  # the adapter acts at COMP tokens only: without them, this is the frozen base
             with torch.no_grad():
                 teacher = self.logits(self._layout(batch, FULL))
         layout = self._layout(batch, self.rule)
         targets = layout.targets[layout.targets != IGNORE]
-        last = [
-            number == len(sample.steps)
-            for sample in samples
-            for number, step in enumerate((*sample.steps, sample.query))
-            for target in step.targets
-            if target != IGNORE
-        ]
+        last = []
+        for sample in samples:
+            last += [False] * sum(map(count_targets, sample.steps)) + [True] * count_targets(sample.query)
         return self.objective.losses(self.logits(layout), targets, torch.tensor(last, device=targets.device), teacher)
 
     def _layout(self, batch: Batch, rule: Rule) -> Any:
@@ -106,19 +96,25 @@ class Stage(ABC):
 
     @property
     def build_layout(self) -> Callable[..., Any]:
-        """How samples become the tensors of a pass: as the model's kind wants them."""
+        """The function that lays samples out as the tensors of a pass, for the model's architecture."""
         return model_class(self.base).build_layout
 
     @abstractmethod
     def logits(self, layout: Any) -> Tensor:
-        """(P, V) at the P tokens that have a target."""
+        """The logits (P, V) at the P tokens of a layout that have a target."""
 
     def measure(self, data: DataSet) -> dict[str, float]:
-        """What the data set measures of the model, by name."""
+        """The figures that the data set measures of the model, by name."""
         return {}
 
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of a checkpoint into the trained parameters of the same names."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(tensors[name])
+
     def save(self, folder: Path) -> None:
-        """Write what was trained, for use; it is rounded first, to what it is to be saved in."""
+        """Round the trained parameters to the recipe's ``saved_dtype``, then write the result."""
         for tensor in self.trained.values():
             tensor.data = tensor.data.to(self._saved_dtype)
         self._write(folder)
@@ -128,7 +124,7 @@ class Stage(ABC):
 
 
 class CompressStage(Stage):
-    """A compression adapter on a frozen base, the recipe's or another that is given, in the parallel pass."""
+    """Trains a compression adapter on a frozen base in the parallel pass; ``base`` replaces the base of the recipe."""
 
     def __init__(self, recipe: Recipe, turns: Turns, base: PreTrainedModel | None = None) -> None:
         config = replace(recipe.adapter, turns=turns.form, base_model=_place(recipe))
@@ -138,11 +134,13 @@ class CompressStage(Stage):
         stock = _load(recipe, base)
         if config.embeddings == "table" and stock.dtype != torch.float32:
             raise ConfigError(
-                f"adapter.embeddings=table trains rows of the base, which is in {stock.dtype}; what is trained must be "
-                "float32: set dtype=float32, or leave adapter.embeddings=separate."
+                f"adapter.embeddings=table trains rows of the base in float32, but the base is in {stock.dtype}; set "
+                "dtype=float32 or adapter.embeddings=separate."
             )
         if recipe.flex and stock.config.is_encoder_decoder:
-            raise ConfigError("flex=true is of decoders alone; encoder-decoders attend with a bias. Leave it out.")
+            raise ConfigError(
+                "flex=true works for decoders only, since encoder-decoders attend with a bias. Leave flex out."
+            )
         self.model: Any = model_class(stock)(stock, config, stage1=stage1)
         self.model.flex = recipe.flex
         if recipe.init_adapter:
@@ -160,21 +158,23 @@ class CompressStage(Stage):
 
 
 class BaseStage(Stage):
-    """A plain LoRA on the base, with full context: stage 1. Written as a PEFT adapter, or merged into the model."""
+    """Trains a plain LoRA on the base with full context (stage 1); writes it alone, or merged into the base."""
 
     def __init__(self, recipe: Recipe, turns: Turns) -> None:
         if recipe.base_adapter:
-            raise ConfigError("base_adapter is what this stage makes; leave it out, or train with stage=compress.")
+            raise ConfigError(
+                "The stage 'base' makes the base_adapter; leave base_adapter out, or train with stage=compress."
+            )
         base, lora = _load(recipe), recipe.adapter.lora
-        base_id = fingerprint_base(base)
+        base_id, encoder_decoder = fingerprint_base(base), base.config.is_encoder_decoder
         settings = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=[*PROJECTIONS["t5"]] if base.config.is_encoder_decoder else projection_paths(base),
-            task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
+            target_modules=[*PROJECTIONS["t5"]] if encoder_decoder else projection_paths(base),
+            task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM",
         )
-        module = full_context(base)
+        module = FullEncoder(base) if encoder_decoder else FullContext(base)
         self.model, self._merge = get_peft_model(base, settings), recipe.merge
         self.model.peft_config["default"].base_model_name_or_path = _place(recipe)
         super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
@@ -196,7 +196,7 @@ class BaseStage(Stage):
 
 
 class FullContext(nn.Module):
-    """A stock model that is called with a layout; gives logits (P, V) at the tokens that have a target."""
+    """A stock model that takes a layout and returns the logits (P, V) at the P tokens that have a target."""
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class FullContext(nn.Module):
 
 
 class FullEncoder(nn.Module):
-    """As :class:`FullContext`, of an encoder-decoder."""
+    """As :class:`FullContext`, for an encoder-decoder."""
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
@@ -225,33 +225,32 @@ class FullEncoder(nn.Module):
         return self.model(layout).logits
 
 
-def full_context(base: PreTrainedModel) -> nn.Module:
-    """A stock model, to be called with a layout under the rule "full"."""
-    return FullEncoder(base) if base.config.is_encoder_decoder else FullContext(base)
-
-
 def make_stage(recipe: Recipe, turns: Turns) -> Stage:
-    """The stage of a recipe, on its base model; what it makes talks in those turns.
+    """Make the stage of a recipe on its base model.
+
+    Args:
+        recipe: the recipe.
+        turns: how conversations become tokens; the result keeps their format.
 
     Raises:
-        ConfigError: when the model cannot be had, or carries an adapter of others.
-        AdapterError: when the stage-1 adapter is absent or does not fit.
+        ConfigError: if the base model cannot be loaded, or already carries a PEFT adapter.
+        AdapterError: if the stage-1 adapter is absent or does not fit the base.
     """
     return {"base": BaseStage, "compress": CompressStage}[recipe.stage](recipe, turns)
 
 
 def open_turns(recipe: Recipe) -> Turns:
-    """How the conversations of a recipe become tokens: as it says, or as suits the model.
+    """How conversations become tokens: in the format of the recipe, or else in the format of its model.
 
     Raises:
-        ConfigError: when the model's tokenizer cannot be had, or lacks what the format needs.
+        ConfigError: if the model's tokenizer cannot be loaded, or lacks tokens that the format needs.
     """
     tokenizer = load_tokenizer(recipe.model)
     return make_turns(tokenizer, recipe.turns or turn_format(recipe.model, tokenizer))
 
 
 def _place(recipe: Recipe) -> str:
-    """Where the base is, wherever what is trained on it will be read."""
+    """The base as a Hub id or an absolute path, which holds wherever the result is read from."""
     folder = Path(recipe.model)
     return str(folder.resolve()) if folder.is_dir() else recipe.model
 
@@ -262,13 +261,13 @@ def _load(recipe: Recipe, base: PreTrainedModel | None = None) -> PreTrainedMode
         base = load_base(recipe.model, device=recipe.device, dtype=dtype, quantize=recipe.quantize)
     if recipe.quantize == "4bit" and base.device.type == "cpu":
         raise ConfigError(
-            "quantize=4bit trains on CUDA only: on a CPU, bitsandbytes' layers give no gradients any more once they "
-            "were used without. Use quantize=int8 there."
+            "quantize=4bit trains on CUDA only: on a CPU, the layers of bitsandbytes return no gradients after a pass "
+            "without gradients. Use quantize=int8 there."
         )
     if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         raise ConfigError(
-            f"The base model {recipe.model} carries an adapter of its own; merge it into the weights first, or give "
-            "the model without it and the adapter as base_adapter."
+            f"The base model {recipe.model} carries a PEFT adapter; merge the adapter into the weights first, or give "
+            "the model without the adapter, and the adapter as base_adapter."
         )
     base.requires_grad_(False)
     if recipe.gradient_checkpointing:

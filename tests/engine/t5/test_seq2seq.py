@@ -129,7 +129,7 @@ def test_the_mask_agrees_with_a_slow_oracle() -> None:
             *[("text", 1)] * 2, *([("comp", 1)] * 2),
             *([("sum", 2)] * 2 if rule == "merge" else []), *[("query", 3)] * 2,
         ]  # fmt: skip
-        mask, cross = model.begun(layout).mask()[0, 0], model.begun(layout).cross[0]
+        mask, cross = model.pass_of(layout).mask()[0, 0], model.pass_of(layout).cross[0]
         assert len(kinds) == len(mask)
         for q, (reader, mine) in enumerate(kinds):
             for k, (read, theirs) in enumerate(kinds):
@@ -177,7 +177,7 @@ def test_bad_input_is_refused_by_name() -> None:
         model.compress(memory, torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(InputError, match=f"0 to {VOCAB - 1}"):
         model.read(memory, torch.tensor([[VOCAB]]), torch.tensor([[1]]))
-    with pytest.raises(InputError, match="made by another model"):
+    with pytest.raises(InputError, match="made with another model"):
         t5("merge").compress(memory, torch.tensor([[5]]))
     with pytest.raises(InputError, match="No row of this batch has an answer"):
         model(build_encoder_layout([make_sample([3], 4)], model.config, model.rule, PAD))
@@ -263,5 +263,5 @@ def test_a_pass_that_mixes_nothing_has_no_sum_tokens() -> None:
     model = t5("merge")
     layout = build_encoder_layout([make_sample([], 3, seed=1)], model.config, model.rule, PAD)
     assert not layout.sums.any()
-    assert isinstance(model.begun(layout), EncoderPass)
+    assert isinstance(model.pass_of(layout), EncoderPass)
     assert_close(parallel(model, [make_sample([], 3, seed=1)]), parallel(t5("none"), [make_sample([], 3, seed=1)]))

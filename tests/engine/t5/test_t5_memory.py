@@ -90,7 +90,7 @@ def test_a_saved_memory_comes_back_bit_for_bit_and_goes_on_alike(rule: str, tmp_
 
 
 DAMAGE: dict[str, tuple[Callable[[dict, dict], Any], str]] = {
-    "a part is missing": (lambda t, m: t.pop("states"), r"lacks a part of what it should hold: \['states'\]"),
+    "a part is missing": (lambda t, m: t.pop("states"), r"lacks a part of the memory: \['states'\]"),
     "a part too many": (lambda t, m: t.update(more=t["mask"].clone()), "holds .*more.* beside its parts"),
     "not finite": (lambda t, m: t["values.1"].fill_(torch.nan), "not finite in values.1"),
     "fewer states": (lambda t, m: t.update(states=t["states"][:, 1:].clone()), "sizes disagree"),
@@ -98,8 +98,8 @@ DAMAGE: dict[str, tuple[Callable[[dict, dict], Any], str]] = {
     "other heads": (lambda t, m: t.update({"keys.0": t["keys.0"][:, :1].clone()}), "sizes disagree"),
     "no text": (lambda t, m: m.pop("text"), "lacks a part of the memory: 'text'"),
     "text of floats": (lambda t, m: m.update(text=[[[0.5]]]), "not whole numbers"),
-    "text beyond the vocabulary": (lambda t, m: m.update(text=[[[VOCAB]]]), "of another model"),
-    "a step without tokens": (lambda t, m: m.update(text=[[[]]]), "or a step has none"),
+    "text beyond the vocabulary": (lambda t, m: m.update(text=[[[VOCAB]]]), "ids that this model does not have"),
+    "a step without tokens": (lambda t, m: m.update(text=[[[]]]), "or a step is empty"),
     "narrower states": (lambda t, m: t.update(states=t["states"][:, :, 1:].clone()), "sizes disagree"),
     "a layer too few": (lambda t, m: [t.pop(f"{kind}.2") for kind in ("keys", "values")], "lacks a part.*keys.2"),
 }

@@ -10,19 +10,14 @@ from tempfile import TemporaryDirectory
 
 import typer
 
-from ccm.adapters.fusing import merge_adapter
+from ccm.adapters.fusing import fuse_adapter
 from ccm.adapters.importing import Choices, read_theirs
-from ccm.adapters.sharing import CARD, facts, push, stage
+from ccm.adapters.sharing import CARD, facts, push, write_shared
 from ccm.cli.commands.adapters_list import table_of
 from ccm.cli.console import plain_console, quiet, tell
+from ccm.core.adapter_folders import CONFIG, find_adapter, is_plain_lora
 from ccm.core.errors import ConfigError
-from ccm.engine.adapter_files import (
-    CONFIG,
-    find_adapter,
-    is_plain_lora,
-    read_adapter,
-    write_adapter,
-)
+from ccm.engine.adapter_files import read_adapter, write_adapter
 from ccm.evaluation.report import merged
 from ccm.evaluation.results import Result, read_run
 
@@ -107,7 +102,7 @@ def run_merge(adapter: str, output: Path, base: str | None) -> None:
         ConfigError: when the base cannot be had.
     """
     quiet()
-    merge_adapter(adapter, output, base)
+    fuse_adapter(adapter, output, base)
     use = "ccm evaluate custom --data FILE" if read_adapter(output).for_encoder else "ccm chat"
     plain_console().print(f"Merged into {output}. Use it: {use} --adapter {output} --quantize int8")
 
@@ -126,7 +121,7 @@ def run_push(
     measured: list[list[Result]] = merged({run.name: read_run(run) for run in results})
     if dry_run:
         with TemporaryDirectory() as draft:
-            stage(place, Path(draft), name, base, measured)
+            write_shared(place, Path(draft), name, base, measured)
             print((Path(draft) / CARD).read_text(encoding="utf-8"), end="")
         return
     plain_console().print(f"The adapter is at {push(place, name, base=base, results=measured, private=private)}.")

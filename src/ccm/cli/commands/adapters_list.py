@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ccm.cli.console import plain_console
+from ccm.cli.console import plain_console, tell
 from ccm.core.errors import AdapterError, ConfigError
 from ccm.models.published import ADAPTERS, read_name
 
@@ -42,13 +42,18 @@ def _published() -> Iterator[dict[str, str]]:
 
 def _held(folder: Path) -> Iterator[dict[str, str]]:
     """Each adapter below a folder, the stage-1 adapters inside others left out."""
-    from ccm.engine.adapter_files import CONFIG, PEFT_CONFIG, STAGE1, read_config
+    from ccm.core.adapter_folders import CONFIG, PEFT_CONFIG, STAGE1, read_config
 
     for path in sorted([*folder.rglob(CONFIG), *folder.rglob(PEFT_CONFIG)]):
         place = path.parent
         if path.name == CONFIG:
-            config = read_config(place)
-            yield _row(place, "ours", config.rule, config.n_tok, config.base_model)
+            try:
+                config = read_config(place)
+            except AdapterError as error:
+                tell(str(error))
+                yield _row(place, "damaged", "", "", "")
+            else:
+                yield _row(place, "ours", config.rule, config.n_tok, config.base_model)
         elif not (place.name == STAGE1 and (place.parent / CONFIG).is_file()):
             said, base = read_name(place), _plain(place)
             known = (said.rule, said.n_tok, said.model) if said else ("unknown", "", "")
@@ -57,8 +62,8 @@ def _held(folder: Path) -> Iterator[dict[str, str]]:
 
 def _plain(place: Path) -> str | None:
     """The base that a plain LoRA names; None of an adapter that compresses, or is damaged."""
-    from ccm.cli.commands.chat import base_name
     from ccm.engine.adapter_files import read_plain_lora
+    from ccm.models.locate import base_name
 
     try:
         lora = read_plain_lora(place)

@@ -25,7 +25,7 @@ from ccm.core.units import size
 from ccm.engine.sampling import Sampling
 from ccm.models.builtin import LONGEST_TURN, NAME
 from ccm.models.load import load as load_model
-from ccm.models.locate import is_builtin
+from ccm.models.locate import base_name, is_builtin
 
 PROMPT = "you  "
 KNOWS = (
@@ -60,19 +60,6 @@ def run(
     if load is not None:
         conversation.load(load)
     return _terminal(conversation, load) if on_terminal else _pipe(conversation, load, as_json=as_json)
-
-
-def base_name(source: str) -> str:
-    """What people call a base model that was loaded from ``source``: "builtin", a folder's own name, or the Hub id.
-
-    It is empty where nothing names the base.
-    """
-    if not source:
-        return source
-    if is_builtin(source):
-        return NAME
-    folder = Path(source).resolve()
-    return folder.name if folder.is_dir() else source
 
 
 def statistics(conversation: BaseConversation, report: TurnReport) -> str:

@@ -149,7 +149,9 @@ def kept_as(conversation: BaseConversation) -> str:
     config, window = conversation.model.config, conversation.past.window
     options = ", ".join(f"{name} = {value}" for name, value in config.rule_options.items())
     rule = f"{config.rule} ({options})" if options else config.rule
-    told = f"{rule}{'' if config.recurrent else ', not recurrent'}, N = {config.n_tok}"
+    told = f"{rule}{'' if config.recurrent else ', not recurrent'}"
+    if conversation.model.rule.compresses != "never":
+        told += f", N = {config.n_tok}"
     return told if window is None else f"{told}, window of {window}"
 
 

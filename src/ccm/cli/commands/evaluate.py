@@ -88,7 +88,7 @@ def run_tasks(
         table.add_row(*row)
     console.print(table)
     if any(UNSTATED in row for row in rows):
-        console.print(f"{UNSTATED} The gain is {WHY_UNSTATED}.", soft_wrap=False)
+        console.print(f"{UNSTATED} {WHY_UNSTATED}", soft_wrap=False)
     kinds = {kind for result in results for kind in result.line.by_task}
     if settings.most and len(kinds) > 1:
         console.print(

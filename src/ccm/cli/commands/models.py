@@ -35,10 +35,10 @@ def run_get(name: str, source: Source) -> None:
     Raises:
         ConfigError: when it cannot be had.
     """
-    from ccm.models.fetch import fetch, known
+    from ccm.models.fetch import fetch, known_model
 
     quiet()
-    known(name)
+    known_model(name)
     with stages() as tell:
         folder = fetch(name, source, tell)
     plain_console().print(f"{name} is in {folder}.", soft_wrap=True, highlight=False)
@@ -50,9 +50,9 @@ def run_show(name: str) -> None:
     Raises:
         ConfigError: when there is none of that name.
     """
-    from ccm.models.fetch import known  # here, as torch below: the list waits for neither, a refusal not for torch
+    from ccm.models.fetch import known_model  # here, as torch below: a list needs neither, a refusal no torch
 
-    model, wheel = known(name), known(name).wheel
+    model, wheel = known_model(name), known_model(name).wheel
     from ccm.models.load import shipped
 
     folder = find_model(name)

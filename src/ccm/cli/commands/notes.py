@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ccm.cli.commands.chat import base_name
 from ccm.cli.console import tell
 from ccm.core.processes import is_main
 from ccm.data.custom import TEXTS
 from ccm.data.reading import ends
 from ccm.engine.adapter_files import base_named
 from ccm.models.builtin import NAME
+from ccm.models.locate import base_name
 
 
 class BuiltinNote:

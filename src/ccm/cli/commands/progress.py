@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ccm.cli.console import plain_console
 from ccm.core.processes import is_main
-from ccm.training.loop import Advance, Report
+from ccm.training.loop import Advance, StepReport
 from ccm.training.recipe import Recipe
 
 
 class TrainingDisplay(NamedTuple):
     """What a training calls: ``report`` with each report that is due, ``advance`` after every step."""
 
-    report: Callable[[Report], None]
+    report: Callable[[StepReport], None]
     advance: Advance = lambda step, report: None
 
 
@@ -40,11 +40,11 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
         task = bar.add_task("", total=recipe.max_steps)
         latest: dict[str, float] = {}  # figures of the latest evaluation
 
-        def show(stands: Report) -> None:
+        def show(stands: StepReport) -> None:
             latest.update(stands.measured)
             bar.update(task, description=_figures(replace(stands, measured=latest)))
 
-        def advance(step: int, stands: Report | None) -> None:
+        def advance(step: int, stands: StepReport | None) -> None:
             bar.update(task, completed=step)
             if stands is not None:
                 show(stands)
@@ -52,7 +52,7 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
         yield TrainingDisplay(show, advance)
 
 
-def _figures(report: Report) -> str:
+def _figures(report: StepReport) -> str:
     shown = [f"loss {report.losses['loss']:.4f}", f"{report.tokens_per_second:,.0f} tokens/s"]
     if report.measured:
         shown.append("held out: " + ", ".join(f"{name} {value:.4f}" for name, value in report.measured.items()))

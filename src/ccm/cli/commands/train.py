@@ -18,13 +18,13 @@ from ccm.training.batches import Batches
 from ccm.training.checks import check, check_checkpoint, trackers
 from ccm.training.loop import train
 from ccm.training.preview import estimate, picture
-from ccm.training.recipe import Recipe, Stage, load_recipe, write_recipe
+from ccm.training.recipe import Recipe, StageName, load_recipe, write_recipe
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
 
 
 def run(
-    source: str, changes: list[str], stage: Stage | None, *, dry_run: bool, resume: bool, start: Path | None = None
+    source: str, changes: list[str], stage: StageName | None, *, dry_run: bool, resume: bool, start: Path | None = None
 ) -> None:
     """Train, or show what would be trained."""
     quiet()
@@ -75,13 +75,13 @@ def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
         check_checkpoint(checkpoint, stage, batches)
     sample = data.pool(0, 1)[0]
     console.print(write_recipe(replace(recipe, turns=turns.form)))
-    console.print("One sample; > is what is learned.\n")
+    console.print("One sample; the text after > is learned.\n")
     console.print(picture(sample, stage))
     trained = sum(tensor.numel() for tensor in stage.trained.values())
     whole = sum(parameter.numel() for parameter in stage.module.parameters())
-    console.print(f"\nTrained are {trained:,} of {whole:,} parameters ({trained / whole:.2%}).")
+    console.print(f"\nThe training changes {trained:,} of {whole:,} parameters ({trained / whole:.2%}).")
     needs = estimate(recipe, stage, islice(batches.since(0), recipe.pool))
     console.print(
-        f"Memory of a process, estimated: {size(needs.total)} (weights {size(needs.weights)}, gradients and moments "
+        f"Estimated memory of a process: {size(needs.total)} (weights {size(needs.weights)}, gradients and moments "
         f"{size(needs.trained)}, activations of a pass {size(needs.activations)}, logits {size(needs.logits)})."
     )

@@ -1,1 +1,1 @@
-"""Encoder-decoders (T5): the memory is read by the decoder as if it were the encoded text."""
+"""Encoder-decoders (T5): the decoder reads the memory as if it were encoded text."""

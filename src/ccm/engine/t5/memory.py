@@ -1,7 +1,7 @@
-"""The memory of an encoder-decoder. Immutable by convention: an update returns a new one.
+"""The memory of an encoder-decoder. It is immutable by convention; an update returns a copy.
 
-A decoder reads an encoder's last hidden states, so that entries have those beside their keys and values; and an encoder
-sees both ways, so that the text of a context which is compressed once is held as it is until it can be read whole.
+A decoder reads the last hidden states of an encoder: entries have them beside their keys and values. An encoder sees
+both ways: under a rule that compresses a context once, the memory keeps its text until the context is complete.
 
 Shapes: B conversations, L layers, H heads, M entries, D head dim.
 """
@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ccm.core.errors import MemoryFileError
 from ccm.engine.key_values import BaseMemory
-from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory, write_memory
+from ccm.engine.memory_files import LIMIT, Origin, Parts, read_memory
 
-KIND = "ccm_encoder_memory"
-Texts = tuple[tuple[int, ...], ...]  # token ids of the steps of one conversation
+Steps = tuple[tuple[int, ...], ...]  # the token ids of each step of a conversation
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,45 +31,40 @@ class EncoderMemory(BaseMemory):
     Attributes:
         keys: per layer of the encoder (B, H, M, D).
         values: per layer (B, H, M, D).
-        mask: (B, M) bool, False at padding, which stands on the left.
-        positions: (B, M) of the entries, COMP tokens counted.
-        offset: (B,) position of the next token.
-        origin: what made it.
-        states: (B, M, hidden) last hidden states, which a decoder reads.
-        text: per conversation, the steps that are not compressed, as they are.
-        tokens: per conversation, text tokens read: what full context would hold.
+        mask: (B, M) bool, False at padding, which is on the left.
+        positions: (B, M) int64 positions of the entries; COMP tokens count too.
+        offset: (B,) int64 position of the next token.
+        origin: the model and the settings that made it.
+        states: (B, M, hidden) last hidden states, for the decoder.
+        text: per conversation, the token ids of the steps that are not compressed yet.
+        tokens: per conversation, the number of text tokens read so far.
     """
 
     parts: ClassVar[Parts] = {**BaseMemory.parts, "states": ("BMH", "entry")}
+    kind = "ccm_encoder_memory"
     by_row = ("text", "tokens")
 
     states: Tensor
-    text: tuple[Texts, ...]
+    text: tuple[Steps, ...]
     tokens: tuple[int, ...]
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """Entries held per conversation, padding not counted; a token that is held as it is counts as one."""
-        held = (sum(map(len, text)) for text in self.text)
-        return tuple(count + raw for count, raw in zip(super().entries, held, strict=True))
+        """The number of entries of each conversation, without padding; a token that is not compressed counts as one."""
+        return tuple(n + sum(map(len, text)) for n, text in zip(super().entries, self.text, strict=True))
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically: tensors, and a manifest in its metadata.
-
-        Raises:
-            MemoryFileError: when the path is a directory, a file that is no such memory, or cannot be written.
-        """
-        manifest = {**self.origin.to_dict(), "text": self.text, "tokens": self.tokens}
-        write_memory(path, KIND, self.tensors(), manifest)
+    def _manifest(self) -> dict[str, Any]:
+        return {**super()._manifest(), "text": self.text, "tokens": self.tokens}
 
     @staticmethod
     def load(path: str | Path, origin: Origin, sizes: Mapping[str, int] = MappingProxyType({})) -> EncoderMemory:
-        """Read a memory that ``origin`` made, in those sizes of its model.
+        """Read a memory that ``origin`` made; ``sizes`` are those of its model, if it is known.
 
         Raises:
-            MemoryFileError: when the file is absent, damaged, of another version, model, adapter or rule, or holds NaN.
+            MemoryFileError: when the file is absent or damaged, holds values that are not finite, or is of another
+                version, model, adapter or rule.
         """
-        tensors, manifest = read_memory(path, KIND, origin, EncoderMemory.parts, sizes)
+        tensors, manifest = read_memory(path, EncoderMemory.kind, origin, EncoderMemory.parts, sizes)
         try:
             memory = EncoderMemory.from_tensors(
                 tensors,
@@ -85,13 +79,13 @@ class EncoderMemory(BaseMemory):
 
 
 def _check_text(path: str | Path, memory: EncoderMemory) -> None:
-    """Text and tokens must be of all conversations, all steps of tokens; ids and counts are whole numbers."""
+    """Refuse a memory whose text and tokens are not those of all conversations, or are no whole numbers."""
     if {len(memory.text), len(memory.tokens)} != {memory.batch}:
-        raise MemoryFileError(f"{path} is damaged: its text and tokens are not of {memory.batch} conversations.")
+        raise MemoryFileError(f"{path} is damaged: its text and tokens are not those of {memory.batch} conversations.")
     steps = [*chain(*memory.text)]
     if not all(steps) or not all(
         type(number) is int and 0 <= number < LIMIT for number in chain(memory.tokens, *steps)
     ):
         raise MemoryFileError(
-            f"{path} has a damaged manifest: its text and tokens are not whole numbers from 0, or a step has none."
+            f"{path} has a damaged manifest: its text and tokens are not whole numbers from 0, or a step is empty."
         )

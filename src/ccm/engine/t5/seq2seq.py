@@ -1,9 +1,9 @@
-"""CCMEncoderDecoder: compressed context memory in the encoder of a stock encoder-decoder, which its decoder reads.
+"""CCMEncoderDecoder: a stock encoder-decoder whose encoder compresses steps into a memory for the decoder.
 
-parallel   layout -> one pass of the encoder -> what a decoder may read of it -> logits
+parallel   layout -> one pass of the encoder -> the hidden states that the decoder may read -> logits
 online     step -> keys, values and last hidden states at its COMP tokens -> memory;  memory + query -> the decoder
 
-Every step is read by itself (not recurrent); see :mod:`ccm.engine.t5.memory` for what is held of it.
+Every step is read by itself (not recurrent). :mod:`ccm.engine.t5.memory` describes the entries.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from ccm.engine.t5.memory import EncoderMemory
 class CCMEncoderDecoder(AdaptedModel):
     """Compressed context memory on a stock encoder-decoder (T5, Flan-T5); see :class:`AdaptedModel`.
 
-    Under rules that mix, the memory is what SUM tokens make of all COMP tokens: they have embeddings of their own, and
-    all COMP entries stay in the memory, for the next SUM tokens will look at each of them again.
+    Under rules that mix, a query reads SUM tokens, which have embeddings of their own and see all COMP tokens. All COMP
+    entries stay in the memory, since the SUM tokens of the next query read them again.
 
     Raises:
-        ConfigError: also when the config asks for what an encoder does not have: recurrence, a sink, gates, embeddings
-            in the base's table.
+        ConfigError: also when the config asks for recurrence, a sink, gates, or embeddings in the base's table, which
+            an encoder does not have.
     """
 
     encoder_decoder = True
     build_layout = staticmethod(build_encoder_layout)
-    encoder_pass: ClassVar[type[EncoderPass]] = EncoderPass
+    pass_type: ClassVar[type[EncoderPass]] = EncoderPass
 
     def __init__(self, base: PreTrainedModel, config: CCMConfig, *, stage1: PlainLoRA | None = None) -> None:
         check_encoders()
@@ -59,24 +59,22 @@ class CCMEncoderDecoder(AdaptedModel):
         return 2 * most if self.rule.mixes else most  # COMP, then SUM
 
     def load_memory(self, path: str | Path) -> EncoderMemory:
-        """A saved memory that this model and adapter made.
+        """Read a saved memory that this model and adapter made.
 
         Raises:
-            MemoryFileError: see :meth:`EncoderMemory.load`; also when its sizes or ids are not the model's.
+            MemoryFileError: see :meth:`EncoderMemory.load`; also when its sizes or ids are not those of the model.
         """
         memory = EncoderMemory.load(path, self.origin, self.part_sizes)
         highest = max((token for text in memory.text for step in text for token in step), default=0)
         if highest >= self.vocab_size:
-            raise MemoryFileError(f"{path} holds text of another model than this; the file was altered.")
+            raise MemoryFileError(f"{path} holds ids that this model does not have; the file was changed.")
         return memory.to(self.device, self.base.dtype)
 
-    # Parallel --------------------------------------------------------------------------------------------------------
-
     def forward(self, layout: EncoderLayout) -> ParallelOutput:
-        """All steps, the query and the answer in one pass.
+        """Run all steps, the query and the answer in one pass.
 
         Raises:
-            InputError: when the layout has no target: there is nothing that the decoder should say.
+            InputError: when the layout has no target, and so no answer for the decoder.
         """
         targets = layout.targets.flatten()
         trained = (targets != IGNORE).nonzero().flatten()
@@ -87,20 +85,14 @@ class CCMEncoderDecoder(AdaptedModel):
             logits = self.decode(hidden, cross, layout.targets)
         return ParallelOutput(logits[0], targets[trained])
 
-    def encode(self, layout: EncoderLayout) -> Tensor:
-        """(B, T, hidden) last hidden states of the encoder for a whole batch."""
-        return self._run(self.begun(layout))
-
-    def begun(self, layout: EncoderLayout, memory: EncoderMemory | None = None, keep: int = 0) -> EncoderPass:
-        """The pass of a layout after a memory, or after none: what its tokens attend to, before they are read.
+    def pass_of(self, layout: EncoderLayout, memory: EncoderMemory | None = None, keep: int = 0) -> EncoderPass:
+        """A pass of the encoder over a layout, after a memory if there is one.
 
         It will keep the keys and values of the last ``keep`` tokens.
         """
         memory = self.empty_memory(len(layout.ids)) if memory is None else memory
         held = [*zip(memory.keys, memory.values, strict=True)]
-        return self.encoder_pass(layout, self.rule, self._biased[0], memory.mask, memory.positions, held, keep)
-
-    # Online ----------------------------------------------------------------------------------------------------------
+        return self.pass_type(layout, self.rule, self._biased[0], memory.mask, memory.positions, held, keep)
 
     def empty_memory(self, batch: int = 1) -> EncoderMemory:
         """The memory of ``batch`` conversations that have not begun."""
@@ -118,10 +110,10 @@ class CCMEncoderDecoder(AdaptedModel):
         Args:
             memory: of B conversations.
             ids: (B, T) token ids of the step, padded on the left.
-            mask: (B, T) bool, False at padding; all True where None.
+            mask: (B, T) bool, False at padding; all True if None.
 
         Raises:
-            InputError: when a step is empty, or the memory is closed or foreign.
+            InputError: when a step is empty, or the memory is closed or of another model.
         """
         if self.rule.compresses == "context" and memory.mask.any():
             raise InputError("This memory was closed; its context takes no more steps. Go on from the open memory.")
@@ -135,9 +127,9 @@ class CCMEncoderDecoder(AdaptedModel):
         return self._written(memory, [Sample([Step(row)], Step([])) for row in rows])
 
     def close(self, memory: EncoderMemory) -> EncoderMemory:
-        """The memory as a query reads it: under a rule that compresses once a context, COMP tokens follow now.
+        """The memory as a query reads it: a rule that compresses once per context does so now.
 
-        ``read`` and ``generate`` do this by themselves; it is worth saving where a context is complete.
+        ``read`` and ``generate`` call this themselves; the result is worth saving when a context is complete.
         """
         if self.rule.compresses != "context" or self.rule.keeps_text or not all(memory.text):
             return memory
@@ -150,45 +142,51 @@ class CCMEncoderDecoder(AdaptedModel):
         Args:
             memory: of B conversations.
             ids: (B, T) token ids of the query, padded on the left.
-            answer: (B, A) token ids that the decoder says; its padding is on the right.
-            mask: (B, T) bool, False at padding.
+            answer: (B, A) token ids of the answer, padded on the right.
+            mask: (B, T) bool, False at padding; all True if None.
 
         Raises:
-            InputError: when the query is empty, or the memory is foreign.
+            InputError: when the query is empty, or the memory is of another model.
         """
         return self.decode(*self.ask(memory, ids, mask), answer)
 
     def generate(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
-        """(B, G) what the decoder says to a query after the memory; ``options`` are those of transformers' generate.
+        """The token ids (B, G) that the decoder gives to a query after the memory; arguments are those of :meth:`read`.
+
+        ``options`` are those of ``generate`` in transformers.
 
         Raises:
-            InputError: when the query is empty, or the memory is foreign.
+            InputError: when the query is empty, or the memory is of another model.
         """
-        return self.say(*self.ask(memory, ids, mask), **options)
+        hidden, seen = self.ask(memory, ids, mask)
+        states = BaseModelOutput(last_hidden_state=hidden)
+        return self.base.generate(encoder_outputs=states, attention_mask=seen.long(), **options)[:, 1:]
 
     def ask(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What a decoder reads for a query after the memory: states (B, R, hidden), and which of them are there (B, R).
+        """The states (B, R, hidden) that the decoder reads for a query after the memory, and their mask (B, R) bool.
 
-        So a query is read once for several answers; arguments and errors as of :meth:`read`.
+        One call serves several answers. For arguments and errors, see :meth:`read`.
         """
         rows, memory = self._rows(memory, ids, mask), self.close(memory)
         samples = [Sample([Step(s) for s in text], Step(row)) for text, row in zip(memory.text, rows, strict=True)]
         return self._encode(memory, self._lay_out(memory, samples))
 
     def decode(self, hidden: Tensor, seen: Tensor, answer: Tensor) -> Tensor:
-        """Logits (B, A, V) of the tokens of an answer (B, A), each after those before it; see :meth:`ask`."""
-        start = self.base.config.decoder_start_token_id
-        begun = pad(answer.to(self.device), (1, 0), value=start)[:, :-1]
+        """Logits (B, A, V) of the tokens of an answer (B, A); ``hidden`` and ``seen`` come from :meth:`ask`."""
+        shifted = pad(answer.to(self.device), (1, 0), value=self.base.config.decoder_start_token_id)[:, :-1]
         return self.base(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=seen.long(),
-            decoder_input_ids=begun.masked_fill(begun == IGNORE, 0),
+            decoder_input_ids=shifted.masked_fill(shifted == IGNORE, 0),
             use_cache=False,
         ).logits[..., : self.vocab_size]
 
-    def speaker(self, hidden: Tensor, seen: Tensor) -> Callable[[Tensor], Tensor]:
-        """Reads ids (B, T) that the decoder says, the start token first, and gives the logits (B, V) of the next; see
-        :meth:`ask` and :mod:`ccm.chat.reply`. Nothing is kept for gradients."""
+    def reader(self, hidden: Tensor, seen: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function that reads ids (B, T) of an answer, first the start token, and returns the logits of the next.
+
+        ``hidden`` and ``seen`` come from :meth:`ask`. The function is made for :func:`ccm.engine.sampling.tokens`, and
+        keeps nothing for gradients.
+        """
         cache, states = EncoderDecoderCache(DynamicCache(), DynamicCache()), BaseModelOutput(last_hidden_state=hidden)
 
         @torch.no_grad()
@@ -203,15 +201,8 @@ class CCMEncoderDecoder(AdaptedModel):
 
         return read
 
-    def say(self, hidden: Tensor, seen: Tensor, **options: Any) -> Tensor:
-        """(B, G) what the decoder says of its own; see :meth:`ask` and :meth:`generate`."""
-        states = BaseModelOutput(last_hidden_state=hidden)
-        return self.base.generate(encoder_outputs=states, attention_mask=seen.long(), **options)[:, 1:]
-
-    # -----------------------------------------------------------------------------------------------------------------
-
     def _rows(self, memory: EncoderMemory, ids: Tensor, mask: Tensor | None) -> list[tuple[int, ...]]:
-        """The token ids of every row, checked."""
+        """The token ids of every row, without padding, after a check."""
         mask, _ = self.check_text(memory, ids, mask)
         return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
 
@@ -220,10 +211,10 @@ class CCMEncoderDecoder(AdaptedModel):
         return build_encoder_layout(samples, self.config, self.rule, pad_id=0, held=held).to(self.device)
 
     def _written(self, memory: EncoderMemory, samples: Sequence[Sample]) -> EncoderMemory:
-        """The memory with the entries of what was read by itself: the COMP tokens that end each row."""
+        """The memory with the entries of the COMP tokens that end each row of the samples."""
         layout, n = self._lay_out(memory, samples), self.config.n_tok
-        current = self.begun(layout, keep=n)
-        hidden = self._run(current)
+        current = self.pass_of(layout, keep=n)
+        hidden = self.encode(current)
 
         def joined(old: Sequence[Tensor], kind: int) -> tuple[Tensor, ...]:
             return tuple(torch.cat([x, current.kept[layer][kind]], dim=2) for layer, x in enumerate(old))
@@ -238,15 +229,15 @@ class CCMEncoderDecoder(AdaptedModel):
             offset=layout.positions[:, -1] + 1,
         )
 
-    def _run(self, current: EncoderPass) -> Tensor:
-        """(B, T, hidden) last hidden states of the encoder."""
+    def encode(self, current: EncoderPass) -> Tensor:
+        """The last hidden states (B, T, hidden) of the encoder after a pass."""
         embedded = self._embed(current.layout.ids, current.layout.slots)
         return self.base.get_encoder()(inputs_embeds=embedded, ccm=current).last_hidden_state
 
     def _encode(self, memory: EncoderMemory, layout: EncoderLayout) -> tuple[Tensor, Tensor]:
-        """As :meth:`ask`: what the decoder reads alone, moved to the left of the padding."""
-        current = self.begun(layout, memory)
-        states, cross = torch.cat([memory.states, self._run(current)], dim=1), current.cross
+        """The states that the decoder reads, moved to the left, and their mask; see :meth:`ask`."""
+        current = self.pass_of(layout, memory)
+        states, cross = torch.cat([memory.states, self.encode(current)], dim=1), current.cross
         order = (~cross).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(cross.sum(1).max())]
         picked = states.gather(1, order[:, :, None].expand(-1, -1, states.shape[2]))
         return picked, cross.gather(1, order)
@@ -257,7 +248,7 @@ def _check(config: CCMConfig) -> None:
     faults = {
         "recurrent is true: an encoder reads every step by itself; set it to false": config.recurrent
         and rule.compresses == "step",
-        f"rule is {config.rule!r}: its weights depend on what is written, which is defined for decoders; take 'merge' "
+        f"rule is {config.rule!r}: its weights depend on hidden states of decoders; set it to 'merge' "
         "or 'ema'": rule.needs_content,
         "sink is true: an encoder reads no BOS token; set it to false": config.sink,
         f"embeddings is {config.embeddings!r}; set it to 'separate'": config.embeddings != "separate",

@@ -1,4 +1,4 @@
-"""The built-in model: a tiny one that ships with the package, its dialogues, and how it is built and measured."""
+"""The built-in model: a tiny model that ships with the package."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from ccm.core.config import TurnFormat
 
 NAME = "builtin"
 WEIGHTS = Path(__file__).parent / "weights"
-START = WEIGHTS / "base" / "start"  # COMP embeddings and gates that the base was trained with
+START = WEIGHTS / "base" / "start"  # the COMP embeddings and gates that the base was trained with
 TURNS = TurnFormat(separator="<|user|>", reply_separator="<|assistant|>")
-LONGEST_TURN = 22  # tokens of what the user says at once in the dialogues that it was trained on
+LONGEST_TURN = 22  # the most tokens of a user turn in the training data
