@@ -64,6 +64,9 @@ def test_the_guide_to_streams(capsys, tmp_path: Path, monkeypatch) -> None:
     text = (ROOT / "docs/stream.md").read_text(encoding="utf-8")
     commands = re.findall(r"^ccm (stream [^#\n]+)", text, re.M)
     assert len(commands) >= 4
+    (tmp_path / "book.txt").touch()
+    (tmp_path / "books").mkdir()
+    monkeypatch.setattr("ccm.core.adapter_folders.find_adapter", Path)  # of the adapter DIR
     asked: list = []
     monkeypatch.setattr("ccm.cli.commands.stream.run", lambda run, *rest, **options: asked.append(run))
     for command in commands:

@@ -91,7 +91,7 @@ def test_an_import_says_what_it_assumed_and_gives_an_adapter(monkeypatch, capsys
     assert "merge, N = 2" in out
     assert f"--adapter {tmp_path / 'ours'} --model BASE" in out.replace("\n", " ")
     assert call(monkeypatch, "chat", "--adapter", str(tmp_path / "ours")) == 2
-    assert "does not name its base model; say which with --model BASE" in capsys.readouterr().err
+    assert "does not name its base model; say which it is, as --model BASE" in capsys.readouterr().err
     assert err.count("assumed: ") == 3  # the base, the turns, and that there is no stage-1 adapter
     config = CCMModel.from_pretrained(tmp_path / "ours", tiny_base()).config
     assert (config.rule, config.n_tok, config.recurrent, config.sink) == ("merge", 2, False, True)

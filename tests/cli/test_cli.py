@@ -69,6 +69,8 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
                 "full_context_tokens",
                 "full_context_bytes",
                 "recent_tokens",
+                "reply_tokens",
+                "ended",
             }
             assert turn["memory_entries"] == entries
         assert turns[1]["full_context_tokens"] == turns[0]["step_tokens"] + turns[1]["step_tokens"]
@@ -95,7 +97,7 @@ def test_lines_that_begin_with_a_slash_are_commands_without_a_reply(monkeypatch,
     assert len(out.splitlines()) == 2
     assert out.splitlines()[1] == "Your name is Anna."
     assert "0 steps, 0 tokens in 0 entries" in err
-    assert err.rstrip().splitlines()[-1].startswith("full, N = 2: 1 step, ")
+    assert err.rstrip().splitlines()[-1].startswith("full: 1 step, ")
 
 
 def test_a_window_holds_recent_text_and_its_own_files(monkeypatch, capsys, tmp_path: Path) -> None:
@@ -362,7 +364,7 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
         ("/undo " + "9" * 5000, "takes a count"),
         ("/load ~/no-such-file", "There is no file /"),
         ("/reset now", "takes nothing after it, but 'now'"),
-        ("/save no/such/folder", "there is no folder no/such"),
+        ("/save no/such/folder", "there is no folder "),
         ("/save pyproject.toml", "is not a saved memory"),
         (
             "/load pyproject.toml",
@@ -406,7 +408,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),
         (["--model", "./no-such-folder", "--rule", "full"], "no-such-folder"),
-        (["--model", "./no-such-folder"], "there is no such folder"),
+        (["--model", "./no-such-folder"], "it is neither a folder nor a valid Hub id"),
         (["--model", "tests"], "there is no config.json in the folder"),
         (["--model", "src/ccm/models/builtin/weights/base"], "name one, or take --rule full or --rule none."),
         (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without a window"),
@@ -583,7 +585,7 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
         ([str(rows)], "chats.jsonl holds conversations or tasks, not running text; give a text, such as FILE.txt."),
         ([str(path), "--cache-size", "64"], "cache_size is 64"),
         ([str(path), "--temperature", "-1"], "temperature is -1"),
-        ([str(long), "--rule", "full"], "or drop old text: --baseline window or --baseline blocks."),
+        ([str(long), "--rule", "full"], "or drop old text with --baseline window or --baseline blocks."),
     ):
         assert call(monkeypatch, "stream", *arguments) == 2
         err = capsys.readouterr().err
@@ -652,7 +654,7 @@ def test_where_nothing_can_be_written_the_place_is_named_and_what_to_do(
     ("arguments", "told"),
     [
         ("writes --output none/w.png", "The picture none/w.png cannot be written: there is no folder"),
-        ("report none", "none/results.jsonl cannot be read (No such file or directory); name the output of"),
+        ("report none", "There is no file or folder none; name the output of an evaluation that ended."),
         ("writes --output w.txt", "The picture is a PNG; name a file that ends in .png, not w.txt."),
         ("demo --file none", "The example none cannot be read: No such file or directory."),
         ("chat --load none", "There is no file none."),

@@ -10,6 +10,7 @@ from openresponses_types import types
 from serving_app import ask, backend, client, events_of, service, text_of
 
 from ccm.chat.conversation import Conversation
+from ccm.engine.decoder import CCMModel
 
 NAME, ASKED = "My name is Anna.", "What is my name?"
 
@@ -247,18 +248,19 @@ def test_one_key_never_has_what_is_of_another(tmp_path: Path) -> None:
     assert web.get(f"/v1/responses/{named['id']}", headers=one).status_code == 200
 
 
-def test_where_positions_end_a_conversation_is_refused_unless_it_may_go_on() -> None:
-    web, last, long = client(service()), None, "la " * 700
+def test_where_positions_end_a_conversation_is_refused_unless_it_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCMModel, "max_positions", 64)
+    web, last = client(service()), None
     for _ in range(6):
         answer = web.post(
-            "/v1/responses", json={"model": "builtin", "input": f"I like {long}", "previous_response_id": last}
+            "/v1/responses", json={"model": "builtin", "input": f"{NAME} {NAME}", "previous_response_id": last}
         )
         if answer.status_code != 200:
             break
         last = answer.json()["id"]
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert "positions" in answer.json()["error"]["message"]
-    ask(web, f"I like {long}", last, truncation="auto")
+    ask(web, NAME, last, truncation="auto")
 
 
 def test_what_keeps_no_text_retrieves_none(tmp_path: Path) -> None:

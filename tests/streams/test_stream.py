@@ -334,7 +334,7 @@ def test_a_saved_stream_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tokens:
         (lambda t, m: t.pop("last"), "its logits do not match its count of 40 tokens"),
         (lambda t, m: t["values.0"].fill_(torch.nan), "not finite in values.0"),
         (lambda t, m: t.update({"ids": t["ids"][:, 1:].clone()}), "sizes disagree"),
-        (lambda t, m: t.update({"last": t["last"].half()}), "not one"),
+        (lambda t, m: t.update({"last": t["last"].half()}), "it needs one floating-point dtype"),
         (lambda t, m: t.update({"more": t["last"].clone()}), "holds .*more.* beside its parts"),
         (lambda t, m: m.update(tokens=-1), "not a count"),
         (lambda t, m: m.update(tokens=3), "allowed: "),

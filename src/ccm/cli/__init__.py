@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ccm.cli import adapters, chat, data, evaluate, models, serve, stream, train
-from ccm.cli.console import tell, with_flags
+from ccm.cli.console import tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
 
@@ -45,7 +45,7 @@ def main() -> None:
             sys.stdout.flush()
     except CCMError as error:
         told = f"ccm: {error}"
-        tell(told if sys.argv[1:2] == ["train"] else with_flags(told))  # the settings of a training are its own
+        tell(with_set(told) if sys.argv[1:2] == ["train"] else with_flags(told))  # a training has its own settings
         raise SystemExit(2) from None
     except OSError as error:
         of_stream = error.filename is None and error.errno in _OUTPUT

@@ -15,7 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Measure a model on a task.")
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="What evaluations wrote as --output.", callback=existing)],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What evaluations wrote as --output.", callback=existing("the output of an evaluation that ended")
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("report"),
     mean: Annotated[bool, typer.Option("--mean", help="They are draws, such as seeds: mean and deviation.")] = False,
 ) -> None:
@@ -27,7 +32,7 @@ def report(
 
 def data_of(what: str) -> Any:
     """The option that names the files of a task."""
-    return typer.Option("--data", help=what, callback=existing)
+    return typer.Option("--data", help=what, callback=existing())
 
 
 @app.callback()

@@ -57,16 +57,20 @@ def _known_adapters(adapters: Sequence[str]) -> list[str]:
     return [str(known_adapter(adapter)) for adapter in adapters]
 
 
-def existing(given: Path | list[Path] | None) -> Any:
-    """Files or folders, once it is sure that they are there.
+def existing(what: str = "the one that holds your data") -> Callable[[Any], Any]:
+    """A callback that takes files or folders only if they are there: a path, or several.
 
     Raises:
-        DataError: naming the first that is not.
+        DataError: by the callback, naming the first that is not, and what it should be.
     """
-    for path in given if isinstance(given, list) else [given]:
-        if path is not None and not path.exists():
-            raise DataError(f"There is no file or folder {path}; name the one that holds your data.")
-    return given
+
+    def check(given: Path | list[Path] | None) -> Path | list[Path] | None:
+        for path in given if isinstance(given, list) else [given]:
+            if path is not None and not path.exists():
+                raise DataError(f"There is no file or folder {path}; name {what}.")
+        return given
+
+    return check
 
 
 def _table(given: Sequence[str] | None) -> dict[str, Any] | None:

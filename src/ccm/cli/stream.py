@@ -15,7 +15,7 @@ from ccm.evaluation.settings import Selection
 @unfold
 def stream(
     files: Annotated[
-        list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.", callback=existing)
+        list[Path], typer.Argument(help="Texts, as they are or gzipped, or folders of such.", callback=existing())
     ],
     cache_size: Annotated[int, typer.Option(help="Most entries: sink, memory and recent text.")] = 160,
     span: Annotated[int, typer.Option(help="Tokens that are compressed at a time.")] = 64,

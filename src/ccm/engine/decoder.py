@@ -71,7 +71,7 @@ class CCMModel(AdaptedModel):
         """
         if (end := int(layout.positions.max()) + 1) > self.max_positions:
             raise InputError(
-                f"This batch needs {end} positions, but the model was made for {self.max_positions}. "
+                f"This batch ends at position {end}, but the model was made for {self.max_positions}. "
                 "Leave steps out, or shorten them."
             )
         flex = self.flex if self.base.config._attn_implementation == SDPA else False

@@ -234,7 +234,7 @@ def test_it_is_trained_saved_and_loaded_in_one_line(tmp_path: Path) -> None:
     losses: list[float] = []
     train(recipe, report=lambda report: losses.extend(report.losses.values()))
     assert losses[-1] < 0.9 * losses[0]
-    with pytest.raises(ConfigError, match="flex=true is of decoders alone"):
+    with pytest.raises(ConfigError, match="flex=true works for decoders only"):
         train(replace(recipe, flex=True, output_dir=str(tmp_path / "other")))
     model, tokenizer = ccm.load(adapter=tmp_path / "adapter", device="cpu")
     assert isinstance(model, CCMEncoderDecoder)

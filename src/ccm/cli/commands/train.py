@@ -9,7 +9,6 @@ from pathlib import Path
 from ccm.cli.commands.notes import is_running_text
 from ccm.cli.commands.progress import progress
 from ccm.cli.console import plain_console, quiet, tell, with_set
-from ccm.core.errors import CCMError
 from ccm.core.processes import is_main
 from ccm.core.units import size
 from ccm.data import open_data
@@ -38,9 +37,6 @@ def run(
     except KeyboardInterrupt as stop:
         if is_main():
             tell(with_set(" ".join(map(str, stop.args)) or "Nothing was begun."))
-        raise
-    except CCMError as error:
-        error.args = (with_set(str(error)),)
         raise
     if is_main():
         tell(f"Done. {_next(recipe, str(folder))}")
