@@ -26,7 +26,7 @@ $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 @touch $@
 endef
 
-.PHONY: install chat test test-processors test-versions test-slow check format bench gpu builtin figures small dialog \
+.PHONY: install chat serve test test-processors test-versions test-slow check format bench gpu builtin figures small dialog \
 	smollm2 conformance clean always
 
 install: .venv/installed
@@ -34,13 +34,19 @@ install: .venv/installed
 # Everything that developers need, so that a chat needs nothing more.
 .venv/installed: pyproject.toml constraints.txt
 	$(call environment,-c constraints.txt -e '.[dev]')
-	@touch .venv/plain
+	@touch .venv/plain .venv/serve
 
 .venv/plain: pyproject.toml constraints.txt
 	$(call environment,-c constraints.txt -e .)
 
 chat: .venv/plain
 	@$(BIN)/ccm chat
+
+serve: .venv/serve
+	@$(BIN)/ccm serve
+
+.venv/serve: pyproject.toml constraints.txt
+	$(call environment,-c constraints.txt -e '.[serve]')
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2

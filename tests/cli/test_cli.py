@@ -69,6 +69,8 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
                 "full_context_tokens",
                 "full_context_bytes",
                 "recent_tokens",
+                "reply_tokens",
+                "ended",
             }
             assert turn["memory_entries"] == entries
         assert turns[1]["full_context_tokens"] == turns[0]["step_tokens"] + turns[1]["step_tokens"]

@@ -14,13 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.reply import Reply, end_ids, reply_to
-from ccm.chat.turns import make_turns
+from ccm.chat.turns import Said, make_turns
 from ccm.core.config import check_count
 from ccm.core.errors import InputError, UnsupportedModelError
-from ccm.core.plain_text import check_text
 from ccm.core.processes import get_logger
 from ccm.engine.decoder import CCMModel, as_decoder
-from ccm.engine.memory import KIND, Memory
+from ccm.engine.memory import KIND, Memory, MemoryCache
 from ccm.engine.sampling import Read, Sampling
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 
@@ -40,6 +39,8 @@ class TurnReport:
         full_context_tokens: tokens that full context would hold.
         full_context_bytes: their size.
         recent_tokens: entries of the memory that are recent text and not compressed yet.
+        reply_tokens: tokens of the reply.
+        ended: whether the reply ended by itself, not at the largest number of tokens.
     """
 
     reply: str
@@ -49,6 +50,8 @@ class TurnReport:
     full_context_tokens: int
     full_context_bytes: int
     recent_tokens: int = 0
+    reply_tokens: int = 0
+    ended: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -167,22 +170,24 @@ class BaseConversation(ABC):
             InputError: when it holds several conversations.
         """
 
-    def _prompt(self, text: str, *, first: bool) -> list[int]:
-        """Token ids of what a user says.
+    def _prompt(self, said: Said, *, first: bool) -> list[int]:
+        """Token ids of what is said before a reply.
 
         Raises:
             InputError: when the text is none that :meth:`say` takes, or holds a mark that the model would read as the
                 beginning of a turn.
         """
-        if mark := next((mark for mark in self.turns.marks if mark in check_text(text, "The turn")), None):
+        prompt = self.turns.prompt(said, first=first)
+        texts = [said] if isinstance(said, str) else [message["content"] for message in said]
+        if mark := next((mark for mark in self.turns.marks if any(mark in text for text in texts)), None):
             raise InputError(f"The turn holds {mark!r}, with which this model's turns begin; leave it out.")
-        return self.turns.prompt(text, first=first)
+        return prompt
 
     def _reply(
         self, read: Read, prompt: Sequence[int], number: int, most: int
     ) -> tuple[Reply, Generator[str, None, None]]:
         """A reply of at most ``most`` tokens, and the pieces that fill it; ``number`` varies the sampling."""
-        reply = Reply(self.turns, self._end_ids, most)
+        reply = Reply(self.turns, self._end_ids, most, self.sampling.stops)
         chance = self.sampling.generator(number, self.model.device)
         return reply, reply_to(prompt, read, reply, self.sampling, generator=chance)
 
@@ -202,16 +207,18 @@ class BaseConversation(ABC):
                 "Finish a reply, or close it, before the next call."
             )
 
-    def _report(self, reply: str, step_tokens: int) -> TurnReport:
+    def _report(self, reply: Reply, step_tokens: int) -> TurnReport:
         past = self.past
         return TurnReport(
-            reply=reply,
+            reply=reply.text,
             step_tokens=step_tokens,
             memory_entries=past.entries,
             memory_bytes=past.nbytes,
             full_context_tokens=past.tokens,
             full_context_bytes=past.tokens * past.entry_nbytes,
             recent_tokens=past.recent,
+            reply_tokens=len(reply.ids),
+            ended=not reply.cut_off,
         )
 
 
@@ -226,6 +233,10 @@ class Conversation(BaseConversation):
         system: the system message. It stands before all exchanges and is never compressed. A memory keeps its own
             where none is given; another one is put before it by an approximation (:meth:`CCMModel.put_under`).
         tools: definitions of tools, as ``apply_chat_template`` takes them; they stand beside the system message.
+        endless: whether the oldest steps make way where the model's positions end; else the next turn is refused.
+
+    Attributes:
+        read: token ids of each step that was read here, in order.
 
     Raises:
         InputError: when the memory holds several conversations.
@@ -243,12 +254,14 @@ class Conversation(BaseConversation):
         *,
         system: str = "",
         tools: Sequence[Mapping[str, Any]] = (),
+        endless: bool = True,
     ) -> None:
         super().__init__(model, tokenizer, sampling, system, tools)
+        self.endless = endless
         self.memory = self._empty() if memory is None else self._placed(memory)
         self.turns.headed = bool(len(self.memory.heads[0]))
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
-        self._text: list[list[int]] | None = [] if memory is None else None  # of every step, where all are known
+        self.read: list[list[int]] = []
 
     @property
     def past(self) -> ConversationStats:
@@ -262,34 +275,57 @@ class Conversation(BaseConversation):
             entry_nbytes=memory.entry_nbytes,
         )
 
-    def say(self, text: str) -> Generator[str, None, None]:
+    def say(self, said: Said) -> Generator[str, None, None]:
         """As :meth:`BaseConversation.say`; the exchange is compressed into the memory.
+
+        Args:
+            said: a text of the user, or all messages since the last reply, as ``apply_chat_template`` takes them.
 
         Raises:
             InputError: as there, and when the model's positions leave no room for a reply, or the memory is closed.
         """
-        if self.memory.closed:
-            raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
-        before = self.memory
-        begun, prompt = self._placed_prompt(text)
+        self._check_open()
+        before, (begun, prompt) = self.memory, self._placed_prompt(said)
         first, cache = not begun.begun[0], self.model.close(begun).cache()
         read = self.model.reader(begun, cache)
         reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
         yield from pieces
         self._check_same(self.memory, before)
-        step = self.turns.remembered(text, prompt, reply.ids, first=first)
+        step = self.turns.remembered(said, prompt, reply.ids, first=first)
         seen = [*prompt, *reply.said[:-1]]
-        ids = torch.tensor([step], device=self.model.device)
+        self._keep(begun, step, cache if step[: len(seen)] == seen else None)
+        self.last = self._report(reply, len(step))
+
+    def hear(self, said: Said, reply: str) -> None:
+        """Take an exchange of the past into the memory, as of a conversation that was held elsewhere.
+
+        Args:
+            said: before the reply, as of :meth:`say`; no message where nobody asked for the reply.
+            reply: the text that followed.
+
+        Raises:
+            InputError: as of :meth:`say`.
+        """
+        self._check_open()
+        begun, _ = self._placed_prompt(said, len(self.turns.encode_reply(reply)))
+        self._keep(begun, [*self.turns.exchange(said, reply, first=not begun.begun[0]).ids])
+        self.last = None
+
+    def _check_open(self) -> None:
+        if self.memory.closed:
+            raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
+
+    def _keep(self, begun: Memory, step: list[int], cache: MemoryCache | None = None) -> None:
+        """Compress a step after the memory that was begun with; ``cache`` holds what was read of the step."""
+        before, ids = self.memory, torch.tensor([step], device=self.model.device)
         with torch.no_grad():
-            memory = self.model.compress(begun, ids, cache=cache if step[: len(seen)] == seen else None)
+            memory = self.model.compress(begun, ids, cache=cache)
         if begun is not before or not self.model.rule.reversible:
             if self.model.rule.reversible:
                 self._earlier.clear()  # a memory that grows is large: the one before steps made way last is kept
             self._earlier.append(before)
-        if self._text is not None:
-            self._text.append(step)
+        self.read.append(step)
         self.memory = memory
-        self.last = self._report(reply.text, len(step))
 
     def undo(self, count: int = 1) -> None:
         made = len(self.memory.steps[0])
@@ -311,17 +347,25 @@ class Conversation(BaseConversation):
         while self._earlier and len(self._earlier[-1].steps[0]) >= left:
             self._earlier.pop()
         self.last = None
-        if self._text:
-            del self._text[-count:]
+        del self.read[-count:]
 
     def reset(self) -> None:
-        self._begin(self._empty(), [])
+        self._begin(self._empty())
 
     def save(self, path: str | Path) -> None:
         self.memory.save(path)
 
     def load(self, path: str | Path) -> None:
-        self._begin(self._placed(self.model.load_memory(path)), None)
+        self._begin(self._placed(self.model.load_memory(path)))
+
+    def go_on(self, memory: Memory) -> None:
+        """Go on from the memory of one conversation, under this one's system message and tools, or under none.
+
+        Raises:
+            InputError: when the memory holds several conversations, or cannot stand under them.
+        """
+        placed = self.model.put_under(memory, [self.model.head(self.turns.head)])
+        self._begin(placed)
 
     def _empty(self) -> Memory:
         return self.model.empty_memory(1, [self.model.head(self.turns.head)])
@@ -340,29 +384,35 @@ class Conversation(BaseConversation):
         )
         return self.model.put_under(memory, [head])
 
-    def _begin(self, memory: Memory, text: list[list[int]] | None) -> None:
-        self.memory, self._text, self.last = memory, text, None
+    def _begin(self, memory: Memory) -> None:
+        self.memory, self.read, self.last = memory, [], None
         self.turns.headed = bool(len(memory.heads[0]))
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
         memory, full = self._answer(*self._placed_prompt(text)), None
-        if self._text is not None:
-            whole = [token for step in self._text for token in step]
+        if sum(map(len, self.read)) == self.memory.tokens[0]:  # no step was read elsewhere
+            whole = [token for step in self.read for token in step]
             asked = [*whole, *self._prompt(text, first=False)] if whole else alone
             if len(asked) < self._room(empty):
                 full = self._answer(empty, asked)
         return {"memory": memory, "full": full, "none": self._answer(empty, alone)}
 
-    def _placed_prompt(self, text: str) -> tuple[Memory, list[int]]:
-        """The memory, with room for a turn and its reply, and the token ids of the turn."""
-        memory, prompt = self.memory, self._prompt(text, first=not self.memory.begun[0])
-        reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)  # longer ones end where positions do
-        with suppress(InputError, UnsupportedModelError):  # where none can be made, the reply is as long as it can be
-            memory = self.model.make_room(memory, len(prompt) + reply)
+    def _placed_prompt(self, said: Said, reply: int | None = None) -> tuple[Memory, list[int]]:
+        """The memory, with room for what is said and a reply of so many tokens, and the token ids of what is said.
+
+        Raises:
+            InputError: as of :meth:`BaseConversation.say`.
+        """
+        memory, prompt = self.memory, self._prompt(said, first=not self.memory.begun[0])
+        if reply is None:  # longer ones end where positions do
+            reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)
+        if self.endless:
+            with suppress(InputError, UnsupportedModelError):  # where none can be made, as long as the reply can be
+                memory = self.model.make_room(memory, len(prompt) + reply)
         if memory.begun != self.memory.begun:
-            prompt = self._prompt(text, first=True)
+            prompt = self._prompt(said, first=True)
         return memory, prompt
 
     def _room(self, memory: Memory) -> int:

@@ -49,20 +49,23 @@ class Reply:
         turns: how turns are written: a reply ends where a next turn begins, or by its closing token.
         ends: further tokens that end it (see :func:`end_ids`).
         most: tokens that it has at most.
+        stops: texts at which it ends, too.
 
     Attributes:
         said: all ids that came, the one that ended it included.
         ids: those of the reply itself.
         text: what of it can be shown: pieces that no later id changes, all of it once it has ended.
         ended: whether nothing can follow.
+        cut_off: whether it ended only since it has as many tokens as it may.
     """
 
-    def __init__(self, turns: Turns, ends: Collection[int], most: int) -> None:
+    def __init__(self, turns: Turns, ends: Collection[int], most: int, stops: Sequence[str] = ()) -> None:
         self._turns, self._ends, self._most = turns, {*ends, turns.eos_id}, most
+        self._stops = [*turns.marks, *stops]
         self.said: list[int] = []
         self.ids: list[int] = []
         self.text = self._decoded = ""
-        self.ended = False
+        self.ended = self.cut_off = False
 
     def add(self, token: int) -> str:
         """Take the next id, unless the reply has ended; returns the piece of text that can be shown now."""
@@ -73,12 +76,13 @@ class Reply:
             self.ended = True
         else:
             self.ids.append(token)
-            before = self._turns.cut(self.ids)
+            before = self._turns.cut(self.ids, self._stops)
             self.ids = self.ids if before is None else before
-            self.ended = before is not None or len(self.said) >= self._most
+            self.cut_off = before is None and len(self.said) >= self._most
+            self.ended = before is not None or self.cut_off
         text = self._turns.decode(self.ids)
         if not self.ended:  # a character may want more bytes, and a next turn may begin
-            text = self._turns.decode(self.ids, but=self._turns.pending(self.ids)).rstrip(_BROKEN).rstrip()
+            text = self._turns.decode(self.ids, but=self._turns.pending(self.ids, self._stops)).rstrip(_BROKEN).rstrip()
         if not text.startswith(self._decoded):  # bytes, that are no character yet, or that will be none
             text = text.rstrip(_BROKEN).rstrip()
         if self._decoded.startswith(text):

@@ -34,6 +34,7 @@ class Sampling:
         repetition_penalty: above 1 discourages tokens that have occurred; from 0 to 1 encourages them.
         max_new_tokens: the longest reply, in tokens.
         seed: seed of the sampling; None uses torch's own generator.
+        stops: texts at which a reply ends; they are no part of it.
 
     Raises:
         ConfigError: when a value is of another type, or not allowed.
@@ -45,6 +46,7 @@ class Sampling:
     repetition_penalty: float = bounded(1.0, 0.0)
     max_new_tokens: int = bounded(256, 1)
     seed: int | None = bounded(None, 0, 2**63 - 1)
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,6 +55,8 @@ class Sampling:
         for name in ("top_p", "repetition_penalty"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} is 0; it must be above 0, and 1 changes nothing.")
+        if not all(self.stops):
+            raise ConfigError(f"stops is {self.stops}; each must have one character at least.")
 
     def generator(self, number: int, device: torch.device | str = "cpu") -> torch.Generator | None:
         """The random generator for reply number ``number`` of a conversation; None stands for torch's own."""

@@ -19,13 +19,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ccm.chat.turns.base import Turns, in_common
+from ccm.chat.turns.base import Message, Said, Turns, in_common
 from ccm.chat.turns.separators import SeparatorTurns
 from ccm.chat.turns.template import TemplateTurns
 from ccm.core.config import TurnFormat
 from ccm.core.plain_text import check_text
 
-__all__ = ["SeparatorTurns", "TemplateTurns", "Turns", "in_common", "make_turns"]
+__all__ = ["Message", "Said", "SeparatorTurns", "TemplateTurns", "Turns", "in_common", "make_turns"]
 
 
 def make_turns(

@@ -18,6 +18,8 @@ from ccm.core.plain_text import PlainText, after_other, check_text
 from ccm.engine.layout import IGNORE, Step
 
 T = TypeVar("T", str, list[int])
+Message = Mapping[str, Any]  # as apply_chat_template takes it: role, content, and what a role has beside
+Said = str | Sequence[Message]  # a text of the user, or all messages since the last reply
 _OTHERS = 64  # turns that are kept
 SAMPLES = ("Yes", "42")  # texts without a common beginning or end: what turns of both share is of the format
 
@@ -61,13 +63,18 @@ class Turns(ABC):
         """The token that ends a reply."""
         return self.tokenizer.eos_token_id
 
-    def prompt(self, text: str, *, first: bool) -> list[int]:
-        """Token ids of a user's turn, up to where the reply begins.
+    def prompt(self, said: Said, *, first: bool) -> list[int]:
+        """Token ids of what is said before a reply, up to where the reply begins.
+
+        Args:
+            said: a text of the user, or messages.
+            first: whether nothing but a head stands before.
 
         Raises:
-            InputError: when the text is no string, empty, only white space, or holds half of a surrogate pair.
+            InputError: when a text is no string, empty, only white space, or holds half of a surrogate pair, or the
+                format has no form for a message.
         """
-        return self._first(self._checked(text)) if first else self._later(self._checked(text))
+        return self._asked(self._checked(said), first=first)
 
     def statement(self, text: str, *, first: bool) -> Step:
         """A context step that no reply follows; the targets are the text. In a chat template it is a user's message.
@@ -79,13 +86,15 @@ class Turns(ABC):
         end = len(ids) - close
         return Step(ids, [*[IGNORE] * (lead - 1), *ids[max(lead, 1) : end], *[IGNORE] * (close + 1)])
 
-    def exchange(self, text: str, reply: str, *, first: bool) -> Step:
-        """A turn with its reply as one step, of the past; the targets are the reply and the EOS after it.
+    def exchange(self, said: Said, reply: str, *, first: bool) -> Step:
+        """What is said, with its reply, as one step of the past; the targets are the reply and the EOS after it.
+
+        Without any message, it is a reply that nobody asked for.
 
         Raises:
             InputError: as of :meth:`prompt`.
         """
-        prompt, answer = self._past(self._checked(text), first=first), self.encode_reply(reply)
+        prompt, answer = self._asked(self._checked(said), first=first, past=True), self.encode_reply(reply)
         targets = [IGNORE] * (len(prompt) - 1) + answer + [self.eos_id]
         return Step(prompt + answer, targets)
 
@@ -111,12 +120,12 @@ class Turns(ABC):
         """A reply as the format shows it once it is of the past; a chat template may leave a thought out."""
         return reply
 
-    def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
+    def remembered(self, said: Said, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
         """Token ids of the step that a generated reply makes of a turn: those that were read, as far as the format
         renders an exchange of the past as it rendered the prompt.
 
         Args:
-            text: of the user's turn.
+            said: before the reply.
             prompt: its token ids.
             reply: token ids of the reply.
             first: whether it is the first turn.
@@ -143,19 +152,19 @@ class Turns(ABC):
         text = self._text([token for token in ids if token not in self._special])
         return text[: len(text) - but].strip()
 
-    def cut(self, ids: Sequence[int]) -> list[int] | None:
-        """The ids of a reply before a next turn that begins within them; None where none does."""
+    def cut(self, ids: Sequence[int], marks: Sequence[str]) -> list[int] | None:
+        """The ids of a reply before the first of the marks within them; None where there is none."""
         text = self._text(ids)
-        at = min((at for mark in self.marks if (at := text.find(mark)) >= 0), default=None)
+        at = min((at for mark in marks if (at := text.find(mark)) >= 0), default=None)
         if at is None:
             return None
         kept = next(n for n in range(len(ids), -1, -1) if text[:at].startswith(self._text(ids[:n])))
         return [*ids[:kept], *self._inside(text[len(self._text(ids[:kept])) : at])]
 
-    def pending(self, ids: Sequence[int]) -> int:
-        """How many characters at the end of a reply may turn out to begin a next turn."""
+    def pending(self, ids: Sequence[int], marks: Sequence[str]) -> int:
+        """How many characters at the end of a reply may turn out to begin one of the marks."""
         text = self._text(ids)
-        lengths = (n for mark in self.marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+        lengths = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
         return max(lengths, default=0)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -170,24 +179,23 @@ class Turns(ABC):
         """Tokens that no text shows."""
         return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
 
-    def _checked(self, text: str) -> str:
-        if not check_text(text, "The turn").strip():
-            raise InputError(f"The turn {text!r} is empty; write some text.")
-        return text
-
-    def _past(self, text: str, *, first: bool) -> list[int]:
-        """Token ids of a turn, up to where its reply begins, once that is of the past."""
-        return self._first(text) if first else self._later(text)
+    def _checked(self, said: Said) -> Sequence[Message]:
+        listed = isinstance(said, list | tuple) and all(isinstance(one, Mapping) for one in said)
+        messages: Sequence[Any] = said if listed else [from_user(check_text(said, "The turn"))]
+        for message in messages:
+            if not check_text(message["content"], "The turn").strip() and not message.get("tool_calls"):
+                raise InputError(f"The turn {message['content']!r} is empty; write some text.")
+        return messages
 
     @cached_property
     def _opening(self) -> list[int]:
         """Token ids with which every later turn begins."""
-        return in_common(*map(self._later, SAMPLES))
+        return in_common(*(self.prompt(text, first=False) for text in SAMPLES))
 
     @cached_property
     def _lead(self) -> list[int]:
         """Token ids with which every first turn begins: what stands before its text, such as a system message."""
-        return in_common(*map(self._first, SAMPLES))
+        return in_common(*(self.prompt(text, first=True) for text in SAMPLES))
 
     @property
     def marks(self) -> Sequence[str]:
@@ -195,12 +203,8 @@ class Turns(ABC):
         return ()
 
     @abstractmethod
-    def _first(self, text: str) -> list[int]:
-        """Token ids of the first turn of a conversation, up to where the reply begins."""
-
-    @abstractmethod
-    def _later(self, text: str) -> list[int]:
-        """Likewise, of a turn that follows others."""
+    def _asked(self, messages: Sequence[Message], *, first: bool, past: bool = False) -> list[int]:
+        """Token ids of messages, up to where the reply begins; ``past``: as the format writes them later."""
 
     @abstractmethod
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
@@ -213,6 +217,11 @@ class Turns(ABC):
     def _inside(self, text: str) -> list[int]:
         """As :meth:`_format`, of what stands after other text: at the start of a string, some would lose a space."""
         return after_other(self._format, text)
+
+
+def from_user(text: str) -> Message:
+    """A message of the user."""
+    return {"role": "user", "content": text}
 
 
 def in_common(one: T, other: T) -> T:

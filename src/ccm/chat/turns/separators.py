@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ccm.chat.turns.base import Turns
+from ccm.chat.turns.base import Message, Turns
 from ccm.core.config import TurnFormat
-from ccm.core.errors import ConfigError
+from ccm.core.errors import ConfigError, InputError
 
 
 class SeparatorTurns(Turns):
@@ -23,11 +23,16 @@ class SeparatorTurns(Turns):
         if tools:
             raise ConfigError("Turns between fixed strings have no form for tools; take a model with a chat template.")
 
-    def _first(self, text: str) -> list[int]:
-        return [*self._said(text, first=True), *self._reply_separator]
-
-    def _later(self, text: str) -> list[int]:
-        return [*self._said(text, first=False), *self._reply_separator]
+    def _asked(self, messages: Sequence[Message], *, first: bool, past: bool = False) -> list[int]:
+        ids = [] if messages else self._before(first=first)
+        for number, message in enumerate(messages):
+            if (role := message["role"]) != "user":
+                raise InputError(
+                    f"Turns between fixed strings have no form for a message of the role {role!r} here; allowed are "
+                    "texts of the user, and replies to them. Others take a model with a chat template."
+                )
+            ids += self._said(message["content"], first=first and number == 0)
+        return [*ids, *self._reply_separator]
 
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
         ids = self._said(text, first=first)
@@ -35,7 +40,10 @@ class SeparatorTurns(Turns):
 
     def _said(self, text: str, *, first: bool) -> list[int]:
         said = self.form.preamble + text if first else text
-        return [*(self._bos if first and not self.headed else self._separator), *self.plain.encode(said)]
+        return [*self._before(first=first), *self.plain.encode(said)]
+
+    def _before(self, *, first: bool) -> list[int]:
+        return self._bos if first and not self.headed else self._separator
 
     @cached_property
     def head(self) -> list[int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ccm.chat.turns.base import SAMPLES, Turns, in_common
+from ccm.chat.turns.base import SAMPLES, Message, Said, Turns, from_user, in_common
 from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError, InputError
 from ccm.core.plain_text import check_text
@@ -52,7 +53,7 @@ class TemplateTurns(Turns):
         Raises:
             ConfigError: where the turns of a conversation are not what it makes of the conversation.
         """
-        hello, reply = {"role": "user", "content": "42"}, {"role": "assistant", "content": "Yes."}
+        hello, reply = from_user("42"), {"role": "assistant", "content": "Yes."}
         said, alike = [*self.head], True
         for first in (True, False):
             prompt = self.prompt(hello["content"], first=first)
@@ -102,46 +103,63 @@ class TemplateTurns(Turns):
         """A rendered conversation that another turn follows."""
         turns = ((("user", user), ("assistant", reply)) for user, reply in talk)
         said = [{"role": role, "content": text} for turn in turns for role, text in turn]
-        return self._render([*said, {"role": "user", "content": "42"}], reply_follows=False)
+        return self._render([*said, from_user("42")], reply_follows=False)
 
-    def remembered(self, text: str, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
-        said = self._text(reply)
-        if not self._asks and self.shown(said).strip() == said.strip():
-            return super().remembered(text, prompt, reply, first=first)
-        return [*self._past(text, first=first), *self.encode_reply(said)]
+    def remembered(self, said: Said, prompt: list[int], reply: list[int], *, first: bool) -> list[int]:
+        text = self._text(reply)
+        if not self._asks and self.shown(text).strip() == text.strip():
+            return super().remembered(said, prompt, reply, first=first)
+        return [*self._asked(self._checked(said), first=first, past=True), *self.encode_reply(text)]
 
-    def _first(self, text: str) -> list[int]:
-        return self._turn(text, first=True, reply_follows=True)
-
-    def _later(self, text: str) -> list[int]:
-        return self._turn(text, first=False, reply_follows=True)
-
-    def _past(self, text: str, *, first: bool) -> list[int]:
-        return self._turn(text, first=first, reply_follows=True, past=True)
+    def _asked(self, messages: Sequence[Message], *, first: bool, past: bool = False) -> list[int]:
+        return self._turn(messages, first=first, reply_follows=True, past=past)
 
     def _statement(self, text: str, *, first: bool) -> tuple[list[int], int, int]:
-        ids, *samples = (self._turn(one, first=first, reply_follows=False) for one in (text, *SAMPLES))
+        ids, *samples = (self._turn([from_user(one)], first=first, reply_follows=False) for one in (text, *SAMPLES))
         lead, close = len(in_common(*samples)), len(in_common(*(one[::-1] for one in samples)))
         if close and ids[-close:] == self._closing:  # with which the next turn begins
             ids, close = ids[:-close], 0
         return ids, lead, close
 
-    def _turn(self, text: str, *, first: bool, reply_follows: bool, past: bool = False) -> list[int]:
+    def _turn(self, messages: Sequence[Message], *, first: bool, reply_follows: bool, past: bool = False) -> list[int]:
         quoted: dict[str, str] = {}
-        said = self._held(text, quoted, beside=self._system)
+        beside = "\n".join([*(message["content"] for message in messages), self._system])
+        said = [{**message, "content": self._held(message["content"], quoted, beside=beside)} for message in messages]
         shown = {**quoted}
-        system = self._held(self._system, quoted, beside=text)
-        user = {"role": "user", "content": said}
-        if first:
-            rendered = self._render([user], reply_follows=reply_follows, system=system)
-        else:
-            marker = self._marker(text, system)
-            messages = [*_reply(marker), user]
-            rendered = self._after(marker, self._render(messages, reply_follows=reply_follows, system=system))
+        system = self._held(self._system, quoted, beside=beside)
+        render = partial(self._rendered, first=first, reply_follows=reply_follows, system=system)
+        rendered = render(said)
+        self._check_tools(said, rendered, render)
         if past and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
         self._check_shown(rendered, quoted if first else shown)
         return self._without_head(rendered, system, quoted) if first else self._ids(rendered, quoted, inside=True)
+
+    def _rendered(self, messages: Sequence[Message], *, first: bool, reply_follows: bool, system: str) -> str:
+        """What the template writes for messages at the beginning, or after a reply."""
+        marker = self._marker(system, *(message["content"] for message in messages))
+        asked = messages or [{"role": "assistant", "content": self._SAID}]  # a reply that nobody asked for
+        before = [] if first else _reply(marker)
+        rendered = self._render([*before, *asked], reply_follows=reply_follows and bool(messages), system=system)
+        rendered = rendered if first else self._after(marker, rendered)
+        return rendered if messages else rendered.rpartition(self._SAID)[0]
+
+    def _check_tools(
+        self, messages: Sequence[Message], rendered: str, render: Callable[[Sequence[Message]], str]
+    ) -> None:
+        """Refuse calls of tools, and what these gave, where they spell a token that steers or the template drops them.
+
+        Raises:
+            InputError: naming them.
+        """
+        for number, message in enumerate(messages):
+            calls = message.get("tool_calls")
+            if self.plain.steers(told := json.dumps(calls, ensure_ascii=False)):
+                raise InputError(f"The tool calls {told} spell a token that steers the model; write them otherwise.")
+            without = {"tool_calls": None} if calls else {"content": ""} if message["role"] == "tool" else {}
+            if without and render([*messages[:number], {**message, **without}, *messages[number + 1 :]]) == rendered:
+                what = f"the tool calls {told}" if calls else f"what a tool gave, {message['content']!r}"
+                raise InputError(f"The chat template of this model does not show {what}; it has no form for tools.")
 
     def _without_head(self, rendered: str, system: str, quoted: Mapping[str, str]) -> list[int]:
         """Token ids of a first turn, of a rendering that begins with the head."""
@@ -166,7 +184,7 @@ class TemplateTurns(Turns):
         return self._found[system]
 
     def _find_lead(self, system: str) -> str:
-        marker, user = self._marker(system), {"role": "user", "content": self._SAID}
+        marker, user = self._marker(system), from_user(self._SAID)
         first, *_ = self._render([user], reply_follows=False, system=system).rpartition(self._SAID)
         following = self._after(marker, self._render([*_reply(marker), user], reply_follows=False, system=system))
         later, *_ = following.rpartition(self._SAID)
@@ -283,12 +301,12 @@ class TemplateTurns(Turns):
         hello, said = _reply(reply)
         return self._render([hello, said, hello], reply_follows=False)
 
-    def _render(self, messages: list[dict[str, Any]], *, reply_follows: bool, system: str | None = None) -> str:
+    def _render(self, messages: Sequence[Message], *, reply_follows: bool, system: str | None = None) -> str:
         content = self._system if system is None else system
         before = [{"role": "system", "content": content}] if content else []
         try:
             return self.tokenizer.apply_chat_template(
-                before + messages,
+                [*before, *messages],
                 tools=[*self.tools] or None,
                 tokenize=False,
                 add_generation_prompt=reply_follows,
@@ -303,6 +321,6 @@ class TemplateTurns(Turns):
         return rest
 
 
-def _reply(text: str) -> list[dict[str, str]]:
+def _reply(text: str) -> list[Message]:
     """A conversation whose last reply is ``text``."""
-    return [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": text}]
+    return [from_user("Hello."), {"role": "assistant", "content": text}]

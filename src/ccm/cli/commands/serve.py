@@ -1,0 +1,48 @@
+"""``ccm serve``: load the model, open the store, and answer until it is stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ccm.cli.console import plain_console
+from ccm.core.extras import needs
+from ccm.engine.decoder import as_decoder
+from ccm.models.builtin import NAME
+from ccm.models.load import load
+from ccm.serving.settings import DAY, ServerSettings
+
+_PACKAGES = ("fastapi", "uvicorn", "openresponses_types", "cryptography", "prometheus_client")
+
+
+def run(choice: dict[str, Any], settings: ServerSettings) -> None:
+    """Serve a model as ``ccm.load`` loads it.
+
+    Raises:
+        ConfigError: when model, store, keys or secret cannot be had.
+        UnsupportedModelError: when the model is an encoder-decoder.
+    """
+    needs(*_PACKAGES, what="ccm serve", extra="serve")
+    import uvicorn
+
+    from ccm.serving.app import make_app
+    from ccm.serving.backend import ModelBackend
+    from ccm.serving.keys import Keys
+    from ccm.serving.sealing import Seal
+    from ccm.serving.service import Service
+    from ccm.serving.store import Store
+
+    keys, console = Keys(settings.keys), plain_console()
+    model, tokenizer = load(**choice)
+    name = choice["model"] or choice["adapter"] or NAME
+    backend = ModelBackend(as_decoder(model, "a server"), tokenizer, name)
+    store = Store(settings.store, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
+    service = Service(backend, store, Seal(settings.secret, backend.origin), keep_text=settings.keep_text)
+    app = make_app(service, keys, body=settings.body)
+    held = settings.store or "the process, until it ends"
+    console.print(
+        f"{backend.name} ({model.config.rule}) at http://{settings.host}:{settings.port}; turns are kept in {held}."
+    )
+    try:
+        uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    finally:
+        store.close()

@@ -1,0 +1,33 @@
+"""``ccm serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccm.cli.options import ModelOptions, unfold
+
+
+@unfold
+def serve(
+    model: ModelOptions,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of what is kept (none: all is gone when the server ends).")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(help="File with an API key a line; without it, anyone may ask.")] = None,
+    secret: Annotated[
+        Path | None, typer.Option(help="File of the secret that seals compaction items; made where it is missing.")
+    ] = None,
+    days: Annotated[float, typer.Option(help="Until what was not asked for expires.")] = 30.0,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Whether the text of turns is kept, too.")] = True,
+) -> None:
+    """Serve conversations: Open Responses at /v1/responses, and /v1/chat/completions."""
+    from ccm.cli.commands.serve import run
+    from ccm.serving.settings import ServerSettings
+
+    settings = ServerSettings(host, port, store, keys, secret, days, keep_text=text)
+    run(model.chosen(), settings)

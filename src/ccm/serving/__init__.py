@@ -1,0 +1,1 @@
+"""A server that remembers: conversations behind the APIs that clients already speak."""

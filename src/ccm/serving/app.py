@@ -1,0 +1,209 @@
+"""The server: routes, threads, and errors as clients read them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from openresponses_types.types import CompactResource, ResponseResource
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ccm.core.errors import CCMError
+from ccm.serving.completions import Completions
+from ccm.serving.errors import RequestError
+from ccm.serving.keys import Keys
+from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
+from ccm.serving.responses import Responses, as_event
+from ccm.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> bytes:
+    return request.app.state.keys.owner(authorization)
+
+
+Owner = Annotated[bytes, Depends(_owner)]
+
+
+class Metrics:
+    """What Prometheus reads."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("ccm_requests", "Requests that were answered.", ["api"], registry=self.registry)
+        self.tokens = Counter("ccm_tokens", "Tokens of replies.", registry=self.registry)
+        self.seconds = Histogram("ccm_reply_seconds", "Seconds that a reply took.", registry=self.registry)
+        self.waiting = Gauge("ccm_waiting", "Requests that wait for the model, or have it.", registry=self.registry)
+
+
+def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
+    """The application for any ASGI server.
+
+    Args:
+        service: model, store and seal.
+        keys: who may ask.
+        body: most bytes of a request.
+    """
+    app = FastAPI(title="ccm", summary="Conversations with compressed context memory.")
+    responses, completions, metrics, lock = Responses(service), Completions(service), Metrics(), asyncio.Lock()
+    app.state.keys = keys
+    app.add_middleware(BodyLimit, most=body)
+
+    async def steps(work: Iterator[dict[str, Any]], request: Request) -> AsyncIterator[dict[str, Any]]:
+        """What the work gives, in a thread, while the client is there; the model does one after the other."""
+        with metrics.waiting.track_inprogress():
+            async with lock:
+                try:
+                    with metrics.seconds.time():
+                        while (one := await anyio.to_thread.run_sync(next, work, None)) is not None:
+                            yield one
+                            if await request.is_disconnected():
+                                return
+                finally:
+                    work.close()  # type: ignore[attr-defined]  # a generator
+
+    async def last(work: Iterator[dict[str, Any]], request: Request) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        async for one in steps(work, request):
+            found = one
+        return found
+
+    async def stream(work: Iterator[dict[str, Any]], request: Request, write: Any, *, whole: bool) -> StreamingResponse:
+        """A stream that begins once the first event is there, so that a refusal has its status."""
+        events = steps(work, request)
+        first = await anext(events)
+
+        async def lines() -> AsyncIterator[str]:
+            held, number = write(first), 1
+            try:
+                async for event in events:
+                    yield held
+                    held, number = write(event), number + 1
+                if whole:
+                    yield held
+            except RequestError as error:  # its status has gone out already
+                yield held
+                yield write({"type": "error", "sequence_number": number, **error.body})
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @app.post("/v1/responses", response_model=None, responses={200: {"model": ResponseResource}})
+    async def create_response(body: CreateResponse, request: Request, who: Owner) -> Response:
+        """Reply to what is new in a conversation."""
+        work = responses.create(who, body)
+        metrics.requests.labels("responses").inc()
+        if body.stream:
+            return await stream(work, request, as_event, whole=True)
+        event = await last(work, request)
+        metrics.tokens.inc(event["response"]["usage"]["output_tokens"])
+        return JSONResponse(event["response"])
+
+    @app.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
+    async def compact_response(body: Compact, who: Owner) -> Response:
+        """A conversation as one opaque item, which the client keeps."""
+        async with lock:
+            return JSONResponse(await anyio.to_thread.run_sync(responses.compact, who, body))
+
+    @app.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
+    def retrieve_response(response_id: str, who: Owner) -> Response:
+        """A response that was kept."""
+        return JSONResponse(responses.retrieve(who, response_id))
+
+    @app.get("/v1/responses/{response_id}/input_items", response_model=None)
+    def list_input_items(response_id: str, who: Owner) -> Response:
+        """The items that came with a response."""
+        items = responses.input_items(who, response_id)
+        ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
+        return JSONResponse({"object": "list", "data": items, "has_more": False, **ends})
+
+    @app.delete("/v1/responses/{response_id}", response_model=None)
+    def delete_response(response_id: str, who: Owner, cascade: Annotated[bool, Query()] = False) -> Response:
+        """Delete a response with its memory; later ones of its chain hold what it said, unless they go, too."""
+        return JSONResponse(responses.delete(who, response_id, cascade=cascade))
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
+        """Reply to messages, of which only those are read that are not in memory yet."""
+        work = completions.create(who, body)
+        metrics.requests.labels("chat").inc()
+        if body.stream:
+            return await stream(work, request, lambda chunk: f"data: {json.dumps(chunk)}\n\n", whole=False)
+        return JSONResponse(await last(work, request))
+
+    @app.get("/v1/models", response_model=None)
+    def list_models(who: Owner) -> Response:
+        """The one model of this server."""
+        one = {"id": service.backend.name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
+        return JSONResponse({"object": "list", "data": [one]})
+
+    @app.get("/health", response_class=PlainTextResponse)
+    @app.get("/ready", response_class=PlainTextResponse)
+    def health() -> str:
+        """The process is alive, and its model is loaded."""
+        return "ok\n"
+
+    @app.get("/metrics", response_model=None)
+    def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(RequestError)
+    async def refuse(_: Request, error: RequestError) -> JSONResponse:
+        return JSONResponse(error.body, status_code=error.status)
+
+    @app.exception_handler(CCMError)
+    async def fail(_: Request, error: CCMError) -> JSONResponse:
+        logger.error("A request failed: %s", type(error).__name__)
+        return JSONResponse(RequestError(str(error), status=500, code="server_error").body, status_code=500)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return JSONResponse(RequestError(f"{place}: {first['msg']}.", param=place or None).body, status_code=400)
+
+    @app.exception_handler(HTTPException)
+    async def absent(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        told = RequestError(str(error.detail), status=error.status_code, code=code)
+        return JSONResponse(told.body, status_code=error.status_code, headers=error.headers)
+
+    return app
+
+
+class BodyLimit:
+    """Refuses a body that is too large, without reading more of it."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body, more = bytearray(), True
+        while more and len(body) <= self._most:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > self._most:
+            told = RequestError(f"The request is larger than {self._most} bytes.", status=413, code="request_too_large")
+            await JSONResponse(told.body, status_code=413)(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replayed() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replayed, send)

@@ -1,0 +1,49 @@
+"""Calls of tools in what a model wrote.
+
+<tool_call>{"name": ..., "arguments": {...}}</tool_call>      as Hermes, Qwen and SmolLM3 write them, any number
+{"name": ..., "parameters": {...}}                            as Llama 3 does, the whole reply
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+
+
+class Call(NamedTuple):
+    """A call of a tool: its name, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+def calls_in(reply: str, tools: Collection[str]) -> tuple[str, list[Call]]:
+    """The text of a reply without calls, and its calls of the tools of those names; what is none stays text."""
+    if not tools:
+        return reply, []
+    if (whole := _call(reply.strip(), tools)) is not None:
+        return "", [whole]
+    calls: list[Call] = []
+
+    def take(found: re.Match[str]) -> str:
+        call = _call(found.group(1), tools)
+        calls.extend([call] if call else [])
+        return "" if call else found.group(0)
+
+    text = _TAGGED.sub(take, reply)
+    return (text.strip(), calls) if calls else (reply, [])
+
+
+def _call(text: str, tools: Collection[str]) -> Call | None:
+    try:
+        said: Any = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or said.get("name") not in tools:
+        return None
+    arguments = said.get("arguments", said.get("parameters", {}))
+    return Call(said["name"], arguments if isinstance(arguments, str) else json.dumps(arguments))

@@ -1,0 +1,141 @@
+"""Items of Open Responses, and messages of Chat Completions, as messages of a chat template and exchanges of a memory.
+
+items      user, function_call, function_call_output, assistant, user        as clients send them
+exchanges  [user, tool call, tool result] -> assistant                       each becomes a step of the memory
+asked      [user]                                                            what a reply is to follow
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ccm.chat.turns import Message
+from ccm.serving.errors import RequestError, unsupported
+
+Exchange = tuple[list[Message], str]  # what was said, and the reply
+
+
+@dataclass
+class Said:
+    """What came with a request, in order.
+
+    Attributes:
+        system: messages that stand before all steps.
+        compaction: the sealed memory that stands before all else; None where there is none.
+        exchanges: those of the past.
+        asked: messages since the last reply.
+    """
+
+    system: list[str] = field(default_factory=list)
+    compaction: str | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
+    asked: list[Message] = field(default_factory=list)
+
+    def add(self, message: Message) -> None:
+        """Take one more message: a reply of the assistant ends an exchange."""
+        if message["role"] == "system":
+            if self.exchanges or self.asked:
+                raise RequestError(
+                    "A system or developer message stands after others; those of a memory stand before all.",
+                    param="input",
+                )
+            self.system.append(message["content"])
+        elif message["role"] == "assistant" and not message.get("tool_calls"):
+            self.exchanges.append((self.asked, message["content"]))
+            self.asked = []
+        else:
+            self.asked.append(message)
+
+    def check_asked(self) -> None:
+        """Refuse an input that asks for nothing.
+
+        Raises:
+            RequestError: when no message of a user or a tool is the last.
+        """
+        if not self.asked or self.asked[-1]["role"] == "assistant":
+            raise RequestError(
+                "The input asks for nothing; its last item must be a message of the user, or what a tool gave.",
+                param="input",
+            )
+
+
+def read_items(given: str | Sequence[Any] | None) -> Said:
+    """What the input of a request says, as ``model_dump`` gives its items.
+
+    Raises:
+        RequestError: when an item is of a kind that this server does not take, or out of place.
+    """
+    said = Said()
+    if isinstance(given, str):
+        said.add({"role": "user", "content": given})
+        return said
+    for number, item in enumerate(given or ()):
+        where = f"input[{number}]"
+        kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        if kind == "compaction":
+            if said.compaction is not None or said.exchanges or said.asked:
+                raise RequestError(
+                    "A compaction item stands after others; it holds all that was before it, so send it first, and one "
+                    "only.",
+                    param=where,
+                )
+            said.compaction = item["encrypted_content"]
+        elif kind == "message":
+            role = {"developer": "system"}.get(item["role"], item["role"])
+            said.add({"role": role, "content": _text(item["content"], where)})
+        elif kind == "function_call":
+            _add_call(said, item, where)
+        elif kind == "function_call_output":
+            said.add({"role": "tool", "content": _text(item["output"], where), "tool_call_id": item["call_id"]})
+        else:
+            raise unsupported(f"{where} of the type {kind}", "send messages, function calls and what they gave")
+    return said
+
+
+def read_messages(messages: Iterable[dict[str, Any]]) -> Said:
+    """What the messages of a chat completion say.
+
+    Raises:
+        RequestError: as :func:`read_items`.
+    """
+    said = Said()
+    for number, message in enumerate(messages):
+        where, role = f"messages[{number}]", message["role"]
+        if role == "assistant" and message.get("tool_calls"):
+            for call in message["tool_calls"]:
+                _add_call(said, {**call["function"], "call_id": call["id"]}, where)
+            continue
+        beside = {"tool_call_id": message["tool_call_id"]} if role == "tool" else {}
+        role = {"developer": "system"}.get(role, role)
+        said.add({"role": role, "content": _text(message["content"], where), **beside})
+    return said
+
+
+def _add_call(said: Said, call: dict[str, Any], where: str) -> None:
+    """Take a call of a tool; several in a row are one message of the assistant."""
+    try:
+        arguments = json.loads(call["arguments"] or "{}")
+    except ValueError as error:
+        raise RequestError(f"The arguments of the call of {call['name']} are no JSON: {error}.", param=where) from error
+    function = {"type": "function", "id": call["call_id"], "function": {"name": call["name"], "arguments": arguments}}
+    last = said.asked[-1] if said.asked else None
+    if last is not None and last["role"] == "assistant":
+        said.asked[-1] = {**last, "tool_calls": [*last["tool_calls"], function]}
+    else:
+        said.add({"role": "assistant", "content": "", "tool_calls": [function]})
+
+
+def _text(content: str | Sequence[dict[str, Any]], where: str) -> str:
+    """The text of a message, whose parts follow one another."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type")
+        if kind not in ("input_text", "output_text", "text", "refusal"):
+            raise unsupported(f"{where} with a part of the type {kind}", "send text")
+        texts.append(part["refusal"] if kind == "refusal" else part["text"])
+    return "".join(texts)

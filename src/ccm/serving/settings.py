@@ -1,0 +1,58 @@
+"""What a server is told at its start."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccm.core.config import bounded, check_fields
+from ccm.core.errors import ConfigError
+
+MIB = 2**20
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where a server listens, what it keeps, and how much it takes.
+
+    Attributes:
+        host: address to listen on. Any but loopback needs ``keys``.
+        port: of that address; 0 takes a free one.
+        store: folder of what is kept; None keeps all in memory, until the server ends.
+        keys: file of API keys, one a line; None asks for none.
+        secret: file of the secret that seals compaction items, made where it is missing; None makes one for this run.
+        days: until what was kept and not asked for expires.
+        body: most bytes of a request.
+        quota: most bytes that a store holds for one key; the least recently used go first.
+        keep_text: whether items are kept; without them nothing can be retrieved or rebuilt.
+
+    Raises:
+        ConfigError: when a value is not allowed, or an address that others reach is asked for without keys.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = bounded(8000, 0, 65535)
+    store: Path | None = None
+    keys: Path | None = None
+    secret: Path | None = None
+    days: float = bounded(30.0, 0)
+    body: int = bounded(16 * MIB, 1024)
+    quota: int = bounded(1024 * MIB, MIB)
+    keep_text: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.keys is None and not _is_loopback(self.host):
+            raise ConfigError(
+                f"The server would listen on {self.host}, which others may reach; give keys=FILE, with an API key a "
+                "line, or listen on 127.0.0.1."
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,58 @@
+"""A server in the process, on the built-in model."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+import ccm
+from ccm.serving.app import make_app
+from ccm.serving.backend import ModelBackend
+from ccm.serving.keys import Keys
+from ccm.serving.sealing import Seal
+from ccm.serving.service import Service
+from ccm.serving.settings import DAY, MIB
+from ccm.serving.store import Store
+
+
+@cache
+def backend(rule: str = "concat") -> ModelBackend:
+    """The built-in model under a rule, loaded once."""
+    return ModelBackend(*ccm.load("builtin", rule=rule), "builtin")
+
+
+def service(rule: str = "concat", folder: Path | None = None, secret: Path | None = None, **changes: Any) -> Service:
+    """The service of a server."""
+    one = backend(rule)
+    store = Store(folder, one.origin, seconds=changes.pop("seconds", DAY), quota=changes.pop("quota", 64 * MIB))
+    return Service(one, store, Seal(secret, one.origin), **changes)
+
+
+def client(served: Service, keys: Path | None = None, body: int = MIB) -> TestClient:
+    """A client of a server."""
+    return TestClient(make_app(served, Keys(keys), body=body), raise_server_exceptions=False)
+
+
+def ask(web: TestClient, said: Any, previous: str | None = None, **more: Any) -> dict[str, Any]:
+    """A response to what is said, after another one."""
+    answer = web.post(
+        "/v1/responses", json={"model": "builtin", "input": said, "previous_response_id": previous, **more}
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def text_of(response: dict[str, Any]) -> str:
+    """What a response says."""
+    return response["output"][0]["content"][0]["text"]
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, whose last line says that it is done."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,129 @@
+"""The application: who may ask, what it says of itself, and how it fails."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from serving_app import ask, client, events_of, service
+
+from ccm.core.errors import ConfigError
+from ccm.serving.keys import Keys
+from ccm.serving.settings import ServerSettings
+
+
+@pytest.fixture(scope="module")
+def web() -> Any:
+    return client(service())
+
+
+def test_the_server_says_what_it_is(web) -> None:
+    assert web.get("/health").text == web.get("/ready").text == "ok\n"
+    assert [model["id"] for model in web.get("/v1/models").json()["data"]] == ["builtin"]
+    ask(web, "Hi.")
+    assert 'ccm_requests_total{api="responses"}' in web.get("/metrics").text
+
+
+def test_the_openai_client_gets_its_answers() -> None:
+    with client(service()) as web:
+        asked = OpenAI(api_key="any", base_url="http://testserver/v1", http_client=web)
+        first = asked.responses.create(model="builtin", input="My name is Anna.")
+        second = asked.responses.create(
+            model="builtin", input="What is my name?", previous_response_id=first.id, stream=True
+        )
+        events = [*second]
+        assert events[-1].type == "response.completed"
+        assert events[-1].response.output_text == "Your name is Anna."
+        assert asked.responses.retrieve(first.id).output_text == first.output_text
+        assert asked.responses.input_items.list(first.id).data[0].content[0].text == "My name is Anna."
+        asked.responses.delete(first.id)
+        told = asked.chat.completions.create(model="builtin", messages=[{"role": "user", "content": "Hello!"}])
+        assert told.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status"),
+    [
+        ("/v1/responses", b"\xff\xfe{}", 400),
+        ("/v1/responses", b"[" * 100_000, 400),
+        ("/v1/responses", b'{"model": "builtin", "input": "hi", "max_output_tokens": 1e400}', 400),
+        ("/v1/responses", b'{"model": "builtin", "input": "\\ud800"}', 400),
+        ("/v1/responses", b"", 400),
+        ("/v1/responses", b'{"model": "builtin", "input": "' + b"x" * 2**21 + b'"}', 413),
+        ("/v1/nowhere", b"{}", 404),
+        ("/health", b"{}", 405),
+    ],
+)
+def test_what_is_no_request_is_refused_in_one_form(web, path: str, content: bytes, status: int) -> None:
+    answer = web.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert {"type", "code", "message", "param"} <= answer.json()["error"].keys()
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(web) -> None:
+    def pieces() -> Any:
+        for _ in range(40):
+            yield b"x" * 2**16
+
+    answer = web.post("/v1/responses", content=pieces(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "resp_" + "0" * 32, "%00", "x" * 5000, "'; DROP TABLE turns; --"])
+def test_odd_ids_are_absent(web, name: str) -> None:
+    assert web.get(f"/v1/responses/{name}").status_code == 404
+    body = {"model": "builtin", "input": "hi", "previous_response_id": name}
+    assert web.post("/v1/responses", json=body).status_code == 404
+
+
+def test_a_full_disk_is_said_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = service()
+    web = client(served)
+    first = ask(web, "My name is Anna.")
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(served.store, "add", full)
+        body = {"model": "builtin", "input": "Hi.", "previous_response_id": first["id"]}
+        answer = web.post("/v1/responses", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
+        events = events_of(web.post("/v1/responses", json={**body, "stream": True}).text)
+        assert events[-1]["type"] == "error"
+        assert "response.completed" not in {event["type"] for event in events}
+    ask(web, "What is my name?", first["id"])
+
+
+def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = service()
+    web = client(served)
+
+    async def gone(_: object) -> bool:
+        return True
+
+    with monkeypatch.context() as left:
+        left.setattr("ccm.serving.app.Request.is_disconnected", gone)
+        web.post("/v1/responses", json={"model": "builtin", "input": "My name is Anna.", "stream": True})
+    assert served.store._base.execute("SELECT count(*) FROM turns").fetchone() == (0,)
+    ask(web, "Hi.")
+
+
+def test_other_addresses_than_loopback_need_keys(tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        ServerSettings(host=host)
+    for host in ("0.0.0.0", "example.org", "::"):
+        with pytest.raises(ConfigError, match="keys=FILE"):
+            ServerSettings(host=host)
+        ServerSettings(host=host, keys=tmp_path)
+
+
+def test_keys_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keys(tmp_path / "absent")
+    (tmp_path / "empty").write_text("\n# none\n")
+    with pytest.raises(ConfigError, match="holds no API key"):
+        Keys(tmp_path / "empty")

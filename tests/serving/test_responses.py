@@ -1,0 +1,273 @@
+"""``/v1/responses``: what comes back, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openresponses_types import types
+from serving_app import ask, backend, client, events_of, service, text_of
+
+from ccm.chat.conversation import Conversation
+from ccm.engine.decoder import CCMModel
+
+NAME, ASKED = "My name is Anna.", "What is my name?"
+
+
+@pytest.fixture(scope="module", params=["concat", "gate"])
+def web(request: pytest.FixtureRequest) -> Any:
+    return client(service(request.param))
+
+
+def test_an_id_names_a_memory_that_the_next_request_goes_on_from(web) -> None:
+    first = ask(web, NAME)
+    second = ask(web, ASKED, first["id"])
+    assert text_of(second) == "Your name is Anna."
+    assert second["previous_response_id"] == first["id"]
+    used = first["usage"]["total_tokens"]
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == used
+    assert second["usage"]["input_tokens"] > used
+    types.ResponseResource.model_validate(second)
+
+
+@pytest.mark.parametrize("rule", ["concat", "gate"])
+def test_a_reply_is_that_of_a_conversation_in_the_process(rule: str) -> None:
+    held = Conversation(backend(rule).model, backend(rule).tokenizer)
+    asked, last = client(service(rule)), None
+    for line in (NAME, "I live in Oslo.", ASKED, "Where do I live?"):
+        answer = ask(asked, line, last)
+        last = answer["id"]
+        assert text_of(answer) == held.answer(line)
+        assert answer["ccm:memory"]["entries"] == held.memory.entries[0]
+        assert answer["ccm:memory"]["bytes"] == held.memory.nbytes
+
+
+def test_two_responses_may_follow_one(web) -> None:
+    root = ask(web, NAME)
+    one, other = (ask(web, f"I live in {town}.", root["id"]) for town in ("Oslo", "Rome"))
+    for branch, town in ((one, "Oslo"), (other, "Rome")):
+        assert town in text_of(ask(web, "Where do I live?", branch["id"]))
+        assert "Anna" in text_of(ask(web, ASKED, branch["id"]))
+
+
+def test_exchanges_of_the_past_are_taken_in(web) -> None:
+    items = [
+        {"type": "message", "role": "assistant", "content": "Hello!"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": NAME}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi Anna!"}]},
+        {"type": "message", "role": "user", "content": ASKED},
+    ]
+    answer = ask(web, items)
+    assert text_of(answer) == "Your name is Anna."
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
+
+
+def test_events_come_in_their_order_and_agree_with_the_whole(web) -> None:
+    body = {"model": "builtin", "input": NAME, "stream": True}
+    events = events_of(web.post("/v1/responses", json=body).text)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    assert kinds == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *["output_text.delta"] * len(deltas),
+        *("output_text.done", "content_part.done", "output_item.done", "completed"),
+    ]
+    assert [event["sequence_number"] for event in events] == [*range(len(events))]
+    last = events[-1]["response"]
+    assert "".join(deltas).strip() == text_of(last)
+    assert web.get(f"/v1/responses/{last['id']}").json() == last
+    for event in events:
+        name = "".join(part.title() for part in event["type"].replace(".", "_").split("_"))
+        getattr(types, f"{name}StreamingEvent").model_validate(event)
+
+
+def test_what_came_is_kept_and_can_be_had_again(web) -> None:
+    answer = ask(web, [{"type": "message", "role": "user", "content": NAME}])
+    held = web.get(f"/v1/responses/{answer['id']}/input_items").json()
+    assert [item["content"] for item in held["data"]] == [[{"type": "input_text", "text": NAME}]]
+    assert held["first_id"] == held["last_id"] == held["data"][0]["id"]
+
+
+def test_without_store_nothing_is_kept(web) -> None:
+    answer = ask(web, NAME, store=False)
+    assert answer["store"] is False
+    refused = web.post("/v1/responses", json={"model": "builtin", "input": ASKED, "previous_response_id": answer["id"]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "previous_response_not_found")
+
+
+def test_a_deleted_response_is_gone_and_says_who_holds_what_it_said(web) -> None:
+    first = ask(web, NAME)
+    second = ask(web, "I live in Oslo.", first["id"])
+    third = ask(web, "Thank you!", second["id"])
+    gone = web.delete(f"/v1/responses/{first['id']}").json()
+    assert (gone["ccm:deleted"], gone["ccm:still_held_by"]) == ([first["id"]], 2)
+    assert web.get(f"/v1/responses/{first['id']}").status_code == 404
+    assert text_of(ask(web, ASKED, third["id"])) == "Your name is Anna."
+    gone = web.delete(f"/v1/responses/{second['id']}?cascade=true").json()
+    assert third["id"] in gone["ccm:deleted"]
+    assert web.get(f"/v1/responses/{third['id']}").status_code == 404
+
+
+def test_instructions_stand_before_all_and_are_not_inherited(web) -> None:
+    first = ask(web, NAME, instructions="Be kind.")
+    assert first["instructions"] == "Be kind."
+    head = len(backend().tokenizer("Be kind.", add_special_tokens=False)["input_ids"])
+    bare = ask(web, NAME)
+    assert first["usage"]["input_tokens"] - bare["usage"]["input_tokens"] >= head
+    under = ask(web, ASKED, first["id"], instructions="Be brief.")
+    assert under["instructions"] == "Be brief."
+    assert "Anna" in text_of(under)
+
+
+def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> None:
+    system = {"type": "message", "role": "developer", "content": "Be kind."}
+    first = ask(web, [system, {"type": "message", "role": "user", "content": NAME}])
+    second = ask(web, ASKED, first["id"])
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == first["usage"]["total_tokens"]
+    late = [
+        {"type": "message", "role": "user", "content": "Hi."},
+        system,
+        {"type": "message", "role": "user", "content": "Hi."},
+    ]
+    refused = web.post("/v1/responses", json={"model": "builtin", "input": late})
+    assert refused.status_code == 400
+
+
+def test_a_reply_that_is_cut_off_is_incomplete(web) -> None:
+    answer = web.post(
+        "/v1/responses", json={"model": "builtin", "input": "Tell me a story.", "max_output_tokens": 16}
+    ).json()
+    if answer["usage"]["output_tokens"] == 16:
+        assert answer["status"] == "incomplete"
+        assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+    else:
+        assert answer["status"] == "completed"
+
+
+def test_a_compaction_item_holds_the_conversation(web) -> None:
+    first = ask(web, NAME)
+    made = web.post("/v1/responses/compact", json={"model": "builtin", "previous_response_id": first["id"]}).json()
+    types.CompactResource.model_validate(made)
+    (item,) = made["output"]
+    assert (item["type"], made["object"]) == ("compaction", "response.compaction")
+    answer = ask(web, [item, {"type": "message", "role": "user", "content": ASKED}])
+    assert text_of(answer) == "Your name is Anna."
+    altered = {**item, "encrypted_content": "A" * len(item["encrypted_content"])}
+    body = {"model": "builtin", "input": [altered, {"type": "message", "role": "user", "content": ASKED}]}
+    refused = web.post("/v1/responses", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_compaction")
+
+
+def test_a_compaction_item_comes_with_a_response_from_the_threshold_on(web) -> None:
+    asked = [{"type": "compaction", "compact_threshold": 20}]
+    first = ask(web, NAME, context_management=asked)
+    assert [item["type"] for item in first["output"]] == ["message"]
+    second = ask(web, "I live in Oslo.", first["id"], context_management=asked)
+    assert [item["type"] for item in second["output"]] == ["message", "compaction"]
+    again = [second["output"][1], {"type": "message", "role": "user", "content": ASKED}]
+    assert "Anna" in text_of(ask(web, again))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("background", True),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", 1.0),
+        ("top_logprobs", 3),
+        ("max_tool_calls", 2),
+        ("parallel_tool_calls", False),
+        ("include", ["message.output_text.logprobs"]),
+        ("text", {"format": {"type": "json_schema", "name": "x", "schema": {}}}),
+        ("reasoning", {"effort": "high"}),
+        ("service_tier", "flex"),
+        ("temperature", 9),
+        ("top_p", 0),
+        ("max_output_tokens", 1),
+        ("unheard_of", 1),
+        ("model", "gpt"),
+        ("input", []),
+        ("input", " "),
+        ("input", [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),
+        ("input", [{"type": "item_reference", "id": "x"}]),
+        ("input", [{"type": "message", "role": "assistant", "content": "Hi."}]),
+        ("tools", [{"type": "function", "name": "weather", "parameters": {}}]),  # turns of separators have none
+        ("input", [{"type": "function_call_output", "call_id": "x", "output": "4"}]),
+    ],
+)
+def test_what_is_not_supported_is_refused_and_never_ignored(web, field: str, value: object) -> None:
+    refused = web.post("/v1/responses", json={"model": "builtin", "input": "Hi.", field: value})
+    assert refused.status_code in (400, 404)
+    told = refused.json()["error"]
+    assert told["message"]
+    assert told["type"] in ("invalid_request_error", "not_found")
+
+
+def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
+    first = service(folder=tmp_path)
+    named = ask(client(first), NAME)
+    first.store.close()
+    second = service(folder=tmp_path)
+    assert text_of(ask(client(second), ASKED, named["id"])) == "Your name is Anna."
+    second.store.close()
+
+
+def test_an_item_goes_on_at_another_server_with_the_same_secret_alone(tmp_path: Path) -> None:
+    here, there, elsewhere = (client(service(secret=tmp_path / name)) for name in ("one", "one", "other"))
+    named = ask(here, NAME)
+    (item,) = here.post("/v1/responses/compact", json={"model": "builtin", "previous_response_id": named["id"]}).json()[
+        "output"
+    ]
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    said = [item, {"type": "message", "role": "user", "content": ASKED}]
+    assert text_of(ask(there, said)) == "Your name is Anna."
+    assert elsewhere.post("/v1/responses", json={"model": "builtin", "input": said}).status_code == 400
+
+
+def test_one_key_never_has_what_is_of_another(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\nfirst\nsecond\n")
+    web = client(service(), tmp_path / "keys")
+    one, other = ({"Authorization": f"Bearer {key}"} for key in ("first", "second"))
+    body = {"model": "builtin", "input": NAME}
+    assert web.post("/v1/responses", json=body).status_code == 401
+    assert web.post("/v1/responses", json=body, headers={"Authorization": "Bearer third"}).status_code == 401
+    named = web.post("/v1/responses", json=body, headers=one).json()
+    made = web.post(
+        "/v1/responses/compact", json={"model": "builtin", "previous_response_id": named["id"]}, headers=one
+    ).json()
+    for answer in (
+        web.get(f"/v1/responses/{named['id']}", headers=other),
+        web.get(f"/v1/responses/{named['id']}/input_items", headers=other),
+        web.delete(f"/v1/responses/{named['id']}", headers=other),
+        web.post("/v1/responses", json={**body, "previous_response_id": named["id"]}, headers=other),
+    ):
+        assert answer.status_code == 404
+    said = [*made["output"], {"type": "message", "role": "user", "content": ASKED}]
+    assert web.post("/v1/responses", json={**body, "input": said}, headers=other).status_code == 400
+    assert web.get(f"/v1/responses/{named['id']}", headers=one).status_code == 200
+
+
+def test_where_positions_end_a_conversation_is_refused_unless_it_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCMModel, "max_positions", 64)
+    web, last = client(service()), None
+    for _ in range(6):
+        answer = web.post(
+            "/v1/responses", json={"model": "builtin", "input": f"{NAME} {NAME}", "previous_response_id": last}
+        )
+        if answer.status_code != 200:
+            break
+        last = answer.json()["id"]
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "positions" in answer.json()["error"]["message"]
+    ask(web, NAME, last, truncation="auto")
+
+
+def test_what_keeps_no_text_retrieves_none(tmp_path: Path) -> None:
+    served = service(folder=tmp_path, keep_text=False)
+    web = client(served)
+    named = ask(web, NAME)
+    assert text_of(ask(web, ASKED, named["id"])) == "Your name is Anna."
+    assert web.get(f"/v1/responses/{named['id']}").status_code == 404
+    served.store.close()
+    assert b"Anna" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())

@@ -1,0 +1,164 @@
+"""The store: what is kept once, what goes, and what a damaged one says."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.serving.store import FILE, Store, Turn
+
+ANNA, BOB = b"a" * 32, b"b" * 32
+
+
+def opened(folder: Path | None = None, origin: str = "model", **changes: Any) -> Store:
+    return Store(folder, origin, **{"seconds": 1e6, "quota": 2**20, **changes})
+
+
+def turn(name: str, previous: str | None = None, chain: bytes | None = None) -> Turn:
+    return Turn(name, previous, {"id": name}, [], "", 0, 1.0, [[1, 2]], chain)
+
+
+def test_a_memory_is_the_parts_of_its_turns_in_order(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    first = store.add(ANNA, turn("one"), b"1", None)
+    second = store.add(ANNA, turn("two", "one"), b"22", first)
+    branch = store.add(ANNA, turn("other", "one"), b"333", first)
+    store.close()
+    store = opened(tmp_path)
+    assert store.parts(second) == [b"1", b"22"]
+    assert store.parts(branch) == [b"1", b"333"]
+    assert store.get(ANNA, "two") == Turn("two", "one", {"id": "two"}, [], "", second, 1.0, [[1, 2]], None)
+    store.close()
+
+
+def test_a_long_chain_costs_what_its_parts_cost() -> None:
+    store, part = opened(quota=2**30), None
+    for number in range(300):
+        part = store.add(ANNA, turn(str(number), str(number - 1) if number else None), b"x" * 1000, part)
+    (held,) = store._base.execute("SELECT sum(length(data)) FROM parts").fetchone()
+    assert held == 300 * 1000
+    assert part is not None
+    assert len(store.parts(part)) == 300
+
+
+def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
+    store = opened()
+    first = store.add(ANNA, turn("one"), b"1", None)
+    second = store.add(ANNA, turn("two", "one"), b"22", first)
+    assert store.delete(ANNA, "one") == (["one"], 1)
+    assert store.parts(second) == [b"1", b"22"]
+    assert store.delete(ANNA, "two") == (["two"], 0)
+    assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (0,)
+
+
+def test_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.add(ANNA, turn("one"), b"a secret of anna", None)
+    store.delete(ANNA, "one")
+    store.close()
+    assert b"a secret" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_one_owner_neither_gets_finds_nor_deletes_what_is_of_another() -> None:
+    store = opened()
+    store.add(ANNA, turn("one", chain=b"c"), b"1", None)
+    assert store.get(BOB, "one") is None
+    assert store.find(BOB, [b"c"]) is None
+    assert store.delete(BOB, "one") == ([], 0)
+    found = store.find(ANNA, [b"b", b"c", b"d"])
+    assert found is not None
+    assert found.id == "one"
+
+
+def test_what_was_not_used_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("ccm.serving.store.time.time", lambda: now[0])
+    store = opened(seconds=100)
+    store.add(ANNA, turn("one"), b"1", None)
+    now[0] += 90
+    assert store.get(ANNA, "one") is not None
+    now[0] += 90
+    assert store.get(ANNA, "one") is not None, "it was used in between"
+    now[0] += 101
+    assert store.get(ANNA, "one") is None
+    store.add(ANNA, turn("two"), b"2", None)
+    assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
+
+
+def test_beyond_the_quota_the_least_recently_used_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("ccm.serving.store.time.time", lambda: now[0])
+    store = opened(quota=2500)
+    for name in ("one", "two"):
+        now[0] += 1
+        store.add(ANNA, turn(name), b"x" * 1000, None)
+    now[0] += 1
+    store.get(ANNA, "one")
+    store.add(BOB, turn("his"), b"x" * 1000, None)
+    store.add(ANNA, turn("three"), b"x" * 1000, None)
+    assert [store.get(ANNA, name) is not None for name in ("one", "two", "three")] == [True, False, True]
+    assert store.get(BOB, "his") is not None
+
+
+def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    part = store.add(ANNA, turn("one"), b"whole", None)
+    store.close()
+    base = sqlite3.connect(tmp_path / FILE)
+    base.execute("UPDATE parts SET data = ?", (b"torn!",))
+    base.commit()
+    base.close()
+    store = opened(tmp_path)
+    with pytest.raises(MemoryFileError, match="damaged"):
+        store.parts(part)
+    store.close()
+
+
+def test_a_store_of_another_model_or_version_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with pytest.raises(ConfigError, match="another model"):
+        opened(tmp_path, "other")
+    base = sqlite3.connect(tmp_path / FILE)
+    base.execute("PRAGMA user_version = 9")
+    base.close()
+    with pytest.raises(ConfigError, match="version 9"):
+        opened(tmp_path)
+
+
+def test_a_store_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"no database" * 1000)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        opened(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        opened(tmp_path / "file")
+
+
+def test_one_process_has_a_store(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from ccm.serving.store import Store\n"
+        "store = Store(Path(sys.argv[1]), 'model', seconds=9, quota=9)\nprint('open', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(ConfigError, match="another process has it"):
+        opened(tmp_path)
+    other.communicate("\n")
+    opened(tmp_path).close()
+
+
+def test_what_cannot_be_written_leaves_all_as_it_was() -> None:
+    store = opened()
+    store.add(ANNA, turn("one"), b"1", None)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add(ANNA, turn("one"), b"22", None)
+    assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
