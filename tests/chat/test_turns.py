@@ -273,14 +273,14 @@ def test_what_is_no_text_is_refused_by_its_value(template: str | None, text: obj
 @pytest.mark.parametrize("make", [tokenizer, fallback_tokenizer])
 def test_a_reply_is_cut_where_a_turn_begins(make, said: str, kept: str | None) -> None:
     made = make_turns(make(), TurnFormat(separator="\nA:", reply_separator="\nB:"))
-    cut = made.cut(made.encode_reply(said), made.marks)
+    cut = made.cut(made.encode_reply(said))
     assert (cut if cut is None else made.decode(cut)) == kept
 
 
 def test_a_separator_may_be_a_special_token_but_white_space_alone_ends_nothing() -> None:
     made = make_turns(tokenizer(), TurnFormat(separator="<|head|>", reply_separator=" \n"))
     assert made.marks == ["<|head|>"]
-    assert made.decode(made.cut(made._format("So \nit is.<|head|>Oh"), made.marks) or []) == "So \nit is."
+    assert made.decode(made.cut(made._format("So \nit is.<|head|>Oh")) or []) == "So \nit is."
 
 
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3, THINKING])

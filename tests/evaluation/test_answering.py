@@ -63,7 +63,10 @@ def test_a_reply_ends_where_the_turns_say() -> None:
     whole = model.generate(model.empty_memory(2), *padded([q.query for q in asked]), max_new_tokens=6, do_sample=False)
     stop = int(whole[0, 2])
     turns: Any = SimpleNamespace(
-        tokenizer=SimpleNamespace(eos_token_id=stop), eos_id=stop, cut=lambda ids: None, pending=lambda ids: 0
+        tokenizer=SimpleNamespace(eos_token_id=stop),
+        eos_id=stop,
+        cut=lambda ids, stops: None,
+        pending=lambda ids, stops: 0,
     )
     turns.decode = lambda ids, but=0: ""
     _, replies = answering(model, turns, 6).read(model.empty_memory(2), asked)

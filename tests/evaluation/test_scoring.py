@@ -169,10 +169,10 @@ class Spelled(SeparatorTurns):
     def __init__(self, ends: int) -> None:
         self.ends, self.tokenizer = ends, SimpleNamespace(eos_token_id=None)
 
-    def cut(self, ids: Sequence[int]) -> list[int] | None:
+    def cut(self, ids: Sequence[int], stops: Sequence[str] = ()) -> list[int] | None:
         return [*ids[:-1]] if ids[-1] % self.ends == 0 else None
 
-    def pending(self, ids: Sequence[int]) -> int:
+    def pending(self, ids: Sequence[int], stops: Sequence[str] = ()) -> int:
         return 0
 
     def decode(self, ids: Sequence[int], *, but: int = 0) -> str:

@@ -61,7 +61,7 @@ class Reply:
 
     def __init__(self, turns: Turns, ends: Collection[int], most: int, stops: Sequence[str] = ()) -> None:
         self._turns, self._ends, self._most = turns, {*ends, turns.eos_id}, most
-        self._stops = [*turns.marks, *stops]
+        self._stops = stops
         self.said: list[int] = []
         self.ids: list[int] = []
         self.text = self._decoded = ""

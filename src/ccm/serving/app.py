@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ccm.core.errors import CCMError
+from ccm.core.processes import get_logger
 from ccm.serving.completions import Completions
 from ccm.serving.errors import RequestError
 from ccm.serving.keys import Keys
@@ -25,7 +25,7 @@ from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
 from ccm.serving.responses import Responses, as_event
 from ccm.serving.service import Service
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> bytes:

@@ -152,19 +152,19 @@ class Turns(ABC):
         text = self._text([token for token in ids if token not in self._special])
         return text[: len(text) - but].strip()
 
-    def cut(self, ids: Sequence[int], marks: Sequence[str]) -> list[int] | None:
-        """The ids of a reply before the first of the marks within them; None where there is none."""
+    def cut(self, ids: Sequence[int], stops: Sequence[str] = ()) -> list[int] | None:
+        """The ids of a reply before a next turn, or one of the ``stops``, within them; None where there is none."""
         text = self._text(ids)
-        at = min((at for mark in marks if (at := text.find(mark)) >= 0), default=None)
+        at = min((at for mark in (*self.marks, *stops) if (at := text.find(mark)) >= 0), default=None)
         if at is None:
             return None
         kept = next(n for n in range(len(ids), -1, -1) if text[:at].startswith(self._text(ids[:n])))
         return [*ids[:kept], *self._inside(text[len(self._text(ids[:kept])) : at])]
 
-    def pending(self, ids: Sequence[int], marks: Sequence[str]) -> int:
-        """How many characters at the end of a reply may turn out to begin one of the marks."""
+    def pending(self, ids: Sequence[int], stops: Sequence[str] = ()) -> int:
+        """How many characters at the end of a reply may turn out to begin a next turn, or one of the ``stops``."""
         text = self._text(ids)
-        lengths = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+        lengths = (n for mark in (*self.marks, *stops) for n in range(1, len(mark)) if text.endswith(mark[:n]))
         return max(lengths, default=0)
 
     def _text(self, ids: Sequence[int]) -> str:
