@@ -11,8 +11,6 @@ from ccm.models.builtin import NAME
 from ccm.models.load import load
 from ccm.serving.settings import DAY, ServerSettings
 
-_PACKAGES = ("fastapi", "uvicorn", "openresponses_types", "cryptography", "prometheus_client")
-
 
 def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     """Serve a model as ``ccm.load`` loads it.
@@ -21,7 +19,15 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
         ConfigError: when model, store, keys or secret cannot be had.
         UnsupportedModelError: when the model is an encoder-decoder.
     """
-    needs(*_PACKAGES, what="ccm serve", extra="serve")
+    needs(
+        "fastapi",
+        "uvicorn",
+        "openresponses_types",
+        "cryptography",
+        "prometheus_client",
+        what="ccm serve",
+        extra="serve",
+    )
     import uvicorn
 
     from ccm.serving.app import make_app
