@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi.testclient import TestClient
 
 import ccm
@@ -35,6 +41,23 @@ def service(rule: str = "concat", folder: Path | None = None, secret: Path | Non
 def client(served: Service, keys: Path | None = None, body: int = MIB) -> TestClient:
     """A client of a server."""
     return TestClient(make_app(served, Keys(keys), body=body), raise_server_exceptions=False)
+
+
+@contextmanager
+def running(served: Service, keys: Path | None = None) -> Iterator[str]:
+    """The address of a server on a socket of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = make_app(served, Keys(keys), body=MIB)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
 
 
 def ask(web: TestClient, said: Any, previous: str | None = None, **more: Any) -> dict[str, Any]:

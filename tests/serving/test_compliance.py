@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from serving_app import backend, service
+from serving_app import backend, running, service
 
 from ccm.chat.conversation import Conversation
 from ccm.chat.turns import Said
-from ccm.serving.app import make_app
 from ccm.serving.backend import ModelBackend
-from ccm.serving.keys import Keys
 from ccm.serving.service import Service
 
 pytestmark = pytest.mark.slow
@@ -54,18 +48,8 @@ class ScriptedBackend(ModelBackend):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     held, scripted = service(), ScriptedBackend(backend().model, backend().tokenizer, "builtin")
-    app = make_app(Service(scripted, held.store, held.seal), Keys(None), body=2**24)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with running(Service(scripted, held.store, held.seal)) as found:
+        yield found
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from openresponses_types.types import CompactResource, ResponseResource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
@@ -33,6 +34,12 @@ def _owner(request: Request, authorization: Annotated[str | None, Header()] = No
 
 
 Owner = Annotated[bytes, Depends(_owner)]
+
+
+PAGE = Path(__file__).with_name("page") / "index.html"
+_POLICY = (
+    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+)
 
 
 class Metrics:
@@ -146,6 +153,11 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         """The one model of this server."""
         one = {"id": service.backend.name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
         return JSONResponse({"object": "list", "data": [one]})
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> HTMLResponse:
+        """A conversation in the browser."""
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _POLICY})
 
     @app.get("/health", response_class=PlainTextResponse)
     @app.get("/ready", response_class=PlainTextResponse)
