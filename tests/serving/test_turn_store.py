@@ -162,3 +162,37 @@ def test_what_cannot_be_written_leaves_all_as_it_was() -> None:
     with pytest.raises(sqlite3.IntegrityError):
         store.add(ANNA, turn("one"), b"22", None)
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from ccm.serving.store import Store, Turn
+store, part = Store(Path(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
+for number in range(200):
+    name = f"{sys.argv[2]}-{number}"
+    part = store.add(b"a" * 32, Turn(name, None, {"n": number}, [], "", 0, 1.0, []), os.urandom(20_000), part)
+    print(name, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_is_there_after_kills_in_mid_write(tmp_path: Path) -> None:
+    acknowledged: list[str] = []
+    for run in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, str(run)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        for number, line in enumerate(writer.stdout):
+            acknowledged.append(line.strip())
+            if number == 37 + 5 * run:  # somewhere in the middle
+                break
+        writer.kill()
+        acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
+        writer.wait()
+    store = opened(tmp_path, quota=2**30)
+    assert len(acknowledged) > 20 * 30
+    for name in acknowledged:
+        held = store.get(ANNA, name)
+        assert held is not None
+        assert len(store.parts(held.part)) == held.answer["n"] + 1
+    store.close()
