@@ -1,0 +1,197 @@
+"""The server over a socket: recall before and after a restart, and what it adds to a turn.
+
+    python -m benchmarks.serving --dialogues 100
+
+A server process of its own answers; the other figures are taken in this process. Durations are of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import httpx
+
+import ccm
+from ccm.chat.conversation import Conversation
+from ccm.chat.turns.base import from_user
+from ccm.cli.console import quiet
+from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
+from ccm.engine.decoder import as_decoder
+from ccm.serving.backend import ModelBackend
+from ccm.serving.completions import chain_digests
+from ccm.serving.items import Exchange
+from ccm.serving.packing import pack
+from ccm.serving.store import Store, Turn
+
+STEPS, FACTS, QUESTIONS = 12, 8, 4
+OWNER = b"o" * 32
+
+
+@contextmanager
+def server(store: Path, rule: str) -> Iterator[httpx.Client]:
+    """A client of a server process, which ends with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ccm.cli", "serve", "--rule", rule, "--port", str(port), "--store", str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    try:
+        while True:
+            try:
+                client.get("/ready")
+                break
+            except httpx.ConnectError:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with status {process.returncode}") from None
+                time.sleep(0.1)
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait()
+
+
+def recall(rule: str, dialogues: int) -> dict[str, float]:
+    """The share of told facts that come back through ``/v1/responses``, the server restarted before the questions."""
+    said = [recall_dialogue(random.Random(f"recall 0 {i}"), STEPS, FACTS, QUESTIONS).turns for i in range(dialogues)]
+    last: list[str | None] = [None] * dialogues
+    verdicts: dict[str, Counter[Verdict]] = {"before a restart": Counter(), "after a restart": Counter()}
+
+    def ask(client: httpx.Client, number: int, text: str, *, keep: bool = True) -> str:
+        body = {"model": "builtin", "input": text, "previous_response_id": last[number], "max_output_tokens": 32}
+        answer = client.post("/v1/responses", json={**body, "store": keep}).json()
+        last[number] = answer["id"] if keep else last[number]
+        return answer["output"][0]["content"][0]["text"]
+
+    with TemporaryDirectory() as folder:
+        with server(Path(folder), rule) as client:
+            for number, turns in enumerate(said):
+                for turn in turns[:-QUESTIONS]:
+                    ask(client, number, turn.user)
+                for turn in turns[-QUESTIONS:]:
+                    reply = ask(client, number, turn.user, keep=False)
+                    verdicts["before a restart"][judge(reply, turn.asked or "", turn.value)] += 1
+        with server(Path(folder), rule) as client:
+            for number, turns in enumerate(said):
+                for turn in turns[-QUESTIONS:]:
+                    reply = ask(client, number, turn.user)
+                    verdicts["after a restart"][judge(reply, turn.asked or "", turn.value)] += 1
+    return {name: counted[Verdict.RIGHT] / counted.total() for name, counted in verdicts.items()}
+
+
+def first_token(rule: str, rounds: int) -> dict[str, float]:
+    """Milliseconds to the first piece of a reply after eight turns, in this process and through the server."""
+    model, tokenizer = ccm.load("builtin", rule=rule)
+    lines = [turn.user for turn in recall_dialogue(random.Random("first token"), STEPS, FACTS, QUESTIONS).turns]
+    held, here, there = Conversation(model, tokenizer), [], []
+    for line in lines[:8]:
+        held.answer(line)
+    with TemporaryDirectory() as folder, server(Path(folder), rule) as client:
+        last = None
+        for line in lines[:8]:
+            body = {"model": "builtin", "input": line, "previous_response_id": last}
+            last = client.post("/v1/responses", json=body).json()["id"]
+        body = {"model": "builtin", "input": lines[8], "previous_response_id": last, "stream": True, "store": False}
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            pieces = held.say(lines[8])
+            next(pieces)
+            here.append(time.perf_counter() - begun)
+            pieces.close()
+            begun = time.perf_counter()
+            with client.stream("POST", "/v1/responses", json=body) as answer:
+                came = [time.perf_counter() for line in answer.iter_lines() if '"response.output_text.delta"' in line]
+            there.append(came[0] - begun)
+    return {"in process": 1e3 * median(here), "through the server": 1e3 * median(there)}
+
+
+def keeping(rule: str, count: int) -> dict[str, float]:
+    """Milliseconds to find and open one of so many stored memories, to start with them, and to know 200 messages."""
+    model, tokenizer = ccm.load("builtin", rule=rule)
+    backend, held = ModelBackend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
+    parts = []
+    for line in recall_dialogue(random.Random("keeping"), STEPS, FACTS, QUESTIONS).turns:
+        width = held.memory.width if backend.adds else 0
+        held.answer(line.user)
+        parts.append(pack(held.memory, width))
+    exchanges: list[Exchange] = [
+        ([{"role": "user", "content": f"I like number {i}."}], f"Number {i} is nice.") for i in range(100)
+    ]
+    with TemporaryDirectory() as folder:
+        store, names = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40), []
+        for number in range(count // STEPS):
+            before = None
+            for part in parts:
+                name = secrets.token_hex(16)
+                chain = chain_digests(OWNER, "", exchanges)[-1] if not number and part is parts[-1] else None
+                turn = Turn(name, None, {}, [], "", 0, 1.0, [], chain)
+                before = store.add(OWNER, turn, part, before if backend.adds else None)
+                names.append(name)
+        store.close()
+        started = _milliseconds(lambda: _reopened(Path(folder), backend.origin), 5)
+        store = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40)
+        drawn = random.Random("names")
+
+        def open_one() -> None:
+            turn = store.get(OWNER, drawn.choice(names))
+            assert turn is not None
+            backend.unpack(store.parts(turn.part))
+
+        def know() -> None:
+            assert store.find(OWNER, chain_digests(OWNER, "", exchanges)) is not None
+
+        figures = {"opening one": _milliseconds(open_one, 100), "200 messages": _milliseconds(know, 20)}
+        store.close()
+    return {"start": started, **figures}
+
+
+def _reopened(folder: Path, origin: str) -> None:
+    Store(folder, origin, seconds=1e9, quota=2**40).close()
+
+
+def _milliseconds(work: Callable[[], None], rounds: int) -> float:
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return 1e3 * median(taken)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rule", default="concat")
+    parser.add_argument("--dialogues", type=int, default=100, help="of the recall; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=30, help="of the first token")
+    parser.add_argument("--memories", type=int, default=10_000, help="that are stored")
+    asked = parser.parse_args(arguments)
+    quiet()
+    found: dict[str, Any] = {"rule": asked.rule}
+    if asked.dialogues:
+        found["recall"] = recall(asked.rule, asked.dialogues)
+    found["first token, ms"] = first_token(asked.rule, asked.rounds)
+    found[f"{asked.memories} memories, ms"] = keeping(asked.rule, asked.memories)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
