@@ -30,7 +30,6 @@ import httpx
 
 import ccm
 from ccm.chat.conversation import Conversation
-from ccm.chat.turns.base import from_user
 from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
@@ -156,7 +155,7 @@ def keeping(rule: str, count: int) -> dict[str, float]:
             backend.unpack(store.parts(turn.part))
 
         def know() -> None:
-            assert store.find(OWNER, chain_digests(OWNER, "", exchanges)) is not None
+            assert store.find(OWNER, chain_digests(OWNER, "", exchanges)[1:]) is not None
 
         figures = {"opening one": _milliseconds(open_one, 100), "200 messages": _milliseconds(know, 20)}
         store.close()

@@ -58,6 +58,16 @@ def test_an_edited_history_goes_on_from_the_last_exchange_that_is_equal(web) -> 
     assert "Rome" not in answer["choices"][0]["message"]["content"]
 
 
+def test_a_history_of_elsewhere_is_read_once(web) -> None:
+    told = [says("My name is Una."), says("Hi Una!", "assistant")]
+    history = [*told, says("I live in Pisa."), says("Nice.", "assistant")]
+    first = complete(web, [*history, says("What is my name?")])
+    again = complete(web, [*history, says("Where do I live?")])
+    assert (cached(first), "Una" in first["choices"][0]["message"]["content"]) == (0, True)
+    assert (cached(again) > 0, "Pisa" in again["choices"][0]["message"]["content"]) == (True, True)
+    assert 0 < cached(complete(web, [*told, says("What is my name?")])) < cached(again)
+
+
 def test_another_head_shares_no_prefix(web) -> None:
     hold(web, ["My name is Ida."])
     under = hold(web, ["My name is Ida.", "What is my name?"], (says("Be kind.", "system"),))

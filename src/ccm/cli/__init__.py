@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli import adapters, chat, data, evaluate, models, serve, stream, train
+from ccm.cli import adapters, chat, data, evaluate, memory, models, serve, stream, train
 from ccm.cli.console import tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
@@ -23,6 +23,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
+app.add_typer(memory.app, name="memory")
 
 
 @app.callback(invoke_without_command=True)

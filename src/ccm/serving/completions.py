@@ -7,10 +7,11 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from ccm.chat.turns import Message
 from ccm.engine.sampling import Sampling
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange, read_messages
@@ -19,6 +20,8 @@ from ccm.serving.responses import LONGEST, MEMORY, new_id
 from ccm.serving.service import Service, Talk, refusing
 from ccm.serving.store import Turn
 
+Chunk = dict[str, Any]
+
 
 class Completions:
     """The operation of the API."""
@@ -26,7 +29,7 @@ class Completions:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def create(self, owner: bytes, body: ChatCompletion) -> Iterator[dict[str, Any]]:
+    def create(self, owner: bytes, body: ChatCompletion) -> Iterator[Chunk]:
         """The chunks of a completion; the last one is the whole, as a client gets it that does not stream.
 
         Raises:
@@ -56,69 +59,80 @@ class Completions:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or () if body.tool_choice != "none"]
         system = "\n\n".join(said.system)
         chains = chain_digests(owner, json.dumps([system, tools], sort_keys=True), said.exchanges)
-        found = self._service.store.find(owner, chains)
-        known = 0 if found is None or found.chain is None else chains.index(found.chain) + 1
-        said.exchanges = said.exchanges[known:]
+        found = self._service.store.find(owner, chains[1:])
+        known = 0 if found is None or found.chain is None else chains.index(found.chain)
+        asked, heard = said.asked, said.exchanges[known:]
+        said.exchanges = heard
         talk = self._service.begin(owner, said, found, system=system, tools=tools, sampling=sampling, endless=True)
         with refusing():
-            pieces = talk.say(
-                said.asked, [tool["function"]["name"] for tool in tools], required=body.tool_choice == "required"
-            )
+            names = [tool["function"]["name"] for tool in tools]
+            pieces = talk.say(asked, names, required=body.tool_choice == "required")
             first = next(pieces, "")
-        beginning = chains[-1] if chains else _start(owner, json.dumps([system, tools], sort_keys=True))
-        yield from self._chunks(owner, body, talk, [said.asked, beginning, found], first, pieces)
+        for chunk in self._chunks(body, talk, chain([first] if first else [], pieces)):
+            if chunk.get("object") == "chat.completion":  # the whole, before the client hears that it is done
+                chains.append(next_digest(chains[-1], (asked, talk.reply)))
+                turns = self._turns([*(said for said, _ in heard), asked], chains[known + 1 :], found, chunk, talk)
+                self._service.keep(owner, talk, turns)
+                yield from self._ending(body, chunk)
+            yield chunk
 
-    def _chunks(
-        self, owner: bytes, body: ChatCompletion, talk: Talk, begun: list[Any], first: str, pieces: Iterator[str]
-    ) -> Iterator[dict[str, Any]]:
-        asked, beginning, found = begun
-        name, created = new_id("chatcmpl"), int(time.time())
-        about = {"id": name, "created": created, "model": self._service.backend.name}
+    def _turns(
+        self, asked: Sequence[list[Message]], chains: Sequence[bytes], found: Turn | None, whole: Chunk, talk: Talk
+    ) -> list[Turn]:
+        """What is kept: each exchange that was not in memory yet, the last with the completion that it became."""
+        turns: list[Turn] = []
+        keeps, last = self._service.keep_text, found.id if found else None
+        for number, (said, digest) in enumerate(zip(asked, chains, strict=True)):
+            ends = number == len(asked) - 1
+            turns.append(
+                Turn(
+                    id=whole["id"] if ends else new_id("chatcmpl"),
+                    previous=last,
+                    answer=whole if ends and keeps else {},
+                    asked=said if keeps else [],
+                    system="",
+                    part=0,
+                    created=whole["created"],
+                    read=[talk.read[number]] if keeps else [],
+                    chain=digest,
+                )
+            )
+            last = turns[-1].id
+        return turns
+
+    def _chunks(self, body: ChatCompletion, talk: Talk, pieces: Iterable[str]) -> Iterator[Chunk]:
+        """The chunks of the reply as it comes, then the whole."""
+        about = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self._service.backend.name}
         chunk = {**about, "object": "chat.completion.chunk"}
         yield {**chunk, "choices": [_delta({"role": "assistant", "content": ""})]}
-        for piece in chain([first] if first else [], pieces):
+        for piece in pieces:
             yield {**chunk, "choices": [_delta({"content": piece})]}
-        calls = [
-            {"id": new_id("call"), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in talk.calls
-        ]
-        if calls:
+        message: dict[str, Any] = {"role": "assistant", "content": talk.text, "refusal": None}
+        if talk.calls:
+            calls = [
+                {"id": new_id("call"), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in talk.calls
+            ]
+            message |= {"content": talk.text or None, "tool_calls": calls}
             yield {**chunk, "choices": [_delta({"tool_calls": [{"index": i, **one} for i, one in enumerate(calls)]})]}
-        finish = "tool_calls" if calls else "stop" if talk.ended else "length"
+        finish = "tool_calls" if talk.calls else "stop" if talk.ended else "length"
         usage = {
             "prompt_tokens": talk.usage.asked,
             "completion_tokens": talk.usage.replied,
             "total_tokens": talk.usage.asked + talk.usage.replied,
             "prompt_tokens_details": {"cached_tokens": talk.usage.cached},
         }
-        message: dict[str, Any] = {"role": "assistant", "content": talk.text, "refusal": None}
-        if calls:
-            message |= {"content": talk.text or None, "tool_calls": calls}
-        whole = {
-            **about,
-            "object": "chat.completion",
-            "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
-            "usage": usage,
-            MEMORY: talk.usage.memory,
-        }
-        digest = _next(beginning, (asked, talk.reply))
-        keeps = self._service.keep_text
-        turn = Turn(
-            id=name,
-            previous=found.id if found else None,
-            answer=whole if keeps else {},
-            asked=asked if keeps else [],
-            system="",
-            part=0,
-            created=created,
-            read=talk.read if keeps else [],
-            chain=digest,
-        )
-        self._service.keep(owner, talk, turn)
-        yield {**chunk, "choices": [_delta({}, finish)]}
+        choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+        whole = {"object": "chat.completion", "choices": [choice], "usage": usage, MEMORY: talk.usage.memory}
+        yield {**about, **whole}
+
+    @staticmethod
+    def _ending(body: ChatCompletion, whole: Chunk) -> Iterator[Chunk]:
+        """The last chunks of a stream."""
+        chunk = {name: whole[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+        yield {**chunk, "choices": [_delta({}, whole["choices"][0]["finish_reason"])]}
         if body.stream_options and body.stream_options.include_usage:
-            yield {**chunk, "choices": [], "usage": usage, MEMORY: talk.usage.memory}
-        yield whole
+            yield {**chunk, "choices": [], "usage": whole["usage"], MEMORY: whole[MEMORY]}
 
 
 def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -126,18 +140,14 @@ def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 
 def chain_digests(owner: bytes, head: str, exchanges: Sequence[Exchange]) -> list[bytes]:
-    """For each exchange, a digest of it and all before it, under a head; salted by the owner."""
-    found, last = [], _start(owner, head)
+    """A digest of the head, and one of it and all exchanges up to each; salted by the owner."""
+    found = [hmac.digest(owner, head.encode("utf-8", "surrogatepass"), hashlib.sha256)]
     for exchange in exchanges:
-        found.append(last := _next(last, exchange))
+        found.append(next_digest(found[-1], exchange))
     return found
 
 
-def _start(owner: bytes, head: str) -> bytes:
-    return hmac.digest(owner, head.encode("utf-8", "surrogatepass"), hashlib.sha256)
-
-
-def _next(last: bytes, exchange: Exchange) -> bytes:
+def next_digest(last: bytes, exchange: Exchange) -> bytes:
+    """The digest after one more exchange."""
     said, reply = exchange
-    canonical = json.dumps([[*said], reply.strip()], sort_keys=True).encode()
-    return hmac.digest(last, canonical, hashlib.sha256)
+    return hmac.digest(last, json.dumps([[*said], reply.strip()], sort_keys=True).encode(), hashlib.sha256)

@@ -96,7 +96,7 @@ class Responses:
             "incomplete_details": None if talk.ended else {"reason": "max_output_tokens"},
         }
         if answer["store"]:
-            self._service.keep(owner, talk, self._turn(answer, body, said, previous, talk))
+            self._service.keep(owner, talk, [self._turn(answer, body, said, previous, talk)])
         for index, item in enumerate(output):
             yield from _closing_events(index, item)
         yield {"type": f"response.{status}", "response": answer}

@@ -58,21 +58,26 @@ class Talk:
         before: the part of the store that holds this memory; None where it is none of the store.
 
     Attributes:
+        before: this part.
+        begun: the memory that it began with.
         reply: what the model wrote, whole.
         text: of it, without calls.
         calls: of tools.
         ended: whether the reply ended by itself, not at the largest number of tokens.
+        heard: the memory after each exchange of the past.
     """
 
     def __init__(self, conversation: Conversation, before: int | None) -> None:
-        self._conversation, self._before, self._begun = conversation, before, conversation.memory
+        self._conversation, self.before, self.begun = conversation, before, conversation.memory
         self.reply, self.text, self.calls, self.ended = "", "", list[Call](), True
+        self.heard: list[Memory] = []
         self._cached, self._prompt = conversation.memory.tokens[0], 0
 
     def hear(self, exchanges: Sequence[Exchange]) -> None:
         """Take exchanges of the past in."""
         for said, reply in exchanges:
             self._conversation.hear(said, reply)
+            self.heard.append(self._conversation.memory)
 
     def say(
         self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = (), *, required: bool = False
@@ -128,12 +133,6 @@ class Talk:
         """The memory now."""
         return self._conversation.memory
 
-    def packed(self, *, adds: bool) -> tuple[bytes, int | None]:
-        """The memory as bytes, and the part of the store that they follow."""
-        if adds and self._before is not None and _begins(self.memory, self._begun):
-            return pack(self.memory, self._begun.width), self._before
-        return pack(self.memory), None
-
 
 def _begins(memory: Memory, earlier: Memory) -> bool:
     """Whether a memory is another one with further columns."""
@@ -178,17 +177,30 @@ class Service:
             talk.hear(said.exchanges)
         return talk
 
-    def keep(self, owner: bytes, talk: Talk, turn: Turn) -> None:
-        """Keep a turn and its memory, before the client hears that it is done.
+    def keep(self, owner: bytes, talk: Talk, turns: Sequence[Turn]) -> None:
+        """Keep turns and their memories, before the client hears that it is done.
+
+        Args:
+            owner: whose they are.
+            talk: what they are of.
+            turns: the last is that of the reply, those before it are of the exchanges that were heard last.
 
         Raises:
             RequestError: 507 where the store cannot be written.
         """
-        data, before = talk.packed(adds=self.backend.adds)
+        before, begun = talk.before, talk.begun
+        memories = [*talk.heard, talk.memory]
         try:
-            self.store.add(owner, turn, data, before)
-        except sqlite3.IntegrityError:  # what it follows was deleted meanwhile
-            self.store.add(owner, turn, pack(talk.memory), None)
+            for turn, memory in zip(turns, memories[-len(turns) :], strict=True):
+                follows = self.backend.adds and before is not None and _begins(memory, begun)
+                try:
+                    if follows:
+                        part = self.store.add(owner, turn, pack(memory, begun.width), before)
+                    else:
+                        part = self.store.add(owner, turn, pack(memory), None)
+                except sqlite3.IntegrityError:  # what it follows was deleted meanwhile
+                    part = self.store.add(owner, turn, pack(memory), None)
+                before, begun = part, memory
         except sqlite3.Error as error:
             raise RequestError(f"The turn cannot be kept: {error}.", status=507, code="storage_full") from error
 

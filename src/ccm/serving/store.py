@@ -11,6 +11,7 @@ in one transaction, and what is deleted is overwritten.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -83,16 +84,21 @@ class Store:
 
     Args:
         folder: where they are; None keeps them in the process alone.
-        origin: identity of the model, its adapter and rule: of no other can a memory be used.
+        origin: identity of the model, its adapter and rule: of no other can a memory be used. None takes any store.
         seconds: that an unused turn is kept.
         quota: most bytes of one owner; the least recently used turns go first.
+
+    Attributes:
+        origin: of the store.
 
     Raises:
         ConfigError: when the folder cannot be used, or holds a store of another version or model, or another process
             has it open.
     """
 
-    def __init__(self, folder: Path | None, origin: str, *, seconds: float, quota: int) -> None:
+    def __init__(
+        self, folder: Path | None, origin: str | None, *, seconds: float = math.inf, quota: float = math.inf
+    ) -> None:
         self._lock, self._seconds, self._quota = threading.RLock(), seconds, quota
         try:
             if folder is not None:
@@ -117,11 +123,11 @@ class Store:
             self._base.close()
             raise
 
-    def _open(self, folder: str, origin: str) -> None:
+    def _open(self, folder: str, origin: str | None) -> None:
         for setting in _SETTINGS:
             self._base.execute(f"PRAGMA {setting}")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if version == 0 and origin is not None:
             with self._writing():
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     self._base.execute(statement)
@@ -129,8 +135,8 @@ class Store:
                 self._base.execute(f"PRAGMA user_version = {VERSION}")
         elif version != VERSION:
             raise ConfigError(f"The store {folder} is of version {version}; this ccm reads version {VERSION}.")
-        (held,) = self._base.execute("SELECT value FROM about WHERE name = 'origin'").fetchone()
-        if held != origin:
+        (self.origin,) = self._base.execute("SELECT value FROM about WHERE name = 'origin'").fetchone()
+        if origin is not None and self.origin != origin:
             raise ConfigError(
                 f"The store {folder} holds memories of another model, adapter or rule; name another folder."
             )
@@ -162,7 +168,7 @@ class Store:
             before: the part that ``data`` follows.
 
         Raises:
-            sqlite3.Error: when it cannot be written; then nothing is.
+            sqlite3.Error: when it cannot be written; then nothing is. IntegrityError where ``before`` is gone.
         """
         answer, asked = json.dumps(turn.answer), json.dumps(turn.asked)
         read, now = json.dumps(turn.read).encode(), time.time()
@@ -170,7 +176,10 @@ class Store:
         with self._writing():
             depth = 0
             if before is not None:
-                (depth,) = self._base.execute("SELECT depth + 1 FROM parts WHERE id = ?", (before,)).fetchone()
+                row = self._base.execute("SELECT depth + 1 FROM parts WHERE id = ?", (before,)).fetchone()
+                if row is None:
+                    raise sqlite3.IntegrityError(f"there is no part {before}")
+                (depth,) = row
             part = self._base.execute(
                 "INSERT INTO parts (before, depth, data, digest) VALUES (?, ?, ?, ?)",
                 (before, depth, data, sha256(data).digest()),
@@ -211,6 +220,22 @@ class Store:
             name, previous, json.loads(answer), json.loads(asked), system, part, created, json.loads(read), chain
         )
 
+    def owner_of(self, name: str) -> bytes:
+        """Whose the turn of an id is; nobody's where there is none."""
+        with self._lock:
+            row = self._base.execute("SELECT owner FROM turns WHERE id = ?", (name,)).fetchone()
+        return row[0] if row else b""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What there is, turn by turn, in the order of time; a key is told by 8 hex digits of its digest."""
+        with self._lock:
+            rows = self._base.execute(
+                "SELECT t.id, t.previous, t.owner, t.created, t.used, t.size FROM turns t ORDER BY t.created, t.rowid"
+            ).fetchall()
+        for name, previous, owner, created, used, held in rows:
+            told = {"id": name, "previous": previous, "key": owner.hex()[:8], "created": created, "used": used}
+            yield {**told, "size": held}
+
     def parts(self, part: int) -> list[bytes]:
         """The data of a memory, part by part.
 
@@ -225,7 +250,9 @@ class Store:
                 "SELECT data, digest FROM chain ORDER BY depth",
                 (part,),
             ).fetchall()
-        if not rows or any(sha256(data).digest() != held for data, held in rows):
+        if not rows:
+            raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+        if any(sha256(data).digest() != held for data, held in rows):
             raise MemoryFileError("A kept memory is damaged: it is not what was written. Begin anew.")
         return [data for data, _ in rows]
 

@@ -1,0 +1,88 @@
+"""``ccm memory``: what a server keeps, seen while it does not run."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ccm
+from ccm import cli
+from ccm.chat.conversation import Conversation
+from ccm.engine.decoder import as_decoder
+from ccm.serving.backend import ModelBackend
+from ccm.serving.packing import pack
+from ccm.serving.store import FILE, Store, Turn
+
+OWNER = b"o" * 32
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A store with two turns of a conversation."""
+    model, tokenizer = ccm.load("builtin")
+    held, backend = Conversation(model, tokenizer), ModelBackend(as_decoder(model, "a test"), tokenizer, "builtin")
+    store, part = Store(tmp_path / "store", backend.origin), None
+    for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
+        width = held.memory.width
+        reply = held.answer(text)
+        part = store.add(OWNER, Turn(name, before, {"said": reply}, [text], "", 0, 1e9), pack(held.memory, width), part)
+    store.close()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ccm", "memory", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return run
+
+
+def test_turns_are_listed_shown_and_deleted(kept: Path, call: Any) -> None:
+    status, out, _ = call("list", "--store", kept)
+    assert (status, "two" in out, OWNER.hex()[:8] in out) == (0, True, True)
+    rows = [json.loads(line) for line in call("list", "--store", kept, "--json")[1].splitlines()]
+    assert [(row["id"], row["previous"]) for row in rows] == [("one", None), ("two", "one")]
+    assert json.loads(call("show", "one", "--store", kept)[1])["asked"] == ["My name is Anna."]
+    assert "1 later turns hold what it said" in call("delete", "one", "--store", kept)[1]
+    assert call("verify", "--store", kept)[:2] == (0, "1 of 1 memories are whole.\n")
+    status, _, err = call("show", "one", "--store", kept)
+    assert (status, "There is no turn 'one'" in err) == (2, True)
+
+
+def test_a_damaged_memory_is_named(kept: Path, call: Any) -> None:
+    base = sqlite3.connect(kept / FILE)
+    base.execute("UPDATE parts SET data = x'00' WHERE id = 2")
+    base.commit()
+    base.close()
+    status, out, err = call("verify", "--store", kept)
+    assert (status, out) == (1, "1 of 2 memories are whole.\n")
+    assert "The memory of two is damaged" in err
+
+
+def test_an_exported_memory_is_that_of_a_chat(kept: Path, tmp_path: Path, call: Any) -> None:
+    file = tmp_path / "anna.memory"
+    status, out, _ = call("export", "two", file, "--store", kept)
+    assert (status, f"ccm chat --load {file}" in out) == (0, True)
+    chat = Conversation(*ccm.load("builtin"))
+    chat.load(file)
+    assert chat.answer("What is my name?") == "Your name is Anna."
+    status, _, err = call("export", "two", file, "--store", kept, "--rule", "gate")
+    assert (status, "of another model, adapter or rule" in err) == (2, True)
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path: Path, call: Any) -> None:
+    status, _, err = call("list", "--store", tmp_path)
+    assert (status, "holds no store" in err) == (2, True)
+    status, _, err = call("list", "--store", tmp_path / "nowhere")
+    assert (status, "There is no file or folder" in err) == (2, True)
+    assert not [*tmp_path.iterdir()]
