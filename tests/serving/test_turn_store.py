@@ -96,9 +96,9 @@ def test_beyond_the_quota_the_least_recently_used_goes(monkeypatch: pytest.Monke
     monkeypatch.setattr("ccm.serving.store.time.time", lambda: now[0])
     store = opened(quota=2500)
     for name in ("one", "two"):
-        now[0] += 1
+        now[0] += 100
         store.add(ANNA, turn(name), b"x" * 1000, None)
-    now[0] += 1
+    now[0] += 100
     store.get(ANNA, "one")
     store.add(BOB, turn("his"), b"x" * 1000, None)
     store.add(ANNA, turn("three"), b"x" * 1000, None)

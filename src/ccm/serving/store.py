@@ -25,6 +25,7 @@ from typing import Any
 from ccm.core.errors import ConfigError, MemoryFileError
 
 VERSION = 1
+_USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
 FILE = "turns.sqlite3"
 _SETTINGS = (
     "locking_mode = EXCLUSIVE",  # one process has the file
@@ -207,15 +208,17 @@ class Store:
 
     def _one(self, where: str, owner: bytes, value: object) -> Turn | None:
         with self._lock:
+            now = time.time()
             row = self._base.execute(
-                "SELECT id, previous, answer, asked, system, part, created, read, chain FROM turns "
+                "SELECT id, previous, answer, asked, system, part, created, read, chain, used FROM turns "
                 f"WHERE owner = ? AND {where} AND used > ? ORDER BY created DESC LIMIT 1",
-                (owner, value, time.time() - self._seconds),
+                (owner, value, now - self._seconds),
             ).fetchone()
             if row is None:
                 return None
-            self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (time.time(), row[0]))
-        name, previous, answer, asked, system, part, created, read, chain = row
+            name, previous, answer, asked, system, part, created, read, chain, used = row
+            if now - used > _USED:
+                self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
         return Turn(
             name, previous, json.loads(answer), json.loads(asked), system, part, created, json.loads(read), chain
         )
