@@ -406,7 +406,7 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),
         (["--model", "./no-such-folder", "--rule", "full"], "no-such-folder"),
-        (["--model", "./no-such-folder"], "there is no such folder"),
+        (["--model", "./no-such-folder"], "neither a folder nor a valid Hub id"),
         (["--model", "tests"], "there is no config.json in the folder"),
         (["--model", "src/ccm/models/builtin/weights/base"], "name one, or take --rule full or --rule none."),
         (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without a window"),
@@ -583,7 +583,7 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
         ([str(rows)], "chats.jsonl holds conversations or tasks, not running text; give a text, such as FILE.txt."),
         ([str(path), "--cache-size", "64"], "cache_size is 64"),
         ([str(path), "--temperature", "-1"], "temperature is -1"),
-        ([str(long), "--rule", "full"], "or drop old text: --baseline window or --baseline blocks."),
+        ([str(long), "--rule", "full"], "or drop old text with --baseline window or --baseline blocks."),
     ):
         assert call(monkeypatch, "stream", *arguments) == 2
         err = capsys.readouterr().err
