@@ -491,7 +491,7 @@ def test_runs_on_other_questions_are_other_tasks_and_are_measured_anew(
     assert ccm("report", tmp_path / "tea", tmp_path / "dogs", "--mean", "--output", tmp_path / "page") == 0
     page = (tmp_path / "page" / "report.md").read_text()
     assert page.count("\n## custom") == 2
-    assert "±" not in page.partition("After ±")[0]
+    assert "±" not in page.partition("The number after ±")[0]
 
 
 def adapter_like_concat(folder: Path, **changes: object) -> Path:
