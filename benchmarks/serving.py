@@ -37,7 +37,7 @@ from ccm.serving.backend import ModelBackend
 from ccm.serving.completions import chain_digests
 from ccm.serving.items import Exchange
 from ccm.serving.packing import pack
-from ccm.serving.store import Store, Turn
+from ccm.serving.store import KeptTurn, Store
 
 STEPS, FACTS, QUESTIONS = 12, 8, 4
 OWNER = b"o" * 32
@@ -126,11 +126,11 @@ def keeping(rule: str, count: int) -> dict[str, float]:
     """Milliseconds to find and open one of so many stored memories, to start with them, and to know 200 messages."""
     model, tokenizer = ccm.load("builtin", rule=rule)
     backend, held = ModelBackend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
-    parts = []
+    parts: list[bytes] = []
     for line in recall_dialogue(random.Random("keeping"), STEPS, FACTS, QUESTIONS).turns:
-        width = held.memory.width if backend.adds else 0
+        earlier = held.memory if backend.adds and parts else None
         held.answer(line.user)
-        parts.append(pack(held.memory, width))
+        parts.append(pack(held.memory, earlier))
     exchanges: list[Exchange] = [
         ([{"role": "user", "content": f"I like number {i}."}], f"Number {i} is nice.") for i in range(100)
     ]
@@ -141,7 +141,7 @@ def keeping(rule: str, count: int) -> dict[str, float]:
             for part in parts:
                 name = secrets.token_hex(16)
                 chain = chain_digests(OWNER, "", exchanges)[-1] if not number and part is parts[-1] else None
-                turn = Turn(name, None, {}, [], "", 0, 1.0, [], chain)
+                turn = KeptTurn(name, None, {}, [], "", 0, 1.0, [], chain)
                 before = store.add(OWNER, turn, part, before if backend.adds else None)
                 names.append(name)
         store.close()
@@ -152,7 +152,7 @@ def keeping(rule: str, count: int) -> dict[str, float]:
         def open_one() -> None:
             turn = store.get(OWNER, drawn.choice(names))
             assert turn is not None
-            backend.unpack(store.parts(turn.part))
+            backend.unpack(store.parts(OWNER, turn.part))
 
         def know() -> None:
             assert store.find(OWNER, chain_digests(OWNER, "", exchanges)[1:]) is not None

@@ -69,6 +69,7 @@ def test_json_holds_the_promised_fields(monkeypatch, capsys) -> None:
                 "full_context_tokens",
                 "full_context_bytes",
                 "recent_tokens",
+                "prompt_tokens",
                 "reply_tokens",
                 "ended",
             }

@@ -16,7 +16,7 @@ from ccm.chat.conversation import Conversation
 from ccm.engine.decoder import as_decoder
 from ccm.serving.backend import ModelBackend
 from ccm.serving.packing import pack
-from ccm.serving.store import FILE, Store, Turn
+from ccm.serving.store import FILE, KeptTurn, Store
 
 OWNER = b"o" * 32
 
@@ -28,9 +28,9 @@ def kept(tmp_path: Path) -> Path:
     held, backend = Conversation(model, tokenizer), ModelBackend(as_decoder(model, "a test"), tokenizer, "builtin")
     store, part = Store(tmp_path / "store", backend.origin), None
     for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
-        width = held.memory.width
-        reply = held.answer(text)
-        part = store.add(OWNER, Turn(name, before, {"said": reply}, [text], "", 0, 1e9), pack(held.memory, width), part)
+        earlier = held.memory if part else None
+        turn = KeptTurn(name, before, {"said": held.answer(text)}, [text], "", 0, 1e9)
+        part = store.add(OWNER, turn, pack(held.memory, earlier), part)
     store.close()
     return tmp_path / "store"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -98,18 +99,81 @@ def test_a_full_disk_is_said_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
     ask(web, "What is my name?", first["id"])
 
 
-def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch, streams: bool, after: int) -> None:
+    served = service()
+    web, asked = client(served), []
+
+    async def gone(_: object) -> bool:
+        asked.append(1)
+        return len(asked) > after
+
+    for path, body in (
+        ("/v1/responses", {"model": "builtin", "input": "My name is Anna."}),
+        ("/v1/chat/completions", {"model": "builtin", "messages": [{"role": "user", "content": "My name is Anna."}]}),
+    ):
+        asked.clear()
+        with monkeypatch.context() as left:
+            left.setattr("ccm.serving.app.Request.is_disconnected", gone)
+            answer = web.post(path, json={**body, "stream": streams})
+        assert answer.status_code == (200 if streams else 499)
+    assert served.store._base.execute("SELECT count(*) FROM turns").fetchone() == (0,)
+    ask(web, "Hi.")
+
+
+def test_a_failure_after_the_first_event_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     served = service()
     web = client(served)
 
-    async def gone(_: object) -> bool:
-        return True
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the machine")
 
-    with monkeypatch.context() as left:
-        left.setattr("ccm.serving.app.Request.is_disconnected", gone)
-        web.post("/v1/responses", json={"model": "builtin", "input": "My name is Anna.", "stream": True})
-    assert served.store._base.execute("SELECT count(*) FROM turns").fetchone() == (0,)
+    body = {"model": "builtin", "input": "Hi."}
+    with monkeypatch.context() as broken:
+        broken.setattr("ccm.chat.conversation.Conversation._keep", fail)
+        events = events_of(web.post("/v1/responses", json={**body, "stream": True}).text)
+        answer = web.post("/v1/responses", json=body)
+    assert (events[-1]["type"], events[-1]["error"]["code"]) == ("error", "server_error")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "server_error")
+    assert "secret" not in answer.text + str(events)
     ask(web, "Hi.")
+
+
+CHAT = {"model": "builtin", "messages": [{"role": "user", "content": "Hi."}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}),
+        ("chat/completions", {"messages": [{"role": "tool", "content": "4"}]}),
+        ("chat/completions", {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}, *CHAT["messages"]]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "Hi.", "name": "Anna"}]}),
+        ("chat/completions", {"stop": ["x" * 300]}),
+        ("chat/completions", {"stop": ["a"] * 5}),
+        ("chat/completions", {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}),
+        (
+            "responses",
+            {"input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "[" * 200_000}]},
+        ),
+        ("responses", {"tools": [{"type": "function", "name": "f", "parameters": {"x": "\ud800"}}]}),
+    ],
+)
+def test_odd_bodies_are_refused_as_the_clients_fault(web, path: str, body: dict[str, Any]) -> None:
+    whole = {**(CHAT if path.startswith("chat") else {"model": "builtin", "input": "Hi."}), **body}
+    answer = web.post(f"/v1/{path}", content=json.dumps(whole), headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_ids_of_completions_are_no_responses(web) -> None:
+    made = web.post("/v1/chat/completions", json=CHAT).json()["id"]
+    assert web.get(f"/v1/responses/{made}").status_code == 404
+    assert web.get(f"/v1/responses/{made}/input_items").status_code == 404
+    body = {"model": "builtin", "input": "hi", "previous_response_id": made}
+    assert web.post("/v1/responses", json=body).status_code == 404
 
 
 def test_other_addresses_than_loopback_need_keys(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ccm.serving.calls import Call, calls_in
+from ccm.serving.calls import ToolCall, calls_in
 
 CALL = '{"name": "weather", "arguments": {"town": "Oslo"}}'
-MADE = Call("weather", '{"town": "Oslo"}')
+MADE = ToolCall("weather", '{"town": "Oslo"}')
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,11 @@ MADE = Call("weather", '{"town": "Oslo"}')
         (CALL.replace("arguments", "parameters"), "", [MADE]),
         ('{"name": "other", "arguments": {}}', '{"name": "other", "arguments": {}}', []),
         ("<tool_call>weather!</tool_call>", "<tool_call>weather!</tool_call>", []),
-        ('{"name": "weather"}', "", [Call("weather", "{}")]),
+        ('{"name": "weather"}', "", [ToolCall("weather", "{}")]),
         ("[1]", "[1]", []),
     ],
 )
-def test_calls_are_found_and_all_else_stays_text(reply: str, text: str, calls: list[Call]) -> None:
+def test_calls_are_found_and_all_else_stays_text(reply: str, text: str, calls: list[ToolCall]) -> None:
     assert calls_in(reply, ["weather"]) == (text, calls)
 
 

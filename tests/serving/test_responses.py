@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from openresponses_types import types
 from serving_app import ask, backend, client, events_of, service, text_of
 
@@ -115,9 +116,27 @@ def test_instructions_stand_before_all_and_are_not_inherited(web) -> None:
     head = len(backend().tokenizer("Be kind.", add_special_tokens=False)["input_ids"])
     bare = ask(web, NAME)
     assert first["usage"]["input_tokens"] - bare["usage"]["input_tokens"] >= head
-    under = ask(web, ASKED, first["id"], instructions="Be brief.")
-    assert under["instructions"] == "Be brief."
+    under = ask(web, ASKED, first["id"], instructions="Be very brief, please.")
+    assert under["instructions"] == "Be very brief, please."
     assert "Anna" in text_of(under)
+
+
+@pytest.mark.parametrize("rule", ["concat", "gate"])
+def test_what_is_kept_after_a_change_of_head_is_the_memory_of_the_conversation(rule: str) -> None:
+    served, held = service(rule), Conversation(backend(rule).model, backend(rule).tokenizer, system="Be kind.")
+    web, last = client(served), None
+    said = (("Be kind.", NAME), ("Be very brief, please.", "I live in Oslo."), ("Be.", "I like tea."), ("Be.", ASKED))
+    for system, line in said:
+        other = Conversation(backend(rule).model, backend(rule).tokenizer, system=system)
+        other.go_on(held.memory)
+        held = other
+        answer = ask(web, line, last, instructions=system)
+        last = answer["id"]
+        assert text_of(answer) == held.answer(line)
+    turn = served.store.get(b"anyone", last)
+    kept = served.backend.unpack(served.store.parts(b"anyone", turn.part))
+    assert kept.steps == held.memory.steps
+    assert all(map(torch.equal, (*kept.keys, *kept.values), (*held.memory.keys, *held.memory.values)))
 
 
 def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> None:
@@ -134,15 +153,22 @@ def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> Non
     assert refused.status_code == 400
 
 
-def test_a_reply_that_is_cut_off_is_incomplete(web) -> None:
-    answer = web.post(
-        "/v1/responses", json={"model": "builtin", "input": "Tell me a story.", "max_output_tokens": 16}
-    ).json()
-    if answer["usage"]["output_tokens"] == 16:
-        assert answer["status"] == "incomplete"
-        assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
-    else:
-        assert answer["status"] == "completed"
+def test_a_reply_that_is_cut_off_is_incomplete(web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.serving.responses.LONGEST", 2)
+    body = {"model": "builtin", "input": NAME, "stream": True}
+    last = events_of(web.post("/v1/responses", json=body).text)[-1]
+    assert last["type"] == "response.incomplete"
+    assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert last["response"]["usage"]["output_tokens"] == 2
+    types.ResponseIncompleteStreamingEvent.model_validate(last)
+
+
+def test_a_compaction_item_takes_the_system_message_along(web) -> None:
+    system = {"type": "message", "role": "system", "content": "Be kind."}
+    first = ask(web, [system, {"type": "message", "role": "user", "content": NAME}])
+    made = web.post("/v1/responses/compact", json={"model": "builtin", "previous_response_id": first["id"]}).json()
+    answer = ask(web, [*made["output"], {"type": "message", "role": "user", "content": ASKED}])
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == first["usage"]["total_tokens"]
 
 
 def test_a_compaction_item_holds_the_conversation(web) -> None:

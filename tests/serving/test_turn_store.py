@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ccm.core.errors import ConfigError, MemoryFileError
-from ccm.serving.store import FILE, Store, Turn
+from ccm.serving.store import FILE, KeptTurn, QuotaError, Store
 
 ANNA, BOB = b"a" * 32, b"b" * 32
 
@@ -20,8 +20,8 @@ def opened(folder: Path | None = None, origin: str = "model", **changes: Any) ->
     return Store(folder, origin, **{"seconds": 1e6, "quota": 2**20, **changes})
 
 
-def turn(name: str, previous: str | None = None, chain: bytes | None = None) -> Turn:
-    return Turn(name, previous, {"id": name}, [], "", 0, 1.0, [[1, 2]], chain)
+def turn(name: str, previous: str | None = None, chain: bytes | None = None) -> KeptTurn:
+    return KeptTurn(name, previous, {"id": name}, [], "", 0, 1.0, [[1, 2]], chain)
 
 
 def test_a_memory_is_the_parts_of_its_turns_in_order(tmp_path: Path) -> None:
@@ -31,9 +31,9 @@ def test_a_memory_is_the_parts_of_its_turns_in_order(tmp_path: Path) -> None:
     branch = store.add(ANNA, turn("other", "one"), b"333", first)
     store.close()
     store = opened(tmp_path)
-    assert store.parts(second) == [b"1", b"22"]
-    assert store.parts(branch) == [b"1", b"333"]
-    assert store.get(ANNA, "two") == Turn("two", "one", {"id": "two"}, [], "", second, 1.0, [[1, 2]], None)
+    assert store.parts(ANNA, second) == [b"1", b"22"]
+    assert store.parts(ANNA, branch) == [b"1", b"333"]
+    assert store.get(ANNA, "two") == KeptTurn("two", "one", {"id": "two"}, [], "", second, 1.0, [[1, 2]], None)
     store.close()
 
 
@@ -44,7 +44,7 @@ def test_a_long_chain_costs_what_its_parts_cost() -> None:
     (held,) = store._base.execute("SELECT sum(length(data)) FROM parts").fetchone()
     assert held == 300 * 1000
     assert part is not None
-    assert len(store.parts(part)) == 300
+    assert len(store.parts(ANNA, part)) == 300
 
 
 def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
@@ -52,7 +52,7 @@ def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
     first = store.add(ANNA, turn("one"), b"1", None)
     second = store.add(ANNA, turn("two", "one"), b"22", first)
     assert store.delete(ANNA, "one") == (["one"], 1)
-    assert store.parts(second) == [b"1", b"22"]
+    assert store.parts(ANNA, second) == [b"1", b"22"]
     assert store.delete(ANNA, "two") == (["two"], 0)
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (0,)
 
@@ -61,16 +61,30 @@ def test_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.add(ANNA, turn("one"), b"a secret of anna", None)
     store.delete(ANNA, "one")
-    store.close()
     assert b"a secret" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    store.close()
+
+
+def test_turns_after_a_gap_are_found(tmp_path: Path) -> None:
+    store, part = opened(), None
+    for name, before in (("one", None), ("two", "one"), ("three", "two")):
+        part = store.add(ANNA, turn(name, before), name.encode(), part)
+    assert store.delete(ANNA, "two") == (["two"], 1)
+    assert store.delete(ANNA, "one", cascade=True) == (["one", "three"], 0)
+    assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (0,)
 
 
 def test_one_owner_neither_gets_finds_nor_deletes_what_is_of_another() -> None:
     store = opened()
-    store.add(ANNA, turn("one", chain=b"c"), b"1", None)
+    part = store.add(ANNA, turn("one", chain=b"c"), b"1", None)
     assert store.get(BOB, "one") is None
     assert store.find(BOB, [b"c"]) is None
     assert store.delete(BOB, "one") == ([], 0)
+    with pytest.raises(MemoryFileError):
+        store.parts(BOB, part)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add(BOB, turn("his"), b"2", part)
     found = store.find(ANNA, [b"b", b"c", b"d"])
     assert found is not None
     assert found.id == "one"
@@ -88,6 +102,7 @@ def test_what_was_not_used_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] += 101
     assert store.get(ANNA, "one") is None
     store.add(ANNA, turn("two"), b"2", None)
+    store.expire()
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
 
 
@@ -106,6 +121,15 @@ def test_beyond_the_quota_the_least_recently_used_goes(monkeypatch: pytest.Monke
     assert store.get(BOB, "his") is not None
 
 
+def test_a_conversation_beyond_the_quota_is_refused_and_loses_nothing() -> None:
+    store, part = opened(quota=2500), None
+    for number in range(2):
+        part = store.add(ANNA, turn(str(number), str(number - 1) if number else None), b"x" * 1000, part)
+    with pytest.raises(QuotaError, match="quota of a key is 2500"):
+        store.add(ANNA, turn("2", "1"), b"x" * 1000, part)
+    assert [store.get(ANNA, str(number)) is not None for number in range(3)] == [True, True, False]
+
+
 def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
     store = opened(tmp_path)
     part = store.add(ANNA, turn("one"), b"whole", None)
@@ -116,7 +140,7 @@ def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
     base.close()
     store = opened(tmp_path)
     with pytest.raises(MemoryFileError, match="damaged"):
-        store.parts(part)
+        store.parts(ANNA, part)
     store.close()
 
 
@@ -167,11 +191,11 @@ def test_what_cannot_be_written_leaves_all_as_it_was() -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from ccm.serving.store import Store, Turn
+from ccm.serving.store import KeptTurn, QuotaError, Store
 store, part = Store(Path(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"
-    part = store.add(b"a" * 32, Turn(name, None, {"n": number}, [], "", 0, 1.0, []), os.urandom(20_000), part)
+    part = store.add(b"a" * 32, KeptTurn(name, None, {"n": number}, [], "", 0, 1.0, []), os.urandom(20_000), part)
     print(name, flush=True)
 """
 
@@ -194,5 +218,5 @@ def test_what_was_acknowledged_is_there_after_kills_in_mid_write(tmp_path: Path)
     for name in acknowledged:
         held = store.get(ANNA, name)
         assert held is not None
-        assert len(store.parts(held.part)) == held.answer["n"] + 1
+        assert len(store.parts(ANNA, held.part)) == held.answer["n"] + 1
     store.close()

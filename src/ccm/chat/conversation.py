@@ -39,6 +39,7 @@ class TurnReport:
         full_context_tokens: tokens that full context would hold.
         full_context_bytes: their size.
         recent_tokens: entries of the memory that are recent text and not compressed yet.
+        prompt_tokens: tokens of what was said before the reply.
         reply_tokens: tokens of the reply.
         ended: whether the reply ended by itself, not at the largest number of tokens.
     """
@@ -50,6 +51,7 @@ class TurnReport:
     full_context_tokens: int
     full_context_bytes: int
     recent_tokens: int = 0
+    prompt_tokens: int = 0
     reply_tokens: int = 0
     ended: bool = True
 
@@ -207,7 +209,7 @@ class BaseConversation(ABC):
                 "Finish a reply, or close it, before the next call."
             )
 
-    def _report(self, reply: Reply, step_tokens: int) -> TurnReport:
+    def _report(self, reply: Reply, step_tokens: int, prompt: Sequence[int]) -> TurnReport:
         past = self.past
         return TurnReport(
             reply=reply.text,
@@ -217,6 +219,7 @@ class BaseConversation(ABC):
             full_context_tokens=past.tokens,
             full_context_bytes=past.tokens * past.entry_nbytes,
             recent_tokens=past.recent,
+            prompt_tokens=len(prompt),
             reply_tokens=len(reply.ids),
             ended=not reply.cut_off,
         )
@@ -294,7 +297,7 @@ class Conversation(BaseConversation):
         step = self.turns.remembered(said, prompt, reply.ids, first=first)
         seen = [*prompt, *reply.said[:-1]]
         self._keep(begun, step, cache if step[: len(seen)] == seen else None)
-        self.last = self._report(reply, len(step))
+        self.last = self._report(reply, len(step), prompt)
 
     def hear(self, said: Said, reply: str) -> None:
         """Take an exchange of the past into the memory, as of a conversation that was held elsewhere.
@@ -304,9 +307,11 @@ class Conversation(BaseConversation):
             reply: the text that followed.
 
         Raises:
-            InputError: as of :meth:`say`.
+            InputError: as of :meth:`say`, and when there is neither a message nor a reply.
         """
         self._check_open()
+        if not said and not reply.strip():
+            raise InputError("There is nothing to hear: give what was said, or the reply to it.")
         begun, _ = self._placed_prompt(said, len(self.turns.encode_reply(reply)))
         self._keep(begun, [*self.turns.exchange(said, reply, first=not begun.begun[0]).ids])
         self.last = None
@@ -409,7 +414,7 @@ class Conversation(BaseConversation):
         if reply is None:  # longer ones end where positions do
             reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)
         if self.endless:
-            with suppress(InputError, UnsupportedModelError):  # where none can be made, as long as the reply can be
+            with suppress(InputError, UnsupportedModelError):  # if no room can be made, the reply is shorter
                 memory = self.model.make_room(memory, len(prompt) + reply)
         if memory.begun != self.memory.begun:
             prompt = self._prompt(said, first=True)

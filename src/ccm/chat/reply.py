@@ -83,7 +83,7 @@ class Reply:
         text = self._turns.decode(self.ids)
         if not self.ended:  # a character may want more bytes, and a next turn may begin
             text = self._turns.decode(self.ids, but=self._turns.pending(self.ids, self._stops)).rstrip(_BROKEN).rstrip()
-        if not text.startswith(self._decoded):  # bytes, that are no character yet, or that will be none
+        if not text.startswith(self._decoded):  # bytes of an incomplete or invalid character
             text = text.rstrip(_BROKEN).rstrip()
         if self._decoded.startswith(text):
             return ""

@@ -128,7 +128,7 @@ class WindowConversation(BaseConversation):
         if self._text is not None:
             whole = (*self._text, *step)
             self._text = whole if len(whole) <= self.model.max_positions else None  # nothing grows without end
-        self.last = self._report(reply, len(step))
+        self.last = self._report(reply, len(step), prompt)
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone = self._prompt(text, first=True)

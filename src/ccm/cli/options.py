@@ -27,7 +27,7 @@ def numbers(given: str | None) -> list[int] | None:
 
 
 def _known_base(model: str | None) -> str | None:
-    """A base model, once it is sure that it is somewhere: at once, before torch is imported."""
+    """Check that a base model exists, without importing torch."""
     if model is not None:
         from ccm.models.locate import check_base
 
@@ -36,7 +36,7 @@ def _known_base(model: str | None) -> str | None:
 
 
 def known_adapter(adapter: str | None) -> str | None:
-    """The folder of an adapter, once it is sure that it is somewhere: at once, before torch is imported.
+    """Check that an adapter exists, without importing torch; returns its folder.
 
     Of a checkpoint, or of a training that is not done, it is what was learned so far.
     """

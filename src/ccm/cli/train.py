@@ -28,7 +28,7 @@ def train(
     """Train an adapter, or the model under it. With several processes: torchrun --no-python ccm train ..."""
     from ccm.training.recipe_files import find_recipe
 
-    find_recipe(recipe)  # a name that is none is refused before torch is imported
+    find_recipe(recipe)  # an unknown name is refused before torch is imported
     from ccm.cli.commands.train import run
 
     changed = [*(changes or ()), *(["wandb=true"] if wandb else ())]

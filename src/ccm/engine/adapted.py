@@ -134,6 +134,8 @@ class AdaptedModel(nn.Module):
         vars(other).update(vars(self), _modules={**self._modules}, config=config, _origin=None)
         if (config.rule, config.rule_options) != (self.config.rule, self.config.rule_options):
             other.rule = _built_rule(config, self.base).to(self.device).train(self.training)
+            if config.rule == self.config.rule:  # with other options
+                other.rule.load_state_dict(self.rule.state_dict())
         return other
 
     def shares_base(self, config: CCMConfig) -> bool:

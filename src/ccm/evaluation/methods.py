@@ -77,6 +77,7 @@ class Models:
             _, model, tokenizer = self._loaded
             if model.shares_base(read_config(find_adapter(adapter))):
                 return model.with_adapter(adapter), tokenizer
+            del model
         self._loaded, chosen = None, self._selection  # there is room for one base
         return load_model(
             self._base(method),

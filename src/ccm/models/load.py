@@ -180,7 +180,7 @@ def shipped(base: object) -> list[Path]:
 
 
 def shipped_adapter(base: object, rule: str | None) -> Path | None:
-    """The shipped adapter of that rule, or one that runs under it, the first where any would do; None where none is.
+    """The shipped adapter for a rule, or another that can run it; the first if no rule is given; None if none ships.
 
     Raises:
         ConfigError: when none of those that ship runs under the rule.
@@ -229,7 +229,7 @@ def read_turns(folder: Path) -> TurnFormat:
 
 
 def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the Hub, had with what of the ``options`` is the Hub's.
+    """The tokenizer in a folder or on the Hub. Of the ``options``, only those of the Hub are used.
 
     Raises:
         ConfigError: when there is none.

@@ -40,7 +40,7 @@ def locate(source: str | Path) -> str | Path:
 
 
 def is_builtin(source: str | Path) -> bool:
-    """Whether that is where the model lies that ships with the package, or its name."""
+    """Whether this names the built-in model or its folder."""
     return source == NAME or Path(source).resolve() == (WEIGHTS / "base").resolve()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,8 @@ from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from openresponses_types.types import CompactResource, ResponseResource
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Counted
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,15 +45,50 @@ _POLICY = (
 )
 
 
+_HOUR = 3600.0
+_LEFT = 499  # the status of a request whose client left
+_WAITING = 16  # requests of one key that wait for the model at a time
+
+
+def _replied(event: dict[str, Any]) -> int:
+    """Tokens of a reply, as the event tells that ends it."""
+    usage = event.get("usage") or (event.get("response") or {}).get("usage") or {}
+    return usage.get("output_tokens") or usage.get("completion_tokens") or 0
+
+
+def _failure(error: Exception) -> RequestError:
+    """What a client hears of an error that is not its own; of others than ours no more than that."""
+    logger.error("A request failed: %s", type(error).__name__)
+    told = str(error) if isinstance(error, CCMError) else "The server failed; its log names the kind of error."
+    return RequestError(told, status=500, code="server_error")
+
+
 class Metrics:
     """What Prometheus reads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("ccm_requests", "Requests that were answered.", ["api"], registry=self.registry)
-        self.tokens = Counter("ccm_tokens", "Tokens of replies.", registry=self.registry)
+        self.requests = Counted("ccm_requests", "Requests that were answered.", ["api"], registry=self.registry)
+        self.tokens = Counted("ccm_tokens", "Tokens of replies.", registry=self.registry)
         self.seconds = Histogram("ccm_reply_seconds", "Seconds that a reply took.", registry=self.registry)
         self.waiting = Gauge("ccm_waiting", "Requests that wait for the model, or have it.", registry=self.registry)
+
+
+def expiring(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """While the application runs, what was not used for too long is deleted once an hour."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def expire() -> None:
+            while True:
+                await asyncio.sleep(_HOUR)
+                await anyio.to_thread.run_sync(service.store.expire)
+
+        task = asyncio.create_task(expire())
+        yield
+        task.cancel()
+
+    return lifespan
 
 
 def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
@@ -61,36 +99,58 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         keys: who may ask.
         body: most bytes of a request.
     """
-    app = FastAPI(title="ccm", summary="Conversations with compressed context memory.")
+    app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=expiring(service))
+    waiting: Counter[bytes] = Counter()  # requests by owner
     responses, completions, metrics, lock = Responses(service), Completions(service), Metrics(), asyncio.Lock()
     app.state.keys = keys
     app.add_middleware(BodyLimit, most=body)
 
-    async def steps(work: Iterator[dict[str, Any]], request: Request) -> AsyncIterator[dict[str, Any]]:
-        """What the work gives, in a thread, while the client is there; the model does one after the other."""
-        with metrics.waiting.track_inprogress():
-            async with lock:
-                try:
+    async def steps(
+        work: Iterator[dict[str, Any]], request: Request, who: bytes, api: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Run the work in a thread, and yield its events until the client leaves; one request uses the model at a time.
+
+        Raises:
+            RequestError: 429 where too many requests of the key wait, or as of the work.
+        """
+        if waiting[who] >= _WAITING:
+            raise RequestError(
+                f"{_WAITING} requests of this key wait already; ask again when one is answered.",
+                status=429,
+                code="too_many_requests",
+            )
+        waiting[who] += 1
+        try:
+            with metrics.waiting.track_inprogress():
+                async with lock:
                     with metrics.seconds.time():
-                        while (one := await anyio.to_thread.run_sync(next, work, None)) is not None:
-                            yield one
-                            if await request.is_disconnected():
-                                return
-                finally:
-                    work.close()  # type: ignore[attr-defined]  # a generator
+                        while not await request.is_disconnected():
+                            if (one := await anyio.to_thread.run_sync(next, work, None)) is None:
+                                metrics.requests.labels(api).inc()
+                                break
+                            if one:
+                                metrics.tokens.inc(_replied(one))
+                                yield one
+        finally:
+            waiting[who] -= 1
+            if not waiting[who]:
+                del waiting[who]
+            work.close()  # type: ignore[attr-defined]  # a generator
 
-    async def last(work: Iterator[dict[str, Any]], request: Request) -> dict[str, Any]:
+    async def last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+        """The last event; None where the client left before it."""
         found: dict[str, Any] = {}
-        async for one in steps(work, request):
-            found = one
-        return found
+        async for event in events:
+            found = event
+        return found if _replied(found) or "usage" in found else None
 
-    async def stream(work: Iterator[dict[str, Any]], request: Request, write: Any, *, whole: bool) -> StreamingResponse:
+    async def stream(events: AsyncIterator[dict[str, Any]], write: Any, *, whole: bool) -> StreamingResponse:
         """A stream that begins once the first event is there, so that a refusal has its status."""
-        events = steps(work, request)
-        first = await anext(events)
+        first = await anext(events, None)
 
         async def lines() -> AsyncIterator[str]:
+            if first is None:  # the client left
+                return
             held, number = write(first), 1
             try:
                 async for event in events:
@@ -98,9 +158,10 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
                     held, number = write(event), number + 1
                 if whole:
                     yield held
-            except RequestError as error:  # its status has gone out already
+            except Exception as error:  # the status has gone out already: whatever it was, the client hears of it
                 yield held
-                yield write({"type": "error", "sequence_number": number, **error.body})
+                told = error if isinstance(error, RequestError) else _failure(error)
+                yield write({"type": "error", "sequence_number": number, **told.body})
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -108,13 +169,11 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
     @app.post("/v1/responses", response_model=None, responses={200: {"model": ResponseResource}})
     async def create_response(body: CreateResponse, request: Request, who: Owner) -> Response:
         """Reply to what is new in a conversation."""
-        work = responses.create(who, body)
-        metrics.requests.labels("responses").inc()
+        events = steps(responses.create(who, body), request, who, "responses")
         if body.stream:
-            return await stream(work, request, as_event, whole=True)
-        event = await last(work, request)
-        metrics.tokens.inc(event["response"]["usage"]["output_tokens"])
-        return JSONResponse(event["response"])
+            return await stream(events, as_event, whole=True)
+        event = await last(events)
+        return JSONResponse(event["response"]) if event else Response(status_code=_LEFT)
 
     @app.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
     async def compact_response(body: Compact, who: Owner) -> Response:
@@ -142,11 +201,11 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=None)
     async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
         """Reply to messages, of which only those are read that are not in memory yet."""
-        work = completions.create(who, body)
-        metrics.requests.labels("chat").inc()
+        events = steps(completions.create(who, body), request, who, "chat")
         if body.stream:
-            return await stream(work, request, lambda chunk: f"data: {json.dumps(chunk)}\n\n", whole=False)
-        return JSONResponse(await last(work, request))
+            return await stream(events, lambda chunk: f"data: {json.dumps(chunk)}\n\n", whole=False)
+        whole = await last(events)
+        return JSONResponse(whole) if whole else Response(status_code=_LEFT)
 
     @app.get("/v1/models", response_model=None)
     def list_models(who: Owner) -> Response:
@@ -175,9 +234,9 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         return JSONResponse(error.body, status_code=error.status)
 
     @app.exception_handler(CCMError)
-    async def fail(_: Request, error: CCMError) -> JSONResponse:
-        logger.error("A request failed: %s", type(error).__name__)
-        return JSONResponse(RequestError(str(error), status=500, code="server_error").body, status_code=500)
+    @app.exception_handler(Exception)
+    async def fail(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(_failure(error).body, status_code=500)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -195,7 +254,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses a body that is too large, without reading more of it."""
+    """Refuses a body that is too large, without reading more of it, or no JSON."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
@@ -213,9 +272,28 @@ class BodyLimit:
             told = RequestError(f"The request is larger than {self._most} bytes.", status=413, code="request_too_large")
             await JSONResponse(told.body, status_code=413)(scope, receive, send)
             return
+        if fault := _unreadable(bytes(body)):
+            await JSONResponse(RequestError(fault, code="invalid_json").body, status_code=400)(scope, receive, send)
+            return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replayed() -> Message:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replayed, send)
+
+
+def _unreadable(body: bytes) -> str | None:
+    """Why a body is no JSON that can be written again; None where it can, or is empty."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        if body:
+            json.dumps(json.loads(body, parse_constant=refuse), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "The body holds half of a surrogate pair; write whole characters."
+    except (ValueError, RecursionError) as error:
+        return f"The body cannot be read as JSON: {error}."
+    return None

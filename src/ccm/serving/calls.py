@@ -14,20 +14,20 @@ from typing import Any, NamedTuple
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A call of a tool: its name, and its arguments as JSON."""
 
     name: str
     arguments: str
 
 
-def calls_in(reply: str, tools: Collection[str]) -> tuple[str, list[Call]]:
-    """The text of a reply without calls, and its calls of the tools of those names; what is none stays text."""
+def calls_in(reply: str, tools: Collection[str]) -> tuple[str, list[ToolCall]]:
+    """Split a reply into text and calls of the named tools. Anything else stays text."""
     if not tools:
         return reply, []
     if (whole := _call(reply.strip(), tools)) is not None:
         return "", [whole]
-    calls: list[Call] = []
+    calls: list[ToolCall] = []
 
     def take(found: re.Match[str]) -> str:
         call = _call(found.group(1), tools)
@@ -38,12 +38,12 @@ def calls_in(reply: str, tools: Collection[str]) -> tuple[str, list[Call]]:
     return (text.strip(), calls) if calls else (reply, [])
 
 
-def _call(text: str, tools: Collection[str]) -> Call | None:
+def _call(text: str, tools: Collection[str]) -> ToolCall | None:
     try:
         said: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict) or said.get("name") not in tools:
         return None
     arguments = said.get("arguments", said.get("parameters", {}))
-    return Call(said["name"], arguments if isinstance(arguments, str) else json.dumps(arguments))
+    return ToolCall(said["name"], arguments if isinstance(arguments, str) else json.dumps(arguments))

@@ -13,12 +13,11 @@ from typing import Any
 
 from ccm.chat.turns import Message
 from ccm.engine.sampling import Sampling
-from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange, read_messages
 from ccm.serving.requests import ChatCompletion
 from ccm.serving.responses import LONGEST, MEMORY, new_id
-from ccm.serving.service import Service, Talk, refusing
-from ccm.serving.store import Turn
+from ccm.serving.service import ServedConversation, Service, refusing
+from ccm.serving.store import KeptTurn
 
 Chunk = dict[str, Any]
 
@@ -32,16 +31,12 @@ class Completions:
     def create(self, owner: bytes, body: ChatCompletion) -> Iterator[Chunk]:
         """The chunks of a completion; the last one is the whole, as a client gets it that does not stream.
 
+        Empty ones say that the work goes on.
+
         Raises:
             RequestError: before the first chunk, when the request cannot be answered.
         """
-        if body.model != (name := self._service.backend.name):
-            raise RequestError(
-                f"There is no model {body.model!r} here; this server has {name!r}.",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
+        self._service.check_model(body.model)
         said = read_messages(
             message.model_dump(exclude_none=True) | {"content": message.content or ""} for message in body.messages
         )
@@ -62,8 +57,9 @@ class Completions:
         found = self._service.store.find(owner, chains[1:])
         known = 0 if found is None or found.chain is None else chains.index(found.chain)
         asked, heard = said.asked, said.exchanges[known:]
-        said.exchanges = heard
-        talk = self._service.begin(owner, said, found, system=system, tools=tools, sampling=sampling, endless=True)
+        talk = self._service.begin(owner, None, found, system=system, tools=tools, sampling=sampling, endless=True)
+        for _ in talk.hear(heard):
+            yield {}
         with refusing():
             names = [tool["function"]["name"] for tool in tools]
             pieces = talk.say(asked, names, required=body.tool_choice == "required")
@@ -77,15 +73,20 @@ class Completions:
             yield chunk
 
     def _turns(
-        self, asked: Sequence[list[Message]], chains: Sequence[bytes], found: Turn | None, whole: Chunk, talk: Talk
-    ) -> list[Turn]:
+        self,
+        asked: Sequence[list[Message]],
+        chains: Sequence[bytes],
+        found: KeptTurn | None,
+        whole: Chunk,
+        talk: ServedConversation,
+    ) -> list[KeptTurn]:
         """What is kept: each exchange that was not in memory yet, the last with the completion that it became."""
-        turns: list[Turn] = []
+        turns: list[KeptTurn] = []
         keeps, last = self._service.keep_text, found.id if found else None
         for number, (said, digest) in enumerate(zip(asked, chains, strict=True)):
             ends = number == len(asked) - 1
             turns.append(
-                Turn(
+                KeptTurn(
                     id=whole["id"] if ends else new_id("chatcmpl"),
                     previous=last,
                     answer=whole if ends and keeps else {},
@@ -100,7 +101,7 @@ class Completions:
             last = turns[-1].id
         return turns
 
-    def _chunks(self, body: ChatCompletion, talk: Talk, pieces: Iterable[str]) -> Iterator[Chunk]:
+    def _chunks(self, body: ChatCompletion, talk: ServedConversation, pieces: Iterable[str]) -> Iterator[Chunk]:
         """The chunks of the reply as it comes, then the whole."""
         about = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self._service.backend.name}
         chunk = {**about, "object": "chat.completion.chunk"}
@@ -141,7 +142,7 @@ def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 def chain_digests(owner: bytes, head: str, exchanges: Sequence[Exchange]) -> list[bytes]:
     """A digest of the head, and one of it and all exchanges up to each; salted by the owner."""
-    found = [hmac.digest(owner, head.encode("utf-8", "surrogatepass"), hashlib.sha256)]
+    found = [hmac.digest(owner, head.encode(), hashlib.sha256)]
     for exchange in exchanges:
         found.append(next_digest(found[-1], exchange))
     return found

@@ -15,11 +15,12 @@ from typing import Any
 from ccm.chat.turns import Message
 from ccm.serving.errors import RequestError, unsupported
 
+_ROLES = {"developer": "system"}
 Exchange = tuple[list[Message], str]  # what was said, and the reply
 
 
 @dataclass
-class Said:
+class Incoming:
     """What came with a request, in order.
 
     Attributes:
@@ -62,13 +63,13 @@ class Said:
             )
 
 
-def read_items(given: str | Sequence[Any] | None) -> Said:
+def read_items(given: str | Sequence[Any] | None) -> Incoming:
     """What the input of a request says, as ``model_dump`` gives its items.
 
     Raises:
         RequestError: when an item is of a kind that this server does not take, or out of place.
     """
-    said = Said()
+    said = Incoming()
     if isinstance(given, str):
         said.add({"role": "user", "content": given})
         return said
@@ -84,7 +85,7 @@ def read_items(given: str | Sequence[Any] | None) -> Said:
                 )
             said.compaction = item["encrypted_content"]
         elif kind == "message":
-            role = {"developer": "system"}.get(item["role"], item["role"])
+            role = _ROLES.get(item["role"], item["role"])
             said.add({"role": role, "content": _text(item["content"], where)})
         elif kind == "function_call":
             _add_call(said, item, where)
@@ -95,30 +96,33 @@ def read_items(given: str | Sequence[Any] | None) -> Said:
     return said
 
 
-def read_messages(messages: Iterable[dict[str, Any]]) -> Said:
+def read_messages(messages: Iterable[dict[str, Any]]) -> Incoming:
     """What the messages of a chat completion say.
 
     Raises:
         RequestError: as :func:`read_items`.
     """
-    said = Said()
+    said = Incoming()
     for number, message in enumerate(messages):
         where, role = f"messages[{number}]", message["role"]
+        text = _text(message.get("content") or "", where)
         if role == "assistant" and message.get("tool_calls"):
             for call in message["tool_calls"]:
                 _add_call(said, {**call["function"], "call_id": call["id"]}, where)
+            said.asked[-1] = {**said.asked[-1], "content": text}
             continue
+        if message.get("tool_calls") or (role == "tool") != ("tool_call_id" in message):
+            raise RequestError("tool_calls are of the assistant, a tool_call_id is of a tool's message.", param=where)
         beside = {"tool_call_id": message["tool_call_id"]} if role == "tool" else {}
-        role = {"developer": "system"}.get(role, role)
-        said.add({"role": role, "content": _text(message["content"], where), **beside})
+        said.add({"role": _ROLES.get(role, role), "content": text, **beside})
     return said
 
 
-def _add_call(said: Said, call: dict[str, Any], where: str) -> None:
+def _add_call(said: Incoming, call: dict[str, Any], where: str) -> None:
     """Take a call of a tool; several in a row are one message of the assistant."""
     try:
         arguments = json.loads(call["arguments"] or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"The arguments of the call of {call['name']} are no JSON: {error}.", param=where) from error
     function = {"type": "function", "id": call["call_id"], "function": {"name": call["name"], "arguments": arguments}}
     last = said.asked[-1] if said.asked else None

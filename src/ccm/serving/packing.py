@@ -1,7 +1,7 @@
 """Memories as bytes: whole, or the columns alone that a step added to the memory before it.
 
-A memory is the columns of its parts, one after the other, with the records of the last. The keys and values of a head
-are in none: its token ids are, and the model reads them again.
+A memory is the columns of its parts, one after the other. The first part names the token ids of its head, which the
+model reads again; each part has the records of its own steps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ccm.core.errors import MemoryFileError
@@ -19,37 +22,46 @@ from ccm.engine.memory import Memory, StepRecord
 _MANIFEST = "ccm_part"
 
 
-def pack(memory: Memory, begin: int = 0) -> bytes:
-    """The columns of one conversation from number ``begin`` on, and what else its memory knows, as safetensors."""
-    part = memory.without(0, begin)
-    told = {"steps": memory.steps[0], "head": memory.heads[0].ids, "closed": memory.closed}
-    tensors = {name: tensor.contiguous() for name, tensor in part.tensors().items()}
+def pack(memory: Memory, after: Memory | None = None) -> bytes:
+    """One conversation as safetensors: all of it, or what it has beyond an earlier memory (see :func:`begins`)."""
+    columns, steps = (0, 0) if after is None else (after.width, len(after.steps[0]))
+    told = {"steps": memory.steps[0][steps:], "closed": memory.closed}
+    if after is None:
+        told["head"] = memory.heads[0].ids
+    tensors = {name: tensor.contiguous() for name, tensor in memory.without(0, columns).tensors().items()}
     return save(tensors, {_MANIFEST: json.dumps(told)})
+
+
+def begins(memory: Memory, earlier: Memory) -> bool:
+    """Whether a memory is an earlier one under the same head with further steps."""
+    steps = len(earlier.steps[0])
+    if memory.width < earlier.width or memory.steps[0][:steps] != earlier.steps[0]:
+        return False
+    if memory.heads[0].ids != earlier.heads[0].ids or memory.closed != earlier.closed:
+        return False
+    pairs = zip((*memory.keys, *memory.values), (*earlier.keys, *earlier.values), strict=True)
+    return all(torch.equal(x[:, :, : earlier.width], y) for x, y in pairs)
 
 
 def unpack(parts: Sequence[bytes], model: CCMModel) -> Memory:
     """The memory of parts in order, on the model's device.
 
     Raises:
-        MemoryFileError: when they are not what :func:`pack` gave for this model.
+        MemoryFileError: when they are not what :func:`pack` made for this model.
     """
     try:
-        told = json.loads(_metadata(parts[-1]))
-        held = [load(part) for part in parts]
-        heads = (model.head(told["head"]),)
-        steps = (tuple(StepRecord(*step) for step in told["steps"]),)
-        one = [
-            Memory.from_tensors(tensors, steps=steps, origin=model.origin, heads=heads, closed=told["closed"])
-            for tensors in held
-        ]
-        memory = one[0] if len(one) == 1 else Memory.join(one)
-        memory = replace(memory, offset=held[-1]["offset"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        told = [_manifest(part) for part in parts]
+        steps = tuple(StepRecord(*step) for one in told for step in one["steps"])
+        fields: dict[str, Any] = {"steps": (steps,), "origin": model.origin, "closed": told[-1]["closed"]}
+        fields["heads"] = (model.head(told[0]["head"]),)
+        held = [Memory.from_tensors(load(part), **fields) for part in parts]
+        memory = held[0] if len(held) == 1 else Memory.join(held)
+    except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
         raise MemoryFileError(f"A kept memory is damaged: {error}.") from error
-    return memory.to(model.device, model.base.dtype)
+    return replace(memory, offset=held[-1].offset).to(model.device, model.base.dtype)
 
 
-def _metadata(part: bytes) -> str:
-    """The manifest of a part, from the header of its safetensors."""
+def _manifest(part: bytes) -> dict[str, Any]:
+    """What a part says beside its tensors, in the header of its safetensors."""
     size = int.from_bytes(part[:8], "little")
-    return json.loads(part[8 : 8 + size])["__metadata__"][_MANIFEST]
+    return json.loads(json.loads(part[8 : 8 + size])["__metadata__"][_MANIFEST])

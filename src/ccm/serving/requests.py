@@ -10,31 +10,36 @@ from pydantic import BaseModel, ConfigDict, Field
 from ccm.serving.errors import unsupported
 
 ToolChoice = Literal["auto", "none", "required"]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Strict(BaseModel):
+class StrictBody(BaseModel):
     """A body without fields that nobody declared."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class FunctionTool(Strict):
-    """The definition of a function that the model may call."""
+class Function(StrictBody):
+    """What a tool is, as a chat template takes it."""
 
-    type: Literal["function"]
     name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Literal[False] | None = None
+
+
+class FunctionTool(Function):
+    """The definition of a function that the model may call."""
+
+    type: Literal["function"]
 
     @property
     def definition(self) -> dict[str, Any]:
         """As a chat template takes it."""
-        told = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": {name: value for name, value in told.items() if value is not None}}
+        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type", "strict"})}
 
 
-class Compaction(Strict):
+class Compaction(StrictBody):
     """When the server adds a compaction item to what it answers."""
 
     type: Literal["compaction"]
@@ -83,38 +88,55 @@ class Compact(CompactResponseMethodPublicBody):
     model_config = ConfigDict(extra="forbid")
 
 
-class Function(Strict):
-    """What a tool of a chat completion is."""
-
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ChatTool(Strict):
+class ChatTool(StrictBody):
     """A tool of a chat completion."""
 
     type: Literal["function"]
     function: Function
 
 
-class ChatMessage(BaseModel):
-    """A message of a chat completion."""
+class TextPart(StrictBody):
+    """A part of a message of a chat completion."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(StrictBody):
+    """What a call of a tool calls."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    arguments: str
+
+
+class ChatToolCall(StrictBody):
+    """A call of a tool, as a completion had it."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(StrictBody):
+    """A message of a chat completion; the last four fields are those with which clients send replies back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | list[TextPart] | None = None
+    tool_calls: Annotated[list[ChatToolCall], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
 
-class StreamOptions(Strict):
+class StreamOptions(StrictBody):
     """How a stream ends."""
 
     include_usage: bool | None = None
 
 
-class ChatCompletion(Strict):
+class ChatCompletion(StrictBody):
     """The body of ``POST /v1/chat/completions``."""
 
     model: str
@@ -126,7 +148,7 @@ class ChatCompletion(Strict):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoice | None = None
     n: Literal[1] | None = None

@@ -10,13 +10,13 @@ from itertools import chain
 from typing import Any
 
 from ccm.engine.sampling import Sampling
-from ccm.serving.calls import Call
+from ccm.serving.calls import ToolCall
 from ccm.serving.errors import RequestError
-from ccm.serving.items import Said, read_items
+from ccm.serving.items import Incoming, read_items
 from ccm.serving.packing import pack
 from ccm.serving.requests import Compact, CreateResponse
-from ccm.serving.service import Service, Talk, Usage, refusing
-from ccm.serving.store import Turn
+from ccm.serving.service import ServedConversation, Service, Usage, refusing
+from ccm.serving.store import KeptTurn
 
 Event = dict[str, Any]
 MEMORY = "ccm:memory"  # our own field
@@ -35,15 +35,15 @@ class Responses:
         self._service, self._store = service, service.store
 
     def create(self, owner: bytes, body: CreateResponse) -> Iterator[Event]:
-        """The events of a response; the last one holds all of it.
+        """The events of a response; the last one holds all of it. Empty ones say that the work goes on.
 
         Raises:
             RequestError: before the first event, when the request cannot be answered.
         """
         body.check()
-        said, previous = self._read(owner, body)
+        said, sealed, previous = self._read(owner, body)
         said.check_asked()
-        system = self._system(body.instructions, previous, said)
+        system = _joined(body.instructions or "", *said.system)
         tools = [] if body.tool_choice == "none" else body.tools or []
         with refusing():
             sampling = Sampling(
@@ -53,13 +53,15 @@ class Responses:
             )
         talk = self._service.begin(
             owner,
-            said,
+            sealed,
             previous,
             system=system,
             tools=[tool.definition for tool in tools],
             sampling=sampling,
             endless=body.truncation == "auto",
         )
+        for _ in talk.hear(said.exchanges):
+            yield {}
         with refusing():
             pieces = talk.say(said.asked, [tool.name for tool in tools], required=body.tool_choice == "required")
             first = next(pieces, "")  # what cannot be read is refused before the first event
@@ -70,9 +72,9 @@ class Responses:
         self,
         owner: bytes,
         body: CreateResponse,
-        talk: Talk,
-        said: Said,
-        previous: Turn | None,
+        talk: ServedConversation,
+        said: Incoming,
+        previous: KeptTurn | None,
         answer: dict[str, Any],
         first: str,
         pieces: Iterator[str],
@@ -84,9 +86,11 @@ class Responses:
             yield from _text_events(output[0], chain([first] if first else [], pieces))
         output += map(_function_call, talk.calls)
         status = "completed" if talk.ended else "incomplete"
+        for item in output:
+            item["status"] = "completed"
         output[-1]["status"] = status
         if body.context_management and talk.usage.asked >= body.context_management[0].compact_threshold:
-            output.append(self._compaction(owner, talk))
+            output.append(self._compaction(owner, talk, said))
         answer |= {
             "status": status,
             "completed_at": int(time.time()),
@@ -107,23 +111,18 @@ class Responses:
         Raises:
             RequestError: when what came cannot be taken, or the item would be too large.
         """
-        said, previous = self._read(owner, body)
+        said, sealed, previous = self._read(owner, body)
         if said.asked:
             said.exchanges.append((said.asked, ""))
-        talk = self._service.begin(
-            owner,
-            said,
-            previous,
-            system=self._system(body.instructions, previous, said),
-            tools=[],
-            sampling=Sampling(),
-            endless=True,
-        )
+        system = _joined(body.instructions or "", *said.system)
+        talk = self._service.begin(owner, sealed, previous, system=system, tools=[], sampling=Sampling(), endless=True)
+        for _ in talk.hear(said.exchanges):
+            pass
         return {
             "id": new_id("resp"),
             "object": "response.compaction",
             "created_at": int(time.time()),
-            "output": [self._compaction(owner, talk)],
+            "output": [self._compaction(owner, talk, said)],
             "usage": _usage(talk.usage),
             MEMORY: talk.usage.memory,
         }
@@ -144,7 +143,7 @@ class Responses:
         """
         return self._with_text(owner, name).asked
 
-    def _with_text(self, owner: bytes, name: str) -> Turn:
+    def _with_text(self, owner: bytes, name: str) -> KeptTurn:
         turn = self._kept(owner, name)
         if not turn.answer:
             raise RequestError(
@@ -166,24 +165,24 @@ class Responses:
             "ccm:still_held_by": left,  # later responses, whose memories hold what this one said
         }
 
-    def _read(self, owner: bytes, body: CreateResponse | Compact) -> tuple[Said, Turn | None]:
-        if body.model is not None and body.model != self._service.backend.name:
-            raise RequestError(
-                f"There is no model {body.model!r} here; this server has {self._service.backend.name!r}.",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
+    def _read(self, owner: bytes, body: CreateResponse | Compact) -> tuple[Incoming, bytes | None, KeptTurn | None]:
+        """What came, the memory of a compaction item, and the turn before; system messages of before are among it."""
+        self._service.check_model(body.model)
         given = body.model_dump(mode="json", exclude_none=True).get("input")
-        said, previous = read_items(given), None
+        said, sealed, previous = read_items(given), None, None
         if body.previous_response_id is not None:
             if said.compaction is not None:
                 raise RequestError("A compaction item holds all that was before; leave previous_response_id out.")
             previous = self._kept(owner, body.previous_response_id, code="previous_response_not_found")
-        return said, previous
+            said.system.insert(0, previous.system)
+        if said.compaction is not None:
+            system, sealed = self._service.seal.unseal(said.compaction, owner)
+            said.system.insert(0, system)
+        return said, sealed, previous
 
-    def _kept(self, owner: bytes, name: str, code: str = "not_found") -> Turn:
-        if (turn := self._store.get(owner, name)) is None:
+    def _kept(self, owner: bytes, name: str, code: str = "not_found") -> KeptTurn:
+        turn = self._store.get(owner, name)
+        if turn is None or turn.chain is not None:  # those of chat completions are found by their messages
             raise RequestError(
                 f"There is no response {name!r}: it was never kept, was deleted, or has expired.",
                 status=404,
@@ -192,31 +191,31 @@ class Responses:
             )
         return turn
 
-    @staticmethod
-    def _system(instructions: str | None, previous: Turn | None, said: Said) -> str:
-        """What stands before all steps: instructions of this request, and system messages of the conversation."""
-        return "\n\n".join(filter(None, [instructions, previous.system if previous else "", *said.system]))
-
     def _turn(
-        self, answer: dict[str, Any], body: CreateResponse, said: Said, previous: Turn | None, talk: Talk
-    ) -> Turn:
+        self,
+        answer: dict[str, Any],
+        body: CreateResponse,
+        said: Incoming,
+        previous: KeptTurn | None,
+        talk: ServedConversation,
+    ) -> KeptTurn:
         keeps = self._service.keep_text
-        return Turn(
+        return KeptTurn(
             id=answer["id"],
             previous=previous.id if previous else None,
             answer=answer if keeps else {},
             asked=_input_items(body) if keeps else [],
-            system="\n\n".join(filter(None, [previous.system if previous else "", *said.system])),
+            system=_joined(*said.system),
             part=0,
             created=answer["created_at"],
             read=talk.read if keeps else [],
         )
 
-    def _compaction(self, owner: bytes, talk: Talk) -> dict[str, Any]:
-        sealed = self._service.seal.close(pack(talk.memory), owner)
+    def _compaction(self, owner: bytes, talk: ServedConversation, said: Incoming) -> dict[str, Any]:
+        sealed = self._service.seal.seal(pack(talk.memory), owner, _joined(*said.system))
         return {"type": "compaction", "id": new_id("cmp"), "encrypted_content": sealed}
 
-    def _opening(self, body: CreateResponse, previous: Turn | None) -> dict[str, Any]:
+    def _opening(self, body: CreateResponse, previous: KeptTurn | None) -> dict[str, Any]:
         """A response before anything of it is there."""
         return {
             "id": new_id("resp"),
@@ -260,7 +259,7 @@ def _message() -> dict[str, Any]:
     return {"type": "message", "id": new_id("msg"), "status": "in_progress", "role": "assistant", "content": []}
 
 
-def _function_call(call: Call) -> dict[str, Any]:
+def _function_call(call: ToolCall) -> dict[str, Any]:
     return {
         "type": "function_call",
         "id": new_id("fc"),
@@ -284,7 +283,7 @@ def _text_events(message: dict[str, Any], pieces: Iterable[str]) -> Iterator[Eve
 
 
 def _closing_events(index: int, item: dict[str, Any]) -> Iterator[Event]:
-    """An item that is whole; of those but messages nothing came before."""
+    """The events that close a finished item. Items other than messages are announced here first."""
     if item["type"] == "message":
         place, part = {"item_id": item["id"], "output_index": index, "content_index": 0}, item["content"][0]
         yield {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []}
@@ -297,6 +296,11 @@ def _closing_events(index: int, item: dict[str, Any]) -> Iterator[Event]:
         yield {"type": "response.function_call_arguments.delta", **place, "delta": item["arguments"]}
         yield {"type": "response.function_call_arguments.done", **place, "arguments": item["arguments"]}
     yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
+def _joined(*texts: str) -> str:
+    """System messages as one."""
+    return "\n\n".join(filter(None, texts))
 
 
 def _numbered(events: Iterator[Event]) -> Iterator[Event]:

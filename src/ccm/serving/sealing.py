@@ -1,6 +1,6 @@
 """Memories that clients keep: sealed by authenticated encryption, so that nobody reads or changes what is in them.
 
-base64(  version  |  nonce  |  AES-256-GCM of the memory  )        bound to API key, model and adapter
+base64(  version  |  nonce  |  AES-256-GCM of system message and memory  )      bound to API key, model and adapter
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ class Seal:
         derived = HKDF(SHA256(), 32, salt=None, info=b"ccm compaction").derive(secret)
         self._cipher, self._origin = AESGCM(derived), origin.encode()
 
-    def close(self, memory: bytes, owner: bytes) -> str:
-        """The memory as ``encrypted_content``.
+    def seal(self, memory: bytes, owner: bytes, system: str = "") -> str:
+        """The memory as ``encrypted_content``, with the system message of its conversation.
 
         Raises:
             RequestError: when it is larger than the specification allows.
         """
         nonce = os.urandom(_NONCE)
-        sealed = _VERSION + nonce + self._cipher.encrypt(nonce, memory, self._bound(owner))
+        lead = system.encode("utf-8", "surrogatepass")
+        content = len(lead).to_bytes(4, "little") + lead + memory
+        sealed = _VERSION + nonce + self._cipher.encrypt(nonce, content, self._bound(owner))
         text = base64.b64encode(sealed).decode("ascii")
         if len(text) > LARGEST:
             raise RequestError(
@@ -56,8 +58,8 @@ class Seal:
             )
         return text
 
-    def open(self, text: str, owner: bytes) -> bytes:
-        """The memory of an ``encrypted_content``.
+    def unseal(self, text: str, owner: bytes) -> tuple[str, bytes]:
+        """The system message and the memory of an ``encrypted_content``.
 
         Raises:
             RequestError: when it was changed, or sealed for another key, model, adapter or server.
@@ -67,7 +69,7 @@ class Seal:
             if sealed[:1] != _VERSION:
                 raise InvalidTag
             nonce, rest = sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :]
-            return self._cipher.decrypt(nonce, rest, self._bound(owner))
+            content = self._cipher.decrypt(nonce, rest, self._bound(owner))
         except (binascii.Error, ValueError, InvalidTag) as error:
             raise RequestError(
                 "This compaction item cannot be opened: it was changed, or made for another key, model, adapter or "
@@ -75,6 +77,8 @@ class Seal:
                 code="invalid_compaction",
                 param="input",
             ) from error
+        end = 4 + int.from_bytes(content[:4], "little")
+        return content[4:end].decode("utf-8", "surrogatepass"), content[end:]
 
     def _bound(self, owner: bytes) -> bytes:
         return owner + self._origin
@@ -93,7 +97,7 @@ def _read_secret(file: Path) -> bytes:
             raise ConfigError(f"Others can read the secret {file}; give it mode 600: chmod 600 {file}")
         secret = bytes.fromhex(file.read_text(encoding="ascii").strip())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The secret cannot be had from {file}: {reason(error)}") from error
+        raise ConfigError(f"The secret cannot be read or made in {file}: {reason(error)}") from error
     if len(secret) < _SECRET:
         raise ConfigError(f"{file} holds {len(secret)} bytes; a secret has {_SECRET}, as {2 * _SECRET} hex digits.")
     return secret

@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ccm.chat.conversation import Conversation
-from ccm.core.errors import CCMError
+from ccm.core.errors import CCMError, MemoryFileError
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
-from ccm.serving.calls import Call, calls_in
+from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
-from ccm.serving.items import Exchange, Said
-from ccm.serving.packing import pack
+from ccm.serving.items import Exchange
+from ccm.serving.packing import begins, pack
 from ccm.serving.sealing import Seal
-from ccm.serving.store import Store, Turn
+from ccm.serving.store import KeptTurn, QuotaError, Store
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,13 @@ class Usage:
         return {"entries": self.entries, "bytes": self.nbytes, "full_context_bytes": self.full_nbytes}
 
 
-class Talk:
+class ServedConversation:
     """A conversation that a request goes on with.
 
     Args:
         conversation: after the memory that the request names.
-        before: the part of the store that holds this memory; None where it is none of the store.
+        before: the part of the store that holds this memory, as it is; None where there is none.
+        cached: tokens that were in memory already, of the head, too.
 
     Attributes:
         before: this part.
@@ -67,17 +66,19 @@ class Talk:
         heard: the memory after each exchange of the past.
     """
 
-    def __init__(self, conversation: Conversation, before: int | None) -> None:
+    def __init__(self, conversation: Conversation, before: int | None, cached: int) -> None:
         self._conversation, self.before, self.begun = conversation, before, conversation.memory
-        self.reply, self.text, self.calls, self.ended = "", "", list[Call](), True
+        self.reply, self.text, self.calls, self.ended = "", "", list[ToolCall](), True
         self.heard: list[Memory] = []
-        self._cached, self._prompt = conversation.memory.tokens[0], 0
+        self._cached = cached
 
-    def hear(self, exchanges: Sequence[Exchange]) -> None:
-        """Take exchanges of the past in."""
+    def hear(self, exchanges: Sequence[Exchange]) -> Iterator[None]:
+        """Take exchanges of the past in, one at a step."""
         for said, reply in exchanges:
-            self._conversation.hear(said, reply)
+            with refusing():
+                self._conversation.hear(said, reply)
             self.heard.append(self._conversation.memory)
+            yield
 
     def say(
         self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = (), *, required: bool = False
@@ -113,11 +114,11 @@ class Talk:
     def usage(self) -> Usage:
         """After the reply, or without one."""
         last, past = self._conversation.last, self._conversation.past
-        head, replied = len(self._conversation.memory.heads[0]), last.reply_tokens if last else 0
+        head, prompt = len(self._conversation.memory.heads[0]), last.prompt_tokens if last else 0
         return Usage(
-            asked=head + past.tokens - replied,
-            cached=self._cached + (head if self._cached else 0),
-            replied=replied,
+            asked=head + past.tokens - (last.step_tokens if last else 0) + prompt,
+            cached=self._cached,
+            replied=last.reply_tokens if last else 0,
             entries=past.entries,
             nbytes=past.nbytes,
             full_nbytes=(head + past.tokens) * past.entry_nbytes,
@@ -134,12 +135,6 @@ class Talk:
         return self._conversation.memory
 
 
-def _begins(memory: Memory, earlier: Memory) -> bool:
-    """Whether a memory is another one with further columns."""
-    pairs = zip((*memory.keys, *memory.values), (*earlier.keys, *earlier.values), strict=True)
-    return memory.width >= earlier.width and all(torch.equal(x[:, :, : earlier.width], y) for x, y in pairs)
-
-
 @dataclass(frozen=True)
 class Service:
     """The model, what is kept, and the seal of what clients keep."""
@@ -150,34 +145,50 @@ class Service:
     keep_text: bool = True
     started: float = field(default_factory=time.time)
 
+    def check_model(self, name: str) -> None:
+        """Refuse another model than that of the server.
+
+        Raises:
+            RequestError: naming both.
+        """
+        if name != self.backend.name:
+            raise RequestError(
+                f"There is no model {name!r} here; this server has {self.backend.name!r}.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+
     def begin(
         self,
         owner: bytes,
-        said: Said,
-        previous: Turn | None,
+        sealed: bytes | None,
+        previous: KeptTurn | None,
         *,
         system: str,
         tools: Sequence[Mapping[str, Any]],
         sampling: Sampling,
         endless: bool,
-    ) -> Talk:
-        """A conversation after the turn before, or the compaction item, with the exchanges that came.
+    ) -> ServedConversation:
+        """A conversation after the turn before, or after the memory of a compaction item.
 
         Raises:
             RequestError: when what came cannot be taken.
         """
         with refusing():
-            memory, before = None, None
-            if said.compaction is not None:
-                memory = self.backend.unpack([self.seal.open(said.compaction, owner)])
+            memory = None
+            if sealed is not None:
+                memory = self.backend.unpack([sealed])
             elif previous is not None:
-                memory, before = self.backend.unpack(self.store.parts(previous.part)), previous.part
+                memory = self.backend.unpack(self.store.parts(owner, previous.part))
             begun = self.backend.begin(memory, system=system, tools=tools, sampling=sampling, endless=endless)
-            talk = Talk(begun, before)
-            talk.hear(said.exchanges)
-        return talk
+        if memory is None:
+            return ServedConversation(begun, None, 0)
+        head = len(memory.heads[0]) if memory.heads[0].ids == begun.memory.heads[0].ids else 0
+        as_kept = previous is not None and begun.memory is memory  # else its keys were turned for another head
+        return ServedConversation(begun, previous.part if as_kept and previous else None, memory.tokens[0] + head)
 
-    def keep(self, owner: bytes, talk: Talk, turns: Sequence[Turn]) -> None:
+    def keep(self, owner: bytes, talk: ServedConversation, turns: Sequence[KeptTurn]) -> None:
         """Keep turns and their memories, before the client hears that it is done.
 
         Args:
@@ -192,25 +203,24 @@ class Service:
         memories = [*talk.heard, talk.memory]
         try:
             for turn, memory in zip(turns, memories[-len(turns) :], strict=True):
-                follows = self.backend.adds and before is not None and _begins(memory, begun)
                 try:
-                    if follows:
-                        part = self.store.add(owner, turn, pack(memory, begun.width), before)
+                    if self.backend.adds and before is not None and begins(memory, begun):
+                        part = self.store.add(owner, turn, pack(memory, begun), before)
                     else:
                         part = self.store.add(owner, turn, pack(memory), None)
                 except sqlite3.IntegrityError:  # what it follows was deleted meanwhile
                     part = self.store.add(owner, turn, pack(memory), None)
                 before, begun = part, memory
-        except sqlite3.Error as error:
-            raise RequestError(f"The turn cannot be kept: {error}.", status=507, code="storage_full") from error
+        except (sqlite3.Error, QuotaError) as error:
+            raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn an error of the library into one of the request."""
+    """KeptTurn an error of the library into one of the request."""
     try:
         yield
-    except RequestError:
+    except (RequestError, MemoryFileError):  # what is kept is the server's own
         raise
     except CCMError as error:
         raise RequestError(str(error)) from error

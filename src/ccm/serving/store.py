@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -22,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.core.errors import CCMError, ConfigError, MemoryFileError
 
 VERSION = 1
 _USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
@@ -37,10 +38,11 @@ _SETTINGS = (
 _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE parts (
-    id INTEGER PRIMARY KEY, before INTEGER REFERENCES parts, depth INTEGER NOT NULL, data BLOB NOT NULL,
-    digest BLOB NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT, owner BLOB NOT NULL, before INTEGER REFERENCES parts, depth INTEGER NOT NULL,
+    data BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL
 );
 CREATE INDEX parts_before ON parts (before);
+CREATE INDEX parts_owner ON parts (owner, size);
 CREATE TABLE turns (
     id TEXT PRIMARY KEY, owner BLOB NOT NULL, previous TEXT, chain BLOB, created REAL NOT NULL, used REAL NOT NULL,
     system TEXT NOT NULL, asked TEXT NOT NULL, answer TEXT NOT NULL, read BLOB NOT NULL,
@@ -49,12 +51,16 @@ CREATE TABLE turns (
 CREATE INDEX turns_chain ON turns (owner, chain);
 CREATE INDEX turns_previous ON turns (previous);
 CREATE INDEX turns_part ON turns (part);
-CREATE INDEX turns_used ON turns (owner, used);
+CREATE INDEX turns_used ON turns (owner, used, size);
 """
 
 
+class QuotaError(CCMError):
+    """A conversation is larger than the quota of its owner."""
+
+
 @dataclass(frozen=True)
-class Turn:
+class KeptTurn:
     """A turn that is kept.
 
     Attributes:
@@ -103,7 +109,8 @@ class Store:
         self._lock, self._seconds, self._quota = threading.RLock(), seconds, quota
         try:
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o600))  # its journal gets the same mode
             self._base = sqlite3.connect(
                 ":memory:" if folder is None else folder / FILE,
                 timeout=1,
@@ -114,6 +121,7 @@ class Store:
             raise ConfigError(f"The store {folder} cannot be opened: {error}.") from error
         try:
             self._open(str(folder), origin)
+            self.expire()
         except sqlite3.Error as error:
             self._base.close()
             busy = (
@@ -159,7 +167,7 @@ class Store:
                 raise
             self._base.execute("COMMIT")
 
-    def add(self, owner: bytes, turn: Turn, data: bytes, before: int | None) -> int:
+    def add(self, owner: bytes, turn: KeptTurn, data: bytes, before: int | None) -> int:
         """Keep a turn; returns its part.
 
         Args:
@@ -170,20 +178,23 @@ class Store:
 
         Raises:
             sqlite3.Error: when it cannot be written; then nothing is. IntegrityError where ``before`` is gone.
+            QuotaError: when it alone, with the memory that it follows, is more than the quota.
         """
         answer, asked = json.dumps(turn.answer), json.dumps(turn.asked)
         read, now = json.dumps(turn.read).encode(), time.time()
-        size = len(data) + len(answer) + len(asked) + len(read)
+        size = len(answer) + len(asked) + len(read) + len(turn.system)
         with self._writing():
             depth = 0
             if before is not None:
-                row = self._base.execute("SELECT depth + 1 FROM parts WHERE id = ?", (before,)).fetchone()
+                row = self._base.execute(
+                    "SELECT depth + 1 FROM parts WHERE id = ? AND owner = ?", (before, owner)
+                ).fetchone()
                 if row is None:
                     raise sqlite3.IntegrityError(f"there is no part {before}")
                 (depth,) = row
             part = self._base.execute(
-                "INSERT INTO parts (before, depth, data, digest) VALUES (?, ?, ?, ?)",
-                (before, depth, data, sha256(data).digest()),
+                "INSERT INTO parts (owner, before, depth, data, digest, size) VALUES (?, ?, ?, ?, ?, ?)",
+                (owner, before, depth, data, sha256(data).digest(), len(data)),
             ).lastrowid
             values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer, read)
             self._base.execute(
@@ -191,22 +202,22 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, part, size),
             )
-            self._make_room(owner, turn.id, now)
+            self._make_room(owner, turn.id)
         assert part is not None
         return part
 
-    def get(self, owner: bytes, name: str) -> Turn | None:
+    def get(self, owner: bytes, name: str) -> KeptTurn | None:
         """The turn of that id, if it is the owner's and has not expired."""
         return self._one("id = ?", owner, name)
 
-    def find(self, owner: bytes, chains: Sequence[bytes]) -> Turn | None:
-        """The latest turn after as many exchanges as there can be, by their digests ``chains``, from the first on."""
+    def find(self, owner: bytes, chains: Sequence[bytes]) -> KeptTurn | None:
+        """The latest turn of the longest prefix that is kept; ``chains`` has each prefix's digest, shortest first."""
         for chain in reversed(chains):
             if (found := self._one("chain = ?", owner, chain)) is not None:
                 return found
         return None
 
-    def _one(self, where: str, owner: bytes, value: object) -> Turn | None:
+    def _one(self, where: str, owner: bytes, value: object) -> KeptTurn | None:
         with self._lock:
             now = time.time()
             row = self._base.execute(
@@ -219,7 +230,7 @@ class Store:
             name, previous, answer, asked, system, part, created, read, chain, used = row
             if now - used > _USED:
                 self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
-        return Turn(
+        return KeptTurn(
             name, previous, json.loads(answer), json.loads(asked), system, part, created, json.loads(read), chain
         )
 
@@ -239,7 +250,7 @@ class Store:
             told = {"id": name, "previous": previous, "key": owner.hex()[:8], "created": created, "used": used}
             yield {**told, "size": held}
 
-    def parts(self, part: int) -> list[bytes]:
+    def parts(self, owner: bytes, part: int) -> list[bytes]:
         """The data of a memory, part by part.
 
         Raises:
@@ -248,10 +259,10 @@ class Store:
         with self._lock:
             rows = self._base.execute(
                 "WITH RECURSIVE chain(id, before, depth, data, digest) AS ("
-                "SELECT id, before, depth, data, digest FROM parts WHERE id = ? UNION ALL "
+                "SELECT id, before, depth, data, digest FROM parts WHERE id = ? AND owner = ? UNION ALL "
                 "SELECT p.id, p.before, p.depth, p.data, p.digest FROM parts p JOIN chain ON p.id = chain.before) "
                 "SELECT data, digest FROM chain ORDER BY depth",
-                (part,),
+                (part, owner),
             ).fetchall()
         if not rows:
             raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
@@ -278,29 +289,53 @@ class Store:
             gone = following if cascade else following[:1]
             for one in gone:
                 self._drop(one)
+        self._overwrite()
         return gone, len(following) - len(gone)
 
-    def _drop(self, name: str) -> None:
-        (part,) = self._base.execute("DELETE FROM turns WHERE id = ? RETURNING part", (name,)).fetchone()
+    def expire(self) -> None:
+        """Delete what was not used for too long."""
+        with self._writing():
+            expired = self._base.execute("SELECT id FROM turns WHERE used <= ?", (time.time() - self._seconds,))
+            names = [row[0] for row in expired.fetchall()]
+            for name in names:
+                self._drop(name)
+        if names:
+            self._overwrite()
+
+    def _overwrite(self) -> None:
+        """Take what was deleted out of the journal, too."""
+        with self._lock:
+            self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _drop(self, name: str) -> int:
+        """Delete a turn, and of its memory what no other holds; returns their bytes.
+
+        Turns that followed it follow the one before it.
+        """
+        self._base.execute(
+            "UPDATE turns SET previous = (SELECT previous FROM turns WHERE id = ?1) WHERE previous = ?1", (name,)
+        )
+        part, freed = self._base.execute("DELETE FROM turns WHERE id = ? RETURNING part, size", (name,)).fetchone()
         while part is not None:  # as far as nothing else holds it
             row = self._base.execute(
                 "DELETE FROM parts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM turns WHERE part = ?1) "
-                "AND NOT EXISTS (SELECT 1 FROM parts WHERE before = ?1) RETURNING before",
+                "AND NOT EXISTS (SELECT 1 FROM parts WHERE before = ?1) RETURNING before, size",
                 (part,),
             ).fetchone()
-            part = row[0] if row else None
+            part, size = row or (None, 0)
+            freed += size
+        return freed
 
-    def _make_room(self, owner: bytes, but: str, now: float) -> None:
-        """Drop what has expired, and what was used longest ago beyond the quota."""
-        expired = self._base.execute("SELECT id FROM turns WHERE used <= ?", (now - self._seconds,)).fetchall()
-        for (name,) in expired:
-            self._drop(name)
-        (held,) = self._base.execute("SELECT sum(size) FROM turns WHERE owner = ?", (owner,)).fetchone()
+    def _make_room(self, owner: bytes, but: str) -> None:
+        """Delete what was used longest ago, as far as the quota wants it."""
+        held = sum(
+            self._base.execute(f"SELECT coalesce(sum(size), 0) FROM {table} WHERE owner = ?", (owner,)).fetchone()[0]
+            for table in ("turns", "parts")
+        )
         while held > self._quota:
             oldest = self._base.execute(
-                "SELECT id, size FROM turns WHERE owner = ? AND id != ? ORDER BY used LIMIT 1", (owner, but)
+                "SELECT id FROM turns WHERE owner = ? AND id != ? ORDER BY used LIMIT 1", (owner, but)
             ).fetchone()
             if oldest is None:
-                return
-            self._drop(oldest[0])
-            held -= oldest[1]
+                raise QuotaError(f"This conversation takes {held} bytes, and the quota of a key is {self._quota}.")
+            held -= self._drop(oldest[0])

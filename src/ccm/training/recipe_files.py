@@ -1,4 +1,4 @@
-"""Recipes of the package, by name. torch is not needed for it, so that a name that is none is refused at once."""
+"""Recipes of the package, by name. torch is not needed for it, so that an unknown name is refused at once."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Turns(ABC):
     def ends(self, ids: Tensor) -> Tensor:
         """(B, T) bool, whether a turn ends after each of the ids (B, T): where they go on with what begins a later one.
 
-        What spells it out within a text passes for it. Where nothing stands between the turns, none is found.
+        Text that spells the opening of a turn counts as one. Where nothing stands between the turns, none is found.
         """
         opening = torch.tensor(self._opening, device=ids.device)
         found = torch.zeros_like(ids, dtype=torch.bool)
@@ -164,7 +164,8 @@ class Turns(ABC):
     def pending(self, ids: Sequence[int], stops: Sequence[str] = ()) -> int:
         """How many characters at the end of a reply may turn out to begin a next turn, or one of the ``stops``."""
         text = self._text(ids)
-        lengths = (n for mark in (*self.marks, *stops) for n in range(1, len(mark)) if text.endswith(mark[:n]))
+        marks = (mark[: len(text) + 1] for mark in (*self.marks, *stops))
+        lengths = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
         return max(lengths, default=0)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -182,10 +183,19 @@ class Turns(ABC):
     def _checked(self, said: Said) -> Sequence[Message]:
         listed = isinstance(said, list | tuple) and all(isinstance(one, Mapping) for one in said)
         messages: Sequence[Any] = said if listed else [from_user(check_text(said, "The turn"))]
-        for message in messages:
-            if not check_text(message["content"], "The turn").strip() and not message.get("tool_calls"):
-                raise InputError(f"The turn {message['content']!r} is empty; write some text.")
-        return messages
+        return [self._whole(message) for message in messages]
+
+    @staticmethod
+    def _whole(message: Message) -> Message:
+        """A message whose content is text; that of a tool, or beside calls of tools, may be empty."""
+        if not isinstance(message.get("role"), str):
+            raise InputError(f"The message {message!r} has no role; give it one, such as user.")
+        silent = message["role"] == "tool" or bool(message.get("tool_calls"))
+        text = message.get("content")
+        text = check_text("" if text is None and silent else text, "The turn")
+        if not text.strip() and not silent:
+            raise InputError(f"The turn {text!r} is empty; write some text.")
+        return {**message, "content": text}
 
     @cached_property
     def _opening(self) -> list[int]:

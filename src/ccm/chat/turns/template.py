@@ -37,6 +37,8 @@ class TemplateTurns(Turns):
             raise ConfigError("Tools stand beside a system message, and turns.preamble is none; give one.")
         self._found: dict[str, str] = {}
         self._between: dict[int, list[str]] = {}  # of conversations of so many turns, what is written around the texts
+        if self.plain.steers(told := json.dumps([*tools], ensure_ascii=False)):
+            raise InputError(f"The tools {told} spell a token that steers the model; write them otherwise.")
         if system or tools:
             self._check()
 
@@ -129,7 +131,7 @@ class TemplateTurns(Turns):
         system = self._held(self._system, quoted, beside=beside)
         render = partial(self._rendered, first=first, reply_follows=reply_follows, system=system)
         rendered = render(said)
-        self._check_tools(said, rendered, render)
+        self._check_messages(said, rendered, render)
         if past and rendered.endswith(self._asks):
             rendered = rendered[: len(rendered) - len(self._asks)] + self._shows
         self._check_shown(rendered, quoted if first else shown)
@@ -137,29 +139,34 @@ class TemplateTurns(Turns):
 
     def _rendered(self, messages: Sequence[Message], *, first: bool, reply_follows: bool, system: str) -> str:
         """What the template writes for messages at the beginning, or after a reply."""
-        marker = self._marker(system, *(message["content"] for message in messages))
+        marker = self._marker(system, json.dumps([*messages], ensure_ascii=False))
         asked = messages or [{"role": "assistant", "content": self._SAID}]  # a reply that nobody asked for
         before = [] if first else _reply(marker)
         rendered = self._render([*before, *asked], reply_follows=reply_follows and bool(messages), system=system)
         rendered = rendered if first else self._after(marker, rendered)
         return rendered if messages else rendered.rpartition(self._SAID)[0]
 
-    def _check_tools(
+    def _check_messages(
         self, messages: Sequence[Message], rendered: str, render: Callable[[Sequence[Message]], str]
     ) -> None:
-        """Refuse calls of tools, and what these gave, where they spell a token that steers or the template drops them.
+        """Refuse messages that spell a token that steers beside their content, or that the template drops.
 
         Raises:
             InputError: naming them.
         """
         for number, message in enumerate(messages):
-            calls = message.get("tool_calls")
-            if self.plain.steers(told := json.dumps(calls, ensure_ascii=False)):
-                raise InputError(f"The tool calls {told} spell a token that steers the model; write them otherwise.")
-            without = {"tool_calls": None} if calls else {"content": ""} if message["role"] == "tool" else {}
-            if without and render([*messages[:number], {**message, **without}, *messages[number + 1 :]]) == rendered:
-                what = f"the tool calls {told}" if calls else f"what a tool gave, {message['content']!r}"
-                raise InputError(f"The chat template of this model does not show {what}; it has no form for tools.")
+            beside = {name: value for name, value in message.items() if name != "content"}
+            if self.plain.steers(told := json.dumps(beside, ensure_ascii=False)):
+                raise InputError(f"The message {told} spells a token that steers the model; write it otherwise.")
+            if message["role"] == "user":
+                continue
+            for name in ("tool_calls", "content"):
+                without = {**message, name: "" if name == "content" else None}
+                if message.get(name) and render([*messages[:number], without, *messages[number + 1 :]]) == rendered:
+                    raise InputError(
+                        f"The chat template of this model does not show the {name} of the message {message!r}; it has "
+                        "no form for them."
+                    )
 
     def _without_head(self, rendered: str, system: str, quoted: Mapping[str, str]) -> list[int]:
         """Token ids of a first turn, of a rendering that begins with the head."""

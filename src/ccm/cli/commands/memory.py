@@ -14,7 +14,7 @@ from ccm.cli.commands.adapters_list import table_of
 from ccm.cli.console import plain_console, tell
 from ccm.core.errors import ConfigError, MemoryFileError
 from ccm.core.units import size
-from ccm.serving.store import FILE, Store, Turn
+from ccm.serving.store import FILE, KeptTurn, Store
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def run_verify(folder: Path) -> None:
         names, damaged = [row["id"] for row in store.rows()], []
         for name in names:
             try:
-                store.parts(_turn(store, name).part)
+                store.parts(store.owner_of(name), _turn(store, name).part)
             except MemoryFileError:
                 damaged.append(name)
     for name in damaged:
@@ -105,7 +105,7 @@ def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> N
     from ccm.serving.backend import ModelBackend
 
     with opened(folder) as store:
-        parts, origin = store.parts(_turn(store, name).part), store.origin
+        parts, origin = store.parts(store.owner_of(name), _turn(store, name).part), store.origin
     model, tokenizer = load(**choice)
     backend = ModelBackend(as_decoder(model, "a server"), tokenizer, "")
     if backend.origin != origin:
@@ -114,7 +114,7 @@ def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> N
     print(f"Go on with it: ccm chat --load {file}")
 
 
-def _turn(store: Store, name: str) -> Turn:
+def _turn(store: Store, name: str) -> KeptTurn:
     turn = store.get(store.owner_of(name), name)
     if turn is None:
         raise ConfigError(f"There is no turn {name!r}; ccm memory list shows all.")
