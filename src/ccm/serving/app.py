@@ -240,9 +240,12 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(RequestError(f"{place}: {first['msg']}.", param=place or None).body, status_code=400)
+        deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that an item may have
+        place = ".".join(str(part) for part in deepest["loc"][1:] if isinstance(part, int) or part.islower())
+        told = f"{place}: {deepest['msg']}."
+        if not place:
+            told = "The body must be a JSON object, sent with the header content-type: application/json."
+        return JSONResponse(RequestError(told, param=place or None).body, status_code=400)
 
     @app.exception_handler(HTTPException)
     async def absent(_: Request, error: HTTPException) -> JSONResponse:

@@ -28,12 +28,14 @@ class Incoming:
         compaction: the sealed memory that stands before all else; None where there is none.
         exchanges: those of the past.
         asked: messages since the last reply.
+        place: the field of the request, for errors.
     """
 
     system: list[str] = field(default_factory=list)
     compaction: str | None = None
     exchanges: list[Exchange] = field(default_factory=list)
     asked: list[Message] = field(default_factory=list)
+    place: str = "input"
 
     def add(self, message: Message) -> None:
         """Take one more message: a reply of the assistant ends an exchange."""
@@ -41,7 +43,7 @@ class Incoming:
             if self.exchanges or self.asked:
                 raise RequestError(
                     "A system or developer message stands after others; those of a memory stand before all.",
-                    param="input",
+                    param=self.place,
                 )
             self.system.append(message["content"])
         elif message["role"] == "assistant" and not message.get("tool_calls"):
@@ -58,8 +60,8 @@ class Incoming:
         """
         if not self.asked or self.asked[-1]["role"] == "assistant":
             raise RequestError(
-                "The input asks for nothing; its last item must be a message of the user, or what a tool gave.",
-                param="input",
+                f"The {self.place} asks for nothing; the last must be a message of the user, or what a tool gave.",
+                param=self.place,
             )
 
 
@@ -102,7 +104,7 @@ def read_messages(messages: Iterable[dict[str, Any]]) -> Incoming:
     Raises:
         RequestError: as :func:`read_items`.
     """
-    said = Incoming()
+    said = Incoming(place="messages")
     for number, message in enumerate(messages):
         where, role = f"messages[{number}]", message["role"]
         text = _text(message.get("content") or "", where)

@@ -46,7 +46,11 @@ class Keys:
         asked = _owner(key.strip()) if scheme.lower() == "bearer" else b""
         known = [owner for owner in self._owners if hmac.compare_digest(owner, asked)]  # all are compared
         if not known:
-            raise RequestError("This server needs an API key that it knows.", status=401, code="invalid_api_key")
+            raise RequestError(
+                "This server wants an API key that it knows, in the header: Authorization: Bearer KEY.",
+                status=401,
+                code="invalid_api_key",
+            )
         return known[0]
 
 

@@ -112,6 +112,8 @@ class Responses:
             RequestError: when what came cannot be taken, or the item would be too large.
         """
         said, sealed, previous = self._read(owner, body)
+        if not (said.asked or said.exchanges or sealed or previous):
+            raise RequestError("There is nothing to compact; give input, or previous_response_id.", param="input")
         if said.asked:
             said.exchanges.append((said.asked, ""))
         system = _joined(body.instructions or "", *said.system)

@@ -37,13 +37,15 @@ class ServerSettings:
     store: Path | None = None
     keys: Path | None = None
     secret: Path | None = None
-    days: float = bounded(30.0, 0)
+    days: float = bounded(30.0, 0.01)
     body: int = bounded(16 * MIB, 1024)
     quota: int = bounded(1024 * MIB, MIB)
     keep_text: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.store is not None and self.store.exists() and not self.store.is_dir():
+            raise ConfigError(f"store is {self.store}, a file; name a folder, new or of a server before.")
         if self.keys is None and not _is_loopback(self.host):
             raise ConfigError(
                 f"The server would listen on {self.host}, which others may reach; give keys=FILE, with an API key a "

@@ -21,15 +21,18 @@ class SeparatorTurns(Turns):
     ) -> None:
         super().__init__(tokenizer, form, system, tools)
         if tools:
-            raise ConfigError("Turns between fixed strings have no form for tools; take a model with a chat template.")
+            raise ConfigError(
+                "This model writes turns with separators, which have no form for tools; take one with a chat template."
+            )
 
     def _asked(self, messages: Sequence[Message], *, first: bool, past: bool = False) -> list[int]:
         ids = [] if messages else self._before(first=first)
         for number, message in enumerate(messages):
             if (role := message["role"]) != "user":
                 raise InputError(
-                    f"Turns between fixed strings have no form for a message of the role {role!r} here; allowed are "
-                    "texts of the user, and replies to them. Others take a model with a chat template."
+                    "This model writes turns with separators, which have no form here for a message of the role "
+                    f"{role!r}; allowed are texts of the user, and replies to them. Others take a model with a chat "
+                    "template."
                 )
             ids += self._said(message["content"], first=first and number == 0)
         return [*ids, *self._reply_separator]

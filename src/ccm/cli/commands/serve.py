@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
-from ccm.cli.console import plain_console
+from ccm.cli.console import plain_console, quiet
+from ccm.core.errors import ConfigError, reason
 from ccm.core.extras import needs
 from ccm.engine.decoder import as_decoder
 from ccm.models.builtin import NAME
@@ -37,6 +39,8 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     from ccm.serving.service import Service
     from ccm.serving.store import Store
 
+    quiet()
+    _check_port(settings)
     keys, console = Keys(settings.keys), plain_console()
     model, tokenizer = load(**choice)
     name = choice["model"] or choice["adapter"] or NAME
@@ -52,3 +56,21 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
         uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
     finally:
         store.close()
+
+
+def _check_port(settings: ServerSettings) -> None:
+    """Refuse an address that cannot be listened on, before the model is loaded.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"The server cannot listen on {settings.host}:{settings.port}: {reason(error)}. Name another port, with "
+            "port=N, or another host."
+        ) from error
