@@ -15,7 +15,7 @@ import ccm
 from ccm.chat.conversation import BaseConversation, Conversation
 from ccm.chat.window import WindowConversation
 from ccm.core.config import TurnFormat
-from ccm.core.errors import InputError, MemoryFileError
+from ccm.core.errors import ConfigError, InputError, MemoryFileError
 from ccm.engine.decoder import CCMModel
 from ccm.engine.sampling import Sampling
 
@@ -358,3 +358,63 @@ def test_a_thought_is_shown_and_not_remembered(monkeypatch) -> None:
         else:
             with torch.no_grad():
                 assert same(chat.memory, model.compress(model.empty_memory(), ids))
+
+
+def test_an_exchange_that_was_heard_is_compressed_as_one_that_was_said(loaded) -> None:
+    said, heard = Conversation(*loaded), Conversation(*loaded)
+    for line in LINES:
+        heard.hear(line, said.answer(line))
+    assert heard.read == said.read
+    for one, other in zip(heard.memory.keys, said.memory.keys, strict=True):
+        assert_close(one, other, depth=PRODUCTS)
+    assert heard.answer("What is my name?") == said.answer("What is my name?") == "Your name is Anna."
+    heard.undo(2)
+    assert heard.read == said.read[:2]
+
+
+def test_a_reply_that_nobody_asked_for_is_heard_and_nothing_is_not(loaded) -> None:
+    chat = Conversation(*loaded)
+    chat.hear([], "Hello!")
+    assert chat.memory.steps[0][0].tokens == len(chat.turns.exchange([], "Hello!", first=True).ids) > 0
+    before = chat.memory
+    with pytest.raises(InputError, match="nothing to hear"):
+        chat.hear([], " ")
+    assert chat.memory is before
+
+
+def test_a_conversation_goes_on_under_its_own_head(loaded) -> None:
+    kind, bare = Conversation(*loaded, system="Be kind."), Conversation(*loaded)
+    kind.answer("My name is Anna.")
+    bare_before = bare.memory
+    other = Conversation(*loaded, system="Be brief, please.")
+    other.go_on(kind.memory)
+    assert other.memory.heads[0].ids == bare.model.head(other.turns.head).ids
+    assert other.memory.steps == kind.memory.steps
+    assert bare.memory is bare_before
+    same = Conversation(*loaded, system="Be kind.")
+    same.go_on(kind.memory)
+    assert same.memory is kind.memory
+
+
+def test_a_reply_ends_at_a_stop_which_is_no_part_of_it(loaded) -> None:
+    whole = Conversation(*loaded).answer("My name is Anna.")
+    chat = Conversation(*loaded, sampling=Sampling(stops=(whole[5:7], "never")))
+    pieces = "".join(chat.say("My name is Anna."))
+    assert chat.last is not None
+    assert chat.last.reply == pieces.strip() == whole[: whole.index(whole[5:7])].strip()
+    assert chat.last.ended
+    with pytest.raises(ConfigError, match="one character at least"):
+        Sampling(stops=("",))
+
+
+def test_without_end_a_turn_is_refused_where_positions_end(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCMModel, "max_positions", 40)
+    endless, ending = Conversation(*loaded), Conversation(*loaded, endless=False)
+    for _ in range(6):
+        endless.answer("My name is Anna.")
+    for _ in range(2):
+        ending.answer("My name is Anna.")
+    before = ending.memory
+    with pytest.raises(InputError, match="positions"):
+        ending.answer("My name is Anna. My name is Anna.")
+    assert ending.memory is before
