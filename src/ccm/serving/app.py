@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ccm.core.errors import CCMError
 from ccm.core.processes import get_logger
-from ccm.serving.completions import Completions
+from ccm.serving.completions import Completions, as_chunk
 from ccm.serving.errors import RequestError
 from ccm.serving.keys import Keys
 from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
@@ -144,22 +144,21 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
             found = event
         return found if _replied(found) or "usage" in found else None
 
-    async def stream(events: AsyncIterator[dict[str, Any]], write: Any, *, whole: bool) -> StreamingResponse:
+    async def stream(events: AsyncIterator[dict[str, Any]], write: Callable[[Any], str]) -> StreamingResponse:
         """A stream that begins once the first event is there, so that a refusal has its status."""
         first = await anext(events, None)
 
         async def lines() -> AsyncIterator[str]:
             if first is None:  # the client left
                 return
-            held, number = write(first), 1
+            yield write(first)
+            number = 1
             try:
                 async for event in events:
-                    yield held
-                    held, number = write(event), number + 1
-                if whole:
-                    yield held
+                    if line := write(event):
+                        yield line
+                    number += 1
             except Exception as error:  # the status has gone out already: whatever it was, the client hears of it
-                yield held
                 told = error if isinstance(error, RequestError) else _failure(error)
                 yield write({"type": "error", "sequence_number": number, **told.body})
             yield "data: [DONE]\n\n"
@@ -171,7 +170,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         """Reply to what is new in a conversation."""
         events = steps(responses.create(who, body), request, who, "responses")
         if body.stream:
-            return await stream(events, as_event, whole=True)
+            return await stream(events, as_event)
         event = await last(events)
         return JSONResponse(event["response"]) if event else Response(status_code=_LEFT)
 
@@ -203,7 +202,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         """Reply to messages, of which only those are read that are not in memory yet."""
         events = steps(completions.create(who, body), request, who, "chat")
         if body.stream:
-            return await stream(events, lambda chunk: f"data: {json.dumps(chunk)}\n\n", whole=False)
+            return await stream(events, as_chunk)
         whole = await last(events)
         return JSONResponse(whole) if whole else Response(status_code=_LEFT)
 

@@ -136,6 +136,11 @@ class Completions:
             yield {**chunk, "choices": [], "usage": whole["usage"], MEMORY: whole[MEMORY]}
 
 
+def as_chunk(chunk: Chunk) -> str:
+    """A chunk as a line of a stream; nothing for the whole, which no stream has."""
+    return "" if chunk.get("object") == "chat.completion" else f"data: {json.dumps(chunk)}\n\n"
+
+
 def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
 
