@@ -86,4 +86,7 @@ def check_base(source: str | Path) -> None:
         try:
             hf_hub_download(str(found), "config.json", local_files_only=constants.HF_HUB_OFFLINE)
         except OSError as error:
-            raise ConfigError(f"The base model {found} cannot be loaded: {why(error, found)}") from error
+            raise ConfigError(
+                f"The base model {found} cannot be loaded: {why(error, found)} Short names are {', '.join(MODELS)} and "
+                f"{NAME}."
+            ) from error

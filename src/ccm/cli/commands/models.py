@@ -26,7 +26,8 @@ def run_list(*, as_json: bool) -> None:
         table.add_row(row["name"], f"{row['parameters']} M", row["licence"], row["here"] or "no")
     console = plain_console()
     console.print(table)
-    console.print("Fetch one by ccm models get NAME; then chat with it by ccm chat --model NAME.", highlight=False)
+    fetch = "" if all(row["here"] for row in rows) else "Fetch one by ccm models get NAME. "
+    console.print(f"{fetch}Chat with one by ccm chat --model NAME.", highlight=False)
 
 
 def run_get(name: str, source: Source) -> None:
