@@ -20,7 +20,8 @@ LlamaForCausalLM.from_pretrained({str(WEIGHTS / "base")!r})
 REFERENCE = "torch, peft and the base"
 CHAT = "chat"
 SECONDS = 0.5  # limit of what needs no model
-LIGHT = ("--version", "--help", "adapters list", "data list", "models list", "chat --model nowhere")
+NOWHERE = ("chat --model nowhere", "chat --adapter nowhere", "train nowhere", "stream nowhere.txt", "report nowhere")
+LIGHT = ("--version", "--help", "adapters list", "data list", "models list", *NOWHERE)
 SETTING = (
     f"CPU seconds of a process from its start to its end, the system's included, whatever the clock. `ccm {CHAT}` gets "
     "no input, and so ends at its first prompt; it stands beside a process that imports torch, peft and the class of "
