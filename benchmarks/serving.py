@@ -33,7 +33,7 @@ from ccm.chat.conversation import Conversation
 from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
-from ccm.serving.backend import ModelBackend
+from ccm.serving.backend import Backend
 from ccm.serving.completions import chain_digests
 from ccm.serving.items import Exchange
 from ccm.serving.packing import pack
@@ -125,7 +125,7 @@ def first_token(rule: str, rounds: int) -> dict[str, float]:
 def keeping(rule: str, count: int) -> dict[str, float]:
     """Milliseconds to find and open one of so many stored memories, to start with them, and to know 200 messages."""
     model, tokenizer = ccm.load("builtin", rule=rule)
-    backend, held = ModelBackend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
+    backend, held = Backend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
     parts: list[bytes] = []
     for line in recall_dialogue(random.Random("keeping"), STEPS, FACTS, QUESTIONS).turns:
         earlier = held.memory if backend.adds and parts else None

@@ -14,7 +14,7 @@ import ccm
 from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.engine.decoder import as_decoder
-from ccm.serving.backend import ModelBackend
+from ccm.serving.backend import Backend
 from ccm.serving.packing import pack
 from ccm.serving.store import FILE, KeptTurn, Store
 
@@ -25,7 +25,7 @@ OWNER = b"o" * 32
 def kept(tmp_path: Path) -> Path:
     """A store with two turns of a conversation."""
     model, tokenizer = ccm.load("builtin")
-    held, backend = Conversation(model, tokenizer), ModelBackend(as_decoder(model, "a test"), tokenizer, "builtin")
+    held, backend = Conversation(model, tokenizer), Backend(as_decoder(model, "a test"), tokenizer, "builtin")
     store, part = Store(tmp_path / "store", backend.origin), None
     for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
         earlier = held.memory if part else None

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 import ccm
 from ccm.serving.app import make_app
-from ccm.serving.backend import ModelBackend
+from ccm.serving.backend import Backend
 from ccm.serving.keys import Keys
 from ccm.serving.sealing import Seal
 from ccm.serving.service import Service
@@ -26,9 +26,9 @@ from ccm.serving.store import Store
 
 
 @cache
-def backend(rule: str = "concat") -> ModelBackend:
+def backend(rule: str = "concat") -> Backend:
     """The built-in model under a rule, loaded once."""
-    return ModelBackend(*ccm.load("builtin", rule=rule), "builtin")
+    return Backend(*ccm.load("builtin", rule=rule), "builtin")
 
 
 def service(rule: str = "concat", folder: Path | None = None, secret: Path | None = None, **changes: Any) -> Service:

@@ -15,7 +15,7 @@ from serving_app import backend, running, service
 
 from ccm.chat.conversation import Conversation
 from ccm.chat.turns import Said
-from ccm.serving.backend import ModelBackend
+from ccm.serving.backend import Backend
 from ccm.serving.service import Service
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ class Scripted(Conversation):
         yield from pieces
 
 
-class ScriptedBackend(ModelBackend):
+class ScriptedBackend(Backend):
     """Its turns have no form for tools; here they are left out of the head."""
 
     def begin(self, memory: Any, *, system: str, tools: Any, sampling: Any, endless: bool) -> Conversation:

@@ -154,7 +154,7 @@ def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> Non
 
 
 def test_a_reply_that_is_cut_off_is_incomplete(web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccm.serving.responses.LONGEST", 2)
+    monkeypatch.setattr("ccm.serving.service.LONGEST", 2)
     body = {"model": "builtin", "input": NAME, "stream": True}
     last = events_of(web.post("/v1/responses", json=body).text)[-1]
     assert last["type"] == "response.incomplete"

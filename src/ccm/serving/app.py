@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,7 +106,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
     app.add_middleware(BodyLimit, most=body)
 
     async def steps(
-        work: Iterator[dict[str, Any]], request: Request, who: bytes, api: str
+        work: Generator[dict[str, Any], None, None], request: Request, who: bytes, api: str
     ) -> AsyncIterator[dict[str, Any]]:
         """Run the work in a thread, and yield its events until the client leaves; one request uses the model at a time.
 
@@ -135,7 +135,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
             waiting[who] -= 1
             if not waiting[who]:
                 del waiting[who]
-            work.close()  # type: ignore[attr-defined]  # a generator
+            work.close()
 
     async def last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
         """The last event; None where the client left before it."""

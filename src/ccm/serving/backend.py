@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +16,7 @@ from ccm.engine.sampling import Sampling
 from ccm.serving.packing import unpack
 
 
-class Backend(Protocol):
+class Backend:
     """One model behind a server.
 
     Attributes:
@@ -24,28 +24,6 @@ class Backend(Protocol):
         origin: identity of model, adapter and rule; memories of one origin go on under no other.
         adds: whether a step only adds entries to the memory before it.
     """
-
-    name: str
-    origin: str
-    adds: bool
-
-    def begin(
-        self,
-        memory: Memory | None,
-        *,
-        system: str,
-        tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
-        endless: bool,
-    ) -> Conversation:
-        """A conversation that goes on from a memory, under a system message and tools of its own."""
-
-    def unpack(self, parts: Sequence[bytes]) -> Memory:
-        """The memory of parts that :func:`ccm.serving.packing.pack` made."""
-
-
-class ModelBackend:
-    """A model that was loaded, as a :class:`Backend`."""
 
     def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
@@ -62,10 +40,12 @@ class ModelBackend:
         sampling: Sampling,
         endless: bool,
     ) -> Conversation:
+        """A conversation that goes on from a memory, under a system message and tools of its own."""
         begun = Conversation(self.model, self.tokenizer, sampling=sampling, system=system, tools=tools, endless=endless)
         if memory is not None:
             begun.go_on(memory)
         return begun
 
     def unpack(self, parts: Sequence[bytes]) -> Memory:
+        """The memory of parts that :func:`ccm.serving.packing.pack` made."""
         return unpack(parts, self.model)

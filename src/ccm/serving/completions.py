@@ -7,15 +7,14 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 from ccm.chat.turns import Message
-from ccm.engine.sampling import Sampling
 from ccm.serving.items import Exchange, read_messages
 from ccm.serving.requests import ChatCompletion
-from ccm.serving.responses import LONGEST, MEMORY, new_id
+from ccm.serving.responses import MEMORY, new_id
 from ccm.serving.service import ServedConversation, Service, refusing
 from ccm.serving.store import KeptTurn
 
@@ -28,7 +27,7 @@ class Completions:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def create(self, owner: bytes, body: ChatCompletion) -> Iterator[Chunk]:
+    def create(self, owner: bytes, body: ChatCompletion) -> Generator[Chunk, None, None]:
         """The chunks of a completion; the last one is the whole, as a client gets it that does not stream.
 
         Empty ones say that the work goes on.
@@ -42,15 +41,8 @@ class Completions:
         )
         said.check_asked()
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-        most = body.max_completion_tokens or body.max_tokens or LONGEST
-        with refusing():
-            sampling = Sampling(
-                temperature=body.temperature or 0.0,
-                top_p=1.0 if body.top_p is None else body.top_p,
-                max_new_tokens=most,
-                seed=body.seed,
-                stops=stops,
-            )
+        most = body.max_completion_tokens or body.max_tokens
+        sampling = self._service.sampling(body, most, seed=body.seed, stops=stops)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or () if body.tool_choice != "none"]
         system = "\n\n".join(said.system)
         chains = chain_digests(owner, json.dumps([system, tools], sort_keys=True), said.exchanges)

@@ -53,7 +53,7 @@ class CreateResponse(CreateResponseBody):
 
     model: str
     tools: list[FunctionTool] | None = None  # type: ignore[assignment]  # the package's drops the parameters
-    tool_choice: ToolChoice | None = None  # type: ignore[assignment]
+    tool_choice: ToolChoice | None = None  # type: ignore[assignment]  # the package's takes forms that we refuse
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     context_management: list[Compaction] | None = None

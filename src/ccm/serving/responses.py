@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -20,7 +20,6 @@ from ccm.serving.store import KeptTurn
 
 Event = dict[str, Any]
 MEMORY = "ccm:memory"  # our own field
-LONGEST = 512  # tokens of a reply, unless a request says otherwise
 
 
 def new_id(kind: str) -> str:
@@ -34,7 +33,7 @@ class Responses:
     def __init__(self, service: Service) -> None:
         self._service, self._store = service, service.store
 
-    def create(self, owner: bytes, body: CreateResponse) -> Iterator[Event]:
+    def create(self, owner: bytes, body: CreateResponse) -> Generator[Event, None, None]:
         """The events of a response; the last one holds all of it. Empty ones say that the work goes on.
 
         Raises:
@@ -45,12 +44,7 @@ class Responses:
         said.check_asked()
         system = _joined(body.instructions or "", *said.system)
         tools = [] if body.tool_choice == "none" else body.tools or []
-        with refusing():
-            sampling = Sampling(
-                temperature=body.temperature or 0.0,
-                top_p=1.0 if body.top_p is None else body.top_p,
-                max_new_tokens=LONGEST if body.max_output_tokens is None else body.max_output_tokens.root,
-            )
+        sampling = self._service.sampling(body, body.max_output_tokens.root if body.max_output_tokens else None)
         talk = self._service.begin(
             owner,
             sealed,

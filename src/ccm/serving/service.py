@@ -18,8 +18,11 @@ from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange
 from ccm.serving.packing import begins, pack
+from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
 from ccm.serving.store import KeptTurn, QuotaError, Store
+
+LONGEST = 512  # tokens of a reply, unless a request says otherwise
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,17 @@ class Service:
                 param="model",
             )
 
+    @staticmethod
+    def sampling(body: CreateResponse | ChatCompletion, most: int | None, **more: Any) -> Sampling:
+        """How the tokens of a reply to a request are chosen: greedily, and :data:`LONGEST` at most, unless it says.
+
+        Raises:
+            RequestError: when a value is not allowed.
+        """
+        with refusing():
+            top_p = 1.0 if body.top_p is None else body.top_p
+            return Sampling(body.temperature or 0.0, top_p=top_p, max_new_tokens=most or LONGEST, **more)
+
     def begin(
         self,
         owner: bytes,
@@ -217,7 +231,7 @@ class Service:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """KeptTurn an error of the library into one of the request."""
+    """Turn an error of the library into one of the request."""
     try:
         yield
     except (RequestError, MemoryFileError):  # what is kept is the server's own

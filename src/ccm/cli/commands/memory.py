@@ -102,12 +102,12 @@ def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> N
     """
     from ccm.engine.decoder import as_decoder
     from ccm.models.load import load
-    from ccm.serving.backend import ModelBackend
+    from ccm.serving.backend import Backend
 
     with opened(folder) as store:
         parts, origin = store.parts(store.owner_of(name), _turn(store, name).part), store.origin
     model, tokenizer = load(**choice)
-    backend = ModelBackend(as_decoder(model, "a server"), tokenizer, "")
+    backend = Backend(as_decoder(model, "a server"), tokenizer, "")
     if backend.origin != origin:
         raise ConfigError(f"{folder} is of another model, adapter or rule; name those of its server.")
     backend.unpack(parts).save(file)

@@ -33,7 +33,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     import uvicorn
 
     from ccm.serving.app import make_app
-    from ccm.serving.backend import ModelBackend
+    from ccm.serving.backend import Backend
     from ccm.serving.keys import Keys
     from ccm.serving.sealing import Seal
     from ccm.serving.service import Service
@@ -44,7 +44,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     keys, console = Keys(settings.keys), plain_console()
     model, tokenizer = load(**choice)
     name = choice["model"] or choice["adapter"] or NAME
-    backend = ModelBackend(as_decoder(model, "a server"), tokenizer, name)
+    backend = Backend(as_decoder(model, "a server"), tokenizer, name)
     store = Store(settings.store, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
     service = Service(backend, store, Seal(settings.secret, backend.origin), keep_text=settings.keep_text)
     app = make_app(service, keys, body=settings.body)
