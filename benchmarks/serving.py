@@ -33,11 +33,13 @@ from ccm.chat.conversation import Conversation
 from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
+from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
 from ccm.serving.completions import chain_digests
 from ccm.serving.items import Exchange
-from ccm.serving.packing import pack
+from ccm.serving.memories import Memories
 from ccm.serving.store import KeptTurn, Store
+from ccm.serving.transcripts import Passage, Transcript
 
 STEPS, FACTS, QUESTIONS = 12, 8, 4
 OWNER = b"o" * 32
@@ -126,23 +128,22 @@ def keeping(rule: str, count: int) -> dict[str, float]:
     """Milliseconds to find and open one of so many stored memories, to start with them, and to know 200 messages."""
     model, tokenizer = ccm.load("builtin", rule=rule)
     backend, held = Backend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
-    parts: list[bytes] = []
+    told: list[tuple[Memory, Transcript]] = []
     for line in recall_dialogue(random.Random("keeping"), STEPS, FACTS, QUESTIONS).turns:
-        earlier = held.memory if backend.adds and parts else None
-        held.answer(line.user)
-        parts.append(pack(held.memory, earlier))
+        reply = held.answer(line.user)
+        passage = Passage([{"role": "user", "content": line.user}], reply, held.read[-1])
+        told.append((held.memory, Transcript("", [], [passage])))
     exchanges: list[Exchange] = [
         ([{"role": "user", "content": f"I like number {i}."}], f"Number {i} is nice.") for i in range(100)
     ]
     with TemporaryDirectory() as folder:
         store, names = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40), []
         for number in range(count // STEPS):
-            before = None
-            for part in parts:
+            after, memories = None, Memories(backend, store)
+            for step, (memory, transcript) in enumerate(told, 1):
                 name = secrets.token_hex(16)
-                chain = chain_digests(OWNER, "", exchanges)[-1] if not number and part is parts[-1] else None
-                turn = KeptTurn(name, None, {}, [], "", 0, 1.0, [], chain)
-                before = store.add(OWNER, turn, part, before if backend.adds else None)
+                chain = chain_digests(OWNER, "", exchanges)[-1] if not number and step == STEPS else None
+                after = memories.add(OWNER, KeptTurn(name, None, {}, [], "", 1.0, chain), memory, after, transcript)
                 names.append(name)
         store.close()
         started = _milliseconds(lambda: _reopened(Path(folder), backend.origin), 5)
@@ -152,7 +153,7 @@ def keeping(rule: str, count: int) -> dict[str, float]:
         def open_one() -> None:
             turn = store.get(OWNER, drawn.choice(names))
             assert turn is not None
-            backend.unpack(store.parts(OWNER, turn.part))
+            Memories(backend, store).get(OWNER, turn.part)
 
         def know() -> None:
             assert store.find(OWNER, chain_digests(OWNER, "", exchanges)[1:]) is not None

@@ -15,8 +15,9 @@ from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.engine.decoder import as_decoder
 from ccm.serving.backend import Backend
-from ccm.serving.packing import pack
+from ccm.serving.memories import Memories
 from ccm.serving.store import FILE, KeptTurn, Store
+from ccm.serving.transcripts import Passage, Transcript
 
 OWNER = b"o" * 32
 
@@ -26,11 +27,12 @@ def kept(tmp_path: Path) -> Path:
     """A store with two turns of a conversation."""
     model, tokenizer = ccm.load("builtin")
     held, backend = Conversation(model, tokenizer), Backend(as_decoder(model, "a test"), tokenizer, "builtin")
-    store, part = Store(tmp_path / "store", backend.origin), None
+    store, after = Store(tmp_path / "store", backend.origin), None
     for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
-        earlier = held.memory if part else None
-        turn = KeptTurn(name, before, {"said": held.answer(text)}, [text], "", 0, 1e9)
-        part = store.add(OWNER, turn, pack(held.memory, earlier), part)
+        reply = held.answer(text)
+        turn = KeptTurn(name, before, {"said": reply}, [text], "", 1e9)
+        transcript = Transcript("", [], [Passage([{"role": "user", "content": text}], reply, held.read[-1])])
+        after = Memories(backend, store).add(OWNER, turn, held.memory, after, transcript)
     store.close()
     return tmp_path / "store"
 

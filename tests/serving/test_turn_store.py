@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ccm.core.errors import ConfigError, MemoryFileError
-from ccm.serving.store import FILE, KeptTurn, QuotaError, Store
+from ccm.serving.store import FILE, KeptTurn, Part, QuotaError, Store
 
 ANNA, BOB = b"a" * 32, b"b" * 32
 
@@ -21,45 +21,53 @@ def opened(folder: Path | None = None, origin: str = "model", **changes: Any) ->
 
 
 def turn(name: str, previous: str | None = None, chain: bytes | None = None) -> KeptTurn:
-    return KeptTurn(name, previous, {"id": name}, [], "", 0, 1.0, [[1, 2]], chain)
+    return KeptTurn(name, previous, {"id": name}, [], "", 1.0, chain)
+
+
+def part(data: bytes, before: int | None = None, *, whole: bool = False, text: str | None = "{}") -> Part:
+    return Part(before, 1, whole or before is None, text, data)
+
+
+def data_of(store: Store, owner: bytes, number: int) -> list[bytes | None]:
+    return [one.data for one in store.chain(owner, number)]
 
 
 def test_a_memory_is_the_parts_of_its_turns_in_order(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    first = store.add(ANNA, turn("one"), b"1", None)
-    second = store.add(ANNA, turn("two", "one"), b"22", first)
-    branch = store.add(ANNA, turn("other", "one"), b"333", first)
+    first = store.add(ANNA, turn("one"), part(b"1"))
+    second = store.add(ANNA, turn("two", "one"), part(b"22", first))
+    branch = store.add(ANNA, turn("other", "one"), part(b"333", first))
     store.close()
     store = opened(tmp_path)
-    assert store.parts(ANNA, second) == [b"1", b"22"]
-    assert store.parts(ANNA, branch) == [b"1", b"333"]
-    assert store.get(ANNA, "two") == KeptTurn("two", "one", {"id": "two"}, [], "", second, 1.0, [[1, 2]], None)
+    assert data_of(store, ANNA, second) == [b"1", b"22"]
+    assert data_of(store, ANNA, branch) == [b"1", b"333"]
+    assert store.get(ANNA, "two") == KeptTurn("two", "one", {"id": "two"}, [], "", 1.0, None, second)
     store.close()
 
 
 def test_a_long_chain_costs_what_its_parts_cost() -> None:
-    store, part = opened(quota=2**30), None
+    store, last = opened(quota=2**30), None
     for number in range(300):
-        part = store.add(ANNA, turn(str(number), str(number - 1) if number else None), b"x" * 1000, part)
+        last = store.add(ANNA, turn(str(number), str(number - 1) if number else None), part(b"x" * 1000, last))
     (held,) = store._base.execute("SELECT sum(length(data)) FROM parts").fetchone()
     assert held == 300 * 1000
-    assert part is not None
-    assert len(store.parts(ANNA, part)) == 300
+    assert last is not None
+    assert len(data_of(store, ANNA, last)) == 300
 
 
 def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
     store = opened()
-    first = store.add(ANNA, turn("one"), b"1", None)
-    second = store.add(ANNA, turn("two", "one"), b"22", first)
+    first = store.add(ANNA, turn("one"), part(b"1"))
+    second = store.add(ANNA, turn("two", "one"), part(b"22", first))
     assert store.delete(ANNA, "one") == (["one"], 1)
-    assert store.parts(ANNA, second) == [b"1", b"22"]
+    assert data_of(store, ANNA, second) == [b"1", b"22"]
     assert store.delete(ANNA, "two") == (["two"], 0)
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (0,)
 
 
 def test_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.add(ANNA, turn("one"), b"a secret of anna", None)
+    store.add(ANNA, turn("one"), part(b"a secret of anna"))
     store.delete(ANNA, "one")
     assert b"a secret" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
@@ -67,9 +75,9 @@ def test_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_turns_after_a_gap_are_found(tmp_path: Path) -> None:
-    store, part = opened(), None
+    store, last = opened(), None
     for name, before in (("one", None), ("two", "one"), ("three", "two")):
-        part = store.add(ANNA, turn(name, before), name.encode(), part)
+        last = store.add(ANNA, turn(name, before), part(name.encode(), last))
     assert store.delete(ANNA, "two") == (["two"], 1)
     assert store.delete(ANNA, "one", cascade=True) == (["one", "three"], 0)
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (0,)
@@ -77,14 +85,14 @@ def test_turns_after_a_gap_are_found(tmp_path: Path) -> None:
 
 def test_one_owner_neither_gets_finds_nor_deletes_what_is_of_another() -> None:
     store = opened()
-    part = store.add(ANNA, turn("one", chain=b"c"), b"1", None)
+    last = store.add(ANNA, turn("one", chain=b"c"), part(b"1"))
     assert store.get(BOB, "one") is None
     assert store.find(BOB, [b"c"]) is None
     assert store.delete(BOB, "one") == ([], 0)
     with pytest.raises(MemoryFileError):
-        store.parts(BOB, part)
+        data_of(store, BOB, last)
     with pytest.raises(sqlite3.IntegrityError):
-        store.add(BOB, turn("his"), b"2", part)
+        store.add(BOB, turn("his"), part(b"2", last))
     found = store.find(ANNA, [b"b", b"c", b"d"])
     assert found is not None
     assert found.id == "one"
@@ -94,14 +102,14 @@ def test_what_was_not_used_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("ccm.serving.store.time.time", lambda: now[0])
     store = opened(seconds=100)
-    store.add(ANNA, turn("one"), b"1", None)
+    store.add(ANNA, turn("one"), part(b"1"))
     now[0] += 90
     assert store.get(ANNA, "one") is not None
     now[0] += 90
     assert store.get(ANNA, "one") is not None, "it was used in between"
     now[0] += 101
     assert store.get(ANNA, "one") is None
-    store.add(ANNA, turn("two"), b"2", None)
+    store.add(ANNA, turn("two"), part(b"2"))
     store.expire()
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
 
@@ -112,27 +120,27 @@ def test_beyond_the_quota_the_least_recently_used_goes(monkeypatch: pytest.Monke
     store = opened(quota=2500)
     for name in ("one", "two"):
         now[0] += 100
-        store.add(ANNA, turn(name), b"x" * 1000, None)
+        store.add(ANNA, turn(name), part(b"x" * 1000))
     now[0] += 100
     store.get(ANNA, "one")
-    store.add(BOB, turn("his"), b"x" * 1000, None)
-    store.add(ANNA, turn("three"), b"x" * 1000, None)
+    store.add(BOB, turn("his"), part(b"x" * 1000))
+    store.add(ANNA, turn("three"), part(b"x" * 1000))
     assert [store.get(ANNA, name) is not None for name in ("one", "two", "three")] == [True, False, True]
     assert store.get(BOB, "his") is not None
 
 
 def test_a_conversation_beyond_the_quota_is_refused_and_loses_nothing() -> None:
-    store, part = opened(quota=2500), None
+    store, last = opened(quota=2500), None
     for number in range(2):
-        part = store.add(ANNA, turn(str(number), str(number - 1) if number else None), b"x" * 1000, part)
+        last = store.add(ANNA, turn(str(number), str(number - 1) if number else None), part(b"x" * 1000, last))
     with pytest.raises(QuotaError, match="quota of a key is 2500"):
-        store.add(ANNA, turn("2", "1"), b"x" * 1000, part)
+        store.add(ANNA, turn("2", "1"), part(b"x" * 1000, last))
     assert [store.get(ANNA, str(number)) is not None for number in range(3)] == [True, True, False]
 
 
 def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    part = store.add(ANNA, turn("one"), b"whole", None)
+    last = store.add(ANNA, turn("one"), part(b"whole"))
     store.close()
     base = sqlite3.connect(tmp_path / FILE)
     base.execute("UPDATE parts SET data = ?", (b"torn!",))
@@ -140,7 +148,7 @@ def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
     base.close()
     store = opened(tmp_path)
     with pytest.raises(MemoryFileError, match="damaged"):
-        store.parts(ANNA, part)
+        data_of(store, ANNA, last)
     store.close()
 
 
@@ -182,20 +190,20 @@ def test_one_process_has_a_store(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_leaves_all_as_it_was() -> None:
     store = opened()
-    store.add(ANNA, turn("one"), b"1", None)
+    store.add(ANNA, turn("one"), part(b"1"))
     with pytest.raises(sqlite3.IntegrityError):
-        store.add(ANNA, turn("one"), b"22", None)
+        store.add(ANNA, turn("one"), part(b"22"))
     assert store._base.execute("SELECT count(*) FROM parts").fetchone() == (1,)
 
 
 WRITER = """
 import os, sys
 from pathlib import Path
-from ccm.serving.store import KeptTurn, QuotaError, Store
-store, part = Store(Path(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
+from ccm.serving.store import KeptTurn, Part, Store
+store, last = Store(Path(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"
-    part = store.add(b"a" * 32, KeptTurn(name, None, {"n": number}, [], "", 0, 1.0, []), os.urandom(20_000), part)
+    last = store.add(b"a" * 32, KeptTurn(name, None, {"n": number}, [], "", 1.0), Part(last, 1, last is None, "{}", os.urandom(20_000)))
     print(name, flush=True)
 """
 
@@ -218,5 +226,5 @@ def test_what_was_acknowledged_is_there_after_kills_in_mid_write(tmp_path: Path)
     for name in acknowledged:
         held = store.get(ANNA, name)
         assert held is not None
-        assert len(store.parts(ANNA, held.part)) == held.answer["n"] + 1
+        assert len(data_of(store, ANNA, held.part)) == held.answer["n"] + 1
     store.close()

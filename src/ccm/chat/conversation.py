@@ -299,12 +299,13 @@ class Conversation(BaseConversation):
         self._keep(begun, step, cache if step[: len(seen)] == seen else None)
         self.last = self._report(reply, len(step), prompt)
 
-    def hear(self, said: Said, reply: str) -> None:
+    def hear(self, said: Said, reply: str, ids: Sequence[int] | None = None) -> None:
         """Take an exchange of the past into the memory, as of a conversation that was held elsewhere.
 
         Args:
             said: before the reply, as of :meth:`say`; no message where nobody asked for the reply.
             reply: the text that followed.
+            ids: token ids of the step that the exchange once was (:attr:`read`), to make the same step again.
 
         Raises:
             InputError: as of :meth:`say`, and when there is neither a message nor a reply.
@@ -313,7 +314,8 @@ class Conversation(BaseConversation):
         if not said and not reply.strip():
             raise InputError("There is nothing to hear: give what was said, or the reply to it.")
         begun, _ = self._placed_prompt(said, len(self.turns.encode_reply(reply)))
-        self._keep(begun, [*self.turns.exchange(said, reply, first=not begun.begun[0]).ids])
+        step = self.turns.exchange(said, reply, first=not begun.begun[0]).ids if ids is None else ids
+        self._keep(begun, [*step])
         self.last = None
 
     def _check_open(self) -> None:

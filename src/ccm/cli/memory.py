@@ -42,17 +42,22 @@ def verify(store: Folder) -> None:
 
 
 @app.command("delete")
+@unfold
 def delete_turn(
     name: Id,
     store: Folder,
+    model: ModelOptions,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="All turns that follow it, too: they hold what it said.")
     ] = False,
 ) -> None:
-    """Delete a turn with its memory; what is deleted is overwritten."""
+    """Delete a turn with its memory; what is deleted is overwritten.
+
+    The model of the server is loaded where memories of later turns must be made first.
+    """
     from ccm.cli.commands.memory import run_delete
 
-    run_delete(name, store, cascade=cascade)
+    run_delete(name, store, model.chosen(), cascade=cascade)
 
 
 @app.command("export")
@@ -67,3 +72,46 @@ def export_memory(
     from ccm.cli.commands.memory import run_export
 
     run_export(name, file, store, model.chosen())
+
+
+@app.command("import")
+@unfold
+def import_memory(
+    file: Annotated[Path, typer.Argument(help="A memory, as ccm chat --save and ccm memory export write it.")],
+    store: Folder,
+    model: ModelOptions,
+    key: Annotated[
+        Path | None, typer.Option(help="File with the API key whose it becomes (none: of a server without keys).")
+    ] = None,
+) -> None:
+    """Keep the memory of a file, for clients to go on from. The model must be that of the server."""
+    from ccm.cli.commands.memory import run_import
+
+    run_import(file, store, key, model.chosen())
+
+
+@app.command("rebuild")
+@unfold
+def rebuild(
+    store: Folder,
+    model: ModelOptions,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete turns whose text was not kept.")] = False,
+) -> None:
+    """Make all memories again from text, for another model, adapter or rule. It goes on where it was stopped."""
+    from ccm.cli.commands.memory import run_rebuild
+
+    run_rebuild(store, model.chosen(), drop=drop)
+
+
+@app.command("forget")
+@unfold
+def forget(
+    name: Id,
+    store: Folder,
+    model: ModelOptions,
+    step: Annotated[int, typer.Option(min=1, help="Its number, as ccm memory show tells it.")],
+) -> None:
+    """Forget a step of a memory, in all memories that hold it. The model must be that of the server."""
+    from ccm.cli.commands.memory import run_forget
+
+    run_forget(name, step, store, model.chosen())

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ccm.core.config import CCMConfig, check_count
-from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.errors import InputError, IrreversibleError, UnsupportedModelError
 from ccm.core.sending import send, send_numbers
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
 from ccm.engine.attention import SDPA, AllWritten, CachedPass, CompressingPass, ParallelPass
@@ -29,7 +29,7 @@ from ccm.engine.last import attach_last, last_pass
 from ccm.engine.layout import IGNORE, Layout, build_layout
 from ccm.engine.lora import PlainLoRA
 from ccm.engine.memory import COMPRESSED, Head, Memory, MemoryCache, StepRecord
-from ccm.engine.room import drop_oldest
+from ccm.engine.room import drop_oldest, drop_step
 from ccm.engine.rope import Rope
 
 _HEADS = 16  # the number of heads that a model keeps
@@ -197,6 +197,37 @@ class CCMModel(AdaptedModel):
         rows = (memory[row] for row in range(memory.batch))
         pairs = zip(rows, missing, strict=True)
         return Memory.stack([drop_oldest(row, max(n, least), rope) if n > 0 else row for row, n in pairs])
+
+    def forgets(self, memory: Memory) -> bool:
+        """Whether :meth:`forget` can take a step out of the memory of one conversation: no entry of another one may
+        have seen it, or know its distance from a head or a sink.
+        """
+        apart = self.rule.compresses == "step" and self.rule.reversible and not self.config.recurrent
+        return apart and not len(memory.heads[0]) and not memory.sinks
+
+    def forget(self, memory: Memory, step: int) -> Memory:
+        """The memory of one conversation without a step, as if it had never been, up to rounding.
+
+        Its entries go, and later keys rotate back by its positions. The texts of later steps stay as they are: they may
+        repeat what it said.
+
+        Args:
+            memory: of one conversation.
+            step: the number of the step, from 1.
+
+        Raises:
+            IrreversibleError: when other entries of the memory depend on the step (see :meth:`forgets`).
+            InputError: when there is no such step.
+            UnsupportedModelError: when the keys of the model cannot move.
+        """
+        if not self.forgets(memory):
+            raise IrreversibleError(
+                "Other entries of this memory have seen the step, or stand behind a head or a sink, so that it cannot be "
+                "taken out of them. Read the other steps again into a new memory."
+            )
+        if not 1 <= check_count(step, "step") <= len(memory.steps[0]):
+            raise InputError(f"There is no step {step}; the memory holds {len(memory.steps[0])}.")
+        return drop_step(memory, step - 1, Rope(self.base))
 
     @property
     def _comp_room(self) -> int:

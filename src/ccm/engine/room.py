@@ -1,4 +1,4 @@
-"""Room: a conversation goes on beyond the positions that its model was made for.
+"""Room: a conversation goes on beyond the positions that its model was made for, or without a step that is forgotten.
 
 steps     1    2    3    4  ->            before: no position is left for the next turn
           .    .    3    4  -> next       after: the oldest steps are gone, and the others took their positions
@@ -39,3 +39,17 @@ def drop_oldest(memory: Memory, least: int, rope: Rope) -> Memory:
     if records and records[0].entries is not None:
         records[0] = records[0]._replace(entries=min(stays, lost))
     return replace(kept, keys=tuple(keys), positions=moved, offset=memory.offset - by, steps=((*records, *row[gone:]),))
+
+
+def drop_step(memory: Memory, index: int, rope: Rope) -> Memory:
+    """One conversation without the step ``index`` (from 0), as if it had never been: later keys take its positions.
+
+    It is exact if every step was read in isolation, and nothing stands before all steps.
+    """
+    (row,) = memory.steps
+    step, begin = row[index], sum(step.entries or 0 for step in row[:index])
+    kept = memory.without(begin, begin + (step.entries or 0))
+    rotation = rope.by(torch.full((kept.width - begin,), -step.positions, device=memory.mask.device))
+    keys = [torch.cat([x[:, :, :begin], rotation(i, x[:, :, begin:])], dim=2) for i, x in enumerate(kept.keys)]
+    steps = (*row[:index], *row[index + 1 :])
+    return replace(kept, keys=tuple(keys), offset=memory.offset - step.positions, steps=(steps,))

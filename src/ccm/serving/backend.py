@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.conversation import Conversation
+from ccm.core.errors import MemoryFileError
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.packing import unpack
+from ccm.serving.transcripts import Transcript
 
 
 class Backend:
@@ -45,6 +48,36 @@ class Backend:
         if memory is not None:
             begun.go_on(memory)
         return begun
+
+    def replay(self, memory: Memory | None, transcript: Transcript) -> tuple[Memory, list[list[int]]]:
+        """The memory after the exchanges of a transcript, and the token ids that each was read as.
+
+        Raises:
+            InputError: when the model cannot read them.
+        """
+        begun = self.begin(memory, system=transcript.system, tools=transcript.tools, sampling=Sampling(), endless=True)
+        for said, reply, ids in transcript.passages:
+            begun.hear(said, reply, ids)
+        return begun.memory, begun.read
+
+    def forgets(self, memory: Memory) -> bool:
+        """Whether :meth:`forget` can take a step out of a memory; else the memory is made from text again."""
+        return self.model.forgets(memory)
+
+    def forget(self, memory: Memory, step: int) -> Memory:
+        """The memory without a step (from 1), as if it had never been."""
+        return self.model.forget(memory, step)
+
+    def load(self, file: Path) -> Memory:
+        """The memory of one conversation in a file.
+
+        Raises:
+            MemoryFileError: when it holds none of this model.
+        """
+        memory = self.model.load_memory(file)
+        if memory.batch != 1:
+            raise MemoryFileError(f"{file} holds {memory.batch} conversations; a turn is of one: save memory[row].")
+        return memory
 
     def unpack(self, parts: Sequence[bytes]) -> Memory:
         """The memory of parts that :func:`ccm.serving.packing.pack` made."""

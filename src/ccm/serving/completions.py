@@ -59,7 +59,7 @@ class Completions:
         for chunk in self._chunks(body, talk, chain([first] if first else [], pieces)):
             if chunk.get("object") == "chat.completion":  # the whole, before the client hears that it is done
                 chains.append(next_digest(chains[-1], (asked, talk.reply)))
-                turns = self._turns([*(said for said, _ in heard), asked], chains[known + 1 :], found, chunk, talk)
+                turns = self._turns([*(said for said, _ in heard), asked], chains[known + 1 :], found, chunk)
                 self._service.keep(owner, talk, turns)
                 yield from self._ending(body, chunk)
             yield chunk
@@ -70,7 +70,6 @@ class Completions:
         chains: Sequence[bytes],
         found: KeptTurn | None,
         whole: Chunk,
-        talk: ServedConversation,
     ) -> list[KeptTurn]:
         """What is kept: each exchange that was not in memory yet, the last with the completion that it became."""
         turns: list[KeptTurn] = []
@@ -84,9 +83,7 @@ class Completions:
                     answer=whole if ends and keeps else {},
                     asked=said if keeps else [],
                     system="",
-                    part=0,
                     created=whole["created"],
-                    read=[talk.read[number]] if keeps else [],
                     chain=digest,
                 )
             )

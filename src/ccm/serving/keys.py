@@ -34,6 +34,11 @@ class Keys:
         if not self._owners:
             raise ConfigError(f"{file} holds no API key; write one a line.")
 
+    @property
+    def owners(self) -> list[bytes]:
+        """All that may ask."""
+        return [ANYONE] if self._owners is None else self._owners
+
     def owner(self, authorization: str | None) -> bytes:
         """Whose request it is, by its header.
 

@@ -94,7 +94,7 @@ class Responses:
             "incomplete_details": None if talk.ended else {"reason": "max_output_tokens"},
         }
         if answer["store"]:
-            self._service.keep(owner, talk, [self._turn(answer, body, said, previous, talk)])
+            self._service.keep(owner, talk, [self._turn(answer, body, said, previous)])
         for index, item in enumerate(output):
             yield from _closing_events(index, item)
         yield {"type": f"response.{status}", "response": answer}
@@ -152,7 +152,7 @@ class Responses:
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> dict[str, Any]:
         """Delete a response with its memory, and with ``cascade`` all that follow it."""
         self._kept(owner, name)
-        gone, left = self._store.delete(owner, name, cascade=cascade)
+        gone, left = self._service.memories.delete(owner, name, cascade=cascade)
         return {
             "id": name,
             "object": "response",
@@ -193,7 +193,6 @@ class Responses:
         body: CreateResponse,
         said: Incoming,
         previous: KeptTurn | None,
-        talk: ServedConversation,
     ) -> KeptTurn:
         keeps = self._service.keep_text
         return KeptTurn(
@@ -202,9 +201,7 @@ class Responses:
             answer=answer if keeps else {},
             asked=_input_items(body) if keeps else [],
             system=_joined(*said.system),
-            part=0,
             created=answer["created_at"],
-            read=talk.read if keeps else [],
         )
 
     def _compaction(self, owner: bytes, talk: ServedConversation, said: Incoming) -> dict[str, Any]:

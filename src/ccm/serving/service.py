@@ -17,10 +17,11 @@ from ccm.serving.backend import Backend
 from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange
-from ccm.serving.packing import begins, pack
+from ccm.serving.memories import KeptMemory, Memories
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
 from ccm.serving.store import KeptTurn, QuotaError, Store
+from ccm.serving.transcripts import Passage, Transcript
 
 LONGEST = 512  # tokens of a reply, unless a request says otherwise
 
@@ -56,12 +57,12 @@ class ServedConversation:
 
     Args:
         conversation: after the memory that the request names.
-        before: the part of the store that holds this memory, as it is; None where there is none.
+        after: this memory as it is kept; None where the request brought it, or there is none.
         cached: tokens that were in memory already, of the head, too.
 
     Attributes:
-        before: this part.
-        begun: the memory that it began with.
+        after: this memory.
+        complete: whether all that was before is kept.
         reply: what the model wrote, whole.
         text: of it, without calls.
         calls: of tools.
@@ -69,10 +70,12 @@ class ServedConversation:
         heard: the memory after each exchange of the past.
     """
 
-    def __init__(self, conversation: Conversation, before: int | None, cached: int) -> None:
-        self._conversation, self.before, self.begun = conversation, before, conversation.memory
+    def __init__(self, conversation: Conversation, after: KeptMemory | None, cached: int) -> None:
+        self._conversation, self.after = conversation, after
+        self.complete = after is not None or not conversation.memory.begun[0]
         self.reply, self.text, self.calls, self.ended = "", "", list[ToolCall](), True
         self.heard: list[Memory] = []
+        self._exchanges: list[Exchange] = []
         self._cached = cached
 
     def hear(self, exchanges: Sequence[Exchange]) -> Iterator[None]:
@@ -81,6 +84,7 @@ class ServedConversation:
             with refusing():
                 self._conversation.hear(said, reply)
             self.heard.append(self._conversation.memory)
+            self._exchanges.append((said, reply))
             yield
 
     def say(
@@ -108,6 +112,7 @@ class ServedConversation:
         last = self._conversation.last
         assert last is not None
         self.reply, self.ended = last.reply, last.ended
+        self._exchanges.append(([dict(message) for message in asked], last.reply))
         if not tools:
             self.text = last.reply
         elif self.text:
@@ -128,9 +133,15 @@ class ServedConversation:
         )
 
     @property
-    def read(self) -> list[list[int]]:
-        """Token ids of the steps that the request brought."""
-        return self._conversation.read
+    def passages(self) -> list[Passage]:
+        """The exchanges that the request brought, the last with the reply."""
+        pairs = zip(self._exchanges, self._conversation.read, strict=True)
+        return [Passage(said, reply, ids) for (said, reply), ids in pairs]
+
+    def transcript(self, passages: Sequence[Passage]) -> Transcript:
+        """Exchanges of the conversation, under its system message and tools."""
+        turns = self._conversation.turns
+        return Transcript(turns.system, turns.tools, passages)
 
     @property
     def memory(self) -> Memory:
@@ -147,6 +158,11 @@ class Service:
     seal: Seal
     keep_text: bool = True
     started: float = field(default_factory=time.time)
+
+    @property
+    def memories(self) -> Memories:
+        """The memories of the turns that are kept."""
+        return Memories(self.backend, self.store)
 
     def check_model(self, name: str) -> None:
         """Refuse another model than that of the server.
@@ -190,17 +206,17 @@ class Service:
             RequestError: when what came cannot be taken.
         """
         with refusing():
-            memory = None
+            memory = after = None
             if sealed is not None:
                 memory = self.backend.unpack([sealed])
             elif previous is not None:
-                memory = self.backend.unpack(self.store.parts(owner, previous.part))
+                after = self.memories.get(owner, previous.part)
+                memory = after.memory
             begun = self.backend.begin(memory, system=system, tools=tools, sampling=sampling, endless=endless)
         if memory is None:
             return ServedConversation(begun, None, 0)
         head = len(memory.heads[0]) if memory.heads[0].ids == begun.memory.heads[0].ids else 0
-        as_kept = previous is not None and begun.memory is memory  # else its keys were turned for another head
-        return ServedConversation(begun, previous.part if as_kept and previous else None, memory.tokens[0] + head)
+        return ServedConversation(begun, after, memory.tokens[0] + head)
 
     def keep(self, owner: bytes, talk: ServedConversation, turns: Sequence[KeptTurn]) -> None:
         """Keep turns and their memories, before the client hears that it is done.
@@ -208,23 +224,18 @@ class Service:
         Args:
             owner: whose they are.
             talk: what they are of.
-            turns: the last is that of the reply, those before it are of the exchanges that were heard last.
+            turns: the last is that of the reply, those before it are of one exchange each that was heard last.
 
         Raises:
             RequestError: 507 where the store cannot be written.
         """
-        before, begun = talk.before, talk.begun
-        memories = [*talk.heard, talk.memory]
+        memories, passages = [*talk.heard, talk.memory], talk.passages
+        first, after = len(passages) - len(turns) + 1, talk.after
+        groups = [passages[:first], *([passage] for passage in passages[first:])]
         try:
-            for turn, memory in zip(turns, memories[-len(turns) :], strict=True):
-                try:
-                    if self.backend.adds and before is not None and begins(memory, begun):
-                        part = self.store.add(owner, turn, pack(memory, begun), before)
-                    else:
-                        part = self.store.add(owner, turn, pack(memory), None)
-                except sqlite3.IntegrityError:  # what it follows was deleted meanwhile
-                    part = self.store.add(owner, turn, pack(memory), None)
-                before, begun = part, memory
+            for turn, memory, group in zip(turns, memories[-len(turns) :], groups, strict=True):
+                known = self.keep_text and talk.complete
+                after = self.memories.add(owner, turn, memory, after, talk.transcript(group) if known else None)
         except (sqlite3.Error, QuotaError) as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
 

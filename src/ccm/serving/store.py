@@ -1,11 +1,12 @@
 """What a server keeps: turns of conversations, in SQLite, each with its memory.
 
     turn      id, owner, the turn before it, what was asked and answered, when      ->  part
-    part      the columns that a step added, after those of the part before it      ->  part, or none
+    part      what a turn did to the memory before it: text, and keys and values    ->  part before it, or none
 
-Under rules that only add, a turn's part holds what its step added, and its memory is the chain of parts: each entry is
-kept once, however many turns hold it. Under rules that fold, a part is a whole memory. A turn and its part are written
-in one transaction, and what is deleted is overwritten.
+Under rules that only add, the data of a part are the columns that its turn added: each entry is kept once, however many
+turns hold it. Under rules that fold, they are a whole memory; the newest of a conversation are kept, and every
+sixteenth. Of others the text alone stays, from which the memory is made again. A turn and its part are written in one
+transaction, and what is deleted is overwritten.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import CCMError, ConfigError, MemoryFileError
 
-VERSION = 1
+VERSION = 2
+NEWEST = 8  # whole memories of a conversation that are kept, counted from its last turn
+LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
+ERASED = ""  # the text of a part whose turn was deleted, while later parts hold what it said
 _USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
 FILE = "turns.sqlite3"
 _SETTINGS = (
@@ -39,19 +43,46 @@ _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE parts (
     id INTEGER PRIMARY KEY AUTOINCREMENT, owner BLOB NOT NULL, before INTEGER REFERENCES parts, depth INTEGER NOT NULL,
-    data BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL
+    steps INTEGER NOT NULL, whole INTEGER NOT NULL, text TEXT, data BLOB, digest BLOB NOT NULL, size INTEGER NOT NULL
 );
 CREATE INDEX parts_before ON parts (before);
 CREATE INDEX parts_owner ON parts (owner, size);
 CREATE TABLE turns (
     id TEXT PRIMARY KEY, owner BLOB NOT NULL, previous TEXT, chain BLOB, created REAL NOT NULL, used REAL NOT NULL,
-    system TEXT NOT NULL, asked TEXT NOT NULL, answer TEXT NOT NULL, read BLOB NOT NULL,
-    part INTEGER NOT NULL REFERENCES parts, size INTEGER NOT NULL
+    system TEXT NOT NULL, asked TEXT NOT NULL, answer TEXT NOT NULL, part INTEGER NOT NULL REFERENCES parts,
+    size INTEGER NOT NULL
 );
 CREATE INDEX turns_chain ON turns (owner, chain);
 CREATE INDEX turns_previous ON turns (previous);
 CREATE INDEX turns_part ON turns (part);
 CREATE INDEX turns_used ON turns (owner, used, size);
+"""
+_PART = "id, before, steps, whole, text, data, digest"
+
+
+def _columns(table: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in _PART.split(", "))
+
+
+# from a part back to its beginning, or to the nearest whole memory
+_CHAIN = f"""
+WITH RECURSIVE chain({_PART}, depth) AS (
+    SELECT {_PART}, depth FROM parts WHERE id = ? AND owner = ?
+    UNION ALL
+    SELECT {_columns("p")}, p.depth FROM parts p
+    JOIN chain ON p.id = chain.before WHERE ? OR NOT chain.whole OR chain.data IS NULL
+) SELECT {_PART} FROM chain ORDER BY depth
+"""
+# of the part NEWEST turns back, the data can be made again, and no other part is only what was added to them
+_OLD = f"""
+WITH RECURSIVE back(id, before, number) AS (
+    SELECT id, before, 0 FROM parts WHERE id = ?
+    UNION ALL
+    SELECT p.id, p.before, number + 1 FROM parts p JOIN back ON p.id = back.before WHERE number < {NEWEST}
+) SELECT {_columns("p")} FROM parts p JOIN back ON p.id = back.id LEFT JOIN parts b ON b.id = p.before
+WHERE number = {NEWEST} AND p.data IS NOT NULL AND p.text IS NOT NULL AND p.text != '{ERASED}'
+    AND p.depth % {LANDMARK} != 0 AND (p.before IS NULL OR b.data IS NOT NULL OR (b.text IS NOT NULL AND b.text != ''))
+    AND NOT EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole)
 """
 
 
@@ -69,10 +100,9 @@ class KeptTurn:
         answer: what the client got, as JSON.
         asked: the items that came with it.
         system: messages that came among the items and stand before all steps.
-        part: of the store, the last of its memory.
         created: Unix time.
-        read: token ids of the steps that the turn read.
         chain: digest of all exchanges up to its own, where it can be found by them.
+        part: of the store, the last of its memory; 0 before it is kept.
     """
 
     id: str
@@ -80,10 +110,45 @@ class KeptTurn:
     answer: dict[str, Any]
     asked: list[Any]
     system: str
-    part: int
     created: float
-    read: list[list[int]] = field(default_factory=list)
     chain: bytes | None = None
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a turn did to the memory before it.
+
+    Attributes:
+        before: the part that it follows; None at the beginning.
+        steps: how many steps it added.
+        whole: whether ``data`` are the whole memory, and not what was added to the one before.
+        text: the :class:`ccm.serving.transcripts.Transcript` as JSON; None where it is not known, and :data:`ERASED`.
+        data: as :func:`ccm.serving.packing.pack` makes them; None where the text alone is kept.
+        id: of the store; 0 before it is kept.
+    """
+
+    before: int | None
+    steps: int
+    whole: bool
+    text: str | None
+    data: bytes | None
+    id: int = 0
+
+    @property
+    def digest(self) -> bytes:
+        """Of text and data."""
+        return sha256(sha256((self.text or "").encode()).digest() + (self.data or b"")).digest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of text and data."""
+        return len((self.text or "").encode()) + len(self.data or b"")
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether its text is there, so that it can follow the memory before it once more."""
+        return bool(self.text)
 
 
 class Store:
@@ -147,7 +212,8 @@ class Store:
         (self.origin,) = self._base.execute("SELECT value FROM about WHERE name = 'origin'").fetchone()
         if origin is not None and self.origin != origin:
             raise ConfigError(
-                f"The store {folder} holds memories of another model, adapter or rule; name another folder."
+                f"The store {folder} holds memories of another model, adapter or rule; name another folder, or make "
+                f"them again from their text: ccm memory rebuild --store {folder}."
             )
 
     def close(self) -> None:
@@ -167,44 +233,52 @@ class Store:
                 raise
             self._base.execute("COMMIT")
 
-    def add(self, owner: bytes, turn: KeptTurn, data: bytes, before: int | None) -> int:
-        """Keep a turn; returns its part.
-
-        Args:
-            owner: whose it is.
-            turn: its own part is not read.
-            data: of its memory, or of what its step added to ``before``.
-            before: the part that ``data`` follows.
+    def add(self, owner: bytes, turn: KeptTurn, part: Part) -> int:
+        """Keep a turn with its part; returns the number of the part.
 
         Raises:
-            sqlite3.Error: when it cannot be written; then nothing is. IntegrityError where ``before`` is gone.
+            sqlite3.Error: when it cannot be written; then nothing is. IntegrityError where the part before is gone.
             QuotaError: when it alone, with the memory that it follows, is more than the quota.
         """
-        answer, asked = json.dumps(turn.answer), json.dumps(turn.asked)
-        read, now = json.dumps(turn.read).encode(), time.time()
-        size = len(answer) + len(asked) + len(read) + len(turn.system)
+        answer, asked, now = json.dumps(turn.answer), json.dumps(turn.asked), time.time()
+        size = len(answer) + len(asked) + len(turn.system.encode("utf-8", "surrogatepass"))
         with self._writing():
             depth = 0
-            if before is not None:
+            if part.before is not None:
                 row = self._base.execute(
-                    "SELECT depth + 1 FROM parts WHERE id = ? AND owner = ?", (before, owner)
+                    "SELECT depth + 1 FROM parts WHERE id = ? AND owner = ?", (part.before, owner)
                 ).fetchone()
                 if row is None:
-                    raise sqlite3.IntegrityError(f"there is no part {before}")
+                    raise sqlite3.IntegrityError(f"there is no part {part.before}")
                 (depth,) = row
-            part = self._base.execute(
-                "INSERT INTO parts (owner, before, depth, data, digest, size) VALUES (?, ?, ?, ?, ?, ?)",
-                (owner, before, depth, data, sha256(data).digest(), len(data)),
+            number = self._base.execute(
+                "INSERT INTO parts (owner, before, depth, steps, whole, text, data, digest, size) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (owner, part.before, depth, part.steps, part.whole, part.text, part.data, part.digest, part.size),
             ).lastrowid
-            values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer, read)
+            assert number is not None
+            values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer)
             self._base.execute(
-                "INSERT INTO turns (id, owner, previous, chain, created, used, system, asked, answer, read, part, size)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, part, size),
+                "INSERT INTO turns (id, owner, previous, chain, created, used, system, asked, answer, part, size) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, number, size),
             )
+            self._thin(number)
             self._make_room(owner, turn.id)
-        assert part is not None
-        return part
+        return number
+
+    def _thin(self, number: int) -> None:
+        """Let go of a memory that is old and can be made from text again, where a part was added."""
+        for row in self._base.execute(_OLD, (number,)).fetchall():
+            with suppress(MemoryFileError):  # a damaged one stays as it is
+                self._write(replace(_part(row), whole=True, data=None))
+
+    def _write(self, part: Part) -> None:
+        """Change what a part holds."""
+        self._base.execute(
+            "UPDATE parts SET steps = ?, whole = ?, text = ?, data = ?, digest = ?, size = ? WHERE id = ?",
+            (part.steps, part.whole, part.text, part.data, part.digest, part.size, part.id),
+        )
 
     def get(self, owner: bytes, name: str) -> KeptTurn | None:
         """The turn of that id, if it is the owner's and has not expired."""
@@ -221,18 +295,16 @@ class Store:
         with self._lock:
             now = time.time()
             row = self._base.execute(
-                "SELECT id, previous, answer, asked, system, part, created, read, chain, used FROM turns "
+                "SELECT id, previous, answer, asked, system, created, chain, part, used FROM turns "
                 f"WHERE owner = ? AND {where} AND used > ? ORDER BY created DESC LIMIT 1",
                 (owner, value, now - self._seconds),
             ).fetchone()
             if row is None:
                 return None
-            name, previous, answer, asked, system, part, created, read, chain, used = row
+            name, previous, answer, asked, *others, used = row
             if now - used > _USED:
                 self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
-        return KeptTurn(
-            name, previous, json.loads(answer), json.loads(asked), system, part, created, json.loads(read), chain
-        )
+        return KeptTurn(name, previous, json.loads(answer), json.loads(asked), *others)
 
     def owner_of(self, name: str) -> bytes:
         """Whose the turn of an id is; nobody's where there is none."""
@@ -244,34 +316,99 @@ class Store:
         """What there is, turn by turn, in the order of time; a key is told by 8 hex digits of its digest."""
         with self._lock:
             rows = self._base.execute(
-                "SELECT t.id, t.previous, t.owner, t.created, t.used, t.size FROM turns t ORDER BY t.created, t.rowid"
+                "SELECT t.id, t.previous, t.owner, t.created, t.used, t.size + p.size FROM turns t "
+                "JOIN parts p ON p.id = t.part ORDER BY t.created, t.rowid"
             ).fetchall()
         for name, previous, owner, created, used, held in rows:
             told = {"id": name, "previous": previous, "key": owner.hex()[:8], "created": created, "used": used}
             yield {**told, "size": held}
 
-    def parts(self, owner: bytes, part: int) -> list[bytes]:
-        """The data of a memory, part by part.
+    def chain(self, owner: bytes, number: int, *, whole: bool = False) -> list[Part]:
+        """The parts of a memory in order, from the nearest whole memory on, or from the beginning if ``whole``.
 
         Raises:
-            MemoryFileError: when one is not what was written.
+            MemoryFileError: when one is not what was written, or was deleted.
         """
         with self._lock:
-            rows = self._base.execute(
-                "WITH RECURSIVE chain(id, before, depth, data, digest) AS ("
-                "SELECT id, before, depth, data, digest FROM parts WHERE id = ? AND owner = ? UNION ALL "
-                "SELECT p.id, p.before, p.depth, p.data, p.digest FROM parts p JOIN chain ON p.id = chain.before) "
-                "SELECT data, digest FROM chain ORDER BY depth",
-                (part, owner),
-            ).fetchall()
+            rows = self._base.execute(_CHAIN, (number, owner, whole)).fetchall()
         if not rows:
             raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
-        if any(sha256(data).digest() != held for data, held in rows):
-            raise MemoryFileError("A kept memory is damaged: it is not what was written. Begin anew.")
-        return [data for data, _ in rows]
+        return [_part(row) for row in rows]
+
+    def following(self, number: int) -> list[tuple[bytes, Part]]:
+        """A part and all that follow it, with their owner, each after the one before it."""
+        with self._lock:
+            rows = self._base.execute(
+                "WITH RECURSIVE tree(id) AS (SELECT ? UNION ALL SELECT p.id FROM parts p JOIN tree ON p.before = tree.id"
+                f") SELECT {_columns('p')}, p.owner FROM parts p JOIN tree ON p.id = tree.id ORDER BY p.id",
+                (number,),
+            ).fetchall()
+        return [(row[-1], _part(row[:-1])) for row in rows]
+
+    def change(self, parts: Iterable[Part], gone: Iterable[str] = (), blank: Iterable[str] = ()) -> None:
+        """Change what parts hold, delete turns, and take the text of others out: all of it, or nothing."""
+        with self._writing():
+            for part in parts:
+                self._write(part)
+            for name in blank:
+                self._base.execute(
+                    "UPDATE turns SET asked = '[]', answer = '{}', size = length(system) WHERE id = ?", (name,)
+                )
+            for name in gone:
+                self._drop(name)
+        self._overwrite()
+
+    def unmade(self) -> list[tuple[bytes, int]]:
+        """Owners and numbers of parts without data, each after the one before it."""
+        with self._lock:
+            return self._base.execute("SELECT owner, id FROM parts WHERE data IS NULL ORDER BY id").fetchall()
+
+    def in_need(self, name: str) -> list[tuple[bytes, int]]:
+        """Owners and numbers of parts whose data must be there before a turn can be deleted: they need its text."""
+        with self._lock:
+            return self._base.execute(
+                "SELECT p.owner, p.id FROM turns t JOIN parts p ON p.id = t.part WHERE t.id = ?1 AND p.data IS NULL "
+                "AND EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole) UNION ALL SELECT p.owner, p.id "
+                "FROM turns t JOIN parts p ON p.before = t.part WHERE t.id = ?1 AND p.data IS NULL",
+                (name,),
+            ).fetchall()
+
+    def turns_of(self, numbers: Iterable[int]) -> list[tuple[str, int, bool]]:
+        """Turns whose memory ends with one of the parts: id, part, and whether it is found by its messages."""
+        with self._lock:
+            rows = (
+                self._base.execute("SELECT id, part, chain IS NOT NULL FROM turns WHERE part = ?", (number,)).fetchall()
+                for number in numbers
+            )
+            return [(name, number, bool(found)) for several in rows for name, number, found in several]
+
+    def textless(self) -> list[str]:
+        """Ids of turns whose memory cannot be made from text: of them or of turns before, none was kept."""
+        with self._lock:
+            rows = self._base.execute(
+                "WITH RECURSIVE lost(id) AS (SELECT id FROM parts WHERE text IS NULL UNION "
+                "SELECT p.id FROM parts p JOIN lost ON p.before = lost.id) "
+                "SELECT t.id FROM turns t JOIN lost ON t.part = lost.id"
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
+        """Make this the store of another model: all data go, and the text of each part takes a new form.
+
+        Args:
+            origin: identity of the model.
+            renew: gives the new form of a text.
+        """
+        with self._writing():
+            self._base.execute("UPDATE about SET value = ? WHERE name = 'origin'", (origin,))
+            for (number,) in self._base.execute("SELECT id FROM parts WHERE text IS NOT NULL").fetchall():
+                row = self._base.execute(f"SELECT {_PART} FROM parts WHERE id = ?", (number,)).fetchone()
+                part = _part(row)
+                self._write(replace(part, whole=True, text=renew(part.text or ""), data=None))
+        self.origin = origin
 
     def delete(self, owner: bytes, name: str, *, cascade: bool = False) -> tuple[list[str], int]:
-        """Delete a turn, and with ``cascade`` all that follow it.
+        """Delete a turn, and with ``cascade`` all that follow it; see :meth:`in_need`.
 
         Returns:
             The ids that are gone, and how many turns are left that follow and hold what it said.
@@ -288,6 +425,7 @@ class Store:
             ]
             gone = following if cascade else following[:1]
             for one in gone:
+                self._erase(one)
                 self._drop(one)
         self._overwrite()
         return gone, len(following) - len(gone)
@@ -306,6 +444,17 @@ class Store:
         """Take what was deleted out of the journal, too."""
         with self._lock:
             self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _erase(self, name: str) -> None:
+        """Take the text of a turn out of its part, and the data where no other part is what was added to them."""
+        *row, adds = self._base.execute(
+            f"SELECT {_columns('p')}, EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole) "
+            "FROM turns t JOIN parts p ON p.id = t.part WHERE t.id = ?",
+            (name,),
+        ).fetchone()
+        part = _part(row, check=False)
+        kept = None if part.text is None else ERASED
+        self._write(replace(part, text=kept, data=part.data if adds else None))
 
     def _drop(self, name: str) -> int:
         """Delete a turn, and of its memory what no other holds; returns their bytes.
@@ -339,3 +488,16 @@ class Store:
             if oldest is None:
                 raise QuotaError(f"This conversation takes {held} bytes, and the quota of a key is {self._quota}.")
             held -= self._drop(oldest[0])
+
+
+def _part(row: Sequence[Any], *, check: bool = True) -> Part:
+    """A part of a row.
+
+    Raises:
+        MemoryFileError: when it is not what was written.
+    """
+    number, before, steps, whole, text, data, digest = row
+    part = Part(before, steps, bool(whole), text, data, number)
+    if check and part.digest != digest:
+        raise MemoryFileError("A kept memory is damaged: it is not what was written. Begin anew.")
+    return part

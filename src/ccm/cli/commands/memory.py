@@ -1,20 +1,27 @@
-"""``ccm memory``: list, show, verify, delete and export what a server keeps."""
+"""``ccm memory``: what a server keeps, while it does not run."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccm.cli.commands.adapters_list import table_of
-from ccm.cli.console import plain_console, tell
+from ccm.cli.console import counting, plain_console, progress, tell
 from ccm.core.errors import ConfigError, MemoryFileError
 from ccm.core.units import size
-from ccm.serving.store import FILE, KeptTurn, Store
+from ccm.serving.keys import Keys
+from ccm.serving.store import ERASED, FILE, KeptTurn, Part, Store
+from ccm.serving.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from ccm.serving.backend import Backend
+    from ccm.serving.memories import Memories
 
 
 @contextmanager
@@ -52,26 +59,42 @@ def run_list(folder: Path, *, as_json: bool) -> None:
 
 
 def run_show(name: str, folder: Path) -> None:
-    """A turn as JSON.
+    """A turn as JSON, with the steps of its memory.
 
     Raises:
         ConfigError: when there is none of that id.
     """
     with opened(folder) as store:
         turn = _turn(store, name)
+        chain = store.chain(store.owner_of(name), turn.part, whole=True)
     told = {"id": turn.id, "previous": turn.previous, "asked": turn.asked, "answer": turn.answer}
-    print(json.dumps(told, indent=2, ensure_ascii=False))
+    print(json.dumps({**told, "steps": [*_steps(chain)]}, indent=2, ensure_ascii=False))
+
+
+def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    """The steps of a memory in order, each with its number and its text, where this was kept."""
+    number = 1
+    for part in chain:
+        passages = Transcript.loads(part.text).passages if part.text else []
+        for said, reply, _ in passages:
+            yield {"step": number, "said": said, "reply": reply}
+            number += 1
+        for _ in range(part.steps - len(passages)):
+            yield {"step": number, "text": "deleted" if part.text == ERASED else "not kept"}
+            number += 1
 
 
 def run_verify(folder: Path) -> None:
     """Read every memory; the exit status is 1 where one is damaged."""
     with opened(folder) as store:
         names, damaged = [row["id"] for row in store.rows()], []
-        for name in names:
-            try:
-                store.parts(store.owner_of(name), _turn(store, name).part)
-            except MemoryFileError:
-                damaged.append(name)
+        with progress("reading", len(names), "memories") as show:
+            for done, name in enumerate(names):
+                show(done)
+                try:
+                    store.chain(store.owner_of(name), _turn(store, name).part, whole=True)
+                except MemoryFileError:
+                    damaged.append(name)
     for name in damaged:
         tell(f"The memory of {name} is damaged; delete it with ccm memory delete.")
     print(f"{len(names) - len(damaged)} of {len(names)} memories are whole.")
@@ -79,7 +102,7 @@ def run_verify(folder: Path) -> None:
         sys.exit(1)
 
 
-def run_delete(name: str, folder: Path, *, cascade: bool) -> None:
+def run_delete(name: str, folder: Path, choice: dict[str, Any], *, cascade: bool) -> None:
     """Delete a turn, and say who holds what it said.
 
     Raises:
@@ -87,7 +110,11 @@ def run_delete(name: str, folder: Path, *, cascade: bool) -> None:
     """
     with opened(folder) as store:
         _turn(store, name)
-        gone, left = store.delete(store.owner_of(name), name, cascade=cascade)
+        owner = store.owner_of(name)
+        if cascade or not store.in_need(name):
+            gone, left = store.delete(owner, name, cascade=cascade)
+        else:  # the memories of later turns would be made from its text
+            gone, left = _memories(store, folder, choice).delete(owner, name, cascade=cascade)
     print(f"Deleted: {', '.join(gone)}.")
     if left:
         print(f"{left} later turns hold what it said; delete them with --cascade, too.")
@@ -100,18 +127,99 @@ def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> N
         ConfigError: when there is no such turn, or the model is another.
         MemoryFileError: when the file cannot be written.
     """
+    with opened(folder) as store:
+        part = _turn(store, name).part
+        _memories(store, folder, choice).get(store.owner_of(name), part).memory.save(file)
+    print(f"Go on with it: ccm chat --load {file}")
+
+
+def run_import(file: Path, folder: Path, key: Path | None, choice: dict[str, Any]) -> None:
+    """Keep the memory of a file as a turn.
+
+    Raises:
+        ConfigError: when the model is another, or the file of the key holds several.
+        MemoryFileError: when the file holds no memory of one conversation of this model.
+    """
+    from ccm.serving.memories import Memories
+    from ccm.serving.responses import new_id
+
+    owners = Keys(key).owners
+    if len(owners) > 1:
+        raise ConfigError(f"{key} holds {len(owners)} API keys; name a file with the one whose memory it becomes.")
+    with opened(folder) as store:
+        backend = _backend(store, folder, choice)
+        turn = KeptTurn(new_id("resp"), None, {}, [], "", int(time.time()))
+        Memories(backend, store).add(owners[0], turn, backend.load(file), None, None)
+    print(f"Go on with it: previous_response_id {turn.id}")
+
+
+def run_rebuild(folder: Path, choice: dict[str, Any], *, drop: bool) -> None:
+    """Make all memories again from text, by another model or adapter.
+
+    Raises:
+        ConfigError: when the text of some was not kept, and they are not to be dropped.
+    """
+    from ccm.serving.memories import Memories
+
+    with opened(folder) as store:
+        backend = _load(choice)
+        lost = [] if store.origin == backend.origin else store.textless()
+        if lost and not drop:
+            raise ConfigError(
+                f"The text of {len(lost)} turns was not kept, so that their memories cannot be made again; the first "
+                f"is {lost[0]}. Delete them with --drop, or serve the model that made them."
+            )
+        for name in lost:
+            store.delete(store.owner_of(name), name)
+        made = 0
+        with counting("memories") as show:
+            for done, made in Memories(backend, store).rebuild():
+                show("rebuilding", done, made)
+    print(f"{made} memories were made again{f'; {len(lost)} turns were deleted' if lost else ''}.")
+
+
+def run_forget(name: str, step: int, folder: Path, choice: dict[str, Any]) -> None:
+    """Forget a step of a memory, in every memory that holds it.
+
+    Raises:
+        ConfigError: when there is no such turn, or the model is another.
+        InputError: when there is no such step, or text that is needed was not kept.
+    """
+    with opened(folder) as store:
+        _turn(store, name)
+        done = _memories(store, folder, choice).forget(store.owner_of(name), name, step)
+    how = "It was taken out of" if done.exact else "Made again from text without it:"
+    print(f"Step {step} is forgotten. {how} {len(done.changed)} memories.")
+    if done.deleted:
+        print(f"Deleted: {', '.join(done.deleted)}.")
+    print("Texts of later steps are as they were: they may repeat what it said.")
+
+
+def _load(choice: dict[str, Any]) -> Backend:
     from ccm.engine.decoder import as_decoder
     from ccm.models.load import load
     from ccm.serving.backend import Backend
 
-    with opened(folder) as store:
-        parts, origin = store.parts(store.owner_of(name), _turn(store, name).part), store.origin
     model, tokenizer = load(**choice)
-    backend = Backend(as_decoder(model, "a server"), tokenizer, "")
-    if backend.origin != origin:
+    return Backend(as_decoder(model, "a server"), tokenizer, "")
+
+
+def _backend(store: Store, folder: Path, choice: dict[str, Any]) -> Backend:
+    """The model of a store.
+
+    Raises:
+        ConfigError: when the one that was chosen is another.
+    """
+    backend = _load(choice)
+    if backend.origin != store.origin:
         raise ConfigError(f"{folder} is of another model, adapter or rule; name those of its server.")
-    backend.unpack(parts).save(file)
-    print(f"Go on with it: ccm chat --load {file}")
+    return backend
+
+
+def _memories(store: Store, folder: Path, choice: dict[str, Any]) -> Memories:
+    from ccm.serving.memories import Memories
+
+    return Memories(_backend(store, folder, choice), store)
 
 
 def _turn(store: Store, name: str) -> KeptTurn:

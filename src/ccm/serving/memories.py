@@ -1,0 +1,219 @@
+"""Memories of turns: kept as parts, made again from their text, and rid of what is to be forgotten."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ccm.core.errors import InputError, MemoryFileError
+from ccm.engine.memory import Memory
+from ccm.serving.backend import Backend
+from ccm.serving.packing import begins, pack
+from ccm.serving.store import ERASED, KeptTurn, Part, Store
+from ccm.serving.transcripts import Passage, Transcript
+
+
+@dataclass(frozen=True)
+class KeptMemory:
+    """A memory, and the part of the store that ends it."""
+
+    memory: Memory
+    part: int
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was done to forget a step.
+
+    Attributes:
+        exact: whether the step was taken out of the memories; else they were made from text again.
+        changed: ids of turns whose memories no longer hold it.
+        deleted: ids of turns that are gone: the one whose exchange it was, and those that chat completions would find
+            by messages that hold it.
+    """
+
+    exact: bool
+    changed: list[str]
+    deleted: list[str]
+
+
+class Memories:
+    """The memories of the turns in a store.
+
+    Args:
+        backend: the model.
+        store: what is kept.
+    """
+
+    def __init__(self, backend: Backend, store: Store) -> None:
+        self._backend, self._store = backend, store
+
+    def get(self, owner: bytes, number: int) -> KeptMemory:
+        """The memory that ends with a part.
+
+        Raises:
+            MemoryFileError: when it is damaged, was deleted, or was made by another version of the model's settings.
+        """
+        memory, data = None, list[bytes]()
+        for part in self._store.chain(owner, number):
+            if part.data is not None:
+                data = [part.data] if part.whole else [*data, part.data]
+                continue
+            memory, data = self._backend.unpack(data) if data else memory, []
+            memory, _ = self._replay(memory, part)
+            data = [pack(memory)]
+        return KeptMemory(self._backend.unpack(data), number)
+
+    def _replay(self, memory: Memory | None, part: Part) -> tuple[Memory, str]:
+        """The memory after a part's text, and this text with the token ids that it was read as."""
+        if part.text is None:
+            raise MemoryFileError("The text of this memory was not kept, so that it cannot be made again.")
+        if part.text == ERASED:
+            return (memory or self._backend.replay(None, Transcript("", [], []))[0]), ERASED
+        told = Transcript.loads(part.text)
+        made, read = self._backend.replay(memory, told)
+        passages = [passage._replace(ids=ids) for passage, ids in zip(told.passages, read, strict=True)]
+        return made, replace(told, passages=passages).dumps()
+
+    def add(
+        self, owner: bytes, turn: KeptTurn, memory: Memory, after: KeptMemory | None, transcript: Transcript | None
+    ) -> KeptMemory:
+        """Keep a turn and its memory.
+
+        Args:
+            owner: whose they are.
+            turn: the turn.
+            memory: after it.
+            after: the memory before it; None where there was none, or none is kept.
+            transcript: what it added; None where this is not to be kept, or is not all that was before.
+
+        Raises:
+            sqlite3.Error: when they cannot be written.
+            QuotaError: when they are more than the owner's quota.
+        """
+        text = None if transcript is None else transcript.dumps()
+        try:
+            number = self._store.add(owner, turn, self._part(memory, after, text))
+        except sqlite3.IntegrityError:  # what it follows was deleted meanwhile, and its text is not known
+            number = self._store.add(owner, turn, self._part(memory, None, None))
+        return KeptMemory(memory, number)
+
+    def _part(self, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
+        steps = len(memory.steps[0])
+        if after is None:
+            return Part(None, steps, whole=True, text=text, data=pack(memory))
+        steps -= len(after.memory.steps[0])
+        if self._backend.adds and begins(memory, after.memory):
+            return Part(after.part, steps, whole=False, text=text, data=pack(memory, after.memory))
+        return Part(after.part, steps, whole=True, text=text, data=pack(memory))
+
+    def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], int]:
+        """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
+        if not cascade:
+            self._make(self._store.in_need(name))
+        return self._store.delete(owner, name, cascade=cascade)
+
+    def _make(self, parts: Sequence[tuple[bytes, int]]) -> None:
+        for owner, number in parts:
+            part = self._store.chain(owner, number)[-1]
+            before = None if part.before is None else self.get(owner, part.before)
+            memory, text = self._replay(None if before is None else before.memory, part)
+            made = self._part(memory, before, text)
+            self._store.change([replace(made, id=number)])
+
+    def rebuild(self) -> Iterator[tuple[int, int]]:
+        """Make all memories from text again, of a store that is of another model, or whose rebuilding was stopped.
+
+        Yields:
+            How many are made, and of how many.
+
+        Raises:
+            InputError: when a text cannot be read by the model.
+        """
+        if self._store.origin != self._backend.origin:
+            self._store.adopt(self._backend.origin, _without_ids)
+        unmade = self._store.unmade()
+        for done, part in enumerate(unmade):
+            yield done, len(unmade)
+            self._make([part])
+        yield len(unmade), len(unmade)
+
+    def forget(self, owner: bytes, name: str, step: int) -> Forgotten:
+        """Forget a step: no memory holds it any more, neither that of the turn nor any that followed the step.
+
+        Texts of later steps may repeat what it said.
+
+        Args:
+            owner: whose the turn is.
+            name: id of a turn.
+            step: the number of a step in its memory, from 1.
+
+        Raises:
+            InputError: when the turn has no such step, or memories must be made from text that was not kept.
+        """
+        turn = self._store.get(owner, name)
+        if turn is None:
+            raise InputError(f"There is no turn {name!r}.")
+        place, first = step, None
+        for part in self._store.chain(owner, turn.part, whole=True):
+            if 1 <= place <= part.steps:
+                first = part
+                break
+            place -= part.steps
+        if first is None:
+            raise InputError(f"There is no step {step}; the memory of {name} has {step - place}.")
+        tree = self._store.following(first.id)
+        exact = step > 1 and self._backend.forgets(self.get(owner, first.id).memory)
+        if not exact and any(part.text is None for _, part in tree):
+            raise InputError(
+                "Memories that hold this step must be made again from the texts of the other steps, and these were not "
+                "kept. Delete the turn and all that follow it: ccm memory delete ID --cascade."
+            )
+        numbers = [part.id for _, part in tree]
+        turns, emptied = self._store.turns_of(numbers), first.steps == 1
+        gone = [one for one, number, found in turns if found or (number == first.id and emptied)]
+        blank = [one for one, number, _ in turns if number == first.id and one not in gone]
+        parts = [*self._without(owner, [part for _, part in tree], step, place, exact=exact)]
+        self._store.change(parts, gone, blank)
+        return Forgotten(exact, [one for one, *_ in turns if one not in gone], gone)
+
+    def _without(self, owner: bytes, parts: Sequence[Part], step: int, place: int, *, exact: bool) -> Iterator[Part]:
+        """A part whose step at ``place`` (from 1) is forgotten, and those that follow it, as they are without it."""
+        first = parts[0]
+        memories = {} if first.before is None else {first.before: self.get(owner, first.before)}
+        waiting = Counter(part.before for part in parts)
+        for part in parts:
+            before = memories.get(part.before) if part.before is not None else None
+            text = _without_passage(part.text, place) if part is first else part.text
+            if exact:
+                memory = self._backend.forget(self.get(owner, part.id).memory, step)
+            else:
+                begun = None if before is None else before.memory
+                if step == 1 and text and (begun is None or not begun.begun[0]):
+                    text = _without_ids(text, 1)  # what stands first now begins as a first step does
+                memory, text = self._replay(begun, replace(part, text=text))
+            yield replace(self._part(memory, before, text), id=part.id)
+            memories[part.id] = KeptMemory(memory, part.id)
+            waiting[part.before] -= 1
+            if part.before is not None and not waiting[part.before]:
+                del memories[part.before]
+
+
+def _without_ids(text: str, count: int | None = None) -> str:
+    """The text of a part, whose first ``count`` exchanges, or all, are to be read as the model of today reads them."""
+    if text == ERASED:
+        return ERASED
+    told = Transcript.loads(text)
+    anew = [passage._replace(ids=None) for passage in told.passages[:count]]
+    return replace(told, passages=[*anew, *told.passages[len(anew) :]]).dumps()
+
+
+def _without_passage(text: str | None, place: int) -> str | None:
+    """The text of a part without one of its exchanges; other parts may still follow it."""
+    if not text:
+        return text
+    told = Transcript.loads(text)
+    left: list[Passage] = [passage for number, passage in enumerate(told.passages, 1) if number != place]
+    return replace(told, passages=left).dumps() if left else ERASED
