@@ -82,6 +82,52 @@ def test_an_exported_memory_is_that_of_a_chat(kept: Path, tmp_path: Path, call: 
     assert (status, "of another model, adapter or rule" in err) == (2, True)
 
 
+def test_a_memory_of_a_chat_is_imported_and_exported_again(kept: Path, tmp_path: Path, call: Any) -> None:
+    call("export", "two", tmp_path / "anna.memory", "--store", kept)
+    status, out, _ = call("import", tmp_path / "anna.memory", "--store", kept)
+    assert (status, out.startswith("Go on with it: previous_response_id resp_")) == (0, True)
+    name = out.split()[-1]
+    assert json.loads(call("show", name, "--store", kept)[1])["steps"] == [
+        {"step": 1, "text": "not kept"},
+        {"step": 2, "text": "not kept"},
+    ]
+    call("export", name, tmp_path / "again.memory", "--store", kept)
+    assert (tmp_path / "again.memory").read_bytes() == (tmp_path / "anna.memory").read_bytes()
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    status, _, err = call("import", tmp_path / "anna.memory", "--store", kept, "--key", tmp_path / "keys")
+    assert (status, "holds 2 API keys" in err) == (2, True)
+
+
+def test_a_step_is_shown_with_its_number_and_forgotten_by_it(kept: Path, tmp_path: Path, call: Any) -> None:
+    steps = json.loads(call("show", "two", "--store", kept)[1])["steps"]
+    assert [(step["step"], step["said"][0]["content"]) for step in steps] == [
+        (1, "My name is Anna."),
+        (2, "I live in Oslo."),
+    ]
+    status, out, _ = call("forget", "two", "--step", 1, "--store", kept)
+    assert (status, "Made again from text without it: 1 memories" in out, "Deleted: one" in out) == (0, True, True)
+    assert "may repeat what it said" in out
+    call("export", "two", tmp_path / "a.memory", "--store", kept)
+    chat = Conversation(*ccm.load("builtin"))
+    chat.load(tmp_path / "a.memory")
+    assert "Anna" not in chat.answer("What is my name?")
+    status, _, err = call("forget", "two", "--step", 2, "--store", kept)
+    assert (status, "no step 2; the memory of two has 1" in err) == (2, True)
+
+
+def test_a_store_is_rebuilt_for_another_rule(kept: Path, tmp_path: Path, call: Any) -> None:
+    status, out, _ = call("rebuild", "--store", kept, "--rule", "gate")
+    assert (status, out) == (0, "2 memories were made again.\n")
+    call("export", "two", tmp_path / "a.memory", "--store", kept, "--rule", "gate")
+    chat = Conversation(*ccm.load("builtin", rule="gate"))
+    chat.load(tmp_path / "a.memory")
+    assert chat.answer("What is my name?") == "Your name is Anna."
+    call("import", tmp_path / "a.memory", "--store", kept, "--rule", "gate")
+    status, _, err = call("rebuild", "--store", kept)
+    assert (status, "The text of 1 turns was not kept" in err, "--drop" in err) == (2, True, True)
+    assert "2 memories were made again; 1 turns were deleted" in call("rebuild", "--store", kept, "--drop")[1]
+
+
 def test_a_folder_without_a_store_is_refused(tmp_path: Path, call: Any) -> None:
     status, _, err = call("list", "--store", tmp_path)
     assert (status, "holds no store" in err) == (2, True)

@@ -12,7 +12,7 @@ from tokenizers_made import CHATML, tokenizer
 from ccm import Conversation
 from ccm.chat.conversation import UNDO
 from ccm.core.config import TurnFormat
-from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.errors import InputError, IrreversibleError, UnsupportedModelError
 from ccm.engine.layout import Sample
 from ccm.engine.memory import Memory
 from ccm.engine.room import drop_oldest
@@ -40,6 +40,26 @@ def test_steps_read_in_isolation_leave_nothing_of_those_that_went() -> None:
     for key, value, other_key, other_value in zip(left.keys, left.values, later.keys, later.values, strict=True):
         assert_close(key, other_key)
         assert_close(value, other_value)
+
+
+def test_a_step_read_in_isolation_is_forgotten_as_if_it_had_never_been() -> None:
+    model = tiny_model("concat", recurrent=False)
+    left = model.forget(compress_all(model, ROW), 2)
+    never = compress_all(model, Sample([ROW.steps[0], *ROW.steps[2:]], ROW.query))
+    assert left.steps == never.steps
+    assert left.offset.equal(never.offset)
+    for key, value, other_key, other_value in zip(left.keys, left.values, never.keys, never.values, strict=True):
+        assert_close(key, other_key)
+        assert_close(value, other_value)
+    with pytest.raises(InputError, match="no step 5; the memory holds 4"):
+        model.forget(compress_all(model, ROW), 5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"recurrent": False, "sink": True}])
+def test_a_step_that_other_entries_know_is_not_forgotten(settings: dict[str, bool]) -> None:
+    model = tiny_model("concat", **settings)
+    with pytest.raises(IrreversibleError, match="Read the other steps again"):
+        model.forget(compress_all(model, ROW), 2)
 
 
 @pytest.mark.parametrize("rule", GROWING)

@@ -38,9 +38,9 @@ def service(rule: str = "concat", folder: Path | None = None, secret: Path | Non
     return Service(one, store, Seal(secret, one.origin), **changes)
 
 
-def client(served: Service, keys: Path | None = None, body: int = MIB) -> TestClient:
+def client(served: Service, keys: Path | None = None, body: int = MIB, rate: int = 10_000) -> TestClient:
     """A client of a server."""
-    return TestClient(make_app(served, Keys(keys), body=body), raise_server_exceptions=False)
+    return TestClient(make_app(served, Keys(keys), body=body, rate=rate), raise_server_exceptions=False)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def running(served: Service, keys: Path | None = None) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = make_app(served, Keys(keys), body=MIB)
+    app = make_app(served, Keys(keys), body=MIB, rate=10_000)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from pathlib import Path
@@ -12,6 +13,7 @@ from openai import OpenAI
 from serving_app import ask, client, events_of, service
 
 from ccm.core.errors import ConfigError
+from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
 from ccm.serving.settings import ServerSettings
 
@@ -62,6 +64,48 @@ def test_what_is_no_request_is_refused_in_one_form(web, path: str, content: byte
     answer = web.post(path, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert {"type", "code", "message", "param"} <= answer.json()["error"].keys()
+
+
+def test_a_key_asks_so_many_times_within_a_minute(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    web = client(service(), tmp_path / "keys", rate=2)
+    asked = [web.get("/v1/models", headers={"Authorization": "Bearer one"}) for _ in range(3)]
+    assert [answer.status_code for answer in asked] == [200, 200, 429]
+    assert asked[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(asked[-1].headers["Retry-After"]) <= 60
+    assert web.get("/v1/models", headers={"Authorization": "Bearer two"}).status_code == 200
+    assert web.get("/health").status_code == 200
+
+
+def test_nobody_reads_the_body_of_one_who_may_not_ask(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n")
+    guard = Guard(_never, Keys(tmp_path / "keys"), 2**20, 10)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body is read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/responses", "headers": [(b"authorization", b"Bearer other")]}
+    asyncio.run(guard(scope, receive, send))
+    assert sent[0]["status"] == 401
+
+
+async def _never(*_: Any) -> None:
+    raise AssertionError("the application is asked")
+
+
+def test_a_conversation_has_so_many_steps() -> None:
+    web = client(service(most_steps=2))
+    first = ask(web, "Hi.")
+    second = ask(web, "Hi.", first["id"])
+    answer = web.post("/v1/responses", json={"model": "builtin", "input": "Hi.", "previous_response_id": second["id"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "conversation_too_long")
+    said = [{"type": "message", "role": role, "content": "Hi."} for role in ("user", "assistant")] * 2
+    answer = web.post("/v1/responses", json={"model": "builtin", "input": [*said, said[0]]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "conversation_too_long")
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes(web) -> None:

@@ -203,7 +203,8 @@ from ccm.serving.store import KeptTurn, Part, Store
 store, last = Store(Path(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"
-    last = store.add(b"a" * 32, KeptTurn(name, None, {"n": number}, [], "", 1.0), Part(last, 1, last is None, "{}", os.urandom(20_000)))
+    part = Part(last, 1, last is None, "{}", os.urandom(20_000))
+    last = store.add(b"a" * 32, KeptTurn(name, None, {"n": number}, [], "", 1.0), part)
     print(name, flush=True)
 """
 

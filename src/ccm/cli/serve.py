@@ -23,11 +23,13 @@ def serve(
         Path | None, typer.Option(help="File of the secret that seals compaction items; made where it is missing.")
     ] = None,
     days: Annotated[float, typer.Option(help="Until what was not asked for expires.")] = 30.0,
+    quota: Annotated[int, typer.Option(help="MiB that a key may keep; what was used longest ago goes.")] = 1024,
+    rate: Annotated[int, typer.Option(help="Requests of a key in a minute.")] = 6000,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Whether the text of turns is kept, too.")] = True,
 ) -> None:
     """Serve conversations: Open Responses at /v1/responses, and /v1/chat/completions."""
     from ccm.cli.commands.serve import run
-    from ccm.serving.settings import ServerSettings
+    from ccm.serving.settings import MIB, ServerSettings
 
-    settings = ServerSettings(host, port, store, keys, secret, days, keep_text=text)
+    settings = ServerSettings(host, port, store, keys, secret, days, quota=quota * MIB, rate=rate, keep_text=text)
     run(model.chosen(), settings)

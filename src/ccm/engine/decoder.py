@@ -222,8 +222,8 @@ class CCMModel(AdaptedModel):
         """
         if not self.forgets(memory):
             raise IrreversibleError(
-                "Other entries of this memory have seen the step, or stand behind a head or a sink, so that it cannot be "
-                "taken out of them. Read the other steps again into a new memory."
+                "Other entries of this memory have seen the step, or stand behind a head or a sink, so that it cannot "
+                "be taken out of them. Read the other steps again into a new memory."
             )
         if not 1 <= check_count(step, "step") <= len(memory.steps[0]):
             raise InputError(f"There is no step {step}; the memory holds {len(memory.steps[0])}.")

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from openresponses_types.types import CompactResource, ResponseResource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Counted
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ccm.core.errors import CCMError
 from ccm.core.processes import get_logger
 from ccm.serving.completions import Completions, as_chunk
 from ccm.serving.errors import RequestError
+from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
 from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
 from ccm.serving.responses import Responses, as_event
@@ -32,19 +33,15 @@ from ccm.serving.service import Service
 logger = get_logger(__name__)
 
 
-def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> bytes:
-    return request.app.state.keys.owner(authorization)
+def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=False))]) -> bytes:
+    return request.state.owner  # as the guard found it
 
 
 Owner = Annotated[bytes, Depends(_owner)]
-
-
 PAGE = Path(__file__).with_name("page") / "index.html"
 _POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 )
-
-
 _HOUR = 3600.0
 _LEFT = 499  # the status of a request whose client left
 _WAITING = 16  # requests of one key that wait for the model at a time
@@ -91,27 +88,26 @@ def expiring(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManage
     return lifespan
 
 
-def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
+def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     """The application for any ASGI server.
 
     Args:
         service: model, store and seal.
         keys: who may ask.
         body: most bytes of a request.
+        rate: most requests of a key in a minute.
     """
     app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=expiring(service))
     waiting: Counter[bytes] = Counter()  # requests by owner
     responses, completions, metrics, lock = Responses(service), Completions(service), Metrics(), asyncio.Lock()
-    app.state.keys = keys
-    app.add_middleware(BodyLimit, most=body)
+    app.add_middleware(Guard, keys=keys, body=body, rate=rate)
 
-    async def steps(
-        work: Generator[dict[str, Any], None, None], request: Request, who: bytes, api: str
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Run the work in a thread, and yield its events until the client leaves; one request uses the model at a time.
+    @asynccontextmanager
+    async def turn(who: bytes) -> AsyncIterator[None]:
+        """The time in which a request has the model: one at a time.
 
         Raises:
-            RequestError: 429 where too many requests of the key wait, or as of the work.
+            RequestError: 429 where too many requests of the key wait.
         """
         if waiting[who] >= _WAITING:
             raise RequestError(
@@ -123,18 +119,31 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         try:
             with metrics.waiting.track_inprogress():
                 async with lock:
-                    with metrics.seconds.time():
-                        while not await request.is_disconnected():
-                            if (one := await anyio.to_thread.run_sync(next, work, None)) is None:
-                                metrics.requests.labels(api).inc()
-                                break
-                            if one:
-                                metrics.tokens.inc(_replied(one))
-                                yield one
+                    yield
         finally:
             waiting[who] -= 1
             if not waiting[who]:
                 del waiting[who]
+
+    async def steps(
+        work: Generator[dict[str, Any], None, None], request: Request, who: bytes, api: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Run the work in a thread, and yield its events until the client leaves.
+
+        Raises:
+            RequestError: as of the turn and of the work.
+        """
+        try:
+            async with turn(who):
+                with metrics.seconds.time():
+                    while not await request.is_disconnected():
+                        if (one := await anyio.to_thread.run_sync(next, work, None)) is None:
+                            metrics.requests.labels(api).inc()
+                            break
+                        if one:
+                            metrics.tokens.inc(_replied(one))
+                            yield one
+        finally:
             work.close()
 
     async def last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
@@ -177,7 +186,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
     @app.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
     async def compact_response(body: Compact, who: Owner) -> Response:
         """A conversation as one opaque item, which the client keeps."""
-        async with lock:
+        async with turn(who):
             return JSONResponse(await anyio.to_thread.run_sync(responses.compact, who, body))
 
     @app.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
@@ -193,9 +202,11 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         return JSONResponse({"object": "list", "data": items, "has_more": False, **ends})
 
     @app.delete("/v1/responses/{response_id}", response_model=None)
-    def delete_response(response_id: str, who: Owner, cascade: Annotated[bool, Query()] = False) -> Response:
+    async def delete_response(response_id: str, who: Owner, cascade: Annotated[bool, Query()] = False) -> Response:
         """Delete a response with its memory; later ones of its chain hold what it said, unless they go, too."""
-        return JSONResponse(responses.delete(who, response_id, cascade=cascade))
+        async with turn(who):  # memories that would be made from its text are made before
+            delete = partial(responses.delete, who, response_id, cascade=cascade)
+            return JSONResponse(await anyio.to_thread.run_sync(delete))
 
     @app.post("/v1/chat/completions", response_model=None)
     async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
@@ -230,7 +241,7 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(error.body, status_code=error.status)
+        return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(CCMError)
     @app.exception_handler(Exception)
@@ -253,49 +264,3 @@ def make_app(service: Service, keys: Keys, *, body: int) -> FastAPI:
         return JSONResponse(told.body, status_code=error.status_code, headers=error.headers)
 
     return app
-
-
-class BodyLimit:
-    """Refuses a body that is too large, without reading more of it, or no JSON."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more and len(body) <= self._most:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        if len(body) > self._most:
-            told = RequestError(f"The request is larger than {self._most} bytes.", status=413, code="request_too_large")
-            await JSONResponse(told.body, status_code=413)(scope, receive, send)
-            return
-        if fault := _unreadable(bytes(body)):
-            await JSONResponse(RequestError(fault, code="invalid_json").body, status_code=400)(scope, receive, send)
-            return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replayed() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self._app(scope, replayed, send)
-
-
-def _unreadable(body: bytes) -> str | None:
-    """Why a body is no JSON that can be written again; None where it can, or is empty."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
-    try:
-        if body:
-            json.dumps(json.loads(body, parse_constant=refuse), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "The body holds half of a surrogate pair; write whole characters."
-    except (ValueError, RecursionError) as error:
-        return f"The body cannot be read as JSON: {error}."
-    return None

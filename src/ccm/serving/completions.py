@@ -49,7 +49,9 @@ class Completions:
         found = self._service.store.find(owner, chains[1:])
         known = 0 if found is None or found.chain is None else chains.index(found.chain)
         asked, heard = said.asked, said.exchanges[known:]
-        talk = self._service.begin(owner, None, found, system=system, tools=tools, sampling=sampling, endless=True)
+        talk = self._service.begin(
+            owner, None, found, system=system, tools=tools, sampling=sampling, endless=True, heard=len(heard)
+        )
         for _ in talk.hear(heard):
             yield {}
         with refusing():

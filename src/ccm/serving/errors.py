@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ccm.core.errors import CCMError
 
 
@@ -13,13 +15,20 @@ class RequestError(CCMError):
         status: of HTTP.
         code: for programs, such as "unsupported_parameter".
         param: the field of the request that it is about.
+        headers: of the answer, beside those that all have.
     """
 
     def __init__(
-        self, message: str, *, status: int = 400, code: str = "invalid_value", param: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_value",
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.param = status, code, param
+        self.status, self.code, self.param, self.headers = status, code, param, headers
 
     @property
     def body(self) -> dict[str, object]:

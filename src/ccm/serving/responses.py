@@ -53,6 +53,7 @@ class Responses:
             tools=[tool.definition for tool in tools],
             sampling=sampling,
             endless=body.truncation == "auto",
+            heard=len(said.exchanges),
         )
         for _ in talk.hear(said.exchanges):
             yield {}
@@ -111,7 +112,16 @@ class Responses:
         if said.asked:
             said.exchanges.append((said.asked, ""))
         system = _joined(body.instructions or "", *said.system)
-        talk = self._service.begin(owner, sealed, previous, system=system, tools=[], sampling=Sampling(), endless=True)
+        talk = self._service.begin(
+            owner,
+            sealed,
+            previous,
+            system=system,
+            tools=[],
+            sampling=Sampling(),
+            endless=True,
+            heard=len(said.exchanges),
+        )
         for _ in talk.hear(said.exchanges):
             pass
         return {

@@ -157,6 +157,7 @@ class Service:
     store: Store
     seal: Seal
     keep_text: bool = True
+    most_steps: int = 10_000
     started: float = field(default_factory=time.time)
 
     @property
@@ -199,8 +200,19 @@ class Service:
         tools: Sequence[Mapping[str, Any]],
         sampling: Sampling,
         endless: bool,
+        heard: int,
     ) -> ServedConversation:
         """A conversation after the turn before, or after the memory of a compaction item.
+
+        Args:
+            owner: who asks.
+            sealed: the memory of a compaction item.
+            previous: the turn before.
+            system: the system message.
+            tools: definitions of tools.
+            sampling: how the reply is chosen.
+            endless: whether the oldest steps make way where the model's positions end.
+            heard: how many exchanges of the past the request brings.
 
         Raises:
             RequestError: when what came cannot be taken.
@@ -213,6 +225,12 @@ class Service:
                 after = self.memories.get(owner, previous.part)
                 memory = after.memory
             begun = self.backend.begin(memory, system=system, tools=tools, sampling=sampling, endless=endless)
+        steps = len(begun.memory.steps[0]) + heard + 1
+        if steps > self.most_steps:
+            raise RequestError(
+                f"This conversation would have {steps} steps, and this server takes {self.most_steps}. Begin anew.",
+                code="conversation_too_long",
+            )
         if memory is None:
             return ServedConversation(begun, None, 0)
         head = len(memory.heads[0]) if memory.heads[0].ids == begun.memory.heads[0].ids else 0

@@ -26,6 +26,8 @@ class ServerSettings:
         days: until what was kept and not asked for expires.
         body: most bytes of a request.
         quota: most bytes that a store holds for one key; the least recently used go first.
+        rate: most requests of one key in a minute.
+        steps: most steps of one conversation.
         keep_text: whether items are kept; without them nothing can be retrieved or rebuilt.
 
     Raises:
@@ -40,6 +42,8 @@ class ServerSettings:
     days: float = bounded(30.0, 0.01)
     body: int = bounded(16 * MIB, 1024)
     quota: int = bounded(1024 * MIB, MIB)
+    rate: int = bounded(6000, 1)
+    steps: int = bounded(10_000, 1)
     keep_text: bool = True
 
     def __post_init__(self) -> None:

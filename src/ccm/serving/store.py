@@ -25,65 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import CCMError, ConfigError, MemoryFileError
+from ccm.serving import sql
 
 VERSION = 2
-NEWEST = 8  # whole memories of a conversation that are kept, counted from its last turn
-LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
-ERASED = ""  # the text of a part whose turn was deleted, while later parts hold what it said
+ERASED = sql.ERASED  # the text of a part whose turn was deleted, while later parts hold what it said
 _USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
 FILE = "turns.sqlite3"
-_SETTINGS = (
-    "locking_mode = EXCLUSIVE",  # one process has the file
-    "journal_mode = WAL",
-    "synchronous = FULL",  # what was acknowledged outlives a loss of power
-    "secure_delete = ON",
-    "foreign_keys = ON",
-)
-_SCHEMA = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE parts (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, owner BLOB NOT NULL, before INTEGER REFERENCES parts, depth INTEGER NOT NULL,
-    steps INTEGER NOT NULL, whole INTEGER NOT NULL, text TEXT, data BLOB, digest BLOB NOT NULL, size INTEGER NOT NULL
-);
-CREATE INDEX parts_before ON parts (before);
-CREATE INDEX parts_owner ON parts (owner, size);
-CREATE TABLE turns (
-    id TEXT PRIMARY KEY, owner BLOB NOT NULL, previous TEXT, chain BLOB, created REAL NOT NULL, used REAL NOT NULL,
-    system TEXT NOT NULL, asked TEXT NOT NULL, answer TEXT NOT NULL, part INTEGER NOT NULL REFERENCES parts,
-    size INTEGER NOT NULL
-);
-CREATE INDEX turns_chain ON turns (owner, chain);
-CREATE INDEX turns_previous ON turns (previous);
-CREATE INDEX turns_part ON turns (part);
-CREATE INDEX turns_used ON turns (owner, used, size);
-"""
-_PART = "id, before, steps, whole, text, data, digest"
-
-
-def _columns(table: str) -> str:
-    return ", ".join(f"{table}.{name}" for name in _PART.split(", "))
-
-
-# from a part back to its beginning, or to the nearest whole memory
-_CHAIN = f"""
-WITH RECURSIVE chain({_PART}, depth) AS (
-    SELECT {_PART}, depth FROM parts WHERE id = ? AND owner = ?
-    UNION ALL
-    SELECT {_columns("p")}, p.depth FROM parts p
-    JOIN chain ON p.id = chain.before WHERE ? OR NOT chain.whole OR chain.data IS NULL
-) SELECT {_PART} FROM chain ORDER BY depth
-"""
-# of the part NEWEST turns back, the data can be made again, and no other part is only what was added to them
-_OLD = f"""
-WITH RECURSIVE back(id, before, number) AS (
-    SELECT id, before, 0 FROM parts WHERE id = ?
-    UNION ALL
-    SELECT p.id, p.before, number + 1 FROM parts p JOIN back ON p.id = back.before WHERE number < {NEWEST}
-) SELECT {_columns("p")} FROM parts p JOIN back ON p.id = back.id LEFT JOIN parts b ON b.id = p.before
-WHERE number = {NEWEST} AND p.data IS NOT NULL AND p.text IS NOT NULL AND p.text != '{ERASED}'
-    AND p.depth % {LANDMARK} != 0 AND (p.before IS NULL OR b.data IS NOT NULL OR (b.text IS NOT NULL AND b.text != ''))
-    AND NOT EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole)
-"""
+NEWEST = 8  # whole memories of a conversation that are kept, counted from its last turn
+LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
 
 
 class QuotaError(CCMError):
@@ -145,11 +94,6 @@ class Part:
         """Bytes of text and data."""
         return len((self.text or "").encode()) + len(self.data or b"")
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether its text is there, so that it can follow the memory before it once more."""
-        return bool(self.text)
-
 
 class Store:
     """Turns and memories, of many owners; methods may be called from any thread.
@@ -198,12 +142,12 @@ class Store:
             raise
 
     def _open(self, folder: str, origin: str | None) -> None:
-        for setting in _SETTINGS:
+        for setting in sql.SETTINGS:
             self._base.execute(f"PRAGMA {setting}")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         if version == 0 and origin is not None:
             with self._writing():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in filter(str.strip, sql.SCHEMA.split(";")):
                     self._base.execute(statement)
                 self._base.execute("INSERT INTO about VALUES ('origin', ?)", (origin,))
                 self._base.execute(f"PRAGMA user_version = {VERSION}")
@@ -269,7 +213,7 @@ class Store:
 
     def _thin(self, number: int) -> None:
         """Let go of a memory that is old and can be made from text again, where a part was added."""
-        for row in self._base.execute(_OLD, (number,)).fetchall():
+        for row in self._base.execute(sql.OLD, (number, NEWEST, LANDMARK)).fetchall():
             with suppress(MemoryFileError):  # a damaged one stays as it is
                 self._write(replace(_part(row), whole=True, data=None))
 
@@ -330,7 +274,7 @@ class Store:
             MemoryFileError: when one is not what was written, or was deleted.
         """
         with self._lock:
-            rows = self._base.execute(_CHAIN, (number, owner, whole)).fetchall()
+            rows = self._base.execute(sql.CHAIN, (number, owner, whole)).fetchall()
         if not rows:
             raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
         return [_part(row) for row in rows]
@@ -338,11 +282,7 @@ class Store:
     def following(self, number: int) -> list[tuple[bytes, Part]]:
         """A part and all that follow it, with their owner, each after the one before it."""
         with self._lock:
-            rows = self._base.execute(
-                "WITH RECURSIVE tree(id) AS (SELECT ? UNION ALL SELECT p.id FROM parts p JOIN tree ON p.before = tree.id"
-                f") SELECT {_columns('p')}, p.owner FROM parts p JOIN tree ON p.id = tree.id ORDER BY p.id",
-                (number,),
-            ).fetchall()
+            rows = self._base.execute(sql.TREE, (number,)).fetchall()
         return [(row[-1], _part(row[:-1])) for row in rows]
 
     def change(self, parts: Iterable[Part], gone: Iterable[str] = (), blank: Iterable[str] = ()) -> None:
@@ -366,12 +306,7 @@ class Store:
     def in_need(self, name: str) -> list[tuple[bytes, int]]:
         """Owners and numbers of parts whose data must be there before a turn can be deleted: they need its text."""
         with self._lock:
-            return self._base.execute(
-                "SELECT p.owner, p.id FROM turns t JOIN parts p ON p.id = t.part WHERE t.id = ?1 AND p.data IS NULL "
-                "AND EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole) UNION ALL SELECT p.owner, p.id "
-                "FROM turns t JOIN parts p ON p.before = t.part WHERE t.id = ?1 AND p.data IS NULL",
-                (name,),
-            ).fetchall()
+            return self._base.execute(sql.IN_NEED, (name,)).fetchall()
 
     def turns_of(self, numbers: Iterable[int]) -> list[tuple[str, int, bool]]:
         """Turns whose memory ends with one of the parts: id, part, and whether it is found by its messages."""
@@ -385,11 +320,7 @@ class Store:
     def textless(self) -> list[str]:
         """Ids of turns whose memory cannot be made from text: of them or of turns before, none was kept."""
         with self._lock:
-            rows = self._base.execute(
-                "WITH RECURSIVE lost(id) AS (SELECT id FROM parts WHERE text IS NULL UNION "
-                "SELECT p.id FROM parts p JOIN lost ON p.before = lost.id) "
-                "SELECT t.id FROM turns t JOIN lost ON t.part = lost.id"
-            ).fetchall()
+            rows = self._base.execute(sql.TEXTLESS).fetchall()
         return [row[0] for row in rows]
 
     def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
@@ -402,8 +333,7 @@ class Store:
         with self._writing():
             self._base.execute("UPDATE about SET value = ? WHERE name = 'origin'", (origin,))
             for (number,) in self._base.execute("SELECT id FROM parts WHERE text IS NOT NULL").fetchall():
-                row = self._base.execute(f"SELECT {_PART} FROM parts WHERE id = ?", (number,)).fetchone()
-                part = _part(row)
+                part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
                 self._write(replace(part, whole=True, text=renew(part.text or ""), data=None))
         self.origin = origin
 
@@ -414,15 +344,7 @@ class Store:
             The ids that are gone, and how many turns are left that follow and hold what it said.
         """
         with self._writing():
-            following = [
-                row[0]
-                for row in self._base.execute(
-                    "WITH RECURSIVE chain(id) AS (SELECT id FROM turns WHERE id = ? AND owner = ? UNION "
-                    "SELECT t.id FROM turns t JOIN chain ON t.previous = chain.id WHERE t.owner = ?) "
-                    "SELECT id FROM chain",
-                    (name, owner, owner),
-                )
-            ]
+            following = [row[0] for row in self._base.execute(sql.FOLLOWING, (name, owner))]
             gone = following if cascade else following[:1]
             for one in gone:
                 self._erase(one)
@@ -447,11 +369,7 @@ class Store:
 
     def _erase(self, name: str) -> None:
         """Take the text of a turn out of its part, and the data where no other part is what was added to them."""
-        *row, adds = self._base.execute(
-            f"SELECT {_columns('p')}, EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole) "
-            "FROM turns t JOIN parts p ON p.id = t.part WHERE t.id = ?",
-            (name,),
-        ).fetchone()
+        *row, adds = self._base.execute(sql.OF_TURN, (name,)).fetchone()
         part = _part(row, check=False)
         kept = None if part.text is None else ERASED
         self._write(replace(part, text=kept, data=part.data if adds else None))
@@ -466,11 +384,7 @@ class Store:
         )
         part, freed = self._base.execute("DELETE FROM turns WHERE id = ? RETURNING part, size", (name,)).fetchone()
         while part is not None:  # as far as nothing else holds it
-            row = self._base.execute(
-                "DELETE FROM parts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM turns WHERE part = ?1) "
-                "AND NOT EXISTS (SELECT 1 FROM parts WHERE before = ?1) RETURNING before, size",
-                (part,),
-            ).fetchone()
+            row = self._base.execute(sql.DROP_UNHELD, (part,)).fetchone()
             part, size = row or (None, 0)
             freed += size
         return freed

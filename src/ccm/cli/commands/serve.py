@@ -26,6 +26,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
         "uvicorn",
         "openresponses_types",
         "cryptography",
+        "limits",
         "prometheus_client",
         what="ccm serve",
         extra="serve",
@@ -46,8 +47,8 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     name = choice["model"] or choice["adapter"] or NAME
     backend = Backend(as_decoder(model, "a server"), tokenizer, name)
     store = Store(settings.store, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
-    service = Service(backend, store, Seal(settings.secret, backend.origin), keep_text=settings.keep_text)
-    app = make_app(service, keys, body=settings.body)
+    service = Service(backend, store, Seal(settings.secret, backend.origin), settings.keep_text, settings.steps)
+    app = make_app(service, keys, body=settings.body, rate=settings.rate)
     held = settings.store or "the process, until it ends"
     console.print(
         f"{backend.name} ({model.config.rule}) at http://{settings.host}:{settings.port}; turns are kept in {held}."

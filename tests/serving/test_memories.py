@@ -1,0 +1,242 @@
+"""Memories of turns: made from text again, rebuilt for another model, and rid of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_close
+
+import ccm
+from ccm.chat.conversation import Conversation
+from ccm.core.errors import InputError, MemoryFileError
+from ccm.engine.decoder import as_decoder
+from ccm.engine.memory import Memory
+from ccm.serving.backend import Backend
+from ccm.serving.memories import KeptMemory, Memories
+from ccm.serving.store import LANDMARK, NEWEST, KeptTurn, Store
+from ccm.serving.transcripts import Passage, Transcript
+
+ANNA = b"a" * 32
+LINES = [(f"I have {number} cats.", f"That is {number}!") for number in range(1, 41)]
+
+
+@cache
+def backend(rule: str = "concat", *, recurrent: bool = True) -> Backend:
+    model, tokenizer = ccm.load("builtin", rule=rule, recurrent=recurrent)
+    return Backend(as_decoder(model, "a test"), tokenizer, "builtin")
+
+
+def conversation(model: Backend, lines: Iterable[tuple[str, str]], system: str = "") -> Conversation:
+    """One that heard the lines."""
+    held = Conversation(model.model, model.tokenizer, system=system)
+    for said, reply in lines:
+        held.hear(said, reply)
+    return held
+
+
+class Kept:
+    """A store with conversations whose turns were heard."""
+
+    def __init__(self, model: Backend, folder: Path | None = None, *, text: bool = True, system: str = "") -> None:
+        self.model, self.store, self.text, self.system = model, Store(folder, model.origin), text, system
+        self.memories = Memories(model, self.store)
+        self.names: dict[str, KeptMemory] = {}
+
+    def hear(self, name: str, previous: str | None, *lines: tuple[str, str], chain: bytes | None = None) -> None:
+        """Keep a turn of some exchanges after another one."""
+        held = conversation(self.model, [], self.system)
+        after = self.names.get(previous or "")
+        if after is not None:
+            held.go_on(after.memory)
+        for said, reply in lines:
+            held.hear(said, reply)
+        pairs = zip(lines, held.read, strict=True)
+        read = [Passage([{"role": "user", "content": said}], reply, ids) for (said, reply), ids in pairs]
+        transcript = Transcript(self.system, [], read) if self.text else None
+        turn = KeptTurn(name, previous, {"id": name}, [name], "", 1.0, chain)
+        self.names[name] = self.memories.add(ANNA, turn, held.memory, after, transcript)
+
+    def now(self, name: str) -> Memory:
+        """The memory after a turn."""
+        turn = self.store.get(ANNA, name)
+        assert turn is not None
+        return self.memories.get(ANNA, turn.part).memory
+
+
+def chain_of(kept: Kept, count: int) -> None:
+    for number, line in enumerate(LINES[:count]):
+        kept.hear(str(number), str(number - 1) if number else None, line)
+
+
+def assert_same(one: Memory, other: Memory) -> None:
+    """Equal up to rounding, with the same records."""
+    assert one.steps == other.steps
+    assert one.offset.equal(other.offset)
+    for x, y in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+        assert_close(x, y)
+
+
+def with_data(kept: Kept) -> list[int]:
+    parts = kept.store.following(1)
+    return [number for number, (_, part) in enumerate(parts) if part.data is not None]
+
+
+def test_under_rules_that_fold_the_newest_memories_are_kept_and_older_ones_made_from_text() -> None:
+    kept = Kept(backend("gate"))
+    chain_of(kept, 40)
+    assert with_data(kept) == [0, LANDMARK, *range(40 - NEWEST, 40)]
+    for name in ("3", "20", "31", "39"):
+        assert_same(kept.now(name), kept.names[name].memory)
+    kept.hear("branch", "20", LINES[30])
+    held = conversation(kept.model, [*LINES[:21], LINES[30]])
+    assert_same(kept.now("branch"), held.memory)
+
+
+def test_without_text_every_memory_is_kept() -> None:
+    kept = Kept(backend("gate"), text=False)
+    chain_of(kept, 20)
+    assert with_data(kept) == [*range(20)]
+
+
+def test_under_rules_that_only_add_a_step_is_kept_once() -> None:
+    kept = Kept(backend())
+    chain_of(kept, 20)
+    assert with_data(kept) == [*range(20)]
+    sizes = [len(part.data or b"") for _, part in kept.store.following(1)]
+    assert max(sizes[1:]) < 1.2 * min(sizes[1:])
+    assert torch.equal(kept.now("19").keys[0], kept.names["19"].memory.keys[0])
+
+
+def test_what_a_deleted_turn_said_is_gone_and_later_memories_stay() -> None:
+    kept = Kept(backend("gate"))
+    chain_of(kept, 20)
+    assert 9 not in with_data(kept)
+    for name in ("5", "8"):
+        assert kept.memories.delete(ANNA, name, cascade=False) == ([name], 19 - int(name))
+    texts = [part.text for _, part in kept.store.following(1)]
+    assert not any("I have 6 cats." in (text or "") or "I have 9 cats." in (text or "") for text in texts)
+    for name in ("4", "6", "7", "9", "10", "19"):
+        assert_same(kept.now(name), kept.names[name].memory)
+    before = "9"
+    for number in range(NEWEST):
+        kept.hear(f"branch {number}", before, LINES[20 + number])
+        before = f"branch {number}"
+    assert_same(kept.now("9"), kept.names["9"].memory)
+    assert_same(kept.now("6"), kept.names["6"].memory)
+
+
+@pytest.mark.parametrize("rule", ["concat", "gate"])
+def test_a_store_is_rebuilt_for_another_rule_and_goes_on_where_that_was_stopped(rule: str, tmp_path: Path) -> None:
+    kept = Kept(backend("gate" if rule == "concat" else "concat"), tmp_path, system="Be kind.")
+    chain_of(kept, 6)
+    kept.hear("branch", "2", LINES[8], LINES[9])
+    kept.memories.delete(ANNA, "4", cascade=False)
+    kept.store.close()
+    store = Store(tmp_path, None)
+    assert next(Memories(backend(rule), store).rebuild()) == (0, 7)
+    store.close()
+    kept.store = Store(tmp_path, backend(rule).origin)  # a server may go on meanwhile
+    kept.memories, kept.model = Memories(backend(rule), kept.store), backend(rule)
+    assert_same(kept.now("3"), conversation(kept.model, LINES[:4], "Be kind.").memory)
+    assert [*kept.memories.rebuild()][-1] == (7, 7)
+    assert len(with_data(kept)) == 7
+    assert_same(kept.now("3"), conversation(kept.model, LINES[:4], "Be kind.").memory)
+    assert_same(kept.now("5"), conversation(kept.model, [*LINES[:4], LINES[5]], "Be kind.").memory)
+    assert_same(kept.now("branch"), conversation(kept.model, [*LINES[:3], *LINES[8:10]], "Be kind.").memory)
+    kept.store.close()
+
+
+def test_turns_whose_text_was_not_kept_are_told() -> None:
+    kept = Kept(backend())
+    kept.hear("one", None, LINES[0])
+    kept.text = False
+    kept.hear("lost", None, LINES[0])
+    kept.text = True
+    kept.hear("after", "lost", LINES[1])
+    assert sorted(kept.store.textless()) == ["after", "lost"]
+    kept.store.adopt("another", str)
+    with pytest.raises(MemoryFileError, match="text of this memory was not kept"):
+        kept.memories._replay(None, kept.store.chain(ANNA, 2)[0])
+
+
+def test_where_steps_are_read_in_isolation_a_step_is_taken_out_without_text() -> None:
+    kept = Kept(backend(recurrent=False), text=False)
+    chain_of(kept, 5)
+    kept.hear("branch", "2", LINES[9])
+    done = kept.memories.forget(ANNA, "4", 2)
+    assert done.exact
+    assert (sorted(done.changed), done.deleted) == (["2", "3", "4", "branch"], ["1"])
+    left = [LINES[0], *LINES[2:5]]
+    assert_same(kept.now("4"), conversation(kept.model, left).memory)
+    assert_same(kept.now("branch"), conversation(kept.model, [LINES[0], LINES[2], LINES[9]]).memory)
+    assert_same(kept.now("0"), kept.names["0"].memory)
+    assert kept.store.get(ANNA, "1") is None
+    sizes = [len(part.data or b"") for _, part in kept.store.following(1)]
+    assert max(sizes[2:]) < 1.2 * min(sizes[2:]), "entries are still kept once"
+
+
+@pytest.mark.parametrize(("rule", "step", "system"), [("concat", 2, ""), ("gate", 3, "Be kind."), ("concat", 1, "")])
+def test_elsewhere_memories_are_made_without_the_step(rule: str, step: int, system: str) -> None:
+    kept = Kept(backend(rule), system=system)
+    chain_of(kept, 5)
+    kept.hear("branch", "3", LINES[9])
+    done = kept.memories.forget(ANNA, "4", step)
+    assert not done.exact
+    assert done.deleted == [str(step - 1)]
+    left = [line for number, line in enumerate(LINES[:5], 1) if number != step]
+    assert_same(kept.now("4"), conversation(kept.model, left, system).memory)
+    assert_same(kept.now("branch"), conversation(kept.model, [*left[:3], LINES[9]], system).memory)
+    texts = "".join(part.text or "" for _, part in kept.store.following(1))
+    assert LINES[step - 1][0] not in texts
+
+
+def test_the_first_step_is_made_without_it_even_where_others_can_be_taken_out() -> None:
+    kept = Kept(backend(recurrent=False))
+    chain_of(kept, 3)
+    assert not kept.memories.forget(ANNA, "2", 1).exact
+    assert_same(kept.now("2"), conversation(kept.model, LINES[1:3]).memory)
+
+
+def test_a_head_knows_distances_so_that_no_step_is_taken_out_behind_one() -> None:
+    kept = Kept(backend(recurrent=False), system="Be kind.")
+    chain_of(kept, 3)
+    assert not kept.memories.forget(ANNA, "2", 2).exact
+    assert_same(kept.now("2"), conversation(kept.model, [LINES[0], LINES[2]], "Be kind.").memory)
+
+
+def test_of_a_turn_with_several_steps_one_is_forgotten_and_its_text_goes() -> None:
+    kept = Kept(backend())
+    kept.hear("one", None, *LINES[:3])
+    kept.hear("two", "one", LINES[3])
+    done = kept.memories.forget(ANNA, "two", 2)
+    assert (done.changed, done.deleted) == (["one", "two"], [])
+    assert_same(kept.now("two"), conversation(kept.model, [LINES[0], *LINES[2:4]]).memory)
+    turn = kept.store.get(ANNA, "one")
+    assert turn is not None
+    assert (turn.answer, turn.asked) == ({}, [])
+    assert kept.memories.forget(ANNA, "two", 2).changed == ["one", "two"], "the next step has its number now"
+    assert_same(kept.now("two"), conversation(kept.model, [LINES[0], LINES[3]]).memory)
+
+
+def test_turns_that_messages_would_find_go_with_what_is_forgotten() -> None:
+    kept = Kept(backend())
+    for number, line in enumerate(LINES[:3]):
+        kept.hear(str(number), str(number - 1) if number else None, line, chain=bytes([number]))
+    assert kept.memories.forget(ANNA, "2", 2).deleted == ["1", "2"]
+    found = kept.store.find(ANNA, [b"\x00", b"\x01", b"\x02"])
+    assert found is not None
+    assert found.id == "0"
+
+
+def test_what_cannot_be_forgotten_is_refused_and_nothing_changes() -> None:
+    kept = Kept(backend(), text=False)
+    chain_of(kept, 3)
+    with pytest.raises(InputError, match="no step 4; the memory of 2 has 3"):
+        kept.memories.forget(ANNA, "2", 4)
+    with pytest.raises(InputError, match="were not kept"):
+        kept.memories.forget(ANNA, "2", 2)
+    assert_same(kept.now("2"), kept.names["2"].memory)
