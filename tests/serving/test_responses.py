@@ -64,6 +64,18 @@ def test_exchanges_of_the_past_are_taken_in(web) -> None:
     assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
 
 
+def test_messages_need_no_type(web) -> None:
+    items = [
+        {"role": "user", "content": NAME},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": ASKED},
+    ]
+    answer = ask(web, items)
+    assert text_of(answer) == "Your name is Anna."
+    kept = web.get(f"/v1/responses/{answer['id']}/input_items").json()["data"]
+    assert [item["type"] for item in kept] == ["message"] * 3
+
+
 def test_events_come_in_their_order_and_agree_with_the_whole(web) -> None:
     body = {"model": "builtin", "input": NAME, "stream": True}
     events = events_of(web.post("/v1/responses", json=body).text)

@@ -36,9 +36,7 @@ class Completions:
             RequestError: before the first chunk, when the request cannot be answered.
         """
         self._service.check_model(body.model)
-        said = read_messages(
-            message.model_dump(exclude_none=True) | {"content": message.content or ""} for message in body.messages
-        )
+        said = read_messages(message.model_dump(exclude_none=True) for message in body.messages)
         said.check_asked()
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         most = body.max_completion_tokens or body.max_tokens

@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import BaseModel
+
 from ccm.core.errors import CCMError
+
+
+class Fault(BaseModel):
+    """What was wrong."""
+
+    type: str
+    code: str
+    message: str
+    param: str | None
+
+
+class Refusal(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: Fault
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": told}
+    for status, told in {
+        400: "The request is not one that this server takes; the message names what is wrong.",
+        401: "The server asks for an API key that it knows.",
+        404: "There is no such model or response.",
+        413: "The body is too large.",
+        422: "The model wrote no call of a tool where one is required.",
+        429: "Too many requests of the key wait already.",
+        500: "The server failed.",
+        507: "The turn cannot be kept.",
+    }.items()
+}
 
 
 class RequestError(CCMError):

@@ -44,7 +44,7 @@ class Responses:
         said.check_asked()
         system = _joined(body.instructions or "", *said.system)
         tools = [] if body.tool_choice == "none" else body.tools or []
-        sampling = self._service.sampling(body, body.max_output_tokens.root if body.max_output_tokens else None)
+        sampling = self._service.sampling(body, body.max_output_tokens)
         talk = self._service.begin(
             owner,
             sealed,
@@ -237,7 +237,7 @@ class Responses:
             "temperature": body.temperature or 0.0,
             "reasoning": None,
             "usage": None,
-            "max_output_tokens": body.max_output_tokens.root if body.max_output_tokens else None,
+            "max_output_tokens": body.max_output_tokens,
             "max_tool_calls": None,
             "store": body.store is not False,
             "background": False,
