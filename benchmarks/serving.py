@@ -35,9 +35,9 @@ from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
 from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
-from ccm.serving.completions import chain_digests
 from ccm.serving.items import Exchange
 from ccm.serving.memories import Memories
+from ccm.serving.prefixes import chain_digests
 from ccm.serving.store import KeptTurn, Store
 from ccm.serving.transcripts import Passage, Transcript
 

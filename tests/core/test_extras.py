@@ -70,7 +70,7 @@ def test_only_what_a_plain_install_brings_is_imported_unasked() -> None:
 
     The room of the server is itself imported by ``ccm serve`` alone, once what it needs is there.
     """
-    serving = packages(PROJECT["optional-dependencies"]["serve"]) | {"anyio", "pydantic", "starlette"}
+    serving = packages(PROJECT["optional-dependencies"]["serve"]) | {"anyio", "pydantic", "pydantic_core", "starlette"}
     plain = packages(PROJECT["dependencies"]) | {"accelerate", "yaml", "ccm", *sys.stdlib_module_names}
     for path in SOURCE.rglob("*.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body

@@ -203,6 +203,15 @@ CHAT = {"model": "builtin", "messages": [{"role": "user", "content": "Hi."}]}
             {"input": [{"type": "function_call", "call_id": "x", "name": "f", "arguments": "[" * 200_000}]},
         ),
         ("responses", {"tools": [{"type": "function", "name": "f", "parameters": {"x": "\ud800"}}]}),
+        ("responses", {"stream": "yes"}),
+        ("responses", {"store": 1}),
+        ("responses", {"max_output_tokens": "16"}),
+        ("responses", {"top_logprobs": False}),
+        ("responses", {"temperature": True}),
+        ("chat/completions", {"n": True}),
+        ("chat/completions", {"seed": "1"}),
+        ("responses", {"input": [{"role": "robot", "content": "Hi."}]}),
+        ("responses", {"input": [{"type": "reasoning", "summary": []}]}),
     ],
 )
 def test_odd_bodies_are_refused_as_the_clients_fault(web, path: str, body: dict[str, Any]) -> None:
@@ -210,6 +219,56 @@ def test_odd_bodies_are_refused_as_the_clients_fault(web, path: str, body: dict[
     answer = web.post(f"/v1/{path}", content=json.dumps(whole), headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("parameters", ['{"a":' * 400 + "1" + "}" * 400, '{"a": 1e999}'], ids=["deep", "infinite"])
+@pytest.mark.parametrize("streams", ["true", "false"])
+def test_definitions_of_tools_that_cannot_be_written_again_are_refused(web, parameters: str, streams: str) -> None:
+    tools = f'[{{"type": "function", "name": "f", "parameters": {parameters}}}]'
+    body = f'{{"model": "builtin", "input": "Hi.", "tool_choice": "none", "stream": {streams}, "tools": {tools}}}'
+    answer = web.post("/v1/responses", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"].startswith("tools.0.parameters")
+    assert len(answer.text) < 1000
+
+
+def test_numbers_of_any_size_are_taken(web) -> None:
+    for path, body in (
+        ("responses", {"model": "builtin", "input": "Hi.", "max_output_tokens": 10**400}),
+        ("chat/completions", {**CHAT, "max_tokens": 10**400}),
+    ):
+        assert web.post(f"/v1/{path}", json=body).status_code == 200
+
+
+def test_the_place_of_a_fault_is_that_of_the_item_it_is_in(web) -> None:
+    body = {"model": "builtin", "input": [{"type": "message", "role": "user", "content": [{"type": "input_text"}]}]}
+    told = web.post("/v1/responses", json=body).json()["error"]
+    assert (told["param"], told["message"]) == ("input.0.content.0.text", "input.0.content.0.text: Field required.")
+
+
+@pytest.mark.parametrize("query", ["?stream=true", "?cascade=true&cascade=false", "?cascade=maybe"])
+def test_a_query_that_is_not_of_the_operation_or_twice_is_refused(web, query: str) -> None:
+    made = ask(web, "Hi.")["id"]
+    assert web.delete(f"/v1/responses/{made}{query}").status_code == 400
+    assert web.get(f"/v1/responses/{made}{query}").status_code == 400
+    assert web.get(f"/v1/responses/{made}/input_items?limit=1").status_code == 400
+    assert web.get("/health?from=balancer").status_code == 200
+    assert web.delete(f"/v1/responses/{made}?cascade=true").json()["deleted"]
+
+
+def test_all_methods_of_a_path_are_told(web) -> None:
+    refused = web.put("/v1/responses/x")
+    assert (refused.status_code, {*refused.headers["allow"].split(", ")}) == (405, {"GET", "DELETE"})
+
+
+def test_errors_are_described_in_one_form(web) -> None:
+    paths = web.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values() if path.startswith("/v1/") else ():
+            refusals = {status: told for status, told in operation["responses"].items() if status != "200"}
+            assert refusals.keys() == {"400", "401", "404", "413", "422", "429", "500", "507"}
+            forms = {told["content"]["application/json"]["schema"]["$ref"] for told in refusals.values()}
+            assert forms == {"#/components/schemas/Refusal"}
 
 
 def test_ids_of_completions_are_no_responses(web) -> None:

@@ -45,6 +45,13 @@ def test_what_is_in_memory_already_is_not_read_again(web) -> None:
     assert [cached(later) for later in answers[1:]] == [earlier["usage"]["total_tokens"] for earlier in answers[:-1]]
 
 
+def test_a_message_may_be_parts_of_text(web) -> None:
+    parts = [{"type": "text", "text": "My name "}, {"type": "text", "text": "is Anna."}]
+    whole, split = (complete(web, [{"role": "user", "content": said}]) for said in ("My name is Anna.", parts))
+    assert split["choices"] == whole["choices"]
+    assert split["usage"] == whole["usage"]
+
+
 def test_an_edited_history_goes_on_from_the_last_exchange_that_is_equal(web) -> None:
     messages: list[dict[str, Any]] = []
     answers = []

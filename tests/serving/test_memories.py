@@ -222,11 +222,11 @@ def test_of_a_turn_with_several_steps_one_is_forgotten_and_its_text_goes() -> No
     assert_same(kept.now("two"), conversation(kept.model, [LINES[0], LINES[3]]).memory)
 
 
-def test_turns_that_messages_would_find_go_with_what_is_forgotten() -> None:
+def test_messages_that_hold_what_is_forgotten_find_no_turn_after_it() -> None:
     kept = Kept(backend())
     for number, line in enumerate(LINES[:3]):
         kept.hear(str(number), str(number - 1) if number else None, line, chain=bytes([number]))
-    assert kept.memories.forget(ANNA, "2", 2).deleted == ["1", "2"]
+    assert kept.memories.forget(ANNA, "2", 2).deleted == ["1"]
     found = kept.store.find(ANNA, [b"\x00", b"\x01", b"\x02"])
     assert found is not None
     assert found.id == "0"

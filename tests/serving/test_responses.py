@@ -64,6 +64,18 @@ def test_exchanges_of_the_past_are_taken_in(web) -> None:
     assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
 
 
+def test_messages_need_no_type(web) -> None:
+    items = [
+        {"role": "user", "content": NAME},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": ASKED},
+    ]
+    answer = ask(web, items)
+    assert text_of(answer) == "Your name is Anna."
+    kept = web.get(f"/v1/responses/{answer['id']}/input_items").json()["data"]
+    assert [item["type"] for item in kept] == ["message"] * 3
+
+
 def test_events_come_in_their_order_and_agree_with_the_whole(web) -> None:
     body = {"model": "builtin", "input": NAME, "stream": True}
     events = events_of(web.post("/v1/responses", json=body).text)
@@ -137,6 +149,24 @@ def test_what_is_kept_after_a_change_of_head_is_the_memory_of_the_conversation(r
     kept = served.memories.get(b"anyone", turn.part).memory
     assert kept.steps == held.memory.steps
     assert all(map(torch.equal, (*kept.keys, *kept.values), (*held.memory.keys, *held.memory.values)))
+
+
+def test_a_client_that_sends_the_whole_conversation_has_only_the_rest_read(web) -> None:
+    first = ask(web, [{"role": "user", "content": NAME}])
+    said = [{"role": "user", "content": NAME}, *first["output"], {"role": "user", "content": ASKED}]
+    second = ask(web, said)
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] == first["usage"]["total_tokens"]
+    assert second["previous_response_id"] is None
+    assert text_of(second) == "Your name is Anna."
+    more = [*said, *second["output"], {"role": "user", "content": "Thanks."}]
+    third = ask(web, more)
+    assert third["usage"]["input_tokens_details"]["cached_tokens"] == second["usage"]["total_tokens"]
+    other = ask(web, more, instructions="Be kind to whoever sends all of it.")
+    assert other["usage"]["input_tokens_details"]["cached_tokens"] == 0, "under another head it is another conversation"
+    edited = [{"role": "user", "content": "My name is Bob."}, *more[1:3]]
+    assert text_of(ask(web, edited)) == "Your name is Bob."
+    assert text_of(ask(web, ASKED, third["id"])) == "Your name is Anna."
+    assert len(web.get(f"/v1/responses/{second['id']}/input_items").json()["data"]) == 3
 
 
 def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> None:

@@ -154,7 +154,7 @@ def check_fields(settings: Any, prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{name} is {value!r}; {allowed}.{empty}")
     for limited in (item for item in fields(settings) if "bounds" in item.metadata):
         (least, most), value = limited.metadata["bounds"], getattr(settings, limited.name)
-        if value is not None and not (least <= value <= most and math.isfinite(value)):
+        if value is not None and not (least <= value <= most and abs(value) != math.inf):
             allowed = (
                 f"from {least} to {most}" if most < math.inf else f"at least {least}" if least > -math.inf else "finite"
             )

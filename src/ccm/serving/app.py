@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-from fastapi import Depends, FastAPI, Query, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from ccm.core.errors import CCMError
 from ccm.core.processes import get_logger
 from ccm.serving.completions import Completions, as_chunk
-from ccm.serving.errors import RequestError
+from ccm.serving.errors import REFUSALS, RequestError, unsupported
 from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
 from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
@@ -38,10 +38,23 @@ def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=Fa
 
 
 Owner = Annotated[bytes, Depends(_owner)]
+
+
+def _declared(request: Request) -> None:
+    """Refuse a query that its operation does not have, or has twice."""
+    known = {one.alias for one in request.scope["route"].dependant.query_params}
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in known:
+            raise unsupported(name)
+        if count > 1:
+            raise RequestError(f"{name} is given {count} times; give it once.", param=name)
+
+
 PAGE = Path(__file__).with_name("page") / "index.html"
 _POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 )
+_STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}  # beside JSON, in the description
 _HOUR = 3600.0
 _LEFT = 499  # the status of a request whose client left
 _WAITING = 16  # requests of one key that wait for the model at a time
@@ -100,6 +113,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=expiring(service))
     waiting: Counter[bytes] = Counter()  # requests by owner
     responses, completions, metrics, lock = Responses(service), Completions(service), Metrics(), asyncio.Lock()
+    api = APIRouter(responses=REFUSALS, dependencies=[Depends(_declared)])
     app.add_middleware(Guard, keys=keys, body=body, rate=rate)
 
     @asynccontextmanager
@@ -126,7 +140,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                 del waiting[who]
 
     async def steps(
-        work: Generator[dict[str, Any], None, None], request: Request, who: bytes, api: str
+        work: Generator[dict[str, Any], None, None], request: Request, who: bytes, name: str
     ) -> AsyncIterator[dict[str, Any]]:
         """Run the work in a thread, and yield its events until the client leaves.
 
@@ -138,7 +152,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                 with metrics.seconds.time():
                     while not await request.is_disconnected():
                         if (one := await anyio.to_thread.run_sync(next, work, None)) is None:
-                            metrics.requests.labels(api).inc()
+                            metrics.requests.labels(name).inc()
                             break
                         if one:
                             metrics.tokens.inc(_replied(one))
@@ -174,7 +188,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @app.post("/v1/responses", response_model=None, responses={200: {"model": ResponseResource}})
+    @api.post("/v1/responses", response_model=None, responses={200: {"model": ResponseResource, **_STREAMED}})
     async def create_response(body: CreateResponse, request: Request, who: Owner) -> Response:
         """Reply to what is new in a conversation."""
         events = steps(responses.create(who, body), request, who, "responses")
@@ -183,32 +197,32 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         event = await last(events)
         return JSONResponse(event["response"]) if event else Response(status_code=_LEFT)
 
-    @app.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
+    @api.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
     async def compact_response(body: Compact, who: Owner) -> Response:
         """A conversation as one opaque item, which the client keeps."""
         async with turn(who):
             return JSONResponse(await anyio.to_thread.run_sync(responses.compact, who, body))
 
-    @app.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
+    @api.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
     def retrieve_response(response_id: str, who: Owner) -> Response:
         """A response that was kept."""
         return JSONResponse(responses.retrieve(who, response_id))
 
-    @app.get("/v1/responses/{response_id}/input_items", response_model=None)
+    @api.get("/v1/responses/{response_id}/input_items", response_model=None)
     def list_input_items(response_id: str, who: Owner) -> Response:
         """The items that came with a response."""
         items = responses.input_items(who, response_id)
         ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
         return JSONResponse({"object": "list", "data": items, "has_more": False, **ends})
 
-    @app.delete("/v1/responses/{response_id}", response_model=None)
+    @api.delete("/v1/responses/{response_id}", response_model=None)
     async def delete_response(response_id: str, who: Owner, cascade: Annotated[bool, Query()] = False) -> Response:
         """Delete a response with its memory; later ones of its chain hold what it said, unless they go, too."""
         async with turn(who):  # memories that would be made from its text are made before
             delete = partial(responses.delete, who, response_id, cascade=cascade)
             return JSONResponse(await anyio.to_thread.run_sync(delete))
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @api.post("/v1/chat/completions", response_model=None, responses={200: _STREAMED})
     async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
         """Reply to messages, of which only those are read that are not in memory yet."""
         events = steps(completions.create(who, body), request, who, "chat")
@@ -217,11 +231,13 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         whole = await last(events)
         return JSONResponse(whole) if whole else Response(status_code=_LEFT)
 
-    @app.get("/v1/models", response_model=None)
+    @api.get("/v1/models", response_model=None)
     def list_models(who: Owner) -> Response:
         """The one model of this server."""
         one = {"id": service.backend.name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
         return JSONResponse({"object": "list", "data": [one]})
+
+    app.include_router(api)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> HTMLResponse:
@@ -234,7 +250,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         """The process is alive, and its model is loaded."""
         return "ok\n"
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def show_metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -251,16 +267,19 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that an item may have
-        place = ".".join(str(part) for part in deepest["loc"][1:] if isinstance(part, int) or part.islower())
+        place = ".".join(str(part) for part in deepest["loc"][1:12] if isinstance(part, int) or part.islower())
         told = f"{place}: {deepest['msg']}."
         if not place:
             told = "The body must be a JSON object, sent with the header content-type: application/json."
         return JSONResponse(RequestError(told, param=place or None).body, status_code=400)
 
     @app.exception_handler(HTTPException)
-    async def absent(_: Request, error: HTTPException) -> JSONResponse:
+    async def absent(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        told = RequestError(str(error.detail), status=error.status_code, code=code)
-        return JSONResponse(told.body, status_code=error.status_code, headers=error.headers)
+        told, headers = RequestError(str(error.detail), status=error.status_code, code=code), error.headers
+        path = getattr(request.scope.get("route"), "path", None)
+        if error.status_code == 405 and path in app.openapi()["paths"]:  # the router names those of one operation alone
+            headers = {"Allow": ", ".join(app.openapi()["paths"][path]).upper()}
+        return JSONResponse(told.body, status_code=error.status_code, headers=headers)
 
     return app

@@ -1,10 +1,8 @@
 """``/v1/chat/completions``: stateless for clients. Of the messages that come, the longest beginning that is in memory
-already is found by digests of its exchanges, and only what follows it is read."""
+already is found, and only what follows it is read."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -12,7 +10,8 @@ from itertools import chain
 from typing import Any
 
 from ccm.chat.turns import Message
-from ccm.serving.items import Exchange, read_messages
+from ccm.serving.items import read_messages
+from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion
 from ccm.serving.responses import MEMORY, new_id
 from ccm.serving.service import ServedConversation, Service, refusing
@@ -36,21 +35,17 @@ class Completions:
             RequestError: before the first chunk, when the request cannot be answered.
         """
         self._service.check_model(body.model)
-        said = read_messages(
-            message.model_dump(exclude_none=True) | {"content": message.content or ""} for message in body.messages
-        )
+        said = read_messages(message.model_dump(exclude_none=True) for message in body.messages)
         said.check_asked()
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         most = body.max_completion_tokens or body.max_tokens
         sampling = self._service.sampling(body, most, seed=body.seed, stops=stops)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or () if body.tool_choice != "none"]
         system = "\n\n".join(said.system)
-        chains = chain_digests(owner, json.dumps([system, tools], sort_keys=True), said.exchanges)
-        found = self._service.store.find(owner, chains[1:])
-        known = 0 if found is None or found.chain is None else chains.index(found.chain)
-        asked, heard = said.asked, said.exchanges[known:]
+        prefix = Prefix.find(self._service.store, owner, system, tools, said.exchanges)
+        asked, heard = said.asked, said.exchanges[prefix.known :]
         talk = self._service.begin(
-            owner, None, found, system=system, tools=tools, sampling=sampling, endless=True, heard=len(heard)
+            owner, None, prefix.turn, system=system, tools=tools, sampling=sampling, endless=True, heard=len(heard)
         )
         for _ in talk.hear(heard):
             yield {}
@@ -60,8 +55,8 @@ class Completions:
             first = next(pieces, "")
         for chunk in self._chunks(body, talk, chain([first] if first else [], pieces)):
             if chunk.get("object") == "chat.completion":  # the whole, before the client hears that it is done
-                chains.append(next_digest(chains[-1], (asked, talk.reply)))
-                turns = self._turns([*(said for said, _ in heard), asked], chains[known + 1 :], found, chunk)
+                prefix.add((asked, talk.reply))
+                turns = self._turns([*(said for said, _ in heard), asked], prefix, chunk)
                 self._service.keep(owner, talk, turns)
                 yield from self._ending(body, chunk)
             yield chunk
@@ -69,14 +64,13 @@ class Completions:
     def _turns(
         self,
         asked: Sequence[list[Message]],
-        chains: Sequence[bytes],
-        found: KeptTurn | None,
+        prefix: Prefix,
         whole: Chunk,
     ) -> list[KeptTurn]:
         """What is kept: each exchange that was not in memory yet, the last with the completion that it became."""
         turns: list[KeptTurn] = []
-        keeps, last = self._service.keep_text, found.id if found else None
-        for number, (said, digest) in enumerate(zip(asked, chains, strict=True)):
+        keeps, last = self._service.keep_text, prefix.turn.id if prefix.turn else None
+        for number, (said, digest) in enumerate(zip(asked, prefix.digests[prefix.known + 1 :], strict=True)):
             ends = number == len(asked) - 1
             turns.append(
                 KeptTurn(
@@ -134,17 +128,3 @@ def as_chunk(chunk: Chunk) -> str:
 
 def _delta(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-
-
-def chain_digests(owner: bytes, head: str, exchanges: Sequence[Exchange]) -> list[bytes]:
-    """A digest of the head, and one of it and all exchanges up to each; salted by the owner."""
-    found = [hmac.digest(owner, head.encode(), hashlib.sha256)]
-    for exchange in exchanges:
-        found.append(next_digest(found[-1], exchange))
-    return found
-
-
-def next_digest(last: bytes, exchange: Exchange) -> bytes:
-    """The digest after one more exchange."""
-    said, reply = exchange
-    return hmac.digest(last, json.dumps([[*said], reply.strip()], sort_keys=True).encode(), hashlib.sha256)

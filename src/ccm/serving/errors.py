@@ -3,8 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
 
 from ccm.core.errors import CCMError
+
+
+class Fault(BaseModel):
+    """What was wrong."""
+
+    type: str
+    code: str
+    message: str
+    param: str | None
+
+
+class Refusal(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: Fault
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": told}
+    for status, told in {
+        400: "The request is not one that this server takes; the message names what is wrong.",
+        401: "The server asks for an API key that it knows.",
+        404: "There is no such model or response.",
+        413: "The body is too large.",
+        422: "The model wrote no call of a tool where one is required.",
+        429: "Too many requests of the key wait already.",
+        500: "The server failed.",
+        507: "The turn cannot be kept.",
+    }.items()
+}
 
 
 class RequestError(CCMError):
@@ -39,6 +72,7 @@ class RequestError(CCMError):
         return {"error": {"type": kind, "code": self.code, "message": str(self), "param": self.param}}
 
 
-def unsupported(name: str, advice: str = "leave it out") -> RequestError:
-    """A field, or a value, that this server does not take: it is refused, never ignored."""
-    return RequestError(f"This server does not support {name}; {advice}.", code="unsupported_parameter", param=name)
+def unsupported(name: str, advice: str = "leave it out", param: str | None = None) -> RequestError:
+    """A field, or a value in the field ``param``, that this server does not take: it is refused, never ignored."""
+    told = f"This server does not support {name}; {advice}."
+    return RequestError(told, code="unsupported_parameter", param=param or name)

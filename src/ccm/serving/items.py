@@ -7,10 +7,11 @@ asked      [user]                                                            wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic_core import from_json
 
 from ccm.chat.turns import Message
 from ccm.serving.errors import RequestError, unsupported
@@ -69,7 +70,7 @@ def read_items(given: str | Sequence[Any] | None) -> Incoming:
     """What the input of a request says, as ``model_dump`` gives its items.
 
     Raises:
-        RequestError: when an item is of a kind that this server does not take, or out of place.
+        RequestError: when an item is out of place, or holds more than text.
     """
     said = Incoming()
     if isinstance(given, str):
@@ -77,7 +78,7 @@ def read_items(given: str | Sequence[Any] | None) -> Incoming:
         return said
     for number, item in enumerate(given or ()):
         where = f"input[{number}]"
-        kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        kind = item["type"]
         if kind == "compaction":
             if said.compaction is not None or said.exchanges or said.asked:
                 raise RequestError(
@@ -91,10 +92,8 @@ def read_items(given: str | Sequence[Any] | None) -> Incoming:
             said.add({"role": role, "content": _text(item["content"], where)})
         elif kind == "function_call":
             _add_call(said, item, where)
-        elif kind == "function_call_output":
+        else:  # what a function gave
             said.add({"role": "tool", "content": _text(item["output"], where), "tool_call_id": item["call_id"]})
-        else:
-            raise unsupported(f"{where} of the type {kind}", "send messages, function calls and what they gave")
     return said
 
 
@@ -123,8 +122,8 @@ def read_messages(messages: Iterable[dict[str, Any]]) -> Incoming:
 def _add_call(said: Incoming, call: dict[str, Any], where: str) -> None:
     """Take a call of a tool; several in a row are one message of the assistant."""
     try:
-        arguments = json.loads(call["arguments"] or "{}")
-    except (ValueError, RecursionError) as error:
+        arguments = from_json(call["arguments"] or "{}", allow_inf_nan=False)
+    except ValueError as error:
         raise RequestError(f"The arguments of the call of {call['name']} are no JSON: {error}.", param=where) from error
     function = {"type": "function", "id": call["call_id"], "function": {"name": call["name"], "arguments": arguments}}
     last = said.asked[-1] if said.asked else None
@@ -142,6 +141,6 @@ def _text(content: str | Sequence[dict[str, Any]], where: str) -> str:
     for part in content:
         kind = part.get("type")
         if kind not in ("input_text", "output_text", "text", "refusal"):
-            raise unsupported(f"{where} with a part of the type {kind}", "send text")
+            raise unsupported(f"{where} with a part of the type {kind}", "send text", where)
         texts.append(part["refusal"] if kind == "refusal" else part["text"])
     return "".join(texts)

@@ -30,8 +30,7 @@ class Forgotten:
     Attributes:
         exact: whether the step was taken out of the memories; else they were made from text again.
         changed: ids of turns whose memories no longer hold it.
-        deleted: ids of turns that are gone: the one whose exchange it was, and those that chat completions would find
-            by messages that hold it.
+        deleted: id of the turn whose exchange it was, where it had no other.
     """
 
     exact: bool
@@ -169,15 +168,15 @@ class Memories:
         if not exact and any(part.text is None for _, part in tree):
             raise InputError(
                 "Memories that hold this step must be made again from the texts of the other steps, and these were not "
-                "kept. Delete the turn and all that follow it: ccm memory delete ID --cascade."
+                "kept. Delete the turn and all that follow it."
             )
-        numbers = [part.id for _, part in tree]
-        turns, emptied = self._store.turns_of(numbers), first.steps == 1
-        gone = [one for one, number, found in turns if found or (number == first.id and emptied)]
-        blank = [one for one, number, _ in turns if number == first.id and one not in gone]
+        turns = self._store.turns_of(part.id for _, part in tree)
+        own = [one for one, number in turns if number == first.id]
+        changed = [one for one, _ in turns if first.steps > 1 or one not in own]
+        gone, blank = (own, []) if first.steps == 1 else ([], own)
         parts = [*self._without(owner, [part for _, part in tree], step, place, exact=exact)]
-        self._store.change(parts, gone, blank)
-        return Forgotten(exact, [one for one, *_ in turns if one not in gone], gone)
+        self._store.change(parts, gone=gone, blank=blank, hidden=changed)
+        return Forgotten(exact, changed, gone)
 
     def _without(self, owner: bytes, parts: Sequence[Part], step: int, place: int, *, exact: bool) -> Iterator[Part]:
         """A part whose step at ``place`` (from 1) is forgotten, and those that follow it, as they are without it."""

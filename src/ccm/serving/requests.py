@@ -4,19 +4,83 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from openresponses_types.types import CompactResponseMethodPublicBody, CreateResponseBody
-from pydantic import BaseModel, ConfigDict, Field
+from openresponses_types.types import (
+    AssistantMessageItemParam,
+    CompactionSummaryItemParam,
+    CompactResponseMethodPublicBody,
+    CreateResponseBody,
+    DeveloperMessageItemParam,
+    FunctionCallItemParam,
+    FunctionCallOutputItemParam,
+    IncludeEnum,
+    ServiceTierEnum,
+    SystemMessageItemParam,
+    TruncationEnum,
+    UserMessageItemParam,
+)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from ccm.serving.errors import unsupported
 
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # undeclared fields and types are refused
 ToolChoice = Literal["auto", "none", "required"]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+LAX = Field(strict=False)  # strictly, an enumeration takes its members alone, and no texts
+
+
+class UserMessage(UserMessageItemParam):
+    """What the user said. The type of a message may be left out, and many clients do so."""
+
+    type: Literal["message"] = "message"  # type: ignore[assignment]  # the package's is an enumeration, and required
+
+
+class SystemMessage(SystemMessageItemParam):
+    """What stands before all turns."""
+
+    type: Literal["message"] = "message"  # type: ignore[assignment]  # as above
+
+
+class DeveloperMessage(DeveloperMessageItemParam):
+    """As a system message."""
+
+    type: Literal["message"] = "message"  # type: ignore[assignment]  # as above
+
+
+class AssistantMessage(AssistantMessageItemParam):
+    """A reply of the past."""
+
+    type: Literal["message"] = "message"  # type: ignore[assignment]  # as above
+
+
+def _kind(item: Any) -> str:
+    """The one form that an item is held to; capitalised, so that the places in errors leave it out, as class names."""
+    given = item if isinstance(item, dict) else {}
+    kind = given.get("type", "message")
+    return (f"{given.get('role')} message" if kind == "message" else str(kind)).capitalize()
+
+
+Item = Annotated[
+    Annotated[UserMessage, Tag("User message")]
+    | Annotated[SystemMessage, Tag("System message")]
+    | Annotated[DeveloperMessage, Tag("Developer message")]
+    | Annotated[AssistantMessage, Tag("Assistant message")]
+    | Annotated[FunctionCallItemParam, Tag("Function_call")]
+    | Annotated[FunctionCallOutputItemParam, Tag("Function_call_output")]
+    | Annotated[CompactionSummaryItemParam, Tag("Compaction")],
+    Discriminator(
+        _kind,
+        custom_error_type="item",
+        custom_error_message="This server takes messages (of the user, assistant, system or developer), function_call, "
+        "function_call_output and compaction",
+    ),
+]
+Input = Annotated[str, Field(max_length=10 * 2**20)] | list[Item]
 
 
 class StrictBody(BaseModel):
-    """A body without fields that nobody declared."""
+    """A body without fields that nobody declared, and of the types that are declared alone."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
 
 class Function(StrictBody):
@@ -24,7 +88,7 @@ class Function(StrictBody):
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, JsonValue] | None = None  # no deeper than can be written again
     strict: Literal[False] | None = None
 
 
@@ -49,9 +113,16 @@ class Compaction(StrictBody):
 class CreateResponse(CreateResponseBody):
     """The body of ``POST /v1/responses``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     model: str
+    input: Input | None = None  # type: ignore[assignment]  # the package's has kinds that we refuse
+    max_output_tokens: Annotated[int, Field(ge=16)] | None = None  # type: ignore[assignment]  # the package's takes "16"
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None  # type: ignore[assignment]  # as above
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # type: ignore[assignment]  # as above
+    include: list[Annotated[IncludeEnum, LAX]] | None = None
+    truncation: Annotated[TruncationEnum, LAX] | None = None
+    service_tier: Annotated[ServiceTierEnum, LAX] | None = None
     tools: list[FunctionTool] | None = None  # type: ignore[assignment]  # the package's drops the parameters
     tool_choice: ToolChoice | None = None  # type: ignore[assignment]  # the package's takes forms that we refuse
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -65,8 +136,7 @@ class CreateResponse(CreateResponseBody):
             RequestError: naming the field.
         """
         for name in ("background", "presence_penalty", "frequency_penalty", "top_logprobs", "max_tool_calls"):
-            value = getattr(self, name)
-            if getattr(value, "root", value):
+            if getattr(self, name):
                 raise unsupported(name)
         if self.parallel_tool_calls is False:
             raise unsupported("parallel_tool_calls: false")
@@ -85,7 +155,9 @@ class CreateResponse(CreateResponseBody):
 class Compact(CompactResponseMethodPublicBody):
     """The body of ``POST /v1/responses/compact``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
+
+    input: Input | None = None  # type: ignore[assignment]  # as above
 
 
 class ChatTool(StrictBody):
@@ -151,5 +223,5 @@ class ChatCompletion(StrictBody):
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoice | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     user: str | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,12 +15,14 @@ from ccm.serving.calls import ToolCall
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Incoming, read_items
 from ccm.serving.packing import pack
+from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import Compact, CreateResponse
 from ccm.serving.service import ServedConversation, Service, Usage, refusing
 from ccm.serving.store import KeptTurn
 
 Event = dict[str, Any]
 MEMORY = "ccm:memory"  # our own field
+KIND = "resp"  # how the ids of responses begin
 
 
 def new_id(kind: str) -> str:
@@ -44,24 +47,27 @@ class Responses:
         said.check_asked()
         system = _joined(body.instructions or "", *said.system)
         tools = [] if body.tool_choice == "none" else body.tools or []
-        sampling = self._service.sampling(body, body.max_output_tokens.root if body.max_output_tokens else None)
+        definitions, heard, prefix = [tool.definition for tool in tools], said.exchanges, None
+        if previous is None and sealed is None:  # a client that sends all of the conversation
+            prefix = Prefix.find(self._store, owner, system, definitions, heard)
+            previous, heard = prefix.turn, heard[prefix.known :]
         talk = self._service.begin(
             owner,
             sealed,
             previous,
             system=system,
-            tools=[tool.definition for tool in tools],
-            sampling=sampling,
+            tools=definitions,
+            sampling=self._service.sampling(body, body.max_output_tokens),
             endless=body.truncation == "auto",
-            heard=len(said.exchanges),
+            heard=len(heard),
         )
-        for _ in talk.hear(said.exchanges):
+        for _ in talk.hear(heard):
             yield {}
         with refusing():
             pieces = talk.say(said.asked, [tool.name for tool in tools], required=body.tool_choice == "required")
             first = next(pieces, "")  # what cannot be read is refused before the first event
-        answer = self._opening(body, previous)
-        yield from _numbered(self._events(owner, body, talk, said, previous, answer, first, pieces))
+        keep = partial(self._keep, owner, body, talk, said, previous, prefix)
+        yield from _numbered(self._events(owner, body, talk, said, keep, chain([first] if first else [], pieces)))
 
     def _events(
         self,
@@ -69,13 +75,14 @@ class Responses:
         body: CreateResponse,
         talk: ServedConversation,
         said: Incoming,
-        previous: KeptTurn | None,
-        answer: dict[str, Any],
-        first: str,
+        keep: Callable[[dict[str, Any]], None],
         pieces: Iterator[str],
     ) -> Iterator[Event]:
+        """The events of a reply; the response is kept before the client hears that it is done."""
+        answer = self._opening(body)
         yield {"type": "response.created", "response": {**answer}}
         yield {"type": "response.in_progress", "response": {**answer}}
+        first = next(pieces, "")
         output = [_message()] if first or not talk.calls else []
         if output:
             yield from _text_events(output[0], chain([first] if first else [], pieces))
@@ -95,7 +102,7 @@ class Responses:
             "incomplete_details": None if talk.ended else {"reason": "max_output_tokens"},
         }
         if answer["store"]:
-            self._service.keep(owner, talk, [self._turn(answer, body, said, previous)])
+            keep(answer)
         for index, item in enumerate(output):
             yield from _closing_events(index, item)
         yield {"type": f"response.{status}", "response": answer}
@@ -125,7 +132,7 @@ class Responses:
         for _ in talk.hear(said.exchanges):
             pass
         return {
-            "id": new_id("resp"),
+            "id": new_id(KIND),
             "object": "response.compaction",
             "created_at": int(time.time()),
             "output": [self._compaction(owner, talk, said)],
@@ -188,7 +195,7 @@ class Responses:
 
     def _kept(self, owner: bytes, name: str, code: str = "not_found") -> KeptTurn:
         turn = self._store.get(owner, name)
-        if turn is None or turn.chain is not None:  # those of chat completions are found by their messages
+        if turn is None or not name.startswith(KIND):  # chat completions have no ids to go on from
             raise RequestError(
                 f"There is no response {name!r}: it was never kept, was deleted, or has expired.",
                 status=404,
@@ -197,38 +204,46 @@ class Responses:
             )
         return turn
 
-    def _turn(
+    def _keep(
         self,
-        answer: dict[str, Any],
+        owner: bytes,
         body: CreateResponse,
+        talk: ServedConversation,
         said: Incoming,
         previous: KeptTurn | None,
-    ) -> KeptTurn:
+        prefix: Prefix | None,
+        answer: dict[str, Any],
+    ) -> None:
+        """Keep a response; it is found by its exchanges, too, where all of them came with it."""
         keeps = self._service.keep_text
-        return KeptTurn(
+        if prefix is not None:
+            prefix.add((said.asked, talk.reply))
+        turn = KeptTurn(
             id=answer["id"],
             previous=previous.id if previous else None,
             answer=answer if keeps else {},
             asked=_input_items(body) if keeps else [],
             system=_joined(*said.system),
             created=answer["created_at"],
+            chain=prefix.digests[-1] if prefix else None,
         )
+        self._service.keep(owner, talk, [turn])
 
     def _compaction(self, owner: bytes, talk: ServedConversation, said: Incoming) -> dict[str, Any]:
         sealed = self._service.seal.seal(pack(talk.memory), owner, _joined(*said.system))
         return {"type": "compaction", "id": new_id("cmp"), "encrypted_content": sealed}
 
-    def _opening(self, body: CreateResponse, previous: KeptTurn | None) -> dict[str, Any]:
+    def _opening(self, body: CreateResponse) -> dict[str, Any]:
         """A response before anything of it is there."""
         return {
-            "id": new_id("resp"),
+            "id": new_id(KIND),
             "object": "response",
             "created_at": int(time.time()),
             "completed_at": None,
             "status": "in_progress",
             "incomplete_details": None,
             "model": self._service.backend.name,
-            "previous_response_id": previous.id if previous else None,
+            "previous_response_id": body.previous_response_id,
             "instructions": body.instructions,
             "output": [],
             "error": None,
@@ -247,7 +262,7 @@ class Responses:
             "temperature": body.temperature or 0.0,
             "reasoning": None,
             "usage": None,
-            "max_output_tokens": body.max_output_tokens.root if body.max_output_tokens else None,
+            "max_output_tokens": body.max_output_tokens,
             "max_tool_calls": None,
             "store": body.store is not False,
             "background": False,

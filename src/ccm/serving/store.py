@@ -157,7 +157,7 @@ class Store:
         if origin is not None and self.origin != origin:
             raise ConfigError(
                 f"The store {folder} holds memories of another model, adapter or rule; name another folder, or make "
-                f"them again from their text: ccm memory rebuild --store {folder}."
+                "them again from their text: ccm memory rebuild."
             )
 
     def close(self) -> None:
@@ -285,8 +285,17 @@ class Store:
             rows = self._base.execute(sql.TREE, (number,)).fetchall()
         return [(row[-1], _part(row[:-1])) for row in rows]
 
-    def change(self, parts: Iterable[Part], gone: Iterable[str] = (), blank: Iterable[str] = ()) -> None:
-        """Change what parts hold, delete turns, and take the text of others out: all of it, or nothing."""
+    def change(
+        self, parts: Iterable[Part], *, gone: Iterable[str] = (), blank: Iterable[str] = (), hidden: Iterable[str] = ()
+    ) -> None:
+        """Change what parts hold, delete turns, take the text of some out, and hide some: all of it, or nothing.
+
+        Args:
+            parts: as they are to be.
+            gone: ids of turns to delete.
+            blank: ids of turns whose text goes.
+            hidden: ids of turns that are no longer found by their exchanges.
+        """
         with self._writing():
             for part in parts:
                 self._write(part)
@@ -294,6 +303,8 @@ class Store:
                 self._base.execute(
                     "UPDATE turns SET asked = '[]', answer = '{}', size = length(system) WHERE id = ?", (name,)
                 )
+            for name in hidden:
+                self._base.execute("UPDATE turns SET chain = NULL WHERE id = ?", (name,))
             for name in gone:
                 self._drop(name)
         self._overwrite()
@@ -308,14 +319,14 @@ class Store:
         with self._lock:
             return self._base.execute(sql.IN_NEED, (name,)).fetchall()
 
-    def turns_of(self, numbers: Iterable[int]) -> list[tuple[str, int, bool]]:
-        """Turns whose memory ends with one of the parts: id, part, and whether it is found by its messages."""
+    def turns_of(self, numbers: Iterable[int]) -> list[tuple[str, int]]:
+        """Turns whose memory ends with one of the parts: id and part."""
         with self._lock:
             rows = (
-                self._base.execute("SELECT id, part, chain IS NOT NULL FROM turns WHERE part = ?", (number,)).fetchall()
+                self._base.execute("SELECT id, part FROM turns WHERE part = ?", (number,)).fetchall()
                 for number in numbers
             )
-            return [(name, number, bool(found)) for several in rows for name, number, found in several]
+            return [row for several in rows for row in several]
 
     def textless(self) -> list[str]:
         """Ids of turns whose memory cannot be made from text: of them or of turns before, none was kept."""

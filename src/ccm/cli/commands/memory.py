@@ -141,14 +141,14 @@ def run_import(file: Path, folder: Path, key: Path | None, choice: dict[str, Any
         MemoryFileError: when the file holds no memory of one conversation of this model.
     """
     from ccm.serving.memories import Memories
-    from ccm.serving.responses import new_id
+    from ccm.serving.responses import KIND, new_id
 
     owners = Keys(key).owners
     if len(owners) > 1:
         raise ConfigError(f"{key} holds {len(owners)} API keys; name a file with the one whose memory it becomes.")
     with opened(folder) as store:
         backend = _backend(store, folder, choice)
-        turn = KeptTurn(new_id("resp"), None, {}, [], "", int(time.time()))
+        turn = KeptTurn(new_id(KIND), None, {}, [], "", int(time.time()))
         Memories(backend, store).add(owners[0], turn, backend.load(file), None, None)
     print(f"Go on with it: previous_response_id {turn.id}")
 
