@@ -34,6 +34,7 @@ from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
 from ccm.engine.memory import Memory
+from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.items import Exchange
 from ccm.serving.memories import Memories
@@ -46,12 +47,12 @@ OWNER = b"o" * 32
 
 
 @contextmanager
-def server(store: Path, rule: str) -> Iterator[httpx.Client]:
-    """A client of a server process, which ends with the block."""
+def server(store: Path, *options: str) -> Iterator[httpx.Client]:
+    """A client of a server process with options of ``ccm serve``, which ends with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "ccm.cli", "serve", "--rule", rule, "--port", str(port), "--store", str(store)]
+    command = [sys.executable, "-m", "ccm.cli", "serve", *options, "--port", str(port), "--store", str(store)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
     try:
@@ -83,14 +84,14 @@ def recall(rule: str, dialogues: int) -> dict[str, float]:
         return answer["output"][0]["content"][0]["text"]
 
     with TemporaryDirectory() as folder:
-        with server(Path(folder), rule) as client:
+        with server(Path(folder), "--rule", rule) as client:
             for number, turns in enumerate(said):
                 for turn in turns[:-QUESTIONS]:
                     ask(client, number, turn.user)
                 for turn in turns[-QUESTIONS:]:
                     reply = ask(client, number, turn.user, keep=False)
                     verdicts["before a restart"][judge(reply, turn.asked or "", turn.value)] += 1
-        with server(Path(folder), rule) as client:
+        with server(Path(folder), "--rule", rule) as client:
             for number, turns in enumerate(said):
                 for turn in turns[-QUESTIONS:]:
                     reply = ask(client, number, turn.user)
@@ -105,7 +106,7 @@ def first_token(rule: str, rounds: int) -> dict[str, float]:
     held, here, there = Conversation(model, tokenizer), [], []
     for line in lines[:8]:
         held.answer(line)
-    with TemporaryDirectory() as folder, server(Path(folder), rule) as client:
+    with TemporaryDirectory() as folder, server(Path(folder), "--rule", rule) as client:
         last = None
         for line in lines[:8]:
             body = {"model": "builtin", "input": line, "previous_response_id": last}
@@ -122,6 +123,38 @@ def first_token(rule: str, rounds: int) -> dict[str, float]:
                 came = [time.perf_counter() for line in answer.iter_lines() if '"response.output_text.delta"' in line]
             there.append(came[0] - begun)
     return {"in process": 1e3 * median(here), "through the server": 1e3 * median(there)}
+
+
+def whole_turns(adapter: str, rounds: int) -> dict[str, float]:
+    """Seconds of a turn with a reply of 32 tokens and its compression, after four turns, and what it costs on top."""
+    model, tokenizer = ccm.load(adapter=adapter)
+    sampling = Sampling(max_new_tokens=32)
+    held, here, there, last = Conversation(model, tokenizer, sampling=sampling), [], [], None
+    lines = [turn.user for turn in recall_dialogue(random.Random("whole turns"), STEPS, FACTS, QUESTIONS).turns]
+    with TemporaryDirectory() as folder, server(Path(folder), "--adapter", adapter) as client:
+        name = client.get("/v1/models").json()["data"][0]["id"]
+
+        def ask(line: str, before: str | None) -> dict[str, Any]:
+            body = {"model": name, "input": line, "previous_response_id": before, "max_output_tokens": 32}
+            return client.post("/v1/responses", json=body).json()
+
+        for line in lines[:4]:
+            held.answer(line)
+            last = ask(line, last)["id"]
+        begun_with, replies = held.memory, set()
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            replies.add(held.answer(lines[4]))
+            here.append(time.perf_counter() - begun)
+            held.go_on(begun_with)
+            begun = time.perf_counter()
+            answer = ask(lines[4], last)
+            there.append(time.perf_counter() - begun)
+            replies.add(answer["output"][0]["content"][0]["text"])
+        if len(set(map(str.strip, replies))) != 1:
+            raise RuntimeError(f"the server says other than the process: {replies}")
+    ratios = [one / other for one, other in zip(there, here, strict=True)]
+    return {"in process": median(here), "through the server": median(there), "ratio": median(ratios)}
 
 
 def keeping(rule: str, count: int) -> dict[str, float]:
@@ -182,9 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rule", default="concat")
     parser.add_argument("--dialogues", type=int, default=100, help="of the recall; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=30, help="of the first token")
+    parser.add_argument("--adapter", help="of a real model: measure whole turns on it, and nothing else")
     parser.add_argument("--memories", type=int, default=10_000, help="that are stored")
     asked = parser.parse_args(arguments)
     quiet()
+    if asked.adapter:
+        print(json.dumps({"turns, s": whole_turns(asked.adapter, asked.rounds)}, indent=2))
+        return
     found: dict[str, Any] = {"rule": asked.rule}
     if asked.dialogues:
         found["recall"] = recall(asked.rule, asked.dialogues)
