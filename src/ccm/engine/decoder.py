@@ -340,19 +340,37 @@ class CCMModel(AdaptedModel):
         whole = torch.cat([cache.mask_before(memory.batch, 0), mask], dim=1)
         read = whole[:, cache.columns.width :]
         self._check_end(memory, read.sum(1).tolist())
-        check_caching(self.base)
-        text = cache.memory.positions_of(read)
-        columns, positions = torch.cat([cache.columns.positions, text], dim=1), text[:, -ids.shape[1] :]
-        logits = self.base(
-            input_ids=ids,
-            attention_mask=whole.long(),
-            position_ids=positions,
-            **given_cache(self.base, cache),
-            logits_to_keep=int(last),
-            ccm=CachedPass(whole, columns, positions, cache.columns.raw),
-        ).logits[..., : self.vocab_size]
+        positions = torch.cat([cache.columns.positions, cache.memory.positions_of(read)], dim=1)
+        logits = self.read_columns(ids, cache, whole, positions, cache.columns.raw, last=last)
         cache.read = read
         return logits
+
+    def read_columns(
+        self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor, raw: Tensor, *, last: bool = False
+    ) -> Tensor:
+        """Logits (B, T, V) of text that follows the columns of a cache, which grows by it.
+
+        Args:
+            ids: (B, T) token ids, on the model's device.
+            cache: of S columns.
+            mask: (B, S + T) bool, False at padding.
+            positions: (B, S + T) int64 text positions, :data:`ccm.engine.memory.COMPRESSED` at entries.
+            raw: (B,) how many first tokens stay visible to all text.
+            last: return the logits of the last token only, (B, 1, V).
+
+        Raises:
+            InputError: when the model keeps no cache.
+        """
+        check_caching(self.base)
+        own = positions[:, -ids.shape[1] :]
+        return self.base(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=own,
+            **given_cache(self.base, cache),
+            logits_to_keep=int(last),
+            ccm=CachedPass(mask, positions, own, raw),
+        ).logits[..., : self.vocab_size]
 
     def reader(self, memory: Memory, cache: MemoryCache) -> Callable[[Tensor], Tensor]:
         """A function that reads ids (B, T) into the cache of a memory, and returns the logits (B, V) of the next token.
