@@ -33,7 +33,7 @@ def backend(rule: str = "concat") -> Backend:
 
 def service(rule: str = "concat", folder: Path | None = None, secret: Path | None = None, **changes: Any) -> Service:
     """The service of a server."""
-    one = backend(rule)
+    one = Backend(backend(rule).model, backend(rule).tokenizer, "builtin")  # an engine of its own: each server ends its
     store = Store(folder, one.origin, seconds=changes.pop("seconds", DAY), quota=changes.pop("quota", 64 * MIB))
     return Service(one, store, Seal(secret, one.origin), **changes)
 

@@ -48,10 +48,17 @@ class Batch:
         stacked = Memory.stack([replace(cache.memory, closed=closed) for cache in caches]).cache()
         ids, mask = padded(prompts)
         logits = self._model.read(stacked.memory, ids, mask, cache=stacked, last=True)[:, -1]
-        kept = [] if self._columns is None else [self._columns]
-        self._set([*kept, _read_so_far(stacked)])
-        self.rows += caches
+        self._add(caches, stacked)
         return logits
+
+    def join(self, cache: MemoryCache) -> None:
+        """Take in a row that has read its prompt by itself."""
+        self._add([cache], cache)
+
+    def _add(self, caches: Sequence[MemoryCache], read: MemoryCache) -> None:
+        kept = [] if self._columns is None else [self._columns]
+        self._set([*kept, _read_so_far(read)])
+        self.rows += caches
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +57,16 @@ _POLICY = (
 _STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}  # beside JSON, in the description
 _HOUR = 3600.0
 _LEFT = 499  # the status of a request whose client left
-_WAITING = 16  # requests of one key that wait for the model at a time
+_LOOK = 0.2  # seconds after which a request that waits looks whether its client is there
+
+
+class ClientLeft(Exception):  # noqa: N818  a signal like StopIteration, not an error
+    """Nobody waits for the answer any more."""
+
+
+def _once(work: Callable[[], dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
+    """A request with one event."""
+    yield work()
 
 
 def _replied(event: dict[str, Any]) -> int:
@@ -84,8 +93,8 @@ class Metrics:
         self.waiting = Gauge("ccm_waiting", "Requests that wait for the model, or have it.", registry=self.registry)
 
 
-def expiring(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """While the application runs, what was not used for too long is deleted once an hour."""
+def running(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """While the application runs, what was not used for too long is deleted once an hour; at its end, replies end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +106,7 @@ def expiring(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManage
         task = asyncio.create_task(expire())
         yield
         task.cancel()
+        await anyio.to_thread.run_sync(service.backend.engine.stop)
 
     return lifespan
 
@@ -110,70 +120,71 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         body: most bytes of a request.
         rate: most requests of a key in a minute.
     """
-    app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=expiring(service))
-    waiting: Counter[bytes] = Counter()  # requests by owner
-    responses, completions, metrics, lock = Responses(service), Completions(service), Metrics(), asyncio.Lock()
+    app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=running(service))
+    responses, completions, metrics, engine = (
+        Responses(service),
+        Completions(service),
+        Metrics(),
+        service.backend.engine,
+    )
     api = APIRouter(responses=REFUSALS, dependencies=[Depends(_declared)])
     app.add_middleware(Guard, keys=keys, body=body, rate=rate)
 
-    @asynccontextmanager
-    async def turn(who: bytes) -> AsyncIterator[None]:
-        """The time in which a request has the model: one at a time.
-
-        Raises:
-            RequestError: 429 where too many requests of the key wait.
-        """
-        if waiting[who] >= _WAITING:
-            raise RequestError(
-                f"{_WAITING} requests of this key wait already; ask again when one is answered.",
-                status=429,
-                code="too_many_requests",
-            )
-        waiting[who] += 1
-        try:
-            with metrics.waiting.track_inprogress():
-                async with lock:
-                    yield
-        finally:
-            waiting[who] -= 1
-            if not waiting[who]:
-                del waiting[who]
-
-    async def steps(
+    async def events(
         work: Generator[dict[str, Any], None, None], request: Request, who: bytes, name: str
     ) -> AsyncIterator[dict[str, Any]]:
-        """Run the work in a thread, and yield its events until the client leaves.
+        """The events of a request that runs in the engine.
 
         Raises:
-            RequestError: as of the turn and of the work.
+            RequestError: as of the engine and of the work.
+            ClientLeft: when the client went away; then the request ends.
         """
-        try:
-            async with turn(who):
-                with metrics.seconds.time():
-                    while not await request.is_disconnected():
-                        if (one := await anyio.to_thread.run_sync(next, work, None)) is None:
-                            metrics.requests.labels(name).inc()
-                            break
-                        if one:
-                            metrics.tokens.inc(_replied(one))
-                            yield one
-        finally:
-            work.close()
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def emit(event: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(arrived.put_nowait, event)
+
+        with metrics.waiting.track_inprogress(), metrics.seconds.time():
+            task, looked = engine.submit(who, work, emit), loop.time()
+            try:
+                while True:
+                    if loop.time() - looked >= _LOOK:
+                        looked = loop.time()
+                        if await request.is_disconnected():
+                            raise ClientLeft
+                    try:
+                        event = await asyncio.wait_for(arrived.get(), _LOOK)
+                    except TimeoutError:
+                        continue
+                    if event is None:
+                        metrics.requests.labels(name).inc()
+                        return
+                    if isinstance(event, Exception):
+                        raise event
+                    metrics.tokens.inc(_replied(event))
+                    yield event
+            finally:
+                engine.cancel(task)
 
     async def last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
         """The last event; None where the client left before it."""
-        found: dict[str, Any] = {}
-        async for event in events:
-            found = event
-        return found if _replied(found) or "usage" in found else None
+        found = None
+        try:
+            async for event in events:
+                found = event
+        except ClientLeft:
+            return None
+        return found
 
-    async def stream(events: AsyncIterator[dict[str, Any]], write: Callable[[Any], str]) -> StreamingResponse:
+    async def stream(events: AsyncIterator[dict[str, Any]], write: Callable[[Any], str]) -> Response:
         """A stream that begins once the first event is there, so that a refusal has its status."""
-        first = await anext(events, None)
+        try:
+            first = await anext(events)
+        except ClientLeft:
+            return Response(status_code=_LEFT)
 
         async def lines() -> AsyncIterator[str]:
-            if first is None:  # the client left
-                return
             yield write(first)
             number = 1
             try:
@@ -181,6 +192,8 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                     if line := write(event):
                         yield line
                     number += 1
+            except ClientLeft:
+                return
             except Exception as error:  # the status has gone out already: whatever it was, the client hears of it
                 told = error if isinstance(error, RequestError) else _failure(error)
                 yield write({"type": "error", "sequence_number": number, **told.body})
@@ -191,17 +204,17 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     @api.post("/v1/responses", response_model=None, responses={200: {"model": ResponseResource, **_STREAMED}})
     async def create_response(body: CreateResponse, request: Request, who: Owner) -> Response:
         """Reply to what is new in a conversation."""
-        events = steps(responses.create(who, body), request, who, "responses")
+        coming = events(responses.create(who, body), request, who, "responses")
         if body.stream:
-            return await stream(events, as_event)
-        event = await last(events)
+            return await stream(coming, as_event)
+        event = await last(coming)
         return JSONResponse(event["response"]) if event else Response(status_code=_LEFT)
 
     @api.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
-    async def compact_response(body: Compact, who: Owner) -> Response:
+    async def compact_response(body: Compact, request: Request, who: Owner) -> Response:
         """A conversation as one opaque item, which the client keeps."""
-        async with turn(who):
-            return JSONResponse(await anyio.to_thread.run_sync(responses.compact, who, body))
+        item = await last(events(_once(partial(responses.compact, who, body)), request, who, "compact"))
+        return JSONResponse(item) if item else Response(status_code=_LEFT)
 
     @api.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
     def retrieve_response(response_id: str, who: Owner) -> Response:
@@ -216,19 +229,21 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         return JSONResponse({"object": "list", "data": items, "has_more": False, **ends})
 
     @api.delete("/v1/responses/{response_id}", response_model=None)
-    async def delete_response(response_id: str, who: Owner, cascade: Annotated[bool, Query()] = False) -> Response:
+    async def delete_response(
+        response_id: str, request: Request, who: Owner, cascade: Annotated[bool, Query()] = False
+    ) -> Response:
         """Delete a response with its memory; later ones of its chain hold what it said, unless they go, too."""
-        async with turn(who):  # memories that would be made from its text are made before
-            delete = partial(responses.delete, who, response_id, cascade=cascade)
-            return JSONResponse(await anyio.to_thread.run_sync(delete))
+        delete = partial(responses.delete, who, response_id, cascade=cascade)  # it may make memories from text before
+        told = await last(events(_once(delete), request, who, "delete"))
+        return JSONResponse(told) if told else Response(status_code=_LEFT)
 
     @api.post("/v1/chat/completions", response_model=None, responses={200: _STREAMED})
     async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
         """Reply to messages, of which only those are read that are not in memory yet."""
-        events = steps(completions.create(who, body), request, who, "chat")
+        coming = events(completions.create(who, body), request, who, "chat")
         if body.stream:
-            return await stream(events, as_chunk)
-        whole = await last(events)
+            return await stream(coming, as_chunk)
+        whole = await last(coming)
         return JSONResponse(whole) if whole else Response(status_code=_LEFT)
 
     @api.get("/v1/models", response_model=None)
@@ -245,10 +260,14 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _POLICY})
 
     @app.get("/health", response_class=PlainTextResponse)
-    @app.get("/ready", response_class=PlainTextResponse)
     def health() -> str:
-        """The process is alive, and its model is loaded."""
+        """The process is alive."""
         return "ok\n"
+
+    @app.get("/ready", response_class=PlainTextResponse)
+    def ready() -> Response:
+        """The model is loaded, and requests are taken on."""
+        return PlainTextResponse("ok\n") if engine.ready else PlainTextResponse("stopping\n", status_code=503)
 
     @app.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def show_metrics() -> Response:

@@ -15,6 +15,7 @@ from ccm.core.errors import MemoryFileError
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
+from ccm.serving.engine import Engine, EngineLimits
 from ccm.serving.packing import unpack
 from ccm.serving.transcripts import Transcript
 
@@ -22,14 +23,24 @@ from ccm.serving.transcripts import Transcript
 class Backend:
     """One model behind a server.
 
+    Args:
+        model: the model.
+        tokenizer: of its base model.
+        name: what clients call it.
+        limits: how many requests it takes on.
+
     Attributes:
+        engine: runs requests on the model; conversations in it share the model's passes.
         name: what clients call it.
         origin: identity of model, adapter and rule; memories of one origin go on under no other.
         adds: whether a step only adds entries to the memory before it.
     """
 
-    def __init__(self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+    def __init__(
+        self, model: CCMModel, tokenizer: PreTrainedTokenizerBase, name: str, limits: EngineLimits | None = None
+    ) -> None:
+        self.engine = Engine(model, limits)
+        self.model, self.tokenizer, self.name = self.engine.model, tokenizer, name
         said = json.dumps(model.origin.to_dict(), sort_keys=True)
         self.origin = hashlib.sha256(said.encode()).hexdigest()
         self.adds = model.rule.reversible

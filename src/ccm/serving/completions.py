@@ -29,8 +29,6 @@ class Completions:
     def create(self, owner: bytes, body: ChatCompletion) -> Generator[Chunk, None, None]:
         """The chunks of a completion; the last one is the whole, as a client gets it that does not stream.
 
-        Empty ones say that the work goes on.
-
         Raises:
             RequestError: before the first chunk, when the request cannot be answered.
         """
@@ -47,8 +45,7 @@ class Completions:
         talk = self._service.begin(
             owner, None, prefix.turn, system=system, tools=tools, sampling=sampling, endless=True, heard=len(heard)
         )
-        for _ in talk.hear(heard):
-            yield {}
+        talk.hear(heard)
         with refusing():
             names = [tool["function"]["name"] for tool in tools]
             pieces = talk.say(asked, names, required=body.tool_choice == "required")

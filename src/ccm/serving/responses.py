@@ -37,7 +37,7 @@ class Responses:
         self._service, self._store = service, service.store
 
     def create(self, owner: bytes, body: CreateResponse) -> Generator[Event, None, None]:
-        """The events of a response; the last one holds all of it. Empty ones say that the work goes on.
+        """The events of a response; the last one holds all of it.
 
         Raises:
             RequestError: before the first event, when the request cannot be answered.
@@ -61,8 +61,7 @@ class Responses:
             endless=body.truncation == "auto",
             heard=len(heard),
         )
-        for _ in talk.hear(heard):
-            yield {}
+        talk.hear(heard)
         with refusing():
             pieces = talk.say(said.asked, [tool.name for tool in tools], required=body.tool_choice == "required")
             first = next(pieces, "")  # what cannot be read is refused before the first event
@@ -129,8 +128,7 @@ class Responses:
             endless=True,
             heard=len(said.exchanges),
         )
-        for _ in talk.hear(said.exchanges):
-            pass
+        talk.hear(said.exchanges)
         return {
             "id": new_id(KIND),
             "object": "response.compaction",

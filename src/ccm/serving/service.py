@@ -78,14 +78,13 @@ class ServedConversation:
         self._exchanges: list[Exchange] = []
         self._cached = cached
 
-    def hear(self, exchanges: Sequence[Exchange]) -> Iterator[None]:
-        """Take exchanges of the past in, one at a step."""
+    def hear(self, exchanges: Sequence[Exchange]) -> None:
+        """Take exchanges of the past in."""
         for said, reply in exchanges:
             with refusing():
                 self._conversation.hear(said, reply)
             self.heard.append(self._conversation.memory)
             self._exchanges.append((said, reply))
-            yield
 
     def say(
         self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = (), *, required: bool = False

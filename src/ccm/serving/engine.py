@@ -1,0 +1,368 @@
+"""The engine: requests that use one model at a time, each written as if it were alone.
+
+    request   a generator in a greenlet: it asks for a read or a compression, and waits  -+
+    request   ...                                                                         +->  a pass for all that wait
+    request   ...                                                                        -+
+
+One thread runs all of it. Between two tokens of those who generate there is at most one pass for prompts, and one for
+compressions; long texts are read in bounded passes. Keys take turns: many requests of one do not hold up another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor
+
+from ccm.engine.batching import Batch, compress_together
+from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import Memory, MemoryCache
+from ccm.engine.sampling import Read
+from ccm.serving.errors import RequestError
+
+Emit = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much an engine takes on.
+
+    Attributes:
+        rows: most requests that use the model together.
+        waiting: most requests of one key that wait.
+        seconds: that a request waits at most.
+        tokens: most tokens of a pass over prompts, or over steps that are compressed, padding included.
+    """
+
+    rows: int = 16
+    waiting: int = 256
+    seconds: float = 60.0
+    tokens: int = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Text to be read into a cache; what is wanted are the logits (1, V) of the next token."""
+
+    cache: MemoryCache
+    ids: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Compressing:
+    """A step to be compressed; what is wanted is the memory."""
+
+    memory: Memory
+    step: list[int]
+    cache: MemoryCache | None
+
+    @property
+    def rest(self) -> int:
+        """Tokens of the step that are not read yet."""
+        known = self.cache is not None and self.cache.memory is self.memory
+        return len(self.step) - (self.cache.read.shape[1] if known and self.cache is not None else 0)
+
+
+class SharedModel(CCMModel):
+    """A model that several requests use together: in an engine, reading and compressing wait for the next pass."""
+
+    _tokens: int
+
+    @classmethod
+    def of(cls, model: CCMModel, tokens: int) -> Self:
+        """The same model, with the same weights; passes over long texts have at most ``tokens`` tokens."""
+        shared = cls.__new__(cls)
+        shared.__dict__.update(model.__dict__)
+        shared._tokens = tokens
+        return shared
+
+    def reader(self, memory: Memory, cache: MemoryCache) -> Read:
+        if not _inside():
+            return super().reader(memory, cache)
+
+        def read(ids: Tensor) -> Tensor:
+            (row,) = ids.tolist()
+            return _ask(Reading(cache, self._read_long(cache, row)))
+
+        return read
+
+    def compress(
+        self, memory: Memory, ids: Tensor, mask: Tensor | None = None, cache: MemoryCache | None = None
+    ) -> Memory:
+        if not _inside():
+            return super().compress(memory, ids, mask, cache)
+        (step,) = ids.tolist()
+        if self.rule.compresses == "step" and not self.config.recurrent:
+            cache = None  # the step is read anew, in isolation
+        elif cache is None and len(step) > self._tokens:
+            cache = MemoryCache(memory)
+            self._read_long(cache, step)
+        return _ask(Compressing(memory, step, cache))
+
+    def _read_long(self, cache: MemoryCache, ids: list[int]) -> list[int]:
+        """Read as many whole passes of a long text as there are; returns the rest."""
+        while len(ids) > self._tokens:
+            _ask(Reading(cache, ids[: self._tokens]))
+            ids = ids[self._tokens :]
+        return ids
+
+
+@dataclass(eq=False)
+class Task:
+    """A request on its way.
+
+    Attributes:
+        owner: whose it is.
+        work: what it does, event by event.
+        emit: takes each event, then None, or the error that ended it.
+        since: seconds of the clock at which it began to wait.
+        run: the greenlet in which it runs; None while it waits for its turn.
+        job: what it asks of the model at the moment.
+        cancelled: whether nobody wants its events any more.
+    """
+
+    owner: bytes
+    work: Generator[Any, None, None]
+    emit: Emit
+    since: float = field(default_factory=time.monotonic)
+    run: greenlet | None = None
+    job: Any = None  # Reading, Compressing, or None
+    cancelled: bool = False
+
+
+class Engine:
+    """Runs requests together on one model.
+
+    Args:
+        model: the model.
+        limits: how much is taken on.
+
+    Attributes:
+        model: the model for the conversations of requests.
+    """
+
+    def __init__(self, model: CCMModel, limits: EngineLimits | None = None) -> None:
+        self._limits = limits or EngineLimits()
+        self._plain, self.model = model, SharedModel.of(model, self._limits.tokens)
+        self._batch = Batch(model)
+        self._queues: OrderedDict[bytes, deque[Task]] = OrderedDict()
+        self._active: list[Task] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def submit(self, owner: bytes, work: Generator[Any, None, None], emit: Emit) -> Task:
+        """Let a request run once it is its turn.
+
+        Args:
+            owner: whose it is.
+            work: yields events; what it asks of :attr:`model` is done with that of others.
+            emit: takes each event in the engine's thread, then None, or the error that ended the request.
+
+        Raises:
+            RequestError: 429 where too many requests of the owner wait, 503 where the engine stops.
+        """
+        task = Task(owner, work, emit)
+        with self._changed:
+            if self._stopping:
+                raise RequestError("This server is about to stop; ask again later.", status=503, code="stopping")
+            queue = self._queues.setdefault(owner, deque())
+            if len(queue) >= self._limits.waiting:
+                raise RequestError(
+                    f"{len(queue)} requests of this key wait already; ask again when one is answered.",
+                    status=429,
+                    code="too_many_requests",
+                )
+            queue.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="ccm engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return task
+
+    def cancel(self, task: Task) -> None:
+        """Let go of a request before its next pass; one that has ended is left alone."""
+        with self._changed:
+            task.cancelled = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Take on no more, and return once all that runs or waits has ended."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken on."""
+        return not self._stopping and (self._thread is None or self._thread.is_alive())
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        while self._admit():
+            for task in [task for task in self._active if task.cancelled]:
+                self._go_on(task, error=GreenletExit())
+            self._generate()
+            self._read_prompts()
+            self._compress()
+
+    def _admit(self) -> bool:
+        """Begin requests as far as there are rows for them, key by key; wait where there is nothing to do.
+
+        Returns:
+            False once the engine is to stop, and nothing is left.
+        """
+        begun, dropped = list[Task](), list[Task]()
+        with self._changed:
+            while not self._active and not self._queues:
+                if self._stopping:
+                    return False
+                self._changed.wait()
+            late = time.monotonic() - self._limits.seconds
+            for owner, queue in [*self._queues.items()]:
+                dropped += [task for task in queue if task.cancelled or task.since < late]
+                self._queues[owner] = deque(task for task in queue if not task.cancelled and task.since >= late)
+            while self._queues and len(self._active) + len(begun) < self._limits.rows:
+                owner, queue = self._queues.popitem(last=False)
+                begun += [queue.popleft()] if queue else []
+                if queue:
+                    self._queues[owner] = queue  # behind the other keys
+            self._active += begun
+        for task in dropped:
+            task.work.close()
+            waited = f"The model was busy for {self._limits.seconds:.0f} seconds; ask again later."
+            task.emit(None if task.cancelled else RequestError(waited, status=503, code="busy"))
+        for task in begun:
+            task.run = _Run(partial(_run, task))
+            self._go_on(task)
+        return True
+
+    def _go_on(self, task: Task, found: Tensor | Memory | None = None, error: BaseException | None = None) -> None:
+        """Let a request go on with what it asked for, or an error, until it asks for the next, or ends."""
+        assert task.run is not None
+        task.job = task.run.throw(error) if error is not None else task.run.switch(found)
+        if task.run.dead:
+            with self._changed:
+                self._active.remove(task)
+
+    def _generate(self) -> None:
+        """One token of each row."""
+        reading = {id(task.job.cache): task for task in self._active if _reads_a_token(task.job)}
+        self._batch.leave([cache for cache in self._batch.rows if id(cache) not in reading])
+        rows = [reading[id(cache)] for cache in self._batch.rows]
+        if not rows:
+            return
+        try:
+            logits = self._batch.read([task.job.ids[0] for task in rows])
+        except Exception as error:  # whatever it was, it is of these requests
+            self._batch = Batch(self._plain)
+            self._fail(rows, error)
+        else:
+            self._succeed(rows, logits.split(1))
+
+    def _read_prompts(self) -> None:
+        """One pass over prompts, as many as it may hold, or over a part of a long one."""
+        rows = self._batch.rows
+        waiting = [task for task in self._active if isinstance(task.job, Reading) and task.job.cache not in rows]
+        new = self._fitting([task for task in waiting if not task.job.cache.read.shape[1]], lambda job: len(job.ids))
+        if new:
+            self._try(new, self._begin)
+        elif waiting:
+            self._try(waiting[:1], self._read_on)
+
+    def _begin(self, jobs: Sequence[Reading]) -> Sequence[Tensor]:
+        return self._batch.begin([job.cache for job in jobs], [job.ids for job in jobs]).split(1)
+
+    def _read_on(self, jobs: Sequence[Reading]) -> list[Tensor]:
+        (job,) = jobs
+        ids = torch.tensor([job.ids])
+        logits = self._plain.read(job.cache.memory, ids, cache=job.cache, last=True)[:, -1]
+        self._batch.join(job.cache)
+        return [logits]
+
+    def _compress(self) -> None:
+        """One pass over steps that are to be compressed, as many as it may hold."""
+        rows = self._batch.rows
+        waiting = [task for task in self._active if isinstance(task.job, Compressing) and task.job.cache not in rows]
+        if not waiting:
+            return
+        known = waiting[0].job.rest < len(waiting[0].job.step)
+        alike = [task for task in waiting if (task.job.rest < len(task.job.step)) == known]
+        self._try(
+            self._fitting(alike, lambda job: job.rest + self._plain.config.n_tok),
+            lambda jobs: compress_together(
+                self._plain, [job.memory for job in jobs], [job.step for job in jobs], [job.cache for job in jobs]
+            ),
+        )
+
+    def _fitting(self, tasks: Sequence[Task], length: Callable[[Any], int]) -> list[Task]:
+        """The first tasks whose jobs one pass may hold, and one at least."""
+        for count in range(len(tasks), 1, -1):
+            if count * max(length(task.job) for task in tasks[:count]) <= self._limits.tokens:
+                return [*tasks[:count]]
+        return [*tasks[:1]]
+
+    def _try(self, tasks: Sequence[Task], work: Callable[[Any], Sequence[Any]]) -> None:
+        """Do the jobs of tasks together; where this is refused, do each alone, so that it fails alone."""
+        try:
+            found = work([task.job for task in tasks])
+        except Exception as error:  # whatever it was, it is of these requests
+            if len(tasks) == 1:
+                self._fail(tasks, error)
+                return
+            for task in tasks:
+                self._try([task], work)
+        else:
+            self._succeed(tasks, found)
+
+    def _succeed(self, tasks: Sequence[Task], found: Sequence[Tensor | Memory]) -> None:
+        for task, one in zip(tasks, found, strict=True):
+            self._go_on(task, one)
+
+    def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
+        for task in tasks:
+            self._go_on(task, error=error)
+
+
+class _Run(greenlet):
+    """A request that runs in an engine."""
+
+
+def _inside() -> bool:
+    return isinstance(getcurrent(), _Run)
+
+
+def _ask(job: Reading | Compressing) -> Any:
+    """Wait until the engine has done a job."""
+    parent = getcurrent().parent
+    assert parent is not None
+    return parent.switch(job)
+
+
+def _run(task: Task, _: None) -> None:
+    """All of a request."""
+    end: Exception | None = None
+    try:
+        for event in task.work:
+            task.emit(event)
+    except GreenletExit:  # nobody wants more of it
+        pass
+    except Exception as error:
+        end = error
+    finally:
+        task.work.close()
+    task.emit(end)
+
+
+def _reads_a_token(job: Reading | Compressing | None) -> bool:
+    return isinstance(job, Reading) and len(job.ids) == 1

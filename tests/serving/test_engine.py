@@ -1,0 +1,252 @@
+"""The engine: requests that share a model, each as if it were alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close
+
+import ccm
+from ccm.chat.conversation import Conversation
+from ccm.core.errors import InputError
+from ccm.engine.batching import Batch
+from ccm.engine.decoder import CCMModel, as_decoder
+from ccm.engine.memory import Memory
+from ccm.engine.sampling import Sampling
+from ccm.serving.engine import Engine, EngineLimits, Task
+from ccm.serving.errors import RequestError
+
+ANNA, BOB = b"a" * 32, b"b" * 32
+NAMES = ["Anna", "Bob", "Carla", "David", "Emma", "Felix"]
+
+
+@cache
+def loaded(rule: str, *, recurrent: bool = True) -> tuple[CCMModel, Any]:
+    """The built-in model in float64: ties do not decide."""
+    model, tokenizer = ccm.load("builtin", rule=rule, recurrent=recurrent)
+    return as_decoder(model.double(), "a test"), tokenizer
+
+
+def lines(number: int) -> list[str]:
+    """What a person says; they say more or less, and in other words."""
+    name = NAMES[number % len(NAMES)]
+    return [
+        f"My name is {name}.",
+        *[f"I have {i} cats, and so it goes." for i in range(number % 3)],
+        "What is my name?",
+    ]
+
+
+def conversation(model: CCMModel, tokenizer: Any, number: int) -> Conversation:
+    """Each with another system message and way to choose."""
+    sampling = Sampling(0.8 * (number % 2), seed=number, max_new_tokens=5 + 7 * number)
+    return Conversation(model, tokenizer, sampling=sampling, system="Be kind. " * (number % 3))
+
+
+def talking(held: Conversation, number: int) -> Iterator[str]:
+    for line in lines(number):
+        yield held.answer(line)
+
+
+class Listener:
+    """What becomes of requests."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.events, self.ended = engine, dict[int, list[Any]](), dict[int, Any]()
+        self.order: list[int] = []
+        self._done, self._expected = threading.Condition(), 0
+
+    def submit(self, work: Any, owner: bytes = ANNA) -> Task:
+        number, self._expected = self._expected, self._expected + 1
+        self.events[number] = []
+
+        def emit(event: Any) -> None:
+            with self._done:
+                if event is None or isinstance(event, Exception):
+                    self.ended[number] = event
+                    self.order.append(number)
+                    self._done.notify()
+                else:
+                    self.events[number].append(event)
+
+        return self.engine.submit(owner, work, emit)
+
+    def wait(self) -> None:
+        with self._done:
+            assert self._done.wait_for(lambda: len(self.ended) == self._expected, timeout=60)
+
+
+@pytest.fixture
+def made() -> Iterator[Callable[..., Listener]]:
+    """Makes engines, which end with the test."""
+    engines = list[Engine]()
+
+    def make(rule: str = "concat", *, recurrent: bool = True, **limits: Any) -> Listener:
+        engines.append(Engine(loaded(rule, recurrent=recurrent)[0], EngineLimits(**limits)))
+        return Listener(engines[-1])
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("rule", "recurrent", "tokens"),
+    [("concat", True, 512), ("concat", False, 12), ("gate", True, 12), ("full", True, 40)],
+)
+def test_each_request_says_and_remembers_what_it_does_alone(
+    made: Callable[..., Listener], rule: str, recurrent: bool, tokens: int
+) -> None:
+    model, tokenizer = loaded(rule, recurrent=recurrent)
+    listener = made(rule, recurrent=recurrent, rows=4, tokens=tokens)
+    shared = [conversation(listener.engine.model, tokenizer, number) for number in range(6)]
+    for number, held in enumerate(shared):
+        listener.submit(talking(held, number))
+    listener.wait()
+    for number, held in enumerate(shared):
+        alone = conversation(model, tokenizer, number)
+        assert listener.ended[number] is None
+        assert listener.events[number] == [*talking(alone, number)]
+        assert_same(held.memory, alone.memory)
+
+
+def assert_same(one: Memory, other: Memory) -> None:
+    assert one.steps == other.steps
+    for x, y in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+        assert_close(x, y, dtype=torch.float64)
+
+
+def test_what_is_read_and_compressed_together_takes_fewer_passes(
+    made: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, passes = made(rows=6), list[int]()
+    read = Batch.read
+    monkeypatch.setattr(Batch, "read", lambda batch, ids: passes.append(len(ids)) or read(batch, ids))
+    gate = threading.Event()
+    listener.submit(_held(gate))  # the others wait meanwhile, and begin together
+    for number in range(5):
+        listener.submit(talking(conversation(listener.engine.model, loaded("concat")[1], 0), number))
+    gate.set()
+    listener.wait()
+    assert max(passes) == 5
+    assert sum(passes) > 2 * len(passes)
+
+
+def _held(gate: threading.Event) -> Iterator[str]:
+    """A request that does nothing until the gate opens."""
+    assert gate.wait(20)
+    yield "done"
+
+
+def test_a_request_that_fails_fails_alone(made: Callable[..., Listener]) -> None:
+    listener, tokenizer = made(), loaded("concat")[1]
+    good = conversation(listener.engine.model, tokenizer, 0)
+
+    def bad() -> Iterator[str]:
+        yield "begun"
+        raise InputError("it cannot be read")
+
+    listener.submit(bad())
+    listener.submit(talking(good, 0))
+    listener.wait()
+    assert str(listener.ended[0]) == "it cannot be read"
+    assert listener.ended[1] is None
+    assert len(listener.events[1]) == 2
+
+
+def test_a_pass_that_fails_is_told_to_its_requests_and_the_engine_goes_on(
+    made: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, tokenizer = made(), loaded("concat")[1]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Batch, "read", fail)
+        listener.submit(talking(conversation(listener.engine.model, tokenizer, 0), 0))
+        listener.wait()
+    assert isinstance(listener.ended[0], RuntimeError)
+    listener.submit(talking(conversation(listener.engine.model, tokenizer, 0), 0))
+    listener.wait()
+    assert listener.ended[1] is None
+
+
+def test_requests_of_one_key_do_not_starve_another(made: Callable[..., Listener]) -> None:
+    listener, gate = made(rows=1), threading.Event()
+    listener.submit(_held(gate))
+    for _ in range(20):
+        listener.submit(_short())
+    listener.submit(_short(), BOB)
+    gate.set()
+    listener.wait()
+    assert listener.order.index(21) <= 2
+
+
+def _short() -> Iterator[str]:
+    yield "done"
+
+
+def test_a_key_has_so_many_requests_that_wait(made: Callable[..., Listener]) -> None:
+    listener, gate = made(rows=1, waiting=2), threading.Event()
+    listener.submit(_held(gate))
+    while not listener.engine._active:
+        time.sleep(0.01)
+    listener.submit(_short())
+    listener.submit(_short())
+    with pytest.raises(RequestError, match="2 requests of this key wait"):
+        listener.engine.submit(ANNA, _short(), print)
+    listener.submit(_short(), BOB)
+    gate.set()
+    listener.wait()
+
+
+def test_a_request_that_waits_too_long_is_told_so(made: Callable[..., Listener]) -> None:
+    listener, gate = made(rows=1, seconds=0.05), threading.Event()
+    listener.submit(_held(gate))
+    while not listener.engine._active:
+        time.sleep(0.01)
+    listener.submit(_short())
+    time.sleep(0.1)
+    gate.set()
+    listener.wait()
+    assert (listener.ended[1].status, listener.ended[1].code) == (503, "busy")
+
+
+def test_a_cancelled_request_ends_and_others_go_on(made: Callable[..., Listener]) -> None:
+    listener, tokenizer = made(), loaded("concat")[1]
+    held = conversation(listener.engine.model, tokenizer, 0)
+    begun, closed = threading.Event(), list[str]()
+
+    def endless() -> Iterator[str]:
+        try:
+            while True:
+                yield held.answer("Hello!")
+                begun.set()
+        finally:
+            closed.append("closed")
+
+    task = listener.submit(endless())
+    assert begun.wait(20)
+    listener.engine.cancel(task)
+    listener.submit(talking(conversation(listener.engine.model, tokenizer, 1), 1))
+    listener.wait()
+    assert closed == ["closed"]
+    assert listener.ended == {0: None, 1: None}
+
+
+def test_an_engine_that_stops_ends_what_it_has_and_takes_no_more(made: Callable[..., Listener]) -> None:
+    listener, tokenizer = made(rows=1), loaded("concat")[1]
+    for number in range(3):
+        listener.submit(talking(conversation(listener.engine.model, tokenizer, number), number))
+    listener.engine.stop()
+    assert listener.ended == {0: None, 1: None, 2: None}
+    assert not listener.engine.ready
+    with pytest.raises(RequestError, match="about to stop"):
+        listener.submit(_short())
