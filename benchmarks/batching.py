@@ -41,7 +41,7 @@ def turns(held: Conversation, lines: Sequence[str], said: list[str]) -> Generato
 
 
 def timed(model: CCMModel, tokenizer: Any, talks: Sequence[Talk], rows: int) -> dict[str, Any]:
-    """Seconds of the timed turns, ``rows`` conversations at a time, what was said, and the bytes of the largest past."""
+    """Seconds of the timed turns, ``rows`` conversations at a time, what was said, and bytes of the largest past."""
     engine = Engine(model, EngineLimits(rows=rows, waiting=len(talks), seconds=3600))
     sampling = Sampling(max_new_tokens=REPLY)
     held = [Conversation(engine.model, tokenizer, sampling=sampling, endless=False) for _ in talks]

@@ -56,8 +56,11 @@ class Batch:
         self._add([cache], cache)
 
     def _add(self, caches: Sequence[MemoryCache], read: MemoryCache) -> None:
-        kept = [] if self._columns is None else [self._columns]
-        self._set([*kept, _read_so_far(read)])
+        columns = _read_so_far(read)
+        if len(caches) > 1:  # there is padding between memory and text, too
+            order = columns.mask.long().argsort(dim=1, stable=True)[:, None, :, None]
+            columns = columns.each(lambda x: x.take_along_dim(order, 2))
+        self._set([columns] if self._columns is None else [self._columns, columns])
         self.rows += caches
 
     @torch.no_grad()
@@ -94,12 +97,11 @@ class Batch:
             self._columns, self._cache = None, DynamicCache()
 
     def _set(self, several: Sequence[Columns]) -> None:
-        """Take columns of rows as those of the batch, with all padding on the left, and as little as can be."""
-        width = max(columns.width for columns in several)
-        wide = [columns.each(lambda x: pad(x, (0, 0, width - x.shape[2], 0))) for columns in several]
-        joined = Columns.join(wide, "B")
-        order = joined.mask.long().argsort(dim=1, stable=True)[:, -int(joined.mask.sum(1).max()) :, None]
-        self._columns = joined.each(lambda x: x.take_along_dim(order[:, None], 2))
+        """Take columns of rows as those of the batch, with no more padding than the longest row needs."""
+        width = max(int(columns.mask.sum(1).max()) for columns in several)
+        self._columns = Columns.join(
+            [columns.each(lambda x: pad(x, (0, 0, width - x.shape[2], 0))) for columns in several], "B"
+        )
         self._cache = self._columns.fill(DynamicCache())
 
 
