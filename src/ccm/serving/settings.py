@@ -28,6 +28,9 @@ class ServerSettings:
         quota: most bytes that a store holds for one key; the least recently used go first.
         rate: most requests of one key in a minute.
         steps: most steps of one conversation.
+        batch: most requests that use the model together.
+        waiting: most requests of one key that wait for it.
+        patience: seconds that a request waits at most.
         keep_text: whether items are kept; without them nothing can be retrieved or rebuilt.
 
     Raises:
@@ -44,6 +47,9 @@ class ServerSettings:
     quota: int = bounded(1024 * MIB, MIB)
     rate: int = bounded(6000, 1)
     steps: int = bounded(10_000, 1)
+    batch: int = bounded(16, 1, 1024)
+    waiting: int = bounded(256, 1)
+    patience: float = bounded(60.0, 0.1)
     keep_text: bool = True
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
         "uvicorn",
         "openresponses_types",
         "cryptography",
+        "greenlet",
         "limits",
         "prometheus_client",
         what="ccm serve",
@@ -35,6 +36,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
 
     from ccm.serving.app import make_app
     from ccm.serving.backend import Backend
+    from ccm.serving.engine import EngineLimits
     from ccm.serving.keys import Keys
     from ccm.serving.sealing import Seal
     from ccm.serving.service import Service
@@ -45,7 +47,8 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     keys, console = Keys(settings.keys), plain_console()
     model, tokenizer = load(**choice)
     name = choice["model"] or choice["adapter"] or NAME
-    backend = Backend(as_decoder(model, "a server"), tokenizer, name)
+    limits = EngineLimits(settings.batch, settings.waiting, settings.patience)
+    backend = Backend(as_decoder(model, "a server"), tokenizer, name, limits)
     store = Store(settings.store, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
     service = Service(backend, store, Seal(settings.secret, backend.origin), settings.keep_text, settings.steps)
     app = make_app(service, keys, body=settings.body, rate=settings.rate)
