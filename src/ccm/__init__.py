@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ccm.core.errors import InputError as InputError
     from ccm.core.errors import IrreversibleError as IrreversibleError
     from ccm.core.errors import MemoryFileError as MemoryFileError
+    from ccm.core.errors import PositionError as PositionError
     from ccm.core.errors import RowError as RowError
     from ccm.core.errors import StackError as StackError
     from ccm.core.errors import TrainingError as TrainingError
@@ -51,6 +52,7 @@ _HOME = {  # where each public name lives
     "DataError": "core.errors",
     "EncoderMemory": "engine.t5.memory",
     "InputError": "core.errors",
+    "PositionError": "core.errors",
     "IrreversibleError": "core.errors",
     "Layout": "engine.layout",
     "LoRASettings": "core.config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -69,6 +70,25 @@ def test_a_damaged_memory_is_named(kept: Path, call: Any) -> None:
     status, out, err = call("verify", "--store", kept)
     assert (status, out) == (1, "1 of 2 memories are whole.\n")
     assert "The memory of two is damaged" in err
+
+
+def test_what_is_damaged_stays_so_until_it_is_made_again(kept: Path, tmp_path: Path, call: Any) -> None:
+    base = sqlite3.connect(kept / FILE)
+    (data,) = base.execute("SELECT data FROM parts WHERE id = 1").fetchone()
+    base.execute("UPDATE parts SET data = ? WHERE id = 1", (data[:-1] + bytes([data[-1] ^ 1]),))
+    base.commit()
+    base.close()
+    assert call("verify", "--store", kept)[:2] == (1, "0 of 2 memories are whole.\n")
+    copy = tmp_path / "copy"
+    shutil.copytree(kept, copy)
+    call("delete", "one", "--store", copy)
+    assert call("verify", "--store", copy)[:2] == (1, "0 of 1 memories are whole.\n")
+    assert call("rebuild", "--store", kept)[:2] == (0, "1 memories were made again.\n")
+    assert call("verify", "--store", kept)[:2] == (0, "2 of 2 memories are whole.\n")
+    call("export", "two", tmp_path / "a.memory", "--store", kept)
+    chat = Conversation(*ccm.load("builtin"))
+    chat.load(tmp_path / "a.memory")
+    assert chat.answer("What is my name?") == "Your name is Anna."
 
 
 def test_an_exported_memory_is_that_of_a_chat(kept: Path, tmp_path: Path, call: Any) -> None:

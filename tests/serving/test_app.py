@@ -28,6 +28,8 @@ def web() -> Any:
 def test_the_server_says_what_it_is(web) -> None:
     assert web.get("/health").text == web.get("/ready").text == "ok\n"
     assert [model["id"] for model in web.get("/v1/models").json()["data"]] == ["builtin"]
+    assert web.get("/v1/models/builtin").json()["id"] == "builtin"
+    assert web.get("/v1/models/another/one").json()["error"]["code"] == "model_not_found"
     ask(web, "Hi.")
     assert 'ccm_requests_total{api="responses"}' in web.get("/metrics").text
 

@@ -130,3 +130,17 @@ def test_a_seed_gives_the_same_reply_again(web) -> None:
 def test_what_is_not_supported_is_refused(web, field: str, value: object) -> None:
     body = {"model": "builtin", "messages": [says("Hi.")], field: value}
     assert web.post("/v1/chat/completions", json=body).status_code in (400, 404)
+
+
+def test_what_clients_send_by_default_is_taken_and_what_is_not_there_is_named(web) -> None:
+    body = {"model": "builtin", "messages": [{"role": "user", "content": "Hi."}]}
+    harmless = {"frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "parallel_tool_calls": True}
+    assert (
+        web.post("/v1/chat/completions", json={**body, **harmless, "response_format": {"type": "text"}}).status_code
+        == 200
+    )
+    for name, value in (("frequency_penalty", 1), ("response_format", {"type": "json_object"}), ("logprobs", True)):
+        assert web.post("/v1/chat/completions", json={**body, name: value}).status_code == 400
+    told = web.post("/v1/chat/completions", json={**body, "top_k": 3}).json()["error"]
+    assert (told["code"], told["param"]) == ("unsupported_parameter", "top_k")
+    assert web.post("/v1/chat/completions", json={**body, "stop": ["a"] * 5}).json()["error"]["param"] == "stop"

@@ -169,6 +169,35 @@ def test_a_client_that_sends_the_whole_conversation_has_only_the_rest_read(web) 
     assert len(web.get(f"/v1/responses/{second['id']}/input_items").json()["data"]) == 3
 
 
+def test_every_beginning_of_a_conversation_that_came_whole_is_found(web) -> None:
+    said = [
+        {"role": role, "content": f"{role} says {number}."} for number in range(3) for role in ("user", "assistant")
+    ]
+    whole = ask(web, [*said, {"role": "user", "content": "Bye."}], instructions="Find it.")
+    assert whole["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    again = ask(web, [*said, {"role": "user", "content": "Bye."}], instructions="Find it.")
+    assert again["usage"]["input_tokens_details"]["cached_tokens"] > 0
+    part = ask(web, [*said[:4], {"role": "user", "content": "And so on."}], instructions="Find it.")
+    cached = part["usage"]["input_tokens_details"]["cached_tokens"]
+    assert 0 < cached < again["usage"]["input_tokens_details"]["cached_tokens"]
+
+
+def test_a_text_without_positions_left_is_told_in_the_words_of_the_api(web) -> None:
+    said = [{"role": role, "content": "So it goes. " * 40} for _ in range(40) for role in ("user", "assistant")]
+    answer = web.post("/v1/responses", json={"model": "builtin", "input": [*said, {"role": "user", "content": "Hi."}]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert "truncation: auto" in answer.json()["error"]["message"]
+
+
+def test_a_call_is_not_required_where_there_is_no_tool(web) -> None:
+    for path, body in (
+        ("responses", {"model": "builtin", "input": "Hi."}),
+        ("chat/completions", {"model": "builtin", "messages": [{"role": "user", "content": "Hi."}]}),
+    ):
+        answer = web.post(f"/v1/{path}", json={**body, "tool_choice": "required"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
+
+
 def test_a_system_message_among_the_items_stays_for_the_conversation(web) -> None:
     system = {"type": "message", "role": "developer", "content": "Be kind."}
     first = ask(web, [system, {"type": "message", "role": "user", "content": NAME}])

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ccm.chat.reply import Reply, end_ids, reply_to
 from ccm.chat.turns import Said, make_turns
 from ccm.core.config import check_count
-from ccm.core.errors import InputError, UnsupportedModelError
+from ccm.core.errors import InputError, PositionError, UnsupportedModelError
 from ccm.core.processes import get_logger
 from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import KIND, Memory, MemoryCache
@@ -438,7 +438,7 @@ class Conversation(BaseConversation):
         """
         room = self._room(memory) - len(prompt)
         if room < 1:
-            raise InputError(
+            raise PositionError(
                 f"This text of {len(prompt)} tokens leaves no room for a reply within the {self.model.max_positions} "
                 "positions that the model was made for. Be brief, or begin anew."
             )

@@ -43,6 +43,10 @@ class InputError(CCMError, ValueError):
     """Text, token ids or tensors that cannot be processed as given."""
 
 
+class PositionError(InputError):
+    """Text for which the model has no positions left."""
+
+
 class DataError(CCMError, ValueError):
     """Training or evaluation data that is absent or malformed."""
 

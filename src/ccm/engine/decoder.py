@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ccm.core.config import CCMConfig, check_count
-from ccm.core.errors import InputError, IrreversibleError, UnsupportedModelError
+from ccm.core.errors import InputError, IrreversibleError, PositionError, UnsupportedModelError
 from ccm.core.sending import send, send_numbers
 from ccm.engine.adapted import AdaptedModel, ParallelOutput
 from ccm.engine.attention import SDPA, AllWritten, CachedPass, CompressingPass, ParallelPass
@@ -551,7 +551,7 @@ class CCMModel(AdaptedModel):
     def _check_end(self, memory: Memory, lengths: Sequence[int]) -> None:
         end = max(at + length for at, length in zip(memory.ends, lengths, strict=True)) + self._comp_room
         if end > self.max_positions:
-            raise InputError(
+            raise PositionError(
                 f"This text would end at position {end}, but the model was made for {self.max_positions}. "
                 "Begin a new memory, roll back, or split the text and drop old steps."
             )

@@ -64,6 +64,11 @@ class ClientLeft(Exception):  # noqa: N818  a signal like StopIteration, not an 
     """Nobody waits for the answer any more."""
 
 
+def _is_field(part: str) -> bool:
+    """Whether a part of a place is the name of a field, and not of a type."""
+    return part.isidentifier() and part.islower()
+
+
 def _once(work: Callable[[], dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
     """A request with one event."""
     yield work()
@@ -121,12 +126,9 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         rate: most requests of a key in a minute.
     """
     app = FastAPI(title="ccm", summary="Conversations with compressed context memory.", lifespan=running(service))
-    responses, completions, metrics, engine = (
-        Responses(service),
-        Completions(service),
-        Metrics(),
-        service.backend.engine,
-    )
+    responses, completions, metrics = Responses(service), Completions(service), Metrics()
+    engine, name = service.backend.engine, service.backend.name
+    about_model = {"id": name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
     api = APIRouter(responses=REFUSALS, dependencies=[Depends(_declared)])
     app.add_middleware(Guard, keys=keys, body=body, rate=rate)
 
@@ -249,8 +251,13 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     @api.get("/v1/models", response_model=None)
     def list_models(who: Owner) -> Response:
         """The one model of this server."""
-        one = {"id": service.backend.name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
-        return JSONResponse({"object": "list", "data": [one]})
+        return JSONResponse({"object": "list", "data": [about_model]})
+
+    @api.get("/v1/models/{name:path}", response_model=None)
+    def show_model(name: str, who: Owner) -> Response:
+        """What there is to know of it."""
+        service.check_model(name)
+        return JSONResponse(about_model)
 
     app.include_router(api)
 
@@ -286,8 +293,10 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that an item may have
-        place = ".".join(str(part) for part in deepest["loc"][1:12] if isinstance(part, int) or part.islower())
+        place = ".".join(str(part) for part in deepest["loc"][1:12] if isinstance(part, int) or _is_field(part))
         told = f"{place}: {deepest['msg']}."
+        if deepest["type"] == "extra_forbidden":
+            return JSONResponse(unsupported(place).body, status_code=400)
         if not place:
             told = "The body must be a JSON object, sent with the header content-type: application/json."
         return JSONResponse(RequestError(told, param=place or None).body, status_code=400)

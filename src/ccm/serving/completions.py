@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from ccm.chat.turns import Message
 from ccm.serving.items import read_messages
 from ccm.serving.prefixes import Prefix
-from ccm.serving.requests import ChatCompletion
-from ccm.serving.responses import MEMORY, new_id
-from ccm.serving.service import ServedConversation, Service, refusing
+from ccm.serving.requests import ChatCompletion, check_required
+from ccm.serving.responses import MEMORY
+from ccm.serving.service import ServedConversation, Service, new_id, refusing
 from ccm.serving.store import KeptTurn
 
 Chunk = dict[str, Any]
@@ -33,6 +32,7 @@ class Completions:
             RequestError: before the first chunk, when the request cannot be answered.
         """
         self._service.check_model(body.model)
+        check_required(body.tool_choice, body.tools)
         said = read_messages(message.model_dump(exclude_none=True) for message in body.messages)
         said.check_asked()
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -53,35 +53,11 @@ class Completions:
         for chunk in self._chunks(body, talk, chain([first] if first else [], pieces)):
             if chunk.get("object") == "chat.completion":  # the whole, before the client hears that it is done
                 prefix.add((asked, talk.reply))
-                turns = self._turns([*(said for said, _ in heard), asked], prefix, chunk)
-                self._service.keep(owner, talk, turns)
+                keeps = self._service.keep_text
+                turn = KeptTurn(chunk["id"], None, chunk if keeps else {}, asked if keeps else [], "", chunk["created"])
+                self._service.keep(owner, talk, turn, prefix)
                 yield from self._ending(body, chunk)
             yield chunk
-
-    def _turns(
-        self,
-        asked: Sequence[list[Message]],
-        prefix: Prefix,
-        whole: Chunk,
-    ) -> list[KeptTurn]:
-        """What is kept: each exchange that was not in memory yet, the last with the completion that it became."""
-        turns: list[KeptTurn] = []
-        keeps, last = self._service.keep_text, prefix.turn.id if prefix.turn else None
-        for number, (said, digest) in enumerate(zip(asked, prefix.digests[prefix.known + 1 :], strict=True)):
-            ends = number == len(asked) - 1
-            turns.append(
-                KeptTurn(
-                    id=whole["id"] if ends else new_id("chatcmpl"),
-                    previous=last,
-                    answer=whole if ends and keeps else {},
-                    asked=said if keeps else [],
-                    system="",
-                    created=whole["created"],
-                    chain=digest,
-                )
-            )
-            last = turns[-1].id
-        return turns
 
     def _chunks(self, body: ChatCompletion, talk: ServedConversation, pieces: Iterable[str]) -> Iterator[Chunk]:
         """The chunks of the reply as it comes, then the whole."""

@@ -31,11 +31,13 @@ class Forgotten:
         exact: whether the step was taken out of the memories; else they were made from text again.
         changed: ids of turns whose memories no longer hold it.
         deleted: id of the turn whose exchange it was, where it had no other.
+        text: what was said in the step; None where it was not kept.
     """
 
     exact: bool
     changed: list[str]
     deleted: list[str]
+    text: str | None
 
 
 class Memories:
@@ -123,7 +125,8 @@ class Memories:
             self._store.change([replace(made, id=number)])
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
-        """Make all memories from text again, of a store that is of another model, or whose rebuilding was stopped.
+        """Make memories from text again: all of a store that is of another model, else those that are damaged, or
+        left over where a rebuilding was stopped.
 
         Yields:
             How many are made, and of how many.
@@ -131,7 +134,9 @@ class Memories:
         Raises:
             InputError: when a text cannot be read by the model.
         """
-        if self._store.origin != self._backend.origin:
+        if self._store.origin == self._backend.origin:
+            self._store.give_up_damaged()
+        else:
             self._store.adopt(self._backend.origin, _without_ids)
         unmade = self._store.unmade()
         for done, part in enumerate(unmade):
@@ -176,7 +181,8 @@ class Memories:
         gone, blank = (own, []) if first.steps == 1 else ([], own)
         parts = [*self._without(owner, [part for _, part in tree], step, place, exact=exact)]
         self._store.change(parts, gone=gone, blank=blank, hidden=changed)
-        return Forgotten(exact, changed, gone)
+        said = Transcript.loads(first.text).passages[place - 1].said if first.text else []
+        return Forgotten(exact, changed, gone, " ".join(str(message["content"]) for message in said) or None)
 
     def _without(self, owner: bytes, parts: Sequence[Part], step: int, place: int, *, exact: bool) -> Iterator[Part]:
         """A part whose step at ``place`` (from 1) is forgotten, and those that follow it, as they are without it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from openresponses_types.types import (
@@ -20,7 +21,7 @@ from openresponses_types.types import (
 )
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from ccm.serving.errors import unsupported
+from ccm.serving.errors import RequestError, unsupported
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # undeclared fields and types are refused
 ToolChoice = Literal["auto", "none", "required"]
@@ -75,6 +76,16 @@ Item = Annotated[
     ),
 ]
 Input = Annotated[str, Field(max_length=10 * 2**20)] | list[Item]
+
+
+def check_required(choice: str | None, tools: Sequence[object] | None) -> None:
+    """Refuse to require a call where there is no tool.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    if choice == "required" and not tools:
+        raise RequestError("tool_choice is required, and there are no tools; give tools, too.", param="tool_choice")
 
 
 class StrictBody(BaseModel):
@@ -138,8 +149,9 @@ class CreateResponse(CreateResponseBody):
         for name in ("background", "presence_penalty", "frequency_penalty", "top_logprobs", "max_tool_calls"):
             if getattr(self, name):
                 raise unsupported(name)
+        check_required(self.tool_choice, self.tools)
         if self.parallel_tool_calls is False:
-            raise unsupported("parallel_tool_calls: false")
+            raise unsupported("parallel_tool_calls: false", param="parallel_tool_calls")
         if self.include:
             raise unsupported("include")
         if self.text is not None and (self.text.verbosity or getattr(self.text.format, "type", "text") != "text"):
@@ -202,6 +214,12 @@ class ChatMessage(StrictBody):
     function_call: None = None
 
 
+class TextFormat(StrictBody):
+    """The one form of replies."""
+
+    type: Literal["text"]
+
+
 class StreamOptions(StrictBody):
     """How a stream ends."""
 
@@ -225,3 +243,9 @@ class ChatCompletion(StrictBody):
     tool_choice: ToolChoice | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     user: str | None = None
+    # of the following, what most clients send by default, and no more
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logprobs: Literal[False] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    response_format: TextFormat | None = None

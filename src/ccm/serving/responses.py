@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -17,17 +16,12 @@ from ccm.serving.items import Incoming, read_items
 from ccm.serving.packing import pack
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import Compact, CreateResponse
-from ccm.serving.service import ServedConversation, Service, Usage, refusing
+from ccm.serving.service import ServedConversation, Service, Usage, new_id, refusing
 from ccm.serving.store import KeptTurn
 
 Event = dict[str, Any]
 MEMORY = "ccm:memory"  # our own field
 KIND = "resp"  # how the ids of responses begin
-
-
-def new_id(kind: str) -> str:
-    """An id that nobody guesses: 128 random bits."""
-    return f"{kind}_{secrets.token_hex(16)}"
 
 
 class Responses:
@@ -223,9 +217,8 @@ class Responses:
             asked=_input_items(body) if keeps else [],
             system=_joined(*said.system),
             created=answer["created_at"],
-            chain=prefix.digests[-1] if prefix else None,
         )
-        self._service.keep(owner, talk, [turn])
+        self._service.keep(owner, talk, turn, prefix)
 
     def _compaction(self, owner: bytes, talk: ServedConversation, said: Incoming) -> dict[str, Any]:
         sealed = self._service.seal.seal(pack(talk.memory), owner, _joined(*said.system))

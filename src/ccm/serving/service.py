@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ccm.chat.conversation import Conversation
-from ccm.core.errors import CCMError, MemoryFileError
+from ccm.core.errors import CCMError, MemoryFileError, PositionError
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
@@ -18,6 +19,7 @@ from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange
 from ccm.serving.memories import KeptMemory, Memories
+from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
 from ccm.serving.store import KeptTurn, QuotaError, Store
@@ -235,26 +237,40 @@ class Service:
         head = len(memory.heads[0]) if memory.heads[0].ids == begun.memory.heads[0].ids else 0
         return ServedConversation(begun, after, memory.tokens[0] + head)
 
-    def keep(self, owner: bytes, talk: ServedConversation, turns: Sequence[KeptTurn]) -> None:
-        """Keep turns and their memories, before the client hears that it is done.
+    def keep(self, owner: bytes, talk: ServedConversation, turn: KeptTurn, prefix: Prefix | None) -> None:
+        """Keep a turn and its memory, before the client hears that it is done.
 
         Args:
             owner: whose they are.
             talk: what they are of.
-            turns: the last is that of the reply, those before it are of one exchange each that was heard last.
+            turn: that of the reply.
+            prefix: of a conversation that came whole, with the reply: then a turn is kept of each exchange that was
+                heard, too, so that it is found by the exchanges up to it.
 
         Raises:
             RequestError: 507 where the store cannot be written.
         """
-        memories, passages = [*talk.heard, talk.memory], talk.passages
-        first, after = len(passages) - len(turns) + 1, talk.after
-        groups = [passages[:first], *([passage] for passage in passages[first:])]
+        passages, after, known = talk.passages, talk.after, self.keep_text and talk.complete
+        steps = [(turn, talk.memory, passages)]
+        if prefix is not None:
+            *earlier, last = prefix.digests[prefix.known + 1 :]
+            before, heard = prefix.turn.id if prefix.turn else None, []
+            for digest, memory, passage in zip(earlier, talk.heard, passages[:-1], strict=True):
+                asked = [*passage.said] if self.keep_text else []
+                one = KeptTurn(new_id("heard"), before, {}, asked, "", turn.created, digest)
+                heard.append((one, memory, [passage]))
+                before = one.id
+            steps = [*heard, (replace(turn, previous=before, chain=last), talk.memory, passages[-1:])]
         try:
-            for turn, memory, group in zip(turns, memories[-len(turns) :], groups, strict=True):
-                known = self.keep_text and talk.complete
-                after = self.memories.add(owner, turn, memory, after, talk.transcript(group) if known else None)
+            for one, memory, group in steps:
+                after = self.memories.add(owner, one, memory, after, talk.transcript(group) if known else None)
         except (sqlite3.Error, QuotaError) as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
+
+
+def new_id(kind: str) -> str:
+    """An id that nobody guesses: 128 random bits."""
+    return f"{kind}_{secrets.token_hex(16)}"
 
 
 @contextmanager
@@ -264,5 +280,11 @@ def refusing() -> Iterator[None]:
         yield
     except (RequestError, MemoryFileError):  # what is kept is the server's own
         raise
+    except PositionError as error:
+        raise RequestError(
+            "This conversation has more text than the model has positions for. Send less at a time, begin anew, or ask "
+            "/v1/responses with truncation: auto, under which the oldest turns make way.",
+            code="context_length_exceeded",
+        ) from error
     except CCMError as error:
         raise RequestError(str(error)) from error

@@ -14,7 +14,8 @@ SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE parts (
     id INTEGER PRIMARY KEY AUTOINCREMENT, owner BLOB NOT NULL, before INTEGER REFERENCES parts, depth INTEGER NOT NULL,
-    steps INTEGER NOT NULL, whole INTEGER NOT NULL, text TEXT, data BLOB, digest BLOB NOT NULL, size INTEGER NOT NULL
+    steps INTEGER NOT NULL, whole INTEGER NOT NULL, text TEXT, data BLOB, text_digest BLOB NOT NULL,
+    data_digest BLOB NOT NULL, size INTEGER NOT NULL
 );
 CREATE INDEX parts_before ON parts (before);
 CREATE INDEX parts_owner ON parts (owner, size);
@@ -28,7 +29,7 @@ CREATE INDEX turns_previous ON turns (previous);
 CREATE INDEX turns_part ON turns (part);
 CREATE INDEX turns_used ON turns (owner, used, size);
 """
-_PART = "p.id, p.before, p.steps, p.whole, p.text, p.data, p.digest"
+_PART = "p.id, p.before, p.steps, p.whole, p.text, p.data, p.text_digest, p.data_digest"
 _ADDED = "EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole)"  # whether others were added to its data
 ONE = f"SELECT {_PART} FROM parts p WHERE p.id = ?"
 # a part of an owner and those before it, in order: to the beginning if that is asked for, or to a whole memory

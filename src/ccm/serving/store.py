@@ -85,9 +85,14 @@ class Part:
     id: int = 0
 
     @property
-    def digest(self) -> bytes:
-        """Of text and data."""
-        return sha256(sha256((self.text or "").encode()).digest() + (self.data or b"")).digest()
+    def text_digest(self) -> bytes:
+        """Of the text."""
+        return sha256((self.text or "").encode()).digest()
+
+    @property
+    def data_digest(self) -> bytes:
+        """Of the data."""
+        return sha256(self.data or b"").digest()
 
     @property
     def size(self) -> int:
@@ -196,9 +201,9 @@ class Store:
                     raise sqlite3.IntegrityError(f"there is no part {part.before}")
                 (depth,) = row
             number = self._base.execute(
-                "INSERT INTO parts (owner, before, depth, steps, whole, text, data, digest, size) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (owner, part.before, depth, part.steps, part.whole, part.text, part.data, part.digest, part.size),
+                "INSERT INTO parts (owner, before, depth, steps, whole, text, data, text_digest, data_digest, size) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (owner, part.before, depth, *_values(part)),
             ).lastrowid
             assert number is not None
             values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer)
@@ -220,8 +225,9 @@ class Store:
     def _write(self, part: Part) -> None:
         """Change what a part holds."""
         self._base.execute(
-            "UPDATE parts SET steps = ?, whole = ?, text = ?, data = ?, digest = ?, size = ? WHERE id = ?",
-            (part.steps, part.whole, part.text, part.data, part.digest, part.size, part.id),
+            "UPDATE parts SET steps = ?, whole = ?, text = ?, data = ?, text_digest = ?, data_digest = ?, size = ? "
+            "WHERE id = ?",
+            (*_values(part), part.id),
         )
 
     def get(self, owner: bytes, name: str) -> KeptTurn | None:
@@ -334,6 +340,17 @@ class Store:
             rows = self._base.execute(sql.TEXTLESS).fetchall()
         return [row[0] for row in rows]
 
+    def give_up_damaged(self) -> int:
+        """Let go of data that are damaged, where their text is whole; returns how many can be made again from it."""
+        found = 0
+        with self._writing():
+            for (number,) in self._base.execute("SELECT id FROM parts WHERE data IS NOT NULL").fetchall():
+                part, (text, data) = _read(self._base.execute(sql.ONE, (number,)).fetchone())
+                if data and not text and part.text:
+                    self._write(replace(part, whole=True, data=None))
+                    found += 1
+        return found
+
     def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
         """Make this the store of another model: all data go, and the text of each part takes a new form.
 
@@ -381,9 +398,11 @@ class Store:
     def _erase(self, name: str) -> None:
         """Take the text of a turn out of its part, and the data where no other part is what was added to them."""
         *row, adds = self._base.execute(sql.OF_TURN, (name,)).fetchone()
-        part = _part(row, check=False)
+        part, (_, damaged) = _read(row)
         kept = None if part.text is None else ERASED
         self._write(replace(part, text=kept, data=part.data if adds else None))
+        if adds and damaged:  # later memories are damaged as before
+            self._base.execute("UPDATE parts SET data_digest = x'' WHERE id = ?", (part.id,))
 
     def _drop(self, name: str) -> int:
         """Delete a turn, and of its memory what no other holds; returns their bytes.
@@ -415,14 +434,26 @@ class Store:
             held -= self._drop(oldest[0])
 
 
-def _part(row: Sequence[Any], *, check: bool = True) -> Part:
-    """A part of a row.
+def _values(part: Part) -> tuple[Any, ...]:
+    return part.steps, part.whole, part.text, part.data, part.text_digest, part.data_digest, part.size
+
+
+def _read(row: Sequence[Any]) -> tuple[Part, tuple[bool, bool]]:
+    """The part of a row, and whether its text and its data are not what was written."""
+    number, before, steps, whole, text, data, *digests = row
+    part = Part(before, steps, bool(whole), text, data, number)
+    return part, (part.text_digest != digests[0], part.data_digest != digests[1])
+
+
+def _part(row: Sequence[Any]) -> Part:
+    """The part of a row.
 
     Raises:
         MemoryFileError: when it is not what was written.
     """
-    number, before, steps, whole, text, data, digest = row
-    part = Part(before, steps, bool(whole), text, data, number)
-    if check and part.digest != digest:
-        raise MemoryFileError("A kept memory is damaged: it is not what was written. Begin anew.")
+    part, damaged = _read(row)
+    if any(damaged):
+        raise MemoryFileError(
+            "A kept memory is damaged: it is not what was written. Begin anew, or mend the store by ccm memory rebuild."
+        )
     return part

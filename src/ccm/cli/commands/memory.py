@@ -11,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccm.cli.commands.adapters_list import table_of
-from ccm.cli.console import counting, plain_console, progress, tell
+from ccm.cli.console import counting, plain_console, progress, quiet, tell
 from ccm.core.errors import ConfigError, MemoryFileError
 from ccm.core.units import size
 from ccm.serving.keys import Keys
@@ -38,24 +37,19 @@ def opened(folder: Path) -> Iterator[Store]:
 
 
 def run_list(folder: Path, *, as_json: bool) -> None:
-    """All turns: a table, or one JSON object a line."""
+    """All turns, one a line; as JSON objects if that is asked for."""
     with opened(folder) as store:
         rows = [*store.rows()]
     if as_json:
         for row in rows:
             print(json.dumps(row))
         return
-    shown = [
-        {
-            "id": row["id"],
-            "after": row["previous"] or "",
-            "key": row["key"],
-            "created": datetime.fromtimestamp(row["created"]).isoformat(" ", "minutes"),
-            "size": size(row["size"]),
-        }
-        for row in rows
-    ]
-    plain_console().print(table_of(shown) if shown else f"There is no turn in {folder}.")
+    for row in rows:
+        when, after = datetime.fromtimestamp(row["created"]).isoformat(" ", "minutes"), row["previous"]
+        told = f"{row['id']}  {when}  key {row['key']}  {size(row['size'])}{f'  after {after}' if after else ''}"
+        plain_console().print(told, soft_wrap=True)
+    if not rows:
+        print(f"There is no turn in {folder}.")
 
 
 def run_show(name: str, folder: Path) -> None:
@@ -96,9 +90,10 @@ def run_verify(folder: Path) -> None:
                 except MemoryFileError:
                     damaged.append(name)
     for name in damaged:
-        tell(f"The memory of {name} is damaged; delete it with ccm memory delete.")
+        tell(f"The memory of {name} is damaged.")
     print(f"{len(names) - len(damaged)} of {len(names)} memories are whole.")
     if damaged:
+        tell("Mend them by ccm memory rebuild, where their text was kept; else delete them by ccm memory delete.")
         sys.exit(1)
 
 
@@ -130,6 +125,7 @@ def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> N
     with opened(folder) as store:
         part = _turn(store, name).part
         _memories(store, folder, choice).get(store.owner_of(name), part).memory.save(file)
+        file.chmod(0o600)  # as the store
     print(f"Go on with it: ccm chat --load {file}")
 
 
@@ -141,7 +137,8 @@ def run_import(file: Path, folder: Path, key: Path | None, choice: dict[str, Any
         MemoryFileError: when the file holds no memory of one conversation of this model.
     """
     from ccm.serving.memories import Memories
-    from ccm.serving.responses import KIND, new_id
+    from ccm.serving.responses import KIND
+    from ccm.serving.service import new_id
 
     owners = Keys(key).owners
     if len(owners) > 1:
@@ -189,7 +186,8 @@ def run_forget(name: str, step: int, folder: Path, choice: dict[str, Any]) -> No
         _turn(store, name)
         done = _memories(store, folder, choice).forget(store.owner_of(name), name, step)
     how = "It was taken out of" if done.exact else "Made again from text without it:"
-    print(f"Step {step} is forgotten. {how} {len(done.changed)} memories.")
+    print(f"Step {step} is forgotten{f': {done.text}' if done.text else '.'}")
+    print(f"{how} {len(done.changed)} memories. Later steps have other numbers now.")
     if done.deleted:
         print(f"Deleted: {', '.join(done.deleted)}.")
     print("Texts of later steps are as they were: they may repeat what it said.")
@@ -200,6 +198,7 @@ def _load(choice: dict[str, Any]) -> Backend:
     from ccm.models.load import load
     from ccm.serving.backend import Backend
 
+    quiet()
     model, tokenizer = load(**choice)
     return Backend(as_decoder(model, "a server"), tokenizer, "")
 

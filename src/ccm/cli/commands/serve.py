@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from typing import Any
 
-from ccm.cli.console import plain_console, quiet
+from ccm.cli.console import plain_console, quiet, tell
 from ccm.core.errors import ConfigError, reason
 from ccm.core.extras import needs
 from ccm.engine.decoder import as_decoder
@@ -40,11 +42,15 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     from ccm.serving.keys import Keys
     from ccm.serving.sealing import Seal
     from ccm.serving.service import Service
-    from ccm.serving.store import Store
+    from ccm.serving.store import FILE, Store
 
     quiet()
     _check_port(settings)
     keys, console = Keys(settings.keys), plain_console()
+    if settings.keys is not None and settings.keys.stat().st_mode & 0o077:
+        tell(f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}")
+    if settings.store is not None and (settings.store / FILE).exists():
+        Store(settings.store, None).close()  # what cannot be opened is told before the model is loaded
     model, tokenizer = load(**choice)
     name = choice["model"] or choice["adapter"] or NAME
     limits = EngineLimits(settings.batch, settings.waiting, settings.patience)
@@ -56,10 +62,14 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     console.print(
         f"{backend.name} ({model.config.rule}) at http://{settings.host}:{settings.port}; turns are kept in {held}."
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
     try:
         uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    except KeyboardInterrupt:
+        pass
     finally:
         store.close()
+        console.print(f"The server has ended; turns are kept in {held}." if settings.store else "The server has ended.")
 
 
 def _check_port(settings: ServerSettings) -> None:
