@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.serving import sql
 from ccm.serving.store import FILE, KeptTurn, Part, QuotaError, Store
 
 ANNA, BOB = b"a" * 32, b"b" * 32
@@ -55,6 +56,13 @@ def test_a_long_chain_costs_what_its_parts_cost() -> None:
     assert held == 300 * 1000
     assert last is not None
     assert len(data_of(store, ANNA, last)) == 300
+
+
+@pytest.mark.parametrize(("statement", "values"), [(sql.CHAIN, (1, ANNA, True)), (sql.TREE, (1,))])
+def test_data_is_not_sorted_on_the_disk(statement: str, values: tuple[object, ...]) -> None:
+    plan = opened()._base.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+    assert plan
+    assert not any("TEMP B-TREE" in row[-1] for row in plan)
 
 
 def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:

@@ -279,7 +279,7 @@ class Store:
             rows = self._base.execute(sql.CHAIN, (number, owner, whole)).fetchall()
         if not rows:
             raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
-        return [_part(row) for row in rows]
+        return [_part(row) for row in sorted(rows)]  # by id: a part is later than the one before it
 
     def damaged(self) -> list[str]:
         """Ids of turns whose memory is not what was written. Each part is read once."""
@@ -300,7 +300,7 @@ class Store:
         """A part and all that follow it, with their owner, each after the one before it."""
         with self._lock:
             rows = self._base.execute(sql.TREE, (number,)).fetchall()
-        return [(row[-1], _part(row[:-1])) for row in rows]
+        return [(row[-1], _part(row[:-1])) for row in sorted(rows)]
 
     def change(
         self, parts: Iterable[Part], *, gone: Iterable[str] = (), blank: Iterable[str] = (), hidden: Iterable[str] = ()
