@@ -219,6 +219,20 @@ def test_memories_that_hold_a_damaged_part_are_told_and_do_not_count_as_used() -
     assert [row["used"] for row in store.rows()] == before
 
 
+def test_a_torn_file_is_told(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.add(ANNA, turn("one"), part(b"x" * 100_000))
+    store.close()
+    torn = bytearray((tmp_path / FILE).read_bytes())
+    at = torn.index(b"x" * 4000) // 4096 * 4096
+    torn[at : at + 4] = b"\xff" * 4  # the number of the page on which the data go on
+    (tmp_path / FILE).write_bytes(torn)
+    store = opened(tmp_path)
+    with pytest.raises(MemoryFileError, match="The store is damaged: database disk image is malformed"):
+        store.damaged()
+    store.close()
+
+
 def test_a_store_of_another_model_or_version_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).close()
     with pytest.raises(ConfigError, match="another model"):

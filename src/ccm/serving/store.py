@@ -282,9 +282,13 @@ class Store:
         return [_part(row) for row in sorted(rows)]  # by id: a part is later than the one before it
 
     def damaged(self) -> list[str]:
-        """Ids of turns whose memory is not what was written. Each part is read once."""
+        """Ids of turns whose memory is not what was written. Each part is read once.
+
+        Raises:
+            MemoryFileError: when the file itself is torn, so that not all of it can be read.
+        """
         lost: set[int] = set()
-        with self._lock:
+        with self._lock, _torn():
             for (number,) in self._base.execute("SELECT id FROM parts ORDER BY id").fetchall():
                 try:
                     part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
@@ -449,6 +453,16 @@ class Store:
                     "serve with a larger quota."
                 )
             held -= self._drop(oldest[0])
+
+
+@contextmanager
+def _torn() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise MemoryFileError(
+            f"The store is damaged: {error}. Save what is left with the command .recover of sqlite3, or begin anew."
+        ) from error
 
 
 def _part(row: Sequence[Any], *, check: bool = True) -> Part:
