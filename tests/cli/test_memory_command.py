@@ -31,7 +31,7 @@ def kept(tmp_path: Path) -> Path:
     store, after = Store(tmp_path / "store", backend.origin), None
     for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
         reply = held.answer(text)
-        turn = KeptTurn(name, before, {"said": reply}, [text], "", 1e9)
+        turn = KeptTurn(name, before, {"said": reply}, [{"role": "user", "content": text}], "", 1e9)
         transcript = Transcript("", [], [Passage([{"role": "user", "content": text}], reply, held.read[-1])])
         after = Memories(backend, store).add(OWNER, turn, held.memory, after, transcript)
     store.close()
@@ -55,7 +55,7 @@ def test_turns_are_listed_shown_and_deleted(kept: Path, call: Any) -> None:
     assert (status, "two" in out, OWNER.hex()[:8] in out) == (0, True, True)
     rows = [json.loads(line) for line in call("list", "--store", kept, "--json")[1].splitlines()]
     assert [(row["id"], row["previous"]) for row in rows] == [("one", None), ("two", "one")]
-    assert json.loads(call("show", "one", "--store", kept)[1])["asked"] == ["My name is Anna."]
+    assert json.loads(call("show", "one", "--store", kept)[1])["asked"][0]["content"] == "My name is Anna."
     assert "1 later turns hold what it said" in call("delete", "one", "--store", kept)[1]
     assert call("verify", "--store", kept)[:2] == (0, "1 of 1 memories are whole.\n")
     status, _, err = call("show", "one", "--store", kept)

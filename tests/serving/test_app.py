@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from openai import OpenAI
 from serving_app import ask, client, events_of, service
 
 from ccm.core.errors import ConfigError
 from ccm.engine.batching import Batch
+from ccm.serving.app import running
 from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
 from ccm.serving.settings import ServerSettings
@@ -309,3 +311,22 @@ def test_keys_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n# none\n")
     with pytest.raises(ConfigError, match="holds no API key"):
         Keys(tmp_path / "empty")
+
+
+def test_expiry_goes_on_after_a_disk_was_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def expire() -> None:
+        tried.append(1)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    served = service()
+    monkeypatch.setattr(served.store, "expire", expire)
+    monkeypatch.setattr("ccm.serving.app._HOUR", 0.01)
+
+    async def run() -> None:
+        async with running(served)(FastAPI()):
+            while len(tried) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 5))

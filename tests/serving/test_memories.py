@@ -57,7 +57,7 @@ class Kept:
         pairs = zip(lines, held.read, strict=True)
         read = [Passage([{"role": "user", "content": said}], reply, ids) for (said, reply), ids in pairs]
         transcript = Transcript(self.system, [], read) if self.text else None
-        turn = KeptTurn(name, previous, {"id": name}, [name], "", 1.0, chain)
+        turn = KeptTurn(name, previous, {"id": name}, [{"role": "user", "content": name}], "", 1.0, chain)
         self.names[name] = self.memories.add(ANNA, turn, held.memory, after, transcript)
 
     def now(self, name: str) -> Memory:
@@ -206,6 +206,16 @@ def test_a_head_knows_distances_so_that_no_step_is_taken_out_behind_one() -> Non
     chain_of(kept, 3)
     assert not kept.memories.forget(ANNA, "2", 2).exact
     assert_same(kept.now("2"), conversation(kept.model, [LINES[0], LINES[2]], "Be kind.").memory)
+
+
+def test_where_a_later_turn_stands_under_a_head_all_memories_are_made_without_the_step() -> None:
+    kept = Kept(backend(recurrent=False))
+    chain_of(kept, 3)
+    kept.system = "Be kind."
+    kept.hear("headed", "2", LINES[3])
+    assert not kept.memories.forget(ANNA, "headed", 2).exact
+    assert_same(kept.now("2"), conversation(kept.model, [LINES[0], LINES[2]]).memory)
+    assert len(kept.now("headed").steps[0]) == 3
 
 
 def test_of_a_turn_with_several_steps_one_is_forgotten_and_its_text_goes() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.serving import sql
 from ccm.serving.store import FILE, KeptTurn, Part, QuotaError, Store
 
 ANNA, BOB = b"a" * 32, b"b" * 32
@@ -53,6 +56,13 @@ def test_a_long_chain_costs_what_its_parts_cost() -> None:
     assert held == 300 * 1000
     assert last is not None
     assert len(data_of(store, ANNA, last)) == 300
+
+
+@pytest.mark.parametrize(("statement", "values"), [(sql.CHAIN, (1, ANNA, True)), (sql.TREE, (1,))])
+def test_data_is_not_sorted_on_the_disk(statement: str, values: tuple[object, ...]) -> None:
+    plan = opened()._base.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+    assert plan
+    assert not any("TEMP B-TREE" in row[-1] for row in plan)
 
 
 def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
@@ -149,6 +159,77 @@ def test_a_part_that_was_changed_is_never_served(tmp_path: Path) -> None:
     store = opened(tmp_path)
     with pytest.raises(MemoryFileError, match="damaged"):
         data_of(store, ANNA, last)
+    store.close()
+
+
+def test_a_damaged_part_is_never_served_after_its_turn_was_deleted(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    first = store.add(ANNA, turn("one"), part(b"whole"))
+    last = store.add(ANNA, turn("two", "one"), part(b"2", first))
+    store._base.execute("UPDATE parts SET data = ? WHERE id = ?", (b"torn!", first))
+    store.delete(ANNA, "one")
+    with pytest.raises(MemoryFileError, match="damaged"):
+        data_of(store, ANNA, last)
+    store.close()
+
+
+def test_what_was_deleted_before_a_kill_is_overwritten_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path / "killed")
+    store.add(ANNA, turn("one"), part(b"a secret of anna"))
+    with monkeypatch.context() as killed:
+        killed.setattr(Store, "_overwrite", lambda self: None)
+        store.delete(ANNA, "one")
+    shutil.copytree(tmp_path / "killed", tmp_path / "left")  # as a process leaves it that was killed before
+    store.close()
+    store = opened(tmp_path / "left")
+    assert b"a secret" not in b"".join(path.read_bytes() for path in (tmp_path / "left").iterdir())
+    store.close()
+
+
+def test_a_turn_that_is_hidden_keeps_its_own_exchange_alone() -> None:
+    store = opened()
+    said = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    answer = {"output": [{"type": "message"}, {"type": "compaction", "encrypted_content": "a memory"}]}
+    store.add(ANNA, replace(turn("two", chain=b"c"), asked=said, answer=answer), part(b"1"))
+    store.change([], hidden=["two"])
+    held = store.get(ANNA, "two")
+    assert held is not None
+    assert (held.asked, held.answer, held.chain) == (said[2:], {"output": [{"type": "message"}]}, None)
+
+
+def test_what_is_kept_can_be_read_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
+    store.add(ANNA, turn("one"), part(b"1"))
+    monkeypatch.setattr("ccm.serving.store._USED", -1.0)
+    store._base.execute("PRAGMA query_only = ON")  # as where the disk is full
+    assert store.get(ANNA, "one") is not None
+
+
+def test_memories_that_hold_a_damaged_part_are_told_and_do_not_count_as_used() -> None:
+    store = opened()
+    first = store.add(ANNA, turn("one"), part(b"1"))
+    second = store.add(ANNA, turn("two", "one"), part(b"2", first))
+    store.add(ANNA, turn("three", "two"), part(b"3", second, whole=True))
+    store._base.execute("UPDATE parts SET data = x'00' WHERE id = ?", (first,))
+    store._base.execute("UPDATE turns SET used = used - 1000")
+    before = [row["used"] for row in store.rows()]
+    assert store.damaged() == ["one", "two"]
+    assert [row["used"] for row in store.rows()] == before
+
+
+def test_a_torn_file_is_told(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.add(ANNA, turn("one"), part(b"x" * 100_000))
+    store.close()
+    torn = bytearray((tmp_path / FILE).read_bytes())
+    at = torn.index(b"x" * 4000) // 4096 * 4096
+    torn[at : at + 4] = b"\xff" * 4  # the number of the page on which the data go on
+    (tmp_path / FILE).write_bytes(torn)
+    store = opened(tmp_path)
+    with pytest.raises(MemoryFileError, match="The store is damaged: database disk image is malformed"):
+        store.damaged()
     store.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -106,7 +107,10 @@ def running(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager
         async def expire() -> None:
             while True:
                 await asyncio.sleep(_HOUR)
-                await anyio.to_thread.run_sync(service.store.expire)
+                try:
+                    await anyio.to_thread.run_sync(service.store.expire)
+                except sqlite3.Error as error:  # such as a full disk, which may have room in an hour
+                    logger.error("What was not used for too long cannot be deleted: %s", error)
 
         task = asyncio.create_task(expire())
         yield

@@ -169,7 +169,8 @@ class Memories:
         if first is None:
             raise InputError(f"There is no step {step}; the memory of {name} has {step - place}.")
         tree = self._store.following(first.id)
-        exact = step > 1 and self._backend.forgets(self.get(owner, first.id).memory)
+        heads = [part.id for _, part in tree if part.whole or part.id == first.id]  # no other begins under another head
+        exact = step > 1 and all(self._backend.forgets(self.get(owner, one).memory) for one in heads)
         if not exact and any(part.text is None for _, part in tree):
             raise InputError(
                 "Memories that hold this step must be made again from the texts of the other steps, and these were not "

@@ -32,14 +32,15 @@ CREATE INDEX turns_used ON turns (owner, used, size);
 _PART = "p.id, p.before, p.steps, p.whole, p.text, p.data, p.text_digest, p.data_digest"
 _ADDED = "EXISTS (SELECT 1 FROM parts c WHERE c.before = p.id AND NOT c.whole)"  # whether others were added to its data
 ONE = f"SELECT {_PART} FROM parts p WHERE p.id = ?"
-# a part of an owner and those before it, in order: to the beginning if that is asked for, or to a whole memory
+# a part of an owner and those before it: to the beginning if that is asked for, or to a whole memory. These rows and
+# those of TREE hold data: SQLite would sort them in files that it does not overwrite
 CHAIN = f"""
-WITH RECURSIVE back(id, depth) AS (
-    SELECT id, depth FROM parts WHERE id = ? AND owner = ?
+WITH RECURSIVE back(id) AS (
+    SELECT id FROM parts WHERE id = ? AND owner = ?
     UNION ALL
-    SELECT b.id, b.depth FROM back JOIN parts p ON p.id = back.id JOIN parts b ON b.id = p.before
-    WHERE ? OR NOT p.whole OR p.data IS NULL
-) SELECT {_PART} FROM back JOIN parts p ON p.id = back.id ORDER BY back.depth
+    SELECT p.before FROM back JOIN parts p ON p.id = back.id
+    WHERE p.before IS NOT NULL AND (? OR NOT p.whole OR p.data IS NULL)
+) SELECT {_PART} FROM back JOIN parts p ON p.id = back.id
 """
 # the part so many turns back, and no landmark, whose data can go: they can be made again, and nothing was added to them
 OLD = f"""
@@ -50,10 +51,10 @@ WITH RECURSIVE back(id, number) AS (
 WHERE number = ?2 AND p.depth % ?3 != 0 AND p.data IS NOT NULL AND p.text IS NOT NULL AND p.text != '{ERASED}'
     AND (p.before IS NULL OR b.data IS NOT NULL OR (b.text IS NOT NULL AND b.text != '{ERASED}')) AND NOT {_ADDED}
 """
-# a part and all that follow it, each after the one before it, and their owner
+# a part and all that follow it, and their owner
 TREE = f"""
 WITH RECURSIVE tree(id) AS (SELECT ? UNION ALL SELECT p.id FROM parts p JOIN tree ON p.before = tree.id)
-SELECT {_PART}, p.owner FROM tree JOIN parts p ON p.id = tree.id ORDER BY p.id
+SELECT {_PART}, p.owner FROM tree JOIN parts p ON p.id = tree.id
 """
 # parts whose data must be there before the text of a turn goes
 IN_NEED = f"""

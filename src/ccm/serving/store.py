@@ -135,6 +135,7 @@ class Store:
             raise ConfigError(f"The store {folder} cannot be opened: {error}.") from error
         try:
             self._open(str(folder), origin)
+            self._overwrite()  # a process that was killed may have left it to this one
             self.expire()
         except sqlite3.Error as error:
             self._base.close()
@@ -253,7 +254,8 @@ class Store:
                 return None
             name, previous, answer, asked, *others, used = row
             if now - used > _USED:
-                self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
+                with suppress(sqlite3.OperationalError):  # a full disk can still be read
+                    self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
         return KeptTurn(name, previous, json.loads(answer), json.loads(asked), *others)
 
     def owner_of(self, name: str) -> bytes:
@@ -283,13 +285,32 @@ class Store:
             rows = self._base.execute(sql.CHAIN, (number, owner, whole)).fetchall()
         if not rows:
             raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
-        return [_part(row) for row in rows]
+        return [_part(row) for row in sorted(rows)]  # by id: a part is later than the one before it
+
+    def damaged(self) -> list[str]:
+        """Ids of turns whose memory is not what was written. Each part is read once.
+
+        Raises:
+            MemoryFileError: when the file itself is torn, so that not all of it can be read.
+        """
+        lost: set[int] = set()
+        with self._lock, _torn():
+            for (number,) in self._base.execute("SELECT id FROM parts ORDER BY id").fetchall():
+                try:
+                    part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
+                except MemoryFileError:
+                    lost.add(number)
+                else:
+                    if part.before in lost and not (part.whole and part.data):
+                        lost.add(number)
+            rows = self._base.execute("SELECT id, part FROM turns ORDER BY created, rowid").fetchall()
+        return [name for name, number in rows if number in lost]
 
     def following(self, number: int) -> list[tuple[bytes, Part]]:
         """A part and all that follow it, with their owner, each after the one before it."""
         with self._lock:
             rows = self._base.execute(sql.TREE, (number,)).fetchall()
-        return [(row[-1], _part(row[:-1])) for row in rows]
+        return [(row[-1], _part(row[:-1])) for row in sorted(rows)]
 
     def change(
         self, parts: Iterable[Part], *, gone: Iterable[str] = (), blank: Iterable[str] = (), hidden: Iterable[str] = ()
@@ -300,20 +321,34 @@ class Store:
             parts: as they are to be.
             gone: ids of turns to delete.
             blank: ids of turns whose text goes.
-            hidden: ids of turns that are no longer found by their exchanges.
+            hidden: ids of turns that are no longer found by their exchanges, and keep no copy of earlier ones.
         """
         with self._writing():
             for part in parts:
                 self._write(part)
+            for name in hidden:
+                self._hide(name)
             for name in blank:
                 self._base.execute(
                     "UPDATE turns SET asked = '[]', answer = '{}', size = length(system) WHERE id = ?", (name,)
                 )
-            for name in hidden:
-                self._base.execute("UPDATE turns SET chain = NULL WHERE id = ?", (name,))
             for name in gone:
                 self._drop(name)
         self._overwrite()
+
+    def _hide(self, name: str) -> None:
+        """Keep of a turn its own exchange alone: no items that came again, no compaction item, no digest."""
+        row = self._base.execute("SELECT asked, answer FROM turns WHERE id = ?", (name,)).fetchone()
+        asked, answer = map(json.loads, row)
+        replies = [i for i, one in enumerate(asked, 1) if one.get("role") == "assistant" and "tool_calls" not in one]
+        asked = json.dumps(asked[max(replies, default=0) :])
+        if "output" in answer:
+            answer["output"] = [item for item in answer["output"] if item["type"] != "compaction"]
+        answer = json.dumps(answer)
+        self._base.execute(
+            "UPDATE turns SET chain = NULL, asked = ?, answer = ?, size = ? + length(system) WHERE id = ?",
+            (asked, answer, len(asked) + len(answer), name),
+        )
 
     def unmade(self) -> list[tuple[bytes, int]]:
         """Owners and numbers of parts without data, each after the one before it."""
@@ -430,7 +465,10 @@ class Store:
                 "SELECT id FROM turns WHERE owner = ? AND id != ? ORDER BY used LIMIT 1", (owner, but)
             ).fetchone()
             if oldest is None:
-                raise QuotaError(f"This conversation takes {held} bytes, and the quota of a key is {self._quota}.")
+                raise QuotaError(
+                    f"This conversation takes {held} bytes, and the quota of a key is {self._quota}. Begin anew, or "
+                    "serve with a larger quota."
+                )
             held -= self._drop(oldest[0])
 
 
@@ -443,6 +481,16 @@ def _read(row: Sequence[Any]) -> tuple[Part, tuple[bool, bool]]:
     number, before, steps, whole, text, data, *digests = row
     part = Part(before, steps, bool(whole), text, data, number)
     return part, (part.text_digest != digests[0], part.data_digest != digests[1])
+
+
+@contextmanager
+def _torn() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise MemoryFileError(
+            f"The store is damaged: {error}. Save what is left with the command .recover of sqlite3, or begin anew."
+        ) from error
 
 
 def _part(row: Sequence[Any]) -> Part:

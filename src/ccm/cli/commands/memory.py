@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccm.cli.console import counting, plain_console, progress, quiet, tell
-from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.cli.console import counting, plain_console, quiet, tell
+from ccm.core.errors import ConfigError
 from ccm.core.units import size
 from ccm.serving.keys import Keys
 from ccm.serving.store import ERASED, FILE, KeptTurn, Part, Store
@@ -81,17 +81,10 @@ def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
 def run_verify(folder: Path) -> None:
     """Read every memory; the exit status is 1 where one is damaged."""
     with opened(folder) as store:
-        names, damaged = [row["id"] for row in store.rows()], []
-        with progress("reading", len(names), "memories") as show:
-            for done, name in enumerate(names):
-                show(done)
-                try:
-                    store.chain(store.owner_of(name), _turn(store, name).part, whole=True)
-                except MemoryFileError:
-                    damaged.append(name)
+        count, damaged = len([*store.rows()]), store.damaged()
     for name in damaged:
         tell(f"The memory of {name} is damaged.")
-    print(f"{len(names) - len(damaged)} of {len(names)} memories are whole.")
+    print(f"{count - len(damaged)} of {count} memories are whole.")
     if damaged:
         tell("Mend them by ccm memory rebuild, where their text was kept; else delete them by ccm memory delete.")
         sys.exit(1)
