@@ -61,8 +61,8 @@ def assert_own_memory(tmp_path: Path, served: Service, user: int, name: str) -> 
     assert turn is not None
     alone = Conversation(served.backend.model, served.backend.tokenizer)
     for part in served.store.chain(owner, turn.part, whole=True):
-        for said, reply, ids in Transcript.loads(part.text or "").passages:
-            alone.hear([*said], reply, ids)
+        for said, reply, ids, room in Transcript.loads(part.text or "").passages:
+            alone.hear([*said], reply, ids, room)
     kept = served.memories.get(owner, turn.part).memory
     assert kept.steps == alone.memory.steps
     for one, other in zip((*kept.keys, *kept.values), (*alone.memory.keys, *alone.memory.values), strict=True):

@@ -13,8 +13,9 @@ from helpers import assert_close
 import ccm
 from ccm.chat.conversation import Conversation
 from ccm.core.errors import InputError, MemoryFileError
-from ccm.engine.decoder import as_decoder
+from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import Memory
+from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.memories import KeptMemory, Memories
 from ccm.serving.store import LANDMARK, NEWEST, KeptTurn, Store
@@ -96,6 +97,23 @@ def test_under_rules_that_fold_the_newest_memories_are_kept_and_older_ones_made_
     assert_same(kept.now("branch"), held.memory)
 
 
+def test_memories_are_made_again_as_they_were_where_the_oldest_steps_made_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCMModel, "max_positions", 150)
+    kept = Kept(backend("gate"))
+    held = Conversation(kept.model.model, kept.model.tokenizer, sampling=Sampling(max_new_tokens=8))
+    for number, (line, _) in enumerate(LINES[:20]):
+        reply = held.answer(line)
+        passage = Passage([{"role": "user", "content": line}], reply, held.read[-1], held.rooms[-1])
+        turn = KeptTurn(str(number), str(number - 1) if number else None, {}, [], "", 1.0)
+        after = kept.names.get(str(number - 1))
+        transcript = Transcript("", [], [passage])
+        kept.names[str(number)] = kept.memories.add(ANNA, turn, held.memory, after, transcript)
+    assert held.memory.steps[0][0].positions == 0, "the first step made way"
+    for name in ("9", "11"):
+        assert int(name) not in with_data(kept)
+        assert_same(kept.now(name), kept.names[name].memory)
+
+
 def test_without_text_every_memory_is_kept() -> None:
     kept = Kept(backend("gate"), text=False)
     chain_of(kept, 20)
@@ -143,11 +161,25 @@ def test_a_store_is_rebuilt_for_another_rule_and_goes_on_where_that_was_stopped(
     kept.memories, kept.model = Memories(backend(rule), kept.store), backend(rule)
     assert_same(kept.now("3"), conversation(kept.model, LINES[:4], "Be kind.").memory)
     assert [*kept.memories.rebuild()][-1] == (7, 7)
+    assert [*kept.memories.rebuild()][-1] == (0, 0)
     assert len(with_data(kept)) == 7
     assert_same(kept.now("3"), conversation(kept.model, LINES[:4], "Be kind.").memory)
     assert_same(kept.now("5"), conversation(kept.model, [*LINES[:4], LINES[5]], "Be kind.").memory)
     assert_same(kept.now("branch"), conversation(kept.model, [*LINES[:3], *LINES[8:10]], "Be kind.").memory)
     kept.store.close()
+
+
+def test_what_is_rebuilt_or_forgotten_is_as_small_as_before() -> None:
+    kept = Kept(backend("gate"))
+    chain_of(kept, 40)
+    small = with_data(kept)
+    assert [*kept.memories.rebuild()] == [(0, 0)]
+    kept.memories.forget(ANNA, "39", 20)
+    assert len(with_data(kept)) <= len(small) + 1
+    assert_same(kept.now("39"), conversation(kept.model, [*LINES[:19], *LINES[20:]]).memory)
+    kept.store.adopt(kept.model.origin, str)
+    assert len([*kept.memories.rebuild()]) < 15
+    assert len(with_data(kept)) <= len(small) + 1
 
 
 def test_turns_whose_text_was_not_kept_are_told() -> None:

@@ -240,6 +240,7 @@ class Conversation(BaseConversation):
 
     Attributes:
         read: token ids of each step that was read here, in order.
+        rooms: for how many tokens room was made before each of them; 0 where none was asked for.
 
     Raises:
         InputError: when the memory holds several conversations.
@@ -265,6 +266,7 @@ class Conversation(BaseConversation):
         self.turns.headed = bool(len(self.memory.heads[0]))
         self._earlier: deque[Memory] = deque(maxlen=UNDO)  # where the rule itself cannot roll back
         self.read: list[list[int]] = []
+        self.rooms: list[int] = []
 
     @property
     def past(self) -> ConversationStats:
@@ -288,7 +290,7 @@ class Conversation(BaseConversation):
             InputError: as there, and when the model's positions leave no room for a reply, or the memory is closed.
         """
         self._check_open()
-        before, (begun, prompt) = self.memory, self._placed_prompt(said)
+        before, (begun, prompt, room) = self.memory, self._placed_prompt(said)
         first, cache = not begun.begun[0], self.model.close(begun).cache()
         read = self.model.reader(begun, cache)
         reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
@@ -296,16 +298,17 @@ class Conversation(BaseConversation):
         self._check_same(self.memory, before)
         step = self.turns.remembered(said, prompt, reply.ids, first=first)
         seen = [*prompt, *reply.said[:-1]]
-        self._keep(begun, step, cache if step[: len(seen)] == seen else None)
+        self._keep(begun, step, room, cache if step[: len(seen)] == seen else None)
         self.last = self._report(reply, len(step), prompt)
 
-    def hear(self, said: Said, reply: str, ids: Sequence[int] | None = None) -> None:
+    def hear(self, said: Said, reply: str, ids: Sequence[int] | None = None, room: int | None = None) -> None:
         """Take an exchange of the past into the memory, as of a conversation that was held elsewhere.
 
         Args:
             said: before the reply, as of :meth:`say`; no message where nobody asked for the reply.
             reply: the text that followed.
             ids: token ids of the step that the exchange once was (:attr:`read`), to make the same step again.
+            room: what was made before it (:attr:`rooms`); by the length of the exchange where None.
 
         Raises:
             InputError: as of :meth:`say`, and when there is neither a message nor a reply.
@@ -313,16 +316,16 @@ class Conversation(BaseConversation):
         self._check_open()
         if not said and not reply.strip():
             raise InputError("There is nothing to hear: give what was said, or the reply to it.")
-        begun, _ = self._placed_prompt(said, len(self.turns.encode_reply(reply)))
+        begun, _, room = self._placed_prompt(said, len(self.turns.encode_reply(reply)), room)
         step = self.turns.exchange(said, reply, first=not begun.begun[0]).ids if ids is None else ids
-        self._keep(begun, [*step])
+        self._keep(begun, [*step], room)
         self.last = None
 
     def _check_open(self) -> None:
         if self.memory.closed:
             raise InputError("This memory was closed; its context takes no more turns. Load the open memory, or reset.")
 
-    def _keep(self, begun: Memory, step: list[int], cache: MemoryCache | None = None) -> None:
+    def _keep(self, begun: Memory, step: list[int], room: int, cache: MemoryCache | None = None) -> None:
         """Compress a step after the memory that was begun with; ``cache`` holds what was read of the step."""
         before, ids = self.memory, torch.tensor([step], device=self.model.device)
         with torch.no_grad():
@@ -332,6 +335,7 @@ class Conversation(BaseConversation):
                 self._earlier.clear()  # a memory that grows is large: the one before steps made way last is kept
             self._earlier.append(before)
         self.read.append(step)
+        self.rooms.append(room)
         self.memory = memory
 
     def undo(self, count: int = 1) -> None:
@@ -355,6 +359,7 @@ class Conversation(BaseConversation):
             self._earlier.pop()
         self.last = None
         del self.read[-count:]
+        del self.rooms[-count:]
 
     def reset(self) -> None:
         self._begin(self._empty())
@@ -392,13 +397,13 @@ class Conversation(BaseConversation):
         return self.model.put_under(memory, [head])
 
     def _begin(self, memory: Memory) -> None:
-        self.memory, self.read, self.last = memory, [], None
+        self.memory, self.read, self.rooms, self.last = memory, [], [], None
         self.turns.headed = bool(len(memory.heads[0]))
         self._earlier.clear()
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
-        memory, full = self._answer(*self._placed_prompt(text)), None
+        memory, full = self._answer(*self._placed_prompt(text)[:2]), None
         if sum(map(len, self.read)) == self.memory.tokens[0]:  # no step was read elsewhere
             whole = [token for step in self.read for token in step]
             asked = [*whole, *self._prompt(text, first=False)] if whole else alone
@@ -406,8 +411,11 @@ class Conversation(BaseConversation):
                 full = self._answer(empty, asked)
         return {"memory": memory, "full": full, "none": self._answer(empty, alone)}
 
-    def _placed_prompt(self, said: Said, reply: int | None = None) -> tuple[Memory, list[int]]:
-        """The memory, with room for what is said and a reply of so many tokens, and the token ids of what is said.
+    def _placed_prompt(
+        self, said: Said, reply: int | None = None, room: int | None = None
+    ) -> tuple[Memory, list[int], int]:
+        """The memory, with room for what is said and a reply of so many tokens, the token ids of what is said, and for
+        how many tokens there is room.
 
         Raises:
             InputError: as of :meth:`BaseConversation.say`.
@@ -415,12 +423,14 @@ class Conversation(BaseConversation):
         memory, prompt = self.memory, self._prompt(said, first=not self.memory.begun[0])
         if reply is None:  # longer ones end where positions do
             reply = min(self.sampling.max_new_tokens, self.model.max_positions // 8)
-        if self.endless:
+        if room is None:
+            room = len(prompt) + reply if self.endless else 0
+        if room:
             with suppress(InputError, UnsupportedModelError):  # if no room can be made, the reply is shorter
-                memory = self.model.make_room(memory, len(prompt) + reply)
+                memory = self.model.make_room(memory, room)
         if memory.begun != self.memory.begun:
             prompt = self._prompt(said, first=True)
-        return memory, prompt
+        return memory, prompt, room
 
     def _room(self, memory: Memory) -> int:
         """Tokens of text for which there are positions after a memory."""

@@ -289,6 +289,11 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
 
+    @app.exception_handler(sqlite3.OperationalError)
+    async def full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
+        told = RequestError(f"The store cannot be written: {error}.", status=507, code="storage_full")
+        return JSONResponse(told.body, status_code=507)
+
     @app.exception_handler(CCMError)
     @app.exception_handler(Exception)
     async def fail(_: Request, error: Exception) -> JSONResponse:

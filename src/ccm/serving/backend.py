@@ -17,7 +17,7 @@ from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.engine import Engine, EngineLimits
 from ccm.serving.packing import unpack
-from ccm.serving.transcripts import Transcript
+from ccm.serving.transcripts import Passage, Transcript
 
 
 class Backend:
@@ -60,16 +60,17 @@ class Backend:
             begun.go_on(memory)
         return begun
 
-    def replay(self, memory: Memory | None, transcript: Transcript) -> tuple[Memory, list[list[int]]]:
-        """The memory after the exchanges of a transcript, and the token ids that each was read as.
+    def replay(self, memory: Memory | None, transcript: Transcript) -> tuple[Memory, list[Passage]]:
+        """The memory after the exchanges of a transcript, and these as they were read.
 
         Raises:
             InputError: when the model cannot read them.
         """
         begun = self.begin(memory, system=transcript.system, tools=transcript.tools, sampling=Sampling(), endless=True)
-        for said, reply, ids in transcript.passages:
-            begun.hear(said, reply, ids)
-        return begun.memory, begun.read
+        for said, reply, ids, room in transcript.passages:
+            begun.hear(said, reply, ids, room)
+        steps = zip(transcript.passages, begun.read, begun.rooms, strict=True)
+        return begun.memory, [passage._replace(ids=ids, room=room) for passage, ids, room in steps]
 
     def forgets(self, memory: Memory) -> bool:
         """Whether :meth:`forget` can take a step out of a memory; else the memory is made from text again."""

@@ -32,12 +32,14 @@ class Forgotten:
         changed: ids of turns whose memories no longer hold it.
         deleted: id of the turn whose exchange it was, where it had no other.
         text: what was said in the step; None where it was not kept.
+        lost: how many steps of turns that were deleted before went with it: memories that are made from text lack them.
     """
 
     exact: bool
     changed: list[str]
     deleted: list[str]
     text: str | None
+    lost: int
 
 
 class Memories:
@@ -74,8 +76,7 @@ class Memories:
         if part.text == ERASED:
             return (memory or self._backend.replay(None, Transcript("", [], []))[0]), ERASED
         told = Transcript.loads(part.text)
-        made, read = self._backend.replay(memory, told)
-        passages = [passage._replace(ids=ids) for passage, ids in zip(told.passages, read, strict=True)]
+        made, passages = self._backend.replay(memory, told)
         return made, replace(told, passages=passages).dumps()
 
     def add(
@@ -113,16 +114,18 @@ class Memories:
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], int]:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
         if not cascade:
-            self._make(self._store.in_need(name))
+            for holder, number in self._store.in_need(name):
+                self._make(holder, number)
         return self._store.delete(owner, name, cascade=cascade)
 
-    def _make(self, parts: Sequence[tuple[bytes, int]]) -> None:
-        for owner, number in parts:
-            part = self._store.chain(owner, number)[-1]
-            before = None if part.before is None else self.get(owner, part.before)
-            memory, text = self._replay(None if before is None else before.memory, part)
-            made = self._part(memory, before, text)
-            self._store.change([replace(made, id=number)])
+    def _make(self, owner: bytes, number: int, last: KeptMemory | None = None) -> KeptMemory:
+        """Make the memory that ends with a part; ``last`` is that of the part before, where it is at hand."""
+        part = self._store.part(number)
+        if part.before is None or last is None or last.part != part.before:
+            last = None if part.before is None else self.get(owner, part.before)
+        memory, text = self._replay(None if last is None else last.memory, part)
+        self._store.change([replace(self._part(memory, last, text), id=number)])
+        return KeptMemory(memory, number)
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
         """Make memories from text again: all of a store that is of another model, else those that are damaged, or
@@ -138,10 +141,10 @@ class Memories:
             self._store.give_up_damaged()
         else:
             self._store.adopt(self._backend.origin, _without_ids)
-        unmade = self._store.unmade()
-        for done, part in enumerate(unmade):
+        unmade, last = self._store.unmade(thinned=self._backend.adds), None
+        for done, (owner, number) in enumerate(unmade):
             yield done, len(unmade)
-            self._make([part])
+            last = self._make(owner, number, last)
         yield len(unmade), len(unmade)
 
     def forget(self, owner: bytes, name: str, step: int) -> Forgotten:
@@ -183,7 +186,9 @@ class Memories:
         parts = [*self._without(owner, [part for _, part in tree], step, place, exact=exact)]
         self._store.change(parts, gone=gone, blank=blank, hidden=changed)
         said = Transcript.loads(first.text).passages[place - 1].said if first.text else []
-        return Forgotten(exact, changed, gone, " ".join(str(message["content"]) for message in said) or None)
+        told = " ".join(str(message["content"]) for message in said) or None
+        lost = 0 if exact else sum(part.steps for _, part in tree if part.text == ERASED)
+        return Forgotten(exact, changed, gone, told, lost)
 
     def _without(self, owner: bytes, parts: Sequence[Part], step: int, place: int, *, exact: bool) -> Iterator[Part]:
         """A part whose step at ``place`` (from 1) is forgotten, and those that follow it, as they are without it."""
@@ -212,7 +217,7 @@ def _without_ids(text: str, count: int | None = None) -> str:
     if text == ERASED:
         return ERASED
     told = Transcript.loads(text)
-    anew = [passage._replace(ids=None) for passage in told.passages[:count]]
+    anew = [passage._replace(ids=None, room=None) for passage in told.passages[:count]]
     return replace(told, passages=[*anew, *told.passages[len(anew) :]]).dumps()
 
 

@@ -136,8 +136,8 @@ class ServedConversation:
     @property
     def passages(self) -> list[Passage]:
         """The exchanges that the request brought, the last with the reply."""
-        pairs = zip(self._exchanges, self._conversation.read, strict=True)
-        return [Passage(said, reply, ids) for (said, reply), ids in pairs]
+        steps = zip(self._exchanges, self._conversation.read, self._conversation.rooms, strict=True)
+        return [Passage(said, reply, ids, room) for (said, reply), ids, room in steps]
 
     def transcript(self, passages: Sequence[Passage]) -> Transcript:
         """Exchanges of the conversation, under its system message and tools."""
@@ -262,8 +262,9 @@ class Service:
                 before = one.id
             steps = [*heard, (replace(turn, previous=before, chain=last), talk.memory, passages[-1:])]
         try:
-            for one, memory, group in steps:
-                after = self.memories.add(owner, one, memory, after, talk.transcript(group) if known else None)
+            with self.store.writing():  # all of them, or none
+                for one, memory, group in steps:
+                    after = self.memories.add(owner, one, memory, after, talk.transcript(group) if known else None)
         except (sqlite3.Error, QuotaError) as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
 

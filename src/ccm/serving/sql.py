@@ -8,6 +8,7 @@ SETTINGS = (
     "journal_mode = WAL",
     "synchronous = FULL",  # what was acknowledged outlives a loss of power
     "secure_delete = ON",
+    "temp_store = MEMORY",  # files of its own, it does not overwrite
     "foreign_keys = ON",
 )
 SCHEMA = """
@@ -24,7 +25,7 @@ CREATE TABLE turns (
     system TEXT NOT NULL, asked TEXT NOT NULL, answer TEXT NOT NULL, part INTEGER NOT NULL REFERENCES parts,
     size INTEGER NOT NULL
 );
-CREATE INDEX turns_chain ON turns (owner, chain);
+CREATE INDEX turns_chain ON turns (owner, chain, created);
 CREATE INDEX turns_previous ON turns (previous);
 CREATE INDEX turns_part ON turns (part);
 CREATE INDEX turns_used ON turns (owner, used, size);

@@ -152,7 +152,7 @@ class Store:
             self._base.execute(f"PRAGMA {setting}")
         (version,) = self._base.execute("PRAGMA user_version").fetchone()
         if version == 0 and origin is not None:
-            with self._writing():
+            with self.writing():
                 for statement in filter(str.strip, sql.SCHEMA.split(";")):
                     self._base.execute(statement)
                 self._base.execute("INSERT INTO about VALUES ('origin', ?)", (origin,))
@@ -172,9 +172,12 @@ class Store:
             self._base.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A transaction: all of it, or nothing."""
+    def writing(self) -> Iterator[None]:
+        """A transaction: all of it, or nothing. One that begins in another is a part of it."""
         with self._lock:
+            if self._base.in_transaction:
+                yield
+                return
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -192,7 +195,7 @@ class Store:
         """
         answer, asked, now = json.dumps(turn.answer), json.dumps(turn.asked), time.time()
         size = len(answer) + len(asked) + len(turn.system.encode("utf-8", "surrogatepass"))
-        with self._writing():
+        with self.writing():
             depth = 0
             if part.before is not None:
                 row = self._base.execute(
@@ -323,9 +326,10 @@ class Store:
             blank: ids of turns whose text goes.
             hidden: ids of turns that are no longer found by their exchanges, and keep no copy of earlier ones.
         """
-        with self._writing():
+        with self.writing():
             for part in parts:
                 self._write(part)
+                self._thin(part.id)
             for name in hidden:
                 self._hide(name)
             for name in blank:
@@ -350,10 +354,38 @@ class Store:
             (asked, answer, len(asked) + len(answer), name),
         )
 
-    def unmade(self) -> list[tuple[bytes, int]]:
-        """Owners and numbers of parts without data, each after the one before it."""
+    def unmade(self, *, thinned: bool) -> list[tuple[bytes, int]]:
+        """Owners and numbers of parts without data, each after the one before it.
+
+        Args:
+            thinned: also those whose data are let go of once they are old.
+        """
         with self._lock:
-            return self._base.execute("SELECT owner, id FROM parts WHERE data IS NULL ORDER BY id").fetchall()
+            rows = self._base.execute("SELECT owner, id, before, depth, data IS NULL FROM parts ORDER BY id").fetchall()
+        later: dict[int, int] = {}  # turns that follow a part
+        for _, number, before, *_ in reversed(rows):
+            if before is not None:
+                later[before] = max(later.get(before, 0), later.get(number, 0) + 1)
+        return [
+            (owner, number)
+            for owner, number, _, depth, unmade in rows
+            if unmade and (thinned or depth % LANDMARK == 0 or later.get(number, 0) < NEWEST)
+        ]
+
+    def part(self, number: int) -> Part:
+        """A part by its number.
+
+        Raises:
+            MemoryFileError: when it is not what was written.
+        """
+        with self._lock:
+            return _part(self._base.execute(sql.ONE, (number,)).fetchone())
+
+    def compact(self) -> None:
+        """Write the whole file anew, so that nothing is left of what was deleted, wherever it was moved before."""
+        with self._lock:
+            self._base.execute("VACUUM")
+        self._overwrite()
 
     def in_need(self, name: str) -> list[tuple[bytes, int]]:
         """Owners and numbers of parts whose data must be there before a turn can be deleted: they need its text."""
@@ -378,7 +410,7 @@ class Store:
     def give_up_damaged(self) -> int:
         """Let go of data that are damaged, where their text is whole; returns how many can be made again from it."""
         found = 0
-        with self._writing():
+        with self.writing():
             for (number,) in self._base.execute("SELECT id FROM parts WHERE data IS NOT NULL").fetchall():
                 part, (text, data) = _read(self._base.execute(sql.ONE, (number,)).fetchone())
                 if data and not text and part.text:
@@ -393,7 +425,7 @@ class Store:
             origin: identity of the model.
             renew: gives the new form of a text.
         """
-        with self._writing():
+        with self.writing():
             self._base.execute("UPDATE about SET value = ? WHERE name = 'origin'", (origin,))
             for (number,) in self._base.execute("SELECT id FROM parts WHERE text IS NOT NULL").fetchall():
                 part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
@@ -406,7 +438,7 @@ class Store:
         Returns:
             The ids that are gone, and how many turns are left that follow and hold what it said.
         """
-        with self._writing():
+        with self.writing():
             following = [row[0] for row in self._base.execute(sql.FOLLOWING, (name, owner))]
             gone = following if cascade else following[:1]
             for one in gone:
@@ -417,7 +449,7 @@ class Store:
 
     def expire(self) -> None:
         """Delete what was not used for too long."""
-        with self._writing():
+        with self.writing():
             expired = self._base.execute("SELECT id FROM turns WHERE used <= ?", (time.time() - self._seconds,))
             names = [row[0] for row in expired.fetchall()]
             for name in names:

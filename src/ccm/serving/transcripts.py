@@ -15,11 +15,13 @@ class Passage(NamedTuple):
         said: the messages before the reply.
         reply: the text that followed.
         ids: token ids that the step was read as; None where they are not known for the model that there is now.
+        room: for how many tokens room was made before; None as of ``ids``.
     """
 
     said: Sequence[Mapping[str, Any]]
     reply: str
     ids: list[int] | None
+    room: int | None = None
 
 
 @dataclass(frozen=True)

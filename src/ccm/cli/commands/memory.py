@@ -70,7 +70,7 @@ def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
     number = 1
     for part in chain:
         passages = Transcript.loads(part.text).passages if part.text else []
-        for said, reply, _ in passages:
+        for said, reply, *_ in passages:
             yield {"step": number, "said": said, "reply": reply}
             number += 1
         for _ in range(part.steps - len(passages)):
@@ -103,6 +103,7 @@ def run_delete(name: str, folder: Path, choice: dict[str, Any], *, cascade: bool
             gone, left = store.delete(owner, name, cascade=cascade)
         else:  # the memories of later turns would be made from its text
             gone, left = _memories(store, folder, choice).delete(owner, name, cascade=cascade)
+        store.compact()
     print(f"Deleted: {', '.join(gone)}.")
     if left:
         print(f"{left} later turns hold what it said; delete them with --cascade, too.")
@@ -165,6 +166,7 @@ def run_rebuild(folder: Path, choice: dict[str, Any], *, drop: bool) -> None:
         with counting("memories") as show:
             for done, made in Memories(backend, store).rebuild():
                 show("rebuilding", done, made)
+        store.compact()
     print(f"{made} memories were made again{f'; {len(lost)} turns were deleted' if lost else ''}.")
 
 
@@ -178,9 +180,12 @@ def run_forget(name: str, step: int, folder: Path, choice: dict[str, Any]) -> No
     with opened(folder) as store:
         _turn(store, name)
         done = _memories(store, folder, choice).forget(store.owner_of(name), name, step)
+        store.compact()
     how = "It was taken out of" if done.exact else "Made again from text without it:"
     print(f"Step {step} is forgotten{f': {done.text}' if done.text else '.'}")
     print(f"{how} {len(done.changed)} memories. Later steps have other numbers now.")
+    if done.lost:
+        print(f"{done.lost} steps of turns that were deleted before are out of them, too.")
     if done.deleted:
         print(f"Deleted: {', '.join(done.deleted)}.")
     print("Texts of later steps are as they were: they may repeat what it said.")
