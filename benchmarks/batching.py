@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Generator, Sequence
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -69,11 +70,17 @@ def timed(model: CCMModel, tokenizer: Any, talks: Sequence[Talk], rows: int) -> 
     return {"seconds": taken, "said": said, "bytes": max(one.memory.nbytes for one in held)}
 
 
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """The median of ratios, and the least and the greatest."""
+    return {"median": median(ratios), "least": min(ratios), "greatest": max(ratios)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rule", default="concat")
     parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5, help="of each ratio")
     parser.add_argument("--turn", type=int, default=50, help="the turn that is compared with full context")
     asked = parser.parse_args(arguments)
     quiet()
@@ -86,12 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loaded, tokenizer = ccm.load("builtin", rule=asked.rule)
     model, full = as_decoder(loaded, "a benchmark"), as_decoder(ccm.load("builtin", rule="full")[0], "a benchmark")
     found: dict[str, Any] = {"rule": asked.rule, "rows": asked.rows, "threads": torch.get_num_threads()}
-    one, many = (timed(model, tokenizer, early, rows) for rows in (1, asked.rows))
+    timed(model, tokenizer, early, asked.rows)  # the first of a process is slower
+    batch, full_context = list[float](), list[float]()
+    for _ in range(asked.rounds):
+        one, many = (timed(model, tokenizer, early, rows) for rows in (1, asked.rows))
+        kept, whole = (timed(held, tokenizer, late, asked.rows) for held in (model, full))
+        batch.append(one["seconds"] / many["seconds"])
+        full_context.append(whole["seconds"] / kept["seconds"])
     pairs = [pair for a, b in zip(one["said"], many["said"], strict=True) for pair in zip(a, b, strict=True)]
-    found["a batch over one at a time"] = one["seconds"] / many["seconds"]
+    found["a batch over one at a time"] = spread(batch)
     found["replies that differ in float32"] = sum(a != b for a, b in pairs) / len(pairs)
-    kept, whole = (timed(held, tokenizer, late, asked.rows) for held in (model, full))
-    found[f"memory over full context at turn {asked.turn}"] = whole["seconds"] / kept["seconds"]
+    found[f"memory over full context at turn {asked.turn}"] = spread(full_context)
     found["bytes of full context over memory"] = whole["bytes"] / kept["bytes"]
     print(json.dumps(found, indent=2))
 
