@@ -51,9 +51,11 @@ def test_the_server_does_as_it_describes(tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(f'hooks = "{tmp_path / "hooks.py"}"\n')
     options = ["--generation-deterministic", "--max-examples=20", "--continue-on-failure", "--no-color"]
     options += ["--exclude-checks=positive_data_acceptance", "--suppress-health-check=all", "--warnings=off"]
-    held = service()
-    with running(replace(held, backend=Brief(backend().model, backend().tokenizer, "builtin"))) as address:
+    options += ["--header", "Authorization: Bearer key"]
+    (tmp_path / "keys").write_text("key\n")
+    brief = replace(service(), backend=Brief(backend().model, backend().tokenizer, "builtin"))
+    with running(brief, tmp_path / "keys") as address:
         command = [COMMAND, "--config-file", "schemathesis.toml", "run", f"{address}/openapi.json", *options]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout
-    assert "Tested: 10" in run.stdout
+    assert "Tested: 11" in run.stdout

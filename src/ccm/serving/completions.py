@@ -11,7 +11,7 @@ from typing import Any
 
 from ccm.serving.items import read_messages
 from ccm.serving.prefixes import Prefix
-from ccm.serving.requests import ChatCompletion, check_required
+from ccm.serving.requests import ChatCompletion
 from ccm.serving.responses import MEMORY
 from ccm.serving.service import ServedConversation, Service, new_id, refusing
 from ccm.serving.store import KeptTurn
@@ -32,7 +32,7 @@ class Completions:
             RequestError: before the first chunk, when the request cannot be answered.
         """
         self._service.check_model(body.model)
-        check_required(body.tool_choice, body.tools)
+        body.check()
         said = read_messages(message.model_dump(exclude_none=True) for message in body.messages)
         said.check_asked()
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())

@@ -246,6 +246,18 @@ class ChatCompletion(StrictBody):
     # of the following, what most clients send by default, and no more
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    logprobs: bool | None = None
+    parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
+
+    def check(self) -> None:
+        """Refuse what this server does not do.
+
+        Raises:
+            RequestError: naming the field.
+        """
+        check_required(self.tool_choice, self.tools)
+        if self.logprobs:
+            raise unsupported("logprobs")
+        if self.parallel_tool_calls is False:
+            raise unsupported("parallel_tool_calls: false", param="parallel_tool_calls")
