@@ -196,11 +196,40 @@ def keeping(rule: str, count: int) -> dict[str, float]:
     return {"start": started, **figures}
 
 
+def long_chain(rule: str, count: int) -> dict[str, float]:
+    """A conversation of so many turns: milliseconds to keep the last ones and to open the last, and what it takes."""
+    model, tokenizer = ccm.load("builtin", rule=rule)
+    backend, held = Backend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40)
+        memories, after, taken = Memories(backend, store), None, list[float]()
+        for number in range(count):
+            said, reply = f"I have {number} books.", f"{number} books is a lot!"
+            held.hear(said, reply)
+            passage = Passage([{"role": "user", "content": said}], reply, held.read[-1], held.rooms[-1])
+            turn, transcript = KeptTurn(str(number), None, {}, [], "", 1.0), Transcript("", [], [passage])
+            begun = time.perf_counter()
+            after = memories.add(OWNER, turn, held.memory, after, transcript)
+            taken.append(time.perf_counter() - begun)
+        assert after is not None
+        part = after.part
+        opened = _milliseconds(lambda: memories.get(OWNER, part), 10)
+        parts = store.chain(OWNER, part, whole=True)
+        store.close()
+    return {
+        "keeping one": 1e3 * median(taken[-100:]),
+        "opening the last": opened,
+        "MB of all": sum(one.size for one in parts) / 2**20,
+        "MB of the last memory": held.memory.nbytes / 2**20,
+        "memories that were written whole": sum(one.whole for one in parts),
+    }
+
+
 def _reopened(folder: Path, origin: str) -> None:
     Store(folder, origin, seconds=1e9, quota=2**40).close()
 
 
-def _milliseconds(work: Callable[[], None], rounds: int) -> float:
+def _milliseconds(work: Callable[[], object], rounds: int) -> float:
     taken = []
     for _ in range(rounds):
         begun = time.perf_counter()
@@ -215,12 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rule", default="concat")
     parser.add_argument("--dialogues", type=int, default=100, help="of the recall; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=30, help="of the first token")
+    parser.add_argument("--chain", type=int, help="turns of a long conversation: measure that, and nothing else")
     parser.add_argument("--adapter", help="of a real model: measure whole turns on it, and nothing else")
     parser.add_argument("--memories", type=int, default=10_000, help="that are stored")
     asked = parser.parse_args(arguments)
     quiet()
     if asked.adapter:
         print(json.dumps({"turns, s": whole_turns(asked.adapter, asked.rounds)}, indent=2))
+        return
+    if asked.chain:
+        print(json.dumps({"rule": asked.rule, f"{asked.chain} turns": long_chain(asked.rule, asked.chain)}, indent=2))
         return
     found: dict[str, Any] = {"rule": asked.rule}
     if asked.dialogues:

@@ -403,7 +403,8 @@ class Conversation(BaseConversation):
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
-        memory, full = self._answer(*self._placed_prompt(text)[:2]), None
+        placed, prompt, _ = self._placed_prompt(text)
+        memory, full = self._answer(placed, prompt), None
         if sum(map(len, self.read)) == self.memory.tokens[0]:  # no step was read elsewhere
             whole = [token for step in self.read for token in step]
             asked = [*whole, *self._prompt(text, first=False)] if whole else alone

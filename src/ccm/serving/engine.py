@@ -357,7 +357,7 @@ def _run(task: Task, _: None) -> None:
             task.emit(event)
     except GreenletExit:  # nobody wants more of it
         pass
-    except Exception as error:
+    except Exception as error:  # whatever it was, it is of this request: its client hears of it, and others go on
         end = error
     finally:
         task.work.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from openresponses_types.types import (
@@ -78,14 +77,16 @@ Item = Annotated[
 Input = Annotated[str, Field(max_length=10 * 2**20)] | list[Item]
 
 
-def check_required(choice: str | None, tools: Sequence[object] | None) -> None:
-    """Refuse to require a call where there is no tool.
+def check_calls(body: CreateResponse | ChatCompletion) -> None:
+    """Refuse to require a call where there is no tool, and to forbid several at a time.
 
     Raises:
         RequestError: naming the field.
     """
-    if choice == "required" and not tools:
+    if body.tool_choice == "required" and not body.tools:
         raise RequestError("tool_choice is required, and there are no tools; give tools, too.", param="tool_choice")
+    if body.parallel_tool_calls is False:
+        raise unsupported("parallel_tool_calls: false", param="parallel_tool_calls")
 
 
 class StrictBody(BaseModel):
@@ -149,9 +150,7 @@ class CreateResponse(CreateResponseBody):
         for name in ("background", "presence_penalty", "frequency_penalty", "top_logprobs", "max_tool_calls"):
             if getattr(self, name):
                 raise unsupported(name)
-        check_required(self.tool_choice, self.tools)
-        if self.parallel_tool_calls is False:
-            raise unsupported("parallel_tool_calls: false", param="parallel_tool_calls")
+        check_calls(self)
         if self.include:
             raise unsupported("include")
         if self.text is not None and (self.text.verbosity or getattr(self.text.format, "type", "text") != "text"):
@@ -256,8 +255,6 @@ class ChatCompletion(StrictBody):
         Raises:
             RequestError: naming the field.
         """
-        check_required(self.tool_choice, self.tools)
+        check_calls(self)
         if self.logprobs:
             raise unsupported("logprobs")
-        if self.parallel_tool_calls is False:
-            raise unsupported("parallel_tool_calls: false", param="parallel_tool_calls")

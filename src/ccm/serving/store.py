@@ -407,16 +407,13 @@ class Store:
             rows = self._base.execute(sql.TEXTLESS).fetchall()
         return [row[0] for row in rows]
 
-    def give_up_damaged(self) -> int:
-        """Let go of data that are damaged, where their text is whole; returns how many can be made again from it."""
-        found = 0
+    def give_up_damaged(self) -> None:
+        """Let go of data that are damaged, where their text is whole: they can be made again from it."""
         with self.writing():
             for (number,) in self._base.execute("SELECT id FROM parts WHERE data IS NOT NULL").fetchall():
                 part, (text, data) = _read(self._base.execute(sql.ONE, (number,)).fetchone())
                 if data and not text and part.text:
                     self._write(replace(part, whole=True, data=None))
-                    found += 1
-        return found
 
     def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
         """Make this the store of another model: all data go, and the text of each part takes a new form.
