@@ -1,6 +1,7 @@
 """The server over a socket: recall before and after a restart, and what it adds to a turn.
 
     python -m benchmarks.serving --dialogues 100
+    python -m benchmarks.serving --dialogues 100 --redis
 
 A server process of its own answers; the other figures are taken in this process. Durations are of the clock.
 """
@@ -12,16 +13,13 @@ import json
 import os
 import random
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import httpx
 
 import ccm
+from benchmarks.stores import free_port, new_store
 from ccm.chat.conversation import Conversation
 from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
@@ -37,9 +36,9 @@ from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.items import Exchange
-from ccm.serving.memories import Memories
+from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import chain_digests
-from ccm.serving.store import KeptTurn, Store
+from ccm.serving.store import KeptTurn, Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
 STEPS, FACTS, QUESTIONS = 12, 8, 4
@@ -47,12 +46,10 @@ OWNER = b"o" * 32
 
 
 @contextmanager
-def server(store: Path, *options: str) -> Iterator[httpx.Client]:
+def server(store: str, *options: str) -> Iterator[httpx.Client]:
     """A client of a server process with options of ``ccm serve``, which ends with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "ccm.cli", "serve", *options, "--port", str(port), "--store", str(store)]
+    port = free_port()
+    command = [sys.executable, "-m", "ccm.cli", "serve", *options, "--port", str(port), "--store", store]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
     try:
@@ -71,7 +68,7 @@ def server(store: Path, *options: str) -> Iterator[httpx.Client]:
         process.wait()
 
 
-def recall(rule: str, dialogues: int) -> dict[str, float]:
+def recall(rule: str, dialogues: int, *, redis: bool) -> dict[str, float]:
     """The share of told facts that come back through ``/v1/responses``, the server restarted before the questions."""
     said = [recall_dialogue(random.Random(f"recall 0 {i}"), STEPS, FACTS, QUESTIONS).turns for i in range(dialogues)]
     last: list[str | None] = [None] * dialogues
@@ -83,15 +80,15 @@ def recall(rule: str, dialogues: int) -> dict[str, float]:
         last[number] = answer["id"] if keep else last[number]
         return answer["output"][0]["content"][0]["text"]
 
-    with TemporaryDirectory() as folder:
-        with server(Path(folder), "--rule", rule) as client:
+    with new_store(redis=redis) as place:
+        with server(place, "--rule", rule) as client:
             for number, turns in enumerate(said):
                 for turn in turns[:-QUESTIONS]:
                     ask(client, number, turn.user)
                 for turn in turns[-QUESTIONS:]:
                     reply = ask(client, number, turn.user, keep=False)
                     verdicts["before a restart"][judge(reply, turn.asked or "", turn.value)] += 1
-        with server(Path(folder), "--rule", rule) as client:
+        with server(place, "--rule", rule) as client:
             for number, turns in enumerate(said):
                 for turn in turns[-QUESTIONS:]:
                     reply = ask(client, number, turn.user)
@@ -99,14 +96,14 @@ def recall(rule: str, dialogues: int) -> dict[str, float]:
     return {name: counted[Verdict.RIGHT] / counted.total() for name, counted in verdicts.items()}
 
 
-def first_token(rule: str, rounds: int) -> dict[str, float]:
+def first_token(rule: str, rounds: int, *, redis: bool) -> dict[str, float]:
     """Milliseconds to the first piece of a reply after eight turns, in this process and through the server."""
     model, tokenizer = ccm.load("builtin", rule=rule)
     lines = [turn.user for turn in recall_dialogue(random.Random("first token"), STEPS, FACTS, QUESTIONS).turns]
     held, here, there = Conversation(model, tokenizer), [], []
     for line in lines[:8]:
         held.answer(line)
-    with TemporaryDirectory() as folder, server(Path(folder), "--rule", rule) as client:
+    with new_store(redis=redis) as place, server(place, "--rule", rule) as client:
         last = None
         for line in lines[:8]:
             body = {"model": "builtin", "input": line, "previous_response_id": last}
@@ -125,13 +122,13 @@ def first_token(rule: str, rounds: int) -> dict[str, float]:
     return {"in process": 1e3 * median(here), "through the server": 1e3 * median(there)}
 
 
-def whole_turns(adapter: str, rounds: int) -> dict[str, float]:
+def whole_turns(adapter: str, rounds: int, *, redis: bool) -> dict[str, float]:
     """Seconds of a turn with a reply of 32 tokens and its compression, after four turns, and what it costs on top."""
     model, tokenizer = ccm.load(adapter=adapter)
     sampling = Sampling(max_new_tokens=32)
     held, here, there, last = Conversation(model, tokenizer, sampling=sampling), [], [], None
     lines = [turn.user for turn in recall_dialogue(random.Random("whole turns"), STEPS, FACTS, QUESTIONS).turns]
-    with TemporaryDirectory() as folder, server(Path(folder), "--adapter", adapter) as client:
+    with new_store(redis=redis) as place, server(place, "--adapter", adapter) as client:
         name = client.get("/v1/models").json()["data"][0]["id"]
 
         def ask(line: str, before: str | None) -> dict[str, Any]:
@@ -157,7 +154,7 @@ def whole_turns(adapter: str, rounds: int) -> dict[str, float]:
     return {"in process": median(here), "through the server": median(there), "ratio": median(ratios)}
 
 
-def keeping(rule: str, count: int) -> dict[str, float]:
+def keeping(rule: str, count: int, *, redis: bool) -> dict[str, float]:
     """Milliseconds to find and open one of so many stored memories, to start with them, and to know 200 messages."""
     model, tokenizer = ccm.load("builtin", rule=rule)
     backend, held = Backend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
@@ -169,24 +166,26 @@ def keeping(rule: str, count: int) -> dict[str, float]:
     exchanges: list[Exchange] = [
         ([{"role": "user", "content": f"I like number {i}."}], f"Number {i} is nice.") for i in range(100)
     ]
-    with TemporaryDirectory() as folder:
-        store, names = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40), []
+    with new_store(redis=redis) as place:
+        store, names = Store(open_tables(place), backend.origin, seconds=1e9, quota=2**40), []
         for number in range(count // STEPS):
             after, memories = None, Memories(backend, store)
             for step, (memory, transcript) in enumerate(told, 1):
                 name = secrets.token_hex(16)
                 chain = chain_digests(OWNER, "", exchanges)[-1] if not number and step == STEPS else None
-                after = memories.add(OWNER, KeptTurn(name, None, {}, [], "", 1.0, chain), memory, after, transcript)
+                turn = KeptTurn(name, None, {}, [], "", 1.0, chain)
+                memories.add(OWNER, [Heard(turn, memory, transcript)], after)
+                after = KeptMemory(memory, name)
                 names.append(name)
         store.close()
-        started = _milliseconds(lambda: _reopened(Path(folder), backend.origin), 5)
-        store = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40)
+        started = _milliseconds(lambda: _reopened(place, backend.origin), 5)
+        store = Store(open_tables(place), backend.origin, seconds=1e9, quota=2**40)
         drawn = random.Random("names")
 
         def open_one() -> None:
             turn = store.get(OWNER, drawn.choice(names))
             assert turn is not None
-            Memories(backend, store).get(OWNER, turn.part)
+            Memories(backend, store).get(OWNER, turn.id)
 
         def know() -> None:
             assert store.find(OWNER, chain_digests(OWNER, "", exchanges)[1:]) is not None
@@ -196,12 +195,12 @@ def keeping(rule: str, count: int) -> dict[str, float]:
     return {"start": started, **figures}
 
 
-def long_chain(rule: str, count: int) -> dict[str, float]:
+def long_chain(rule: str, count: int, *, redis: bool) -> dict[str, float]:
     """A conversation of so many turns: milliseconds to keep the last ones and to open the last, and what it takes."""
     model, tokenizer = ccm.load("builtin", rule=rule)
     backend, held = Backend(as_decoder(model, "a server"), tokenizer, "builtin"), Conversation(model, tokenizer)
-    with TemporaryDirectory() as folder:
-        store = Store(Path(folder), backend.origin, seconds=1e9, quota=2**40)
+    with new_store(redis=redis) as place:
+        store = Store(open_tables(place), backend.origin, seconds=1e9, quota=2**40)
         memories, after, taken = Memories(backend, store), None, list[float]()
         for number in range(count):
             said, reply = f"I have {number} books.", f"{number} books is a lot!"
@@ -209,12 +208,12 @@ def long_chain(rule: str, count: int) -> dict[str, float]:
             passage = Passage([{"role": "user", "content": said}], reply, held.read[-1], held.rooms[-1])
             turn, transcript = KeptTurn(str(number), None, {}, [], "", 1.0), Transcript("", [], [passage])
             begun = time.perf_counter()
-            after = memories.add(OWNER, turn, held.memory, after, transcript)
+            memories.add(OWNER, [Heard(turn, held.memory, transcript)], after)
             taken.append(time.perf_counter() - begun)
-        assert after is not None
-        part = after.part
-        opened = _milliseconds(lambda: memories.get(OWNER, part), 10)
-        parts = store.chain(OWNER, part, whole=True)
+            after = KeptMemory(held.memory, turn.id)
+        last = str(count - 1)
+        opened = _milliseconds(lambda: memories.get(OWNER, last), 10)
+        parts = store.chain(OWNER, last, whole=True)
         store.close()
     return {
         "keeping one": 1e3 * median(taken[-100:]),
@@ -225,8 +224,8 @@ def long_chain(rule: str, count: int) -> dict[str, float]:
     }
 
 
-def _reopened(folder: Path, origin: str) -> None:
-    Store(folder, origin, seconds=1e9, quota=2**40).close()
+def _reopened(place: str, origin: str) -> None:
+    Store(open_tables(place), origin, seconds=1e9, quota=2**40).close()
 
 
 def _milliseconds(work: Callable[[], object], rounds: int) -> float:
@@ -247,19 +246,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chain", type=int, help="turns of a long conversation: measure that, and nothing else")
     parser.add_argument("--adapter", help="of a real model: measure whole turns on it, and nothing else")
     parser.add_argument("--memories", type=int, default=10_000, help="that are stored")
+    parser.add_argument("--redis", action="store_true", help="the store is in a Redis, not in a folder")
     asked = parser.parse_args(arguments)
+    redis: bool = asked.redis
     quiet()
     if asked.adapter:
-        print(json.dumps({"turns, s": whole_turns(asked.adapter, asked.rounds)}, indent=2))
+        print(json.dumps({"turns, s": whole_turns(asked.adapter, asked.rounds, redis=redis)}, indent=2))
         return
     if asked.chain:
-        print(json.dumps({"rule": asked.rule, f"{asked.chain} turns": long_chain(asked.rule, asked.chain)}, indent=2))
+        figures = long_chain(asked.rule, asked.chain, redis=redis)
+        print(json.dumps({"rule": asked.rule, f"{asked.chain} turns": figures}, indent=2))
         return
     found: dict[str, Any] = {"rule": asked.rule}
     if asked.dialogues:
-        found["recall"] = recall(asked.rule, asked.dialogues)
-    found["first token, ms"] = first_token(asked.rule, asked.rounds)
-    found[f"{asked.memories} memories, ms"] = keeping(asked.rule, asked.memories)
+        found["recall"] = recall(asked.rule, asked.dialogues, redis=redis)
+    found["first token, ms"] = first_token(asked.rule, asked.rounds, redis=redis)
+    found[f"{asked.memories} memories, ms"] = keeping(asked.rule, asked.memories, redis=redis)
     print(json.dumps(found, indent=2))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from ccm import cli
 from ccm.chat.conversation import Conversation
 from ccm.engine.decoder import as_decoder
 from ccm.serving.backend import Backend
-from ccm.serving.memories import Memories
-from ccm.serving.store import FILE, KeptTurn, Store
+from ccm.serving.memories import Heard, KeptMemory, Memories
+from ccm.serving.store import PARTS, KeptTurn, Store, open_tables
+from ccm.serving.tables import Transaction
 from ccm.serving.transcripts import Passage, Transcript
 
 OWNER = b"o" * 32
@@ -28,14 +29,27 @@ def kept(tmp_path: Path) -> Path:
     """A store with two turns of a conversation."""
     model, tokenizer = ccm.load("builtin")
     held, backend = Conversation(model, tokenizer), Backend(as_decoder(model, "a test"), tokenizer, "builtin")
-    store, after = Store(tmp_path / "store", backend.origin), None
+    store, after = Store(open_tables(tmp_path / "store"), backend.origin), None
     for name, before, text in (("one", None, "My name is Anna."), ("two", "one", "I live in Oslo.")):
         reply = held.answer(text)
         turn = KeptTurn(name, before, {"said": reply}, [{"role": "user", "content": text}], "", 1e9)
         transcript = Transcript("", [], [Passage([{"role": "user", "content": text}], reply, held.read[-1])])
-        after = Memories(backend, store).add(OWNER, turn, held.memory, after, transcript)
+        Memories(backend, store).add(OWNER, [Heard(turn, held.memory, transcript)], after)
+        after = KeptMemory(held.memory, name)
     store.close()
     return tmp_path / "store"
+
+
+def damage(kept: Path, name: str) -> None:
+    """Change the last byte of a part."""
+
+    def work(t: Transaction) -> None:
+        (row,) = t.get(PARTS, [name])
+        assert row is not None
+        t.update(PARTS, name, {"data": row["data"][:-1] + bytes([row["data"][-1] ^ 1])})
+
+    with closing(open_tables(kept)) as tables:
+        tables.run(work)
 
 
 @pytest.fixture
@@ -63,21 +77,14 @@ def test_turns_are_listed_shown_and_deleted(kept: Path, call: Any) -> None:
 
 
 def test_a_damaged_memory_is_named(kept: Path, call: Any) -> None:
-    base = sqlite3.connect(kept / FILE)
-    base.execute("UPDATE parts SET data = x'00' WHERE id = 2")
-    base.commit()
-    base.close()
+    damage(kept, "two")
     status, out, err = call("verify", "--store", kept)
     assert (status, out) == (1, "1 of 2 memories are whole.\n")
     assert "The memory of two is damaged" in err
 
 
 def test_what_is_damaged_stays_so_until_it_is_made_again(kept: Path, tmp_path: Path, call: Any) -> None:
-    base = sqlite3.connect(kept / FILE)
-    (data,) = base.execute("SELECT data FROM parts WHERE id = 1").fetchone()
-    base.execute("UPDATE parts SET data = ? WHERE id = 1", (data[:-1] + bytes([data[-1] ^ 1]),))
-    base.commit()
-    base.close()
+    damage(kept, "one")
     assert call("verify", "--store", kept)[:2] == (1, "0 of 2 memories are whole.\n")
     copy = tmp_path / "copy"
     shutil.copytree(kept, copy)
@@ -152,5 +159,5 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path, call: Any) -> None:
     status, _, err = call("list", "--store", tmp_path)
     assert (status, "holds no store" in err) == (2, True)
     status, _, err = call("list", "--store", tmp_path / "nowhere")
-    assert (status, "There is no file or folder" in err) == (2, True)
+    assert (status, "holds no store" in err) == (2, True)
     assert not [*tmp_path.iterdir()]

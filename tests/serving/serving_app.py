@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from fastapi.testclient import TestClient
+from stores import place
 
 import ccm
 from ccm.serving.app import make_app
@@ -22,7 +23,7 @@ from ccm.serving.keys import Keys
 from ccm.serving.sealing import Seal
 from ccm.serving.service import Service
 from ccm.serving.settings import DAY, MIB
-from ccm.serving.store import Store
+from ccm.serving.store import Store, open_tables
 
 
 @cache
@@ -34,7 +35,8 @@ def backend(rule: str = "concat") -> Backend:
 def service(rule: str = "concat", folder: Path | None = None, secret: Path | None = None, **changes: Any) -> Service:
     """The service of a server."""
     one = Backend(backend(rule).model, backend(rule).tokenizer, "builtin")  # an engine of its own: each server ends its
-    store = Store(folder, one.origin, seconds=changes.pop("seconds", DAY), quota=changes.pop("quota", 64 * MIB))
+    tables, limits = changes.pop("tables", None) or open_tables(place(folder)), {"seconds": DAY, "quota": 64 * MIB}
+    store = Store(tables, one.origin, **{name: changes.pop(name, value) for name, value in limits.items()})
     return Service(one, store, Seal(secret, one.origin), **changes)
 
 

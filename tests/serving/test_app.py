@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ccm.serving.app import running
 from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
 from ccm.serving.settings import ServerSettings
+from ccm.serving.tables import StoreError
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
     first = ask(web, "My name is Anna.")
 
     def full(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise StoreError("database or disk is full")
 
     with monkeypatch.context() as broken:
         broken.setattr(served.store, "add", full)
@@ -180,7 +180,7 @@ def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch,
         assert answer.status_code == 499 or (streams and 'finish_reason": "' not in answer.text)
         assert "response.completed" not in answer.text
     served.backend.engine.stop()
-    assert served.store._base.execute("SELECT count(*) FROM turns").fetchone() == (0,)
+    assert [*served.store.rows()] == []
 
 
 def test_a_failure_after_the_first_event_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +283,7 @@ def test_errors_are_described_in_one_form(web) -> None:
     for path, operations in paths.items():
         for operation in operations.values() if path.startswith("/v1/") else ():
             refusals = {status: told for status, told in operation["responses"].items() if status != "200"}
-            assert refusals.keys() == {"400", "401", "404", "413", "422", "429", "500", "507"}
+            assert refusals.keys() == {"400", "401", "404", "413", "422", "429", "500", "503", "507"}
             forms = {told["content"]["application/json"]["schema"]["$ref"] for told in refusals.values()}
             assert forms == {"#/components/schemas/Refusal"}
 
@@ -318,7 +318,7 @@ def test_expiry_goes_on_after_a_disk_was_full(monkeypatch: pytest.MonkeyPatch) -
 
     def expire() -> None:
         tried.append(1)
-        raise sqlite3.OperationalError("database or disk is full")
+        raise StoreError("database or disk is full")
 
     served = service()
     monkeypatch.setattr(served.store, "expire", expire)

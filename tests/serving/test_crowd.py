@@ -75,10 +75,10 @@ def assert_own_memory(tmp_path: Path, served: Service, user: int, told: Told) ->
     turn = served.store.get(owner, name)
     assert turn is not None
     alone = Conversation(served.backend.model, served.backend.tokenizer)
-    for part in served.store.chain(owner, turn.part, whole=True):
+    for part in served.store.chain(owner, turn.id, whole=True):
         for said, reply, ids, room in Transcript.loads(part.text or "").passages:
             alone.hear([*said], reply, ids, room)
-    kept = served.memories.get(owner, turn.part).memory
+    kept = served.memories.get(owner, turn.id).memory
     assert kept.steps == alone.memory.steps
     for one, other in zip((*kept.keys, *kept.values), (*alone.memory.keys, *alone.memory.values), strict=True):
         assert (one - other).abs().max() < 1e-3 * other.abs().max()

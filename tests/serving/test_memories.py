@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_close
+from stores import place
 
 import ccm
 from ccm.chat.conversation import Conversation
@@ -17,10 +18,11 @@ from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
-from ccm.serving.memories import KeptMemory, Memories
-from ccm.serving.store import LANDMARK, NEWEST, KeptTurn, Store
+from ccm.serving.memories import Heard, KeptMemory, Memories
+from ccm.serving.store import LANDMARK, NEWEST, KeptTurn, Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
+pytestmark = pytest.mark.usefixtures("every_store")
 ANNA = b"a" * 32
 LINES = [(f"I have {number} cats.", f"That is {number}!") for number in range(1, 41)]
 
@@ -43,7 +45,8 @@ class Kept:
     """A store with conversations whose turns were heard."""
 
     def __init__(self, model: Backend, folder: Path | None = None, *, text: bool = True, system: str = "") -> None:
-        self.model, self.store, self.text, self.system = model, Store(folder, model.origin), text, system
+        self.model, self.text, self.system = model, text, system
+        self.store = Store(open_tables(place(folder)), model.origin)
         self.memories = Memories(model, self.store)
         self.names: dict[str, KeptMemory] = {}
 
@@ -59,13 +62,18 @@ class Kept:
         read = [Passage([{"role": "user", "content": said}], reply, ids) for (said, reply), ids in pairs]
         transcript = Transcript(self.system, [], read) if self.text else None
         turn = KeptTurn(name, previous, {"id": name}, [{"role": "user", "content": name}], "", 1.0, chain)
-        self.names[name] = self.memories.add(ANNA, turn, held.memory, after, transcript)
+        self.keep(turn, held.memory, transcript)
+
+    def keep(self, turn: KeptTurn, memory: Memory, transcript: Transcript | None) -> None:
+        """Keep a turn after the one that it names."""
+        self.memories.add(ANNA, [Heard(turn, memory, transcript)], self.names.get(turn.previous or ""))
+        self.names[turn.id] = KeptMemory(memory, turn.id)
 
     def now(self, name: str) -> Memory:
         """The memory after a turn."""
         turn = self.store.get(ANNA, name)
         assert turn is not None
-        return self.memories.get(ANNA, turn.part).memory
+        return self.memories.get(ANNA, turn.id).memory
 
 
 def chain_of(kept: Kept, count: int) -> None:
@@ -82,7 +90,7 @@ def assert_same(one: Memory, other: Memory) -> None:
 
 
 def with_data(kept: Kept) -> list[int]:
-    parts = kept.store.following(1)
+    parts = kept.store.following("0")
     return [number for number, (_, part) in enumerate(parts) if part.data is not None]
 
 
@@ -105,9 +113,7 @@ def test_memories_are_made_again_as_they_were_where_the_oldest_steps_made_way(mo
         reply = held.answer(line)
         passage = Passage([{"role": "user", "content": line}], reply, held.read[-1], held.rooms[-1])
         turn = KeptTurn(str(number), str(number - 1) if number else None, {}, [], "", 1.0)
-        after = kept.names.get(str(number - 1))
-        transcript = Transcript("", [], [passage])
-        kept.names[str(number)] = kept.memories.add(ANNA, turn, held.memory, after, transcript)
+        kept.keep(turn, held.memory, Transcript("", [], [passage]))
     assert held.memory.steps[0][0].positions == 0, "the first step made way"
     for name in ("9", "11"):
         assert int(name) not in with_data(kept)
@@ -154,10 +160,10 @@ def test_a_store_is_rebuilt_for_another_rule_and_goes_on_where_that_was_stopped(
     kept.hear("branch", "2", LINES[8], LINES[9])
     kept.memories.delete(ANNA, "4", cascade=False)
     kept.store.close()
-    store = Store(tmp_path, None)
+    store = Store(open_tables(place(tmp_path)), None)
     assert next(Memories(backend(rule), store).rebuild()) == (0, 7)
     store.close()
-    kept.store = Store(tmp_path, backend(rule).origin)  # a server may go on meanwhile
+    kept.store = Store(open_tables(place(tmp_path)), backend(rule).origin)  # a server may go on meanwhile
     kept.memories, kept.model = Memories(backend(rule), kept.store), backend(rule)
     assert_same(kept.now("3"), conversation(kept.model, LINES[:4], "Be kind.").memory)
     assert [*kept.memories.rebuild()][-1] == (7, 7)
@@ -192,7 +198,7 @@ def test_turns_whose_text_was_not_kept_are_told() -> None:
     assert sorted(kept.store.textless()) == ["after", "lost"]
     kept.store.adopt("another", str)
     with pytest.raises(MemoryFileError, match="text of this memory was not kept"):
-        kept.memories._replay(None, kept.store.chain(ANNA, 2)[0])
+        kept.memories._replay(None, kept.store.chain(ANNA, "lost")[0])
 
 
 def test_where_steps_are_read_in_isolation_a_step_is_taken_out_without_text() -> None:

@@ -146,7 +146,7 @@ def test_what_is_kept_after_a_change_of_head_is_the_memory_of_the_conversation(r
         last = answer["id"]
         assert text_of(answer) == held.answer(line)
     turn = served.store.get(b"anyone", last)
-    kept = served.memories.get(b"anyone", turn.part).memory
+    kept = served.memories.get(b"anyone", turn.id).memory
     assert kept.steps == held.memory.steps
     assert all(map(torch.equal, (*kept.keys, *kept.values), (*held.memory.keys, *held.memory.values)))
 

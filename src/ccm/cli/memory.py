@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli.options import Lines, ModelOptions, existing, unfold
+from ccm.cli.options import Lines, ModelOptions, unfold
 
 app = typer.Typer(no_args_is_help=True, help="The turns and memories that a server keeps, while it does not run.")
-Folder = Annotated[
-    Path,
-    typer.Option("--store", help="The server's folder.", callback=existing("the folder of a server, as its --store")),
-]
+Place = Annotated[str, typer.Option("--store", help="The server's folder, or the address of its Redis.")]
 Id = Annotated[str, typer.Argument(help="Id of a response or completion.")]
 
 
 @app.command("list")
-def list_turns(store: Folder, json: Lines = False) -> None:
+def list_turns(store: Place, json: Lines = False) -> None:
     """All turns, the latest last."""
     from ccm.cli.commands.memory import run_list
 
@@ -26,7 +23,7 @@ def list_turns(store: Folder, json: Lines = False) -> None:
 
 
 @app.command("show")
-def show_turn(name: Id, store: Folder) -> None:
+def show_turn(name: Id, store: Place) -> None:
     """A turn: what was asked and answered, as JSON."""
     from ccm.cli.commands.memory import run_show
 
@@ -34,7 +31,7 @@ def show_turn(name: Id, store: Folder) -> None:
 
 
 @app.command("verify")
-def verify(store: Folder) -> None:
+def verify(store: Place) -> None:
     """Read every memory, and say which are damaged."""
     from ccm.cli.commands.memory import run_verify
 
@@ -45,7 +42,7 @@ def verify(store: Folder) -> None:
 @unfold
 def delete_turn(
     name: Id,
-    store: Folder,
+    store: Place,
     model: ModelOptions,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="All turns that follow it, too: they hold what it said.")
@@ -65,7 +62,7 @@ def delete_turn(
 def export_memory(
     name: Id,
     file: Annotated[Path, typer.Argument(help="The file to make, which ccm chat --load takes.")],
-    store: Folder,
+    store: Place,
     model: ModelOptions,
 ) -> None:
     """Write the memory after a turn into a file. The model must be that of the server."""
@@ -78,7 +75,7 @@ def export_memory(
 @unfold
 def import_memory(
     file: Annotated[Path, typer.Argument(help="A memory, as ccm chat --save and ccm memory export write it.")],
-    store: Folder,
+    store: Place,
     model: ModelOptions,
     key: Annotated[
         Path | None, typer.Option(help="File with the API key whose it becomes (none: of a server without keys).")
@@ -93,7 +90,7 @@ def import_memory(
 @app.command("rebuild")
 @unfold
 def rebuild(
-    store: Folder,
+    store: Place,
     model: ModelOptions,
     drop: Annotated[bool, typer.Option("--drop", help="Delete turns whose text was not kept.")] = False,
 ) -> None:
@@ -107,7 +104,7 @@ def rebuild(
 @unfold
 def forget(
     name: Id,
-    store: Folder,
+    store: Place,
     model: ModelOptions,
     step: Annotated[int, typer.Option(min=1, help="Its number, as ccm memory show tells it.")],
 ) -> None:

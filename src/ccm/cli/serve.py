@@ -16,7 +16,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     store: Annotated[
-        Path | None, typer.Option(help="Folder of what is kept (none: all is gone when the server ends).")
+        str | None,
+        typer.Option(help="Folder of what is kept, or redis://HOST:PORT (none: all is gone when the server ends)."),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="File with an API key a line; without it, anyone may ask.")] = None,
     secret: Annotated[

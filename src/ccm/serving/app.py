@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -30,6 +29,7 @@ from ccm.serving.keys import Keys
 from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
 from ccm.serving.responses import Responses, as_event
 from ccm.serving.service import Service
+from ccm.serving.tables import StoreError, StoreUnavailableError
 
 logger = get_logger(__name__)
 
@@ -57,6 +57,7 @@ _POLICY = (
 )
 _STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}  # beside JSON, in the description
 _HOUR = 3600.0
+_AGAIN = 5  # seconds after which a store that could not be reached may be back
 _LEFT = 499  # the status of a request whose client left
 _LOOK = 0.2  # seconds after which a request that waits looks whether its client is there
 
@@ -84,6 +85,11 @@ def _replied(event: dict[str, Any]) -> int:
 def _failure(error: Exception) -> RequestError:
     """What a client hears of an error that is not its own; of others than ours no more than that."""
     logger.error("A request failed: %s", type(error).__name__)
+    if isinstance(error, StoreUnavailableError):
+        again = {"Retry-After": str(_AGAIN)}
+        return RequestError(str(error), status=503, code="store_unavailable", headers=again)
+    if isinstance(error, StoreError):
+        return RequestError(str(error), status=507, code="storage_full")
     told = str(error) if isinstance(error, CCMError) else "The server failed; its log names the kind of error."
     return RequestError(told, status=500, code="server_error")
 
@@ -109,7 +115,7 @@ def running(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager
                 await asyncio.sleep(_HOUR)
                 try:
                     await anyio.to_thread.run_sync(service.store.expire)
-                except sqlite3.Error as error:  # such as a full disk, which may have room in an hour
+                except CCMError as error:  # such as a full disk, which may have room in an hour
                     logger.error("What was not used for too long cannot be deleted: %s", error)
 
         task = asyncio.create_task(expire())
@@ -277,8 +283,14 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
 
     @app.get("/ready", response_class=PlainTextResponse)
     def ready() -> Response:
-        """The model is loaded, and requests are taken on."""
-        return PlainTextResponse("ok\n") if engine.ready else PlainTextResponse("stopping\n", status_code=503)
+        """The model is loaded, requests are taken on, and the store is there."""
+        if not engine.ready:
+            return PlainTextResponse("stopping\n", status_code=503)
+        try:
+            service.store.check()
+        except StoreUnavailableError as error:
+            return PlainTextResponse(f"{error}\n", status_code=503)
+        return PlainTextResponse("ok\n")
 
     @app.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def show_metrics() -> Response:
@@ -289,15 +301,11 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
 
-    @app.exception_handler(sqlite3.OperationalError)
-    async def full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
-        told = RequestError(f"The store cannot be written: {error}.", status=507, code="storage_full")
-        return JSONResponse(told.body, status_code=507)
-
     @app.exception_handler(CCMError)
     @app.exception_handler(Exception)
     async def fail(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(_failure(error).body, status_code=500)
+        told = _failure(error)
+        return JSONResponse(told.body, told.status, told.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

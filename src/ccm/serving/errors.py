@@ -35,6 +35,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         422: "The model wrote no call of a tool where one is required.",
         429: "Too many requests of the key wait already.",
         500: "The server failed.",
+        503: "The server stops, has too much to do, or cannot reach its store; ask again later.",
         507: "The turn cannot be kept.",
     }.items()
 }

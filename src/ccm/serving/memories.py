@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ccm.core.errors import InputError, MemoryFileError
 from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
 from ccm.serving.packing import begins, pack
-from ccm.serving.store import ERASED, KeptTurn, Part, Store
+from ccm.serving.store import ERASED, GoneError, KeptTurn, Part, Store
 from ccm.serving.transcripts import Passage, Transcript
+
+
+class Heard(NamedTuple):
+    """A turn that is to be kept.
+
+    Attributes:
+        turn: its own id, and what was asked and answered.
+        memory: after it.
+        transcript: what it added; None where this is not to be kept, or is not all that was before.
+    """
+
+    turn: KeptTurn
+    memory: Memory
+    transcript: Transcript | None
 
 
 @dataclass(frozen=True)
 class KeptMemory:
-    """A memory, and the part of the store that ends it."""
+    """A memory, and the id of the part that ends it: that of its turn."""
 
     memory: Memory
-    part: int
+    part: str
 
 
 @dataclass(frozen=True)
@@ -53,21 +68,21 @@ class Memories:
     def __init__(self, backend: Backend, store: Store) -> None:
         self._backend, self._store = backend, store
 
-    def get(self, owner: bytes, number: int) -> KeptMemory:
-        """The memory that ends with a part.
+    def get(self, owner: bytes, name: str) -> KeptMemory:
+        """The memory after a turn.
 
         Raises:
             MemoryFileError: when it is damaged, was deleted, or was made by another version of the model's settings.
         """
         memory, data = None, list[bytes]()
-        for part in self._store.chain(owner, number):
+        for part in self._store.chain(owner, name):
             if part.data is not None:
                 data = [part.data] if part.whole else [*data, part.data]
                 continue
             memory, data = self._backend.unpack(data) if data else memory, []
             memory, _ = self._replay(memory, part)
             data = [pack(memory)]
-        return KeptMemory(self._backend.unpack(data), number)
+        return KeptMemory(self._backend.unpack(data), name)
 
     def _replay(self, memory: Memory | None, part: Part) -> tuple[Memory, str]:
         """The memory after a part's text, and this text with the token ids that it was read as."""
@@ -79,53 +94,56 @@ class Memories:
         made, passages = self._backend.replay(memory, told)
         return made, replace(told, passages=passages).dumps()
 
-    def add(
-        self, owner: bytes, turn: KeptTurn, memory: Memory, after: KeptMemory | None, transcript: Transcript | None
-    ) -> KeptMemory:
-        """Keep a turn and its memory.
+    def add(self, owner: bytes, heard: Sequence[Heard], after: KeptMemory | None) -> None:
+        """Keep turns and their memories, each after the one before it: all of them, or none.
 
         Args:
             owner: whose they are.
-            turn: the turn.
-            memory: after it.
-            after: the memory before it; None where there was none, or none is kept.
-            transcript: what it added; None where this is not to be kept, or is not all that was before.
+            heard: the turns.
+            after: the memory before them; None where there was none, or none is kept.
 
         Raises:
-            sqlite3.Error: when they cannot be written.
+            StoreError: when they cannot be written.
             QuotaError: when they are more than the owner's quota.
         """
-        text = None if transcript is None else transcript.dumps()
         try:
-            number = self._store.add(owner, turn, self._part(memory, after, text))
-        except sqlite3.IntegrityError:  # what it follows was deleted meanwhile, and its text is not known
-            number = self._store.add(owner, turn, self._part(memory, None, None))
-        return KeptMemory(memory, number)
+            self._store.add(owner, [*self._kept(heard, after)])
+        except GoneError:  # what they follow was deleted meanwhile, and its text is not known
+            first, *others = heard
+            first = first._replace(turn=replace(first.turn, previous=None), transcript=None)
+            self._store.add(owner, [*self._kept([first, *others], None)])
 
-    def _part(self, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
+    def _kept(self, heard: Sequence[Heard], after: KeptMemory | None) -> Iterator[tuple[KeptTurn, Part]]:
+        for turn, memory, transcript in heard:
+            text = None if transcript is None else transcript.dumps()
+            yield turn, self._part(turn.id, memory, after, text)
+            after = KeptMemory(memory, turn.id)
+
+    def _part(self, name: str, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
         steps = len(memory.steps[0])
         if after is None:
-            return Part(None, steps, whole=True, text=text, data=pack(memory))
+            return Part(name, None, steps, whole=True, text=text, data=pack(memory))
         steps -= len(after.memory.steps[0])
         if self._backend.adds and begins(memory, after.memory):
-            return Part(after.part, steps, whole=False, text=text, data=pack(memory, after.memory))
-        return Part(after.part, steps, whole=True, text=text, data=pack(memory))
+            return Part(name, after.part, steps, whole=False, text=text, data=pack(memory, after.memory))
+        return Part(name, after.part, steps, whole=True, text=text, data=pack(memory))
 
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], int]:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
         if not cascade:
-            for holder, number in self._store.in_need(name):
-                self._make(holder, number)
+            for holder, one in self._store.in_need(name):
+                with suppress(GoneError):  # it was deleted meanwhile
+                    self._make(holder, one)
         return self._store.delete(owner, name, cascade=cascade)
 
-    def _make(self, owner: bytes, number: int, last: KeptMemory | None = None) -> KeptMemory:
+    def _make(self, owner: bytes, name: str, last: KeptMemory | None = None) -> KeptMemory:
         """Make the memory that ends with a part; ``last`` is that of the part before, where it is at hand."""
-        part = self._store.part(number)
+        part = self._store.part(name)
         if part.before is None or last is None or last.part != part.before:
             last = None if part.before is None else self.get(owner, part.before)
         memory, text = self._replay(None if last is None else last.memory, part)
-        self._store.change([replace(self._part(memory, last, text), id=number)])
-        return KeptMemory(memory, number)
+        self._store.change([self._part(name, memory, last, text)])
+        return KeptMemory(memory, name)
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
         """Make memories from text again: all of a store that is of another model, else those that are damaged, or
@@ -142,9 +160,9 @@ class Memories:
         else:
             self._store.adopt(self._backend.origin, _without_ids)
         unmade, last = self._store.unmade(thinned=self._backend.adds), None
-        for done, (owner, number) in enumerate(unmade):
+        for done, (owner, name) in enumerate(unmade):
             yield done, len(unmade)
-            last = self._make(owner, number, last)
+            last = self._make(owner, name, last)
         yield len(unmade), len(unmade)
 
     def forget(self, owner: bytes, name: str, step: int) -> Forgotten:
@@ -160,11 +178,15 @@ class Memories:
         Raises:
             InputError: when the turn has no such step, or memories must be made from text that was not kept.
         """
-        turn = self._store.get(owner, name)
-        if turn is None:
+        while True:
+            with suppress(GoneError):  # a server went on meanwhile: what it wrote holds the step, too
+                return self._forget(owner, name, step)
+
+    def _forget(self, owner: bytes, name: str, step: int) -> Forgotten:
+        if self._store.get(owner, name) is None:
             raise InputError(f"There is no turn {name!r}.")
         place, first = step, None
-        for part in self._store.chain(owner, turn.part, whole=True):
+        for part in self._store.chain(owner, name, whole=True):
             if 1 <= place <= part.steps:
                 first = part
                 break
@@ -179,12 +201,13 @@ class Memories:
                 "Memories that hold this step must be made again from the texts of the other steps, and these were not "
                 "kept. Delete the turn and all that follow it."
             )
-        turns = self._store.turns_of(part.id for _, part in tree)
-        own = [one for one, number in turns if number == first.id]
-        changed = [one for one, _ in turns if first.steps > 1 or one not in own]
+        turns = self._store.turns_of([part.id for _, part in tree])
+        own = [first.id] if first.id in turns else []
+        changed = [one for one in turns if first.steps > 1 or one not in own]
         gone, blank = (own, []) if first.steps == 1 else ([], own)
-        parts = [*self._without(owner, [part for _, part in tree], step, place, exact=exact)]
-        self._store.change(parts, gone=gone, blank=blank, hidden=changed)
+        held = [part for _, part in tree]
+        parts = [*self._without(owner, held, step, place, exact=exact)]
+        self._store.change(parts, tree=held, gone=gone, blank=blank, hidden=changed)
         said = Transcript.loads(first.text).passages[place - 1].said if first.text else []
         told = " ".join(str(message["content"]) for message in said) or None
         lost = 0 if exact else sum(part.steps for _, part in tree if part.text == ERASED)
@@ -205,7 +228,7 @@ class Memories:
                 if step == 1 and text and (begun is None or not begun.begun[0]):
                     text = _without_ids(text, 1)  # what stands first now begins as a first step does
                 memory, text = self._replay(begun, replace(part, text=text))
-            yield replace(self._part(memory, before, text), id=part.id)
+            yield self._part(part.id, memory, before, text)
             memories[part.id] = KeptMemory(memory, part.id)
             waiting[part.before] -= 1
             if part.before is not None and not waiting[part.before]:

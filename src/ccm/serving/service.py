@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from ccm.serving.backend import Backend
 from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange
-from ccm.serving.memories import KeptMemory, Memories
+from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
 from ccm.serving.store import KeptTurn, QuotaError, Store
+from ccm.serving.tables import StoreError
 from ccm.serving.transcripts import Passage, Transcript
 
 LONGEST = 512  # tokens of a reply, unless a request says otherwise
@@ -223,7 +223,7 @@ class Service:
             if sealed is not None:
                 memory = self.backend.unpack([sealed])
             elif previous is not None:
-                after = self.memories.get(owner, previous.part)
+                after = self.memories.get(owner, previous.id)
                 memory = after.memory
             begun = self.backend.begin(memory, system=system, tools=tools, sampling=sampling, endless=endless)
         steps = len(begun.memory.steps[0]) + heard + 1
@@ -248,9 +248,10 @@ class Service:
                 heard, too, so that it is found by the exchanges up to it.
 
         Raises:
-            RequestError: 507 where the store cannot be written.
+            StoreError: where the store cannot be written.
+            RequestError: 507 where the quota is too small.
         """
-        passages, after, known = talk.passages, talk.after, self.keep_text and talk.complete
+        passages, known = talk.passages, self.keep_text and talk.complete
         steps = [(turn, talk.memory, passages)]
         if prefix is not None:
             *earlier, last = prefix.digests[prefix.known + 1 :]
@@ -261,11 +262,10 @@ class Service:
                 heard.append((one, memory, [passage]))
                 before = one.id
             steps = [*heard, (replace(turn, previous=before, chain=last), talk.memory, passages[-1:])]
+        kept = [Heard(one, memory, talk.transcript(group) if known else None) for one, memory, group in steps]
         try:
-            with self.store.writing():  # all of them, or none
-                for one, memory, group in steps:
-                    after = self.memories.add(owner, one, memory, after, talk.transcript(group) if known else None)
-        except (sqlite3.Error, QuotaError) as error:
+            self.memories.add(owner, kept, talk.after)
+        except QuotaError as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
 
 
@@ -279,7 +279,7 @@ def refusing() -> Iterator[None]:
     """Turn an error of the library into one of the request."""
     try:
         yield
-    except (RequestError, MemoryFileError):  # what is kept is the server's own
+    except (RequestError, MemoryFileError, StoreError):  # what is kept is the server's own
         raise
     except PositionError as error:
         raise RequestError(

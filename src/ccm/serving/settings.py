@@ -20,7 +20,8 @@ class ServerSettings:
     Attributes:
         host: address to listen on. Any but loopback needs ``keys``.
         port: of that address; 0 takes a free one.
-        store: folder of what is kept; None keeps all in memory, until the server ends.
+        store: what is kept is in this folder, or in the Redis or Valkey at this address (redis://HOST:PORT/DATABASE),
+            which several servers may share; None keeps all in memory, until the server ends.
         keys: file of API keys, one a line; None asks for none.
         secret: file of the secret that seals compaction items, made where it is missing; None makes one for this run.
         days: until what was kept and not asked for expires.
@@ -39,7 +40,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = bounded(8000, 0, 65535)
-    store: Path | None = None
+    store: str | Path | None = None
     keys: Path | None = None
     secret: Path | None = None
     days: float = bounded(30.0, 0.01)
@@ -54,8 +55,6 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.store is not None and self.store.exists() and not self.store.is_dir():
-            raise ConfigError(f"store is {self.store}, a file; name a folder, new or of a server before.")
         if self.keys is None and not _is_loopback(self.host):
             raise ConfigError(
                 f"The server would listen on {self.host}, which others may reach; give keys=FILE, with an API key a "

@@ -1,42 +1,82 @@
-"""What a server keeps: turns of conversations, in SQLite, each with its memory.
+"""What a server keeps: turns of conversations, each with its memory, in the tables of a file or of Redis.
 
-    turn      id, owner, the turn before it, what was asked and answered, when      ->  part
-    part      what a turn did to the memory before it: text, and keys and values    ->  part before it, or none
+    turn      id, owner, the turn before it, what was asked and answered, when
+    part      the same id: what the turn did to the memory before it: text, and keys and values    ->  part before it
 
 Under rules that only add, the data of a part are the columns that its turn added: each entry is kept once, however many
 turns hold it. Under rules that fold, they are a whole memory; the newest of a conversation are kept, and every
 sixteenth. Of others the text alone stays, from which the memory is made again. A turn and its part are written in one
-transaction, and what is deleted is overwritten.
+transaction; two servers that go on from one turn write two turns that follow it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import CCMError, ConfigError, MemoryFileError
-from ccm.serving import sql
+from ccm.core.extras import needs
+from ccm.serving.sqlite import SQLiteTables
+from ccm.serving.tables import Row, StoreError, StoreUnavailableError, T, Table, Tables, Transaction
 
-VERSION = 2
-ERASED = sql.ERASED  # the text of a part whose turn was deleted, while later parts hold what it said
-_USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
-FILE = "turns.sqlite3"
+ERASED = ""  # the text of a part whose turn was deleted, while later parts hold what it said
 NEWEST = 8  # whole memories of a conversation that are kept, counted from its last turn
 LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
+_USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
+_MANY = 64  # rows that are read or deleted at a time
+_NOTHING = sha256(b"").digest()  # the digest of data that are not kept, and of text
+_REDIS = ("redis://", "rediss://", "unix://")
+
+TURNS = Table(
+    "turns",
+    {
+        "owner": bytes,
+        "previous": str,
+        "chain": bytes,
+        "created": float,
+        "used": float,
+        "system": str,
+        "asked": str,
+        "answer": str,
+        "size": int,
+    },
+    {"owner": "used", "previous": "created", "chain": "created"},
+)
+PARTS = Table(
+    "parts",
+    {
+        "owner": bytes,
+        "before": str,
+        "depth": int,  # parts before it
+        "path": str,  # their ids, from the last landmark on
+        "steps": int,
+        "whole": bool,
+        "text": str,
+        "data": bytes,
+        "text_digest": bytes,
+        "data_digest": bytes,
+        "size": int,
+    },
+    {"owner": "depth", "before": "depth"},
+)
+ABOUT = Table("about", {"value": str})
+_ORIGIN = "origin"
 
 
 class QuotaError(CCMError):
     """A conversation is larger than the quota of its owner."""
+
+
+class GoneError(CCMError):
+    """What is to be changed or followed is no longer what was read: it was changed or deleted meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +91,6 @@ class KeptTurn:
         system: messages that came among the items and stand before all steps.
         created: Unix time.
         chain: digest of all exchanges up to its own, where it can be found by them.
-        part: of the store, the last of its memory; 0 before it is kept.
     """
 
     id: str
@@ -61,7 +100,11 @@ class KeptTurn:
     system: str
     created: float
     chain: bytes | None = None
-    part: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of its texts."""
+        return sum(map(len, (json.dumps(self.answer), json.dumps(self.asked)))) + _bytes(self.system)
 
 
 @dataclass(frozen=True)
@@ -69,20 +112,20 @@ class Part:
     """What a turn did to the memory before it.
 
     Attributes:
-        before: the part that it follows; None at the beginning.
+        id: of the turn.
+        before: id of the part that it follows; None at the beginning.
         steps: how many steps it added.
         whole: whether ``data`` are the whole memory, and not what was added to the one before.
         text: the :class:`ccm.serving.transcripts.Transcript` as JSON; None where it is not known, and :data:`ERASED`.
         data: as :func:`ccm.serving.packing.pack` makes them; None where the text alone is kept.
-        id: of the store; 0 before it is kept.
     """
 
-    before: int | None
+    id: str
+    before: str | None
     steps: int
     whole: bool
     text: str | None
     data: bytes | None
-    id: int = 0
 
     @property
     def text_digest(self) -> bytes:
@@ -97,337 +140,439 @@ class Part:
     @property
     def size(self) -> int:
         """Bytes of text and data."""
-        return len((self.text or "").encode()) + len(self.data or b"")
+        return _bytes(self.text or "") + len(self.data or b"")
+
+    @property
+    def row(self) -> Row:
+        """What a table holds of it, apart from its place."""
+        held = {"steps": self.steps, "whole": self.whole, "text": self.text, "data": self.data}
+        return {**held, "text_digest": self.text_digest, "data_digest": self.data_digest, "size": self.size}
+
+
+def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
+    """The tables of a store.
+
+    Args:
+        place: a folder, or the address of a Redis or Valkey; None keeps them in the process alone.
+        make: whether a folder may be new.
+
+    Raises:
+        ConfigError: when they cannot be opened.
+    """
+    if not str(place).startswith(_REDIS):
+        return SQLiteTables(None if place is None else Path(place), (TURNS, PARTS, ABOUT), make=make)
+    needs("redis", what="a store in Redis", extra="serve")
+    from ccm.serving.redis import RedisTables  # it takes 0.1 s to import, and most stores are folders
+
+    return RedisTables(str(place))
 
 
 class Store:
     """Turns and memories, of many owners; methods may be called from any thread.
 
     Args:
-        folder: where they are; None keeps them in the process alone.
+        tables: where they are.
         origin: identity of the model, its adapter and rule: of no other can a memory be used. None takes any store.
         seconds: that an unused turn is kept.
         quota: most bytes of one owner; the least recently used turns go first.
 
     Attributes:
+        tables: where they are.
         origin: of the store.
 
     Raises:
-        ConfigError: when the folder cannot be used, or holds a store of another version or model, or another process
-            has it open.
+        ConfigError: when the store is of another model, or there is none.
+        StoreError: when the tables cannot be read or written.
     """
 
     def __init__(
-        self, folder: Path | None, origin: str | None, *, seconds: float = math.inf, quota: float = math.inf
+        self, tables: Tables, origin: str | None, *, seconds: float = math.inf, quota: float = math.inf
     ) -> None:
-        self._lock, self._seconds, self._quota = threading.RLock(), seconds, quota
-        try:
-            if folder is not None:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o600))  # its journal gets the same mode
-            self._base = sqlite3.connect(
-                ":memory:" if folder is None else folder / FILE,
-                timeout=1,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"The store {folder} cannot be opened: {error}.") from error
-        try:
-            self._open(str(folder), origin)
-            self._overwrite()  # a process that was killed may have left it to this one
-            self.expire()
-        except sqlite3.Error as error:
-            self._base.close()
-            busy = (
-                "another process has it; end that, or take another folder." if "locked" in str(error) else f"{error}."
-            )
-            raise ConfigError(f"The store {folder} cannot be opened: {busy}") from error
-        except ConfigError:
-            self._base.close()
-            raise
+        self.tables, self._seconds, self._quota = tables, seconds, quota
+        self.origin = tables.run(lambda t: self._adopted(t, origin))
+        self.expire()
 
-    def _open(self, folder: str, origin: str | None) -> None:
-        for setting in sql.SETTINGS:
-            self._base.execute(f"PRAGMA {setting}")
-        (version,) = self._base.execute("PRAGMA user_version").fetchone()
-        if version == 0 and origin is not None:
-            with self.writing():
-                for statement in filter(str.strip, sql.SCHEMA.split(";")):
-                    self._base.execute(statement)
-                self._base.execute("INSERT INTO about VALUES ('origin', ?)", (origin,))
-                self._base.execute(f"PRAGMA user_version = {VERSION}")
-        elif version != VERSION:
-            raise ConfigError(f"The store {folder} is of version {version}; this ccm reads version {VERSION}.")
-        (self.origin,) = self._base.execute("SELECT value FROM about WHERE name = 'origin'").fetchone()
-        if origin is not None and self.origin != origin:
+    def _adopted(self, t: Transaction, origin: str | None) -> str:
+        """The model whose store this is; that of this server where it is new."""
+        (row,) = t.get(ABOUT, [_ORIGIN])
+        if row is None and origin is not None:
+            t.insert(ABOUT, _ORIGIN, {"value": origin})
+            return origin
+        if row is None:
+            raise ConfigError(f"{self.tables.place} holds no store. Name that of a server, as its store.")
+        if origin is not None and row["value"] != origin:
             raise ConfigError(
-                f"The store {folder} holds memories of another model, adapter or rule; name another folder, or make "
-                "them again from their text: ccm memory rebuild."
+                f"The store {self.tables.place} holds memories of another model, adapter or rule; name another store, "
+                "or make them again from their text: ccm memory rebuild."
             )
+        return row["value"]
 
-    def close(self) -> None:
-        """Write all to the file itself, and let go of it."""
-        with self._lock:
-            self._base.close()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """A transaction: all of it, or nothing. One that begins in another is a part of it."""
-        with self._lock:
-            if self._base.in_transaction:
-                yield
-                return
-            self._base.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
-
-    def add(self, owner: bytes, turn: KeptTurn, part: Part) -> int:
-        """Keep a turn with its part; returns the number of the part.
+    def check(self) -> None:
+        """Whether the store is there, and of this model.
 
         Raises:
-            sqlite3.Error: when it cannot be written; then nothing is. IntegrityError where the part before is gone.
-            QuotaError: when it alone, with the memory that it follows, is more than the quota.
+            StoreUnavailableError: when it is not.
         """
-        answer, asked, now = json.dumps(turn.answer), json.dumps(turn.asked), time.time()
-        size = len(answer) + len(asked) + len(turn.system.encode("utf-8", "surrogatepass"))
-        with self.writing():
-            depth = 0
-            if part.before is not None:
-                row = self._base.execute(
-                    "SELECT depth + 1 FROM parts WHERE id = ? AND owner = ?", (part.before, owner)
-                ).fetchone()
-                if row is None:
-                    raise sqlite3.IntegrityError(f"there is no part {part.before}")
-                (depth,) = row
-            number = self._base.execute(
-                "INSERT INTO parts (owner, before, depth, steps, whole, text, data, text_digest, data_digest, size) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (owner, part.before, depth, *_values(part)),
-            ).lastrowid
-            assert number is not None
-            values = (turn.id, owner, turn.previous, turn.chain, turn.created, now, turn.system, asked, answer)
-            self._base.execute(
-                "INSERT INTO turns (id, owner, previous, chain, created, used, system, asked, answer, part, size) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, number, size),
-            )
-            self._thin(number)
-            self._make_room(owner, turn.id)
-        return number
+        self._run(lambda _: None)
 
-    def _thin(self, number: int) -> None:
+    def close(self) -> None:
+        """Let go of the tables."""
+        self.tables.close()
+
+    def _run(self, work: Callable[[Transaction], T]) -> T:
+        """A transaction, as long as the store is of this model.
+
+        Raises:
+            StoreUnavailableError: when it was given to another, which ccm memory rebuild does.
+        """
+
+        def checked(t: Transaction) -> T:
+            (row,) = t.get(ABOUT, [_ORIGIN])
+            if row is None or row["value"] != self.origin:
+                raise StoreUnavailableError("The store was given to another model; start the server with that.")
+            return work(t)
+
+        return self.tables.run(checked)
+
+    def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]]) -> None:
+        """Keep turns with their parts, each after the one before it: all of them, or none.
+
+        Raises:
+            StoreError: when they cannot be written.
+            GoneError: when the part before is gone.
+            QuotaError: when they, with the memory that they follow, are more than the quota.
+        """
+
+        def work(t: Transaction) -> None:
+            now = time.time()
+            for turn, part in kept:
+                place: Row = {"depth": 0, "path": ""}
+                if part.before is not None:
+                    (before,) = t.get(PARTS, [part.before], ("owner", "depth", "path"))
+                    if before is None or before["owner"] != owner:
+                        raise GoneError(f"There is no part {part.before}.")
+                    path = part.before if before["depth"] % LANDMARK == 0 else f"{before['path']} {part.before}"
+                    place = {"depth": before["depth"] + 1, "path": path}
+                t.insert(PARTS, part.id, {"owner": owner, "before": part.before, **place, **part.row})
+                texts = {"system": turn.system, "asked": json.dumps(turn.asked), "answer": json.dumps(turn.answer)}
+                told = {"previous": turn.previous, "chain": turn.chain, "created": turn.created, "used": now}
+                t.insert(TURNS, turn.id, {"owner": owner, **told, **texts, "size": turn.size})
+                t.hold(owner, turn.size + part.size)
+                self._thin(t, part.id)
+            self._make_room(t, owner, {turn.id for turn, _ in kept})
+
+        self._run(work)
+
+    def _thin(self, t: Transaction, name: str) -> None:
         """Let go of a memory that is old and can be made from text again, where a part was added."""
-        for row in self._base.execute(sql.OLD, (number, NEWEST, LANDMARK)).fetchall():
-            with suppress(MemoryFileError):  # a damaged one stays as it is
-                self._write(replace(_part(row), whole=True, data=None))
+        old = _back(t, name, NEWEST)
+        if old is None:
+            return
+        (row,) = t.get(PARTS, [old], ("before", "depth", "data_digest", "text_digest"))
+        if row is None or row["depth"] % LANDMARK == 0 or not _made(row) or row["text_digest"] == _NOTHING:
+            return
+        if row["before"] is not None:
+            (before,) = t.get(PARTS, [row["before"]], ("data_digest", "text_digest"))
+            if before is None or (not _made(before) and before["text_digest"] == _NOTHING):
+                return
+        if _is_added_to(t, old):
+            return
+        with suppress(MemoryFileError):  # a damaged one stays as it is
+            (part,) = _parts(t, [old])
+            self._write(t, replace(part, whole=True, data=None))
 
-    def _write(self, part: Part) -> None:
-        """Change what a part holds."""
-        self._base.execute(
-            "UPDATE parts SET steps = ?, whole = ?, text = ?, data = ?, text_digest = ?, data_digest = ?, size = ? "
-            "WHERE id = ?",
-            (*_values(part), part.id),
-        )
+    def _write(self, t: Transaction, part: Part) -> None:
+        """Change what a part holds.
+
+        Raises:
+            GoneError: when it was deleted meanwhile.
+        """
+        (row,) = t.get(PARTS, [part.id], ("owner", "size"))
+        if row is None:
+            raise GoneError(f"There is no part {part.id}.")
+        t.update(PARTS, part.id, part.row)
+        t.hold(row["owner"], part.size - row["size"])
+
+    def _rewrite(self, t: Transaction, name: str, **values: str | None) -> None:
+        """Change the texts of a turn."""
+        (row,) = t.get(TURNS, [name], ("owner", "system", "asked", "answer", "size"))
+        if row is None:
+            raise GoneError(f"There is no turn {name}.")
+        row |= values
+        size = sum(_bytes(row[one]) for one in ("system", "asked", "answer"))
+        t.update(TURNS, name, {**values, "size": size})
+        t.hold(row["owner"], size - row["size"])
 
     def get(self, owner: bytes, name: str) -> KeptTurn | None:
         """The turn of that id, if it is the owner's and has not expired."""
-        return self._one("id = ?", owner, name)
+        return self._used(self._run(lambda t: self._first(t, owner, [name])))
 
     def find(self, owner: bytes, chains: Sequence[bytes]) -> KeptTurn | None:
         """The latest turn of the longest prefix that is kept; ``chains`` has each prefix's digest, shortest first."""
-        for chain in reversed(chains):
-            if (found := self._one("chain = ?", owner, chain)) is not None:
-                return found
+
+        def work(t: Transaction) -> tuple[KeptTurn, float] | None:
+            for end in range(len(chains), 0, -_MANY):
+                for names in reversed(t.find(TURNS, "chain", chains[max(0, end - _MANY) : end])):
+                    if (found := self._first(t, owner, names[::-1])) is not None:
+                        return found
+            return None
+
+        return self._used(self._run(work))
+
+    def _first(self, t: Transaction, owner: bytes, names: Sequence[str]) -> tuple[KeptTurn, float] | None:
+        """The first of turns that is the owner's and has not expired, and when it was used."""
+        fields = ("owner", "previous", "answer", "asked", "system", "created", "chain", "used")
+        for name, row in zip(names, t.get(TURNS, names, fields), strict=True):
+            if row is not None and row["owner"] == owner and row["used"] > time.time() - self._seconds:
+                answer, asked = json.loads(row["answer"]), json.loads(row["asked"])
+                turn = KeptTurn(name, row["previous"], answer, asked, row["system"], row["created"], row["chain"])
+                return turn, row["used"]
         return None
 
-    def _one(self, where: str, owner: bytes, value: object) -> KeptTurn | None:
-        with self._lock:
-            now = time.time()
-            row = self._base.execute(
-                "SELECT id, previous, answer, asked, system, created, chain, part, used FROM turns "
-                f"WHERE owner = ? AND {where} AND used > ? ORDER BY created DESC LIMIT 1",
-                (owner, value, now - self._seconds),
-            ).fetchone()
-            if row is None:
-                return None
-            name, previous, answer, asked, *others, used = row
-            if now - used > _USED:
-                with suppress(sqlite3.OperationalError):  # a full disk can still be read
-                    self._base.execute("UPDATE turns SET used = ? WHERE id = ?", (now, name))
-        return KeptTurn(name, previous, json.loads(answer), json.loads(asked), *others)
+    def _used(self, found: tuple[KeptTurn, float] | None) -> KeptTurn | None:
+        """A turn that was found; that it is used is written down."""
+        if found is None:
+            return None
+        turn, used = found
+        if time.time() - used > _USED:
+
+            def work(t: Transaction) -> None:
+                if t.get(TURNS, [turn.id], ("owner",)) != [None]:
+                    t.update(TURNS, turn.id, {"used": time.time()})
+
+            with suppress(StoreError):  # a full disk can still be read
+                self._run(work)
+        return turn
 
     def owner_of(self, name: str) -> bytes:
         """Whose the turn of an id is; nobody's where there is none."""
-        with self._lock:
-            row = self._base.execute("SELECT owner FROM turns WHERE id = ?", (name,)).fetchone()
-        return row[0] if row else b""
+        (row,) = self._get(TURNS, [name], ("owner",))
+        return row["owner"] if row else b""
+
+    def _rows(self, table: Table, fields: Sequence[str]) -> Iterator[tuple[str, Row]]:
+        """Ids and fields of all rows: owner by owner, in the order of their index."""
+        for owner in self._run(lambda t: t.owners()):
+            (names,) = self._find(table, "owner", owner)
+            for begin in range(0, len(names), _MANY):
+                some = names[begin : begin + _MANY]
+                for name, row in zip(some, self._get(table, some, fields), strict=True):
+                    if row is not None:
+                        yield name, row
+
+    def _find(self, table: Table, name: str, value: object) -> list[list[str]]:
+        return self._run(lambda t: t.find(table, name, [value]))
+
+    def _get(self, table: Table, names: Sequence[str], fields: Sequence[str] = ()) -> list[Row | None]:
+        return self._run(lambda t: t.get(table, names, fields))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What there is, turn by turn, in the order of time; a key is told by 8 hex digits of its digest."""
-        with self._lock:
-            rows = self._base.execute(
-                "SELECT t.id, t.previous, t.owner, t.created, t.used, t.size + p.size FROM turns t "
-                "JOIN parts p ON p.id = t.part ORDER BY t.created, t.rowid"
-            ).fetchall()
-        for name, previous, owner, created, used, held in rows:
-            told = {"id": name, "previous": previous, "key": owner.hex()[:8], "created": created, "used": used}
-            yield {**told, "size": held}
+        parts = dict(self._rows(PARTS, ("size", "depth")))
+        turns = self._rows(TURNS, ("owner", "previous", "created", "used", "size"))
+        held = [(row["created"], parts[name]["depth"], name, row) for name, row in turns if name in parts]
+        for created, _, name, row in sorted(held, key=lambda one: one[:3]):
+            told = {"id": name, "previous": row["previous"], "key": row["owner"].hex()[:8], "created": created}
+            yield {**told, "used": row["used"], "size": row["size"] + parts[name]["size"]}
 
-    def chain(self, owner: bytes, number: int, *, whole: bool = False) -> list[Part]:
+    def chain(self, owner: bytes, name: str, *, whole: bool = False) -> list[Part]:
         """The parts of a memory in order, from the nearest whole memory on, or from the beginning if ``whole``.
 
         Raises:
             MemoryFileError: when one is not what was written, or was deleted.
         """
-        with self._lock:
-            rows = self._base.execute(sql.CHAIN, (number, owner, whole)).fetchall()
-        if not rows:
-            raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
-        return [_part(row) for row in sorted(rows)]  # by id: a part is later than the one before it
+
+        def work(t: Transaction) -> list[Part]:
+            names, some = list[str](), [name]
+            while some:
+                rows = t.get(PARTS, some, ("owner", "path", "whole", "data_digest"))
+                if any(row is None or row["owner"] != owner for row in rows):
+                    raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+                told = [row for row in rows if row is not None]
+                wholes = [at for at, row in enumerate(told) if row["whole"] and _made(row)]
+                if wholes and not whole:
+                    return _parts(t, [*some[wholes[-1] :], *names])
+                names = [*some, *names]
+                some = told[0]["path"].split()
+            return _parts(t, names)
+
+        return self._run(work)
 
     def damaged(self) -> list[str]:
         """Ids of turns whose memory is not what was written. Each part is read once.
 
         Raises:
-            MemoryFileError: when the file itself is torn, so that not all of it can be read.
+            MemoryFileError: when the tables themselves are torn, so that not all of them can be read.
         """
-        lost: set[int] = set()
-        with self._lock, _torn():
-            for (number,) in self._base.execute("SELECT id FROM parts ORDER BY id").fetchall():
-                try:
-                    part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
-                except MemoryFileError:
-                    lost.add(number)
-                else:
-                    if part.before in lost and not (part.whole and part.data):
-                        lost.add(number)
-            rows = self._base.execute("SELECT id, part FROM turns ORDER BY created, rowid").fetchall()
-        return [name for name, number in rows if number in lost]
+        lost: set[str] = set()
+        for name, _ in self._rows(PARTS, ("owner",)):  # those before it come before
+            (row,) = self._get(PARTS, [name])
+            if row is not None:
+                part, damage = _read(name, row)
+                if any(damage) or (part.before in lost and not (part.whole and part.data)):
+                    lost.add(name)
+        return [row["id"] for row in self.rows() if row["id"] in lost]
 
-    def following(self, number: int) -> list[tuple[bytes, Part]]:
+    def following(self, name: str) -> list[tuple[bytes, Part]]:
         """A part and all that follow it, with their owner, each after the one before it."""
-        with self._lock:
-            rows = self._base.execute(sql.TREE, (number,)).fetchall()
-        return [(row[-1], _part(row[:-1])) for row in sorted(rows)]
+
+        def work(t: Transaction) -> list[tuple[bytes, Part]]:
+            names = _tree(t, PARTS, "before", name)
+            owners = [row["owner"] for row in t.get(PARTS, names, ("owner",)) if row is not None]
+            return [*zip(owners, _parts(t, names), strict=True)]
+
+        return self._run(work)
 
     def change(
-        self, parts: Iterable[Part], *, gone: Iterable[str] = (), blank: Iterable[str] = (), hidden: Iterable[str] = ()
+        self,
+        parts: Iterable[Part],
+        *,
+        tree: Sequence[Part] = (),
+        gone: Iterable[str] = (),
+        blank: Iterable[str] = (),
+        hidden: Iterable[str] = (),
     ) -> None:
         """Change what parts hold, delete turns, take the text of some out, and hide some: all of it, or nothing.
 
         Args:
             parts: as they are to be.
+            tree: what the change was made from: a part and all that follow it.
             gone: ids of turns to delete.
             blank: ids of turns whose text goes.
             hidden: ids of turns that are no longer found by their exchanges, and keep no copy of earlier ones.
-        """
-        with self.writing():
-            for part in parts:
-                self._write(part)
-                self._thin(part.id)
-            for name in hidden:
-                self._hide(name)
-            for name in blank:
-                self._base.execute(
-                    "UPDATE turns SET asked = '[]', answer = '{}', size = length(system) WHERE id = ?", (name,)
-                )
-            for name in gone:
-                self._drop(name)
-        self._overwrite()
 
-    def _hide(self, name: str) -> None:
+        Raises:
+            GoneError: when the parts of the tree are others now, or a part or turn is gone.
+        """
+        parts, gone, blank, hidden = [*parts], [*gone], [*blank], [*hidden]
+
+        def work(t: Transaction) -> None:
+            if tree and _parts(t, _tree(t, PARTS, "before", tree[0].id)) != [*tree]:
+                raise GoneError("What follows the part is another now.")
+            for part in parts:
+                self._write(t, part)
+                self._thin(t, part.id)
+            for name in hidden:
+                self._hide(t, name)
+            for name in blank:
+                self._rewrite(t, name, asked="[]", answer="{}")
+            for name in gone:
+                self._drop(t, name)
+
+        self._run(work)
+        self.tables.overwrite()
+
+    def _hide(self, t: Transaction, name: str) -> None:
         """Keep of a turn its own exchange alone: no items that came again, no compaction item, no digest."""
-        row = self._base.execute("SELECT asked, answer FROM turns WHERE id = ?", (name,)).fetchone()
-        asked, answer = map(json.loads, row)
+        (row,) = t.get(TURNS, [name], ("asked", "answer"))
+        if row is None:
+            raise GoneError(f"There is no turn {name}.")
+        asked, answer = json.loads(row["asked"]), json.loads(row["answer"])
         replies = [i for i, one in enumerate(asked, 1) if one.get("role") == "assistant" and "tool_calls" not in one]
-        asked = json.dumps(asked[max(replies, default=0) :])
         if "output" in answer:
             answer["output"] = [item for item in answer["output"] if item["type"] != "compaction"]
-        answer = json.dumps(answer)
-        self._base.execute(
-            "UPDATE turns SET chain = NULL, asked = ?, answer = ?, size = ? + length(system) WHERE id = ?",
-            (asked, answer, len(asked) + len(answer), name),
-        )
+        asked = asked[max(replies, default=0) :]
+        self._rewrite(t, name, asked=json.dumps(asked), answer=json.dumps(answer))
+        t.update(TURNS, name, {"chain": None})
 
-    def unmade(self, *, thinned: bool) -> list[tuple[bytes, int]]:
-        """Owners and numbers of parts without data, each after the one before it.
+    def unmade(self, *, thinned: bool) -> list[tuple[bytes, str]]:
+        """Owners and ids of parts without data, each after the one before it.
 
         Args:
             thinned: also those whose data are let go of once they are old.
         """
-        with self._lock:
-            rows = self._base.execute("SELECT owner, id, before, depth, data IS NULL FROM parts ORDER BY id").fetchall()
-        later: dict[int, int] = {}  # turns that follow a part
-        for _, number, before, *_ in reversed(rows):
+        rows = dict(self._rows(PARTS, ("owner", "before", "depth", "path", "data_digest")))
+        later: dict[str, int] = {}  # turns that follow a part
+        after: dict[str | None, list[str]] = {}
+        for name, row in reversed(rows.items()):
+            before = row["before"]
+            after.setdefault(before, []).append(name)
             if before is not None:
-                later[before] = max(later.get(before, 0), later.get(number, 0) + 1)
+                later[before] = max(later.get(before, 0), later.get(name, 0) + 1)
+        ordered, left = list[str](), after.get(None, [])
+        while left:  # a conversation to its end, then the next: each memory is made from the last
+            ordered.append(left.pop())
+            left += after.get(ordered[-1], [])
         return [
-            (owner, number)
-            for owner, number, _, depth, unmade in rows
-            if unmade and (thinned or depth % LANDMARK == 0 or later.get(number, 0) < NEWEST)
+            (rows[name]["owner"], name)
+            for name in ordered
+            if not _made(rows[name]) and (thinned or rows[name]["depth"] % LANDMARK == 0 or later.get(name, 0) < NEWEST)
         ]
 
-    def part(self, number: int) -> Part:
-        """A part by its number.
+    def part(self, name: str) -> Part:
+        """A part by its id.
 
         Raises:
-            MemoryFileError: when it is not what was written.
+            MemoryFileError: when it is not what was written, or was deleted.
         """
-        with self._lock:
-            return _part(self._base.execute(sql.ONE, (number,)).fetchone())
+        (part,) = self._run(lambda t: _parts(t, [name]))
+        return part
 
-    def compact(self) -> None:
-        """Write the whole file anew, so that nothing is left of what was deleted, wherever it was moved before."""
-        with self._lock:
-            self._base.execute("VACUUM")
-        self._overwrite()
+    def in_need(self, name: str) -> list[tuple[bytes, str]]:
+        """Owners and ids of parts whose data must be there before a turn can be deleted: they need its text."""
 
-    def in_need(self, name: str) -> list[tuple[bytes, int]]:
-        """Owners and numbers of parts whose data must be there before a turn can be deleted: they need its text."""
-        with self._lock:
-            return self._base.execute(sql.IN_NEED, (name,)).fetchall()
+        def work(t: Transaction) -> list[tuple[bytes, str]]:
+            (own,) = t.get(PARTS, [name], ("owner", "data_digest"))
+            if own is None or t.get(TURNS, [name], ("owner",)) == [None]:
+                return []
+            (names,) = t.find(PARTS, "before", [name])
+            rows = t.get(PARTS, names, ("owner", "data_digest"))
+            found = [(name, own)] if _is_added_to(t, name) else []
+            found += [(one, row) for one, row in zip(names, rows, strict=True) if row is not None]
+            return [(row["owner"], one) for one, row in found if not _made(row)]
 
-    def turns_of(self, numbers: Iterable[int]) -> list[tuple[str, int]]:
-        """Turns whose memory ends with one of the parts: id and part."""
-        with self._lock:
-            rows = (
-                self._base.execute("SELECT id, part FROM turns WHERE part = ?", (number,)).fetchall()
-                for number in numbers
-            )
-            return [row for several in rows for row in several]
+        return self._run(work)
+
+    def turns_of(self, names: Sequence[str]) -> list[str]:
+        """Those of the ids of parts that are ids of turns still."""
+        rows = self._get(TURNS, names, ("owner",))
+        return [name for name, row in zip(names, rows, strict=True) if row is not None]
 
     def textless(self) -> list[str]:
         """Ids of turns whose memory cannot be made from text: of them or of turns before, none was kept."""
-        with self._lock:
-            rows = self._base.execute(sql.TEXTLESS).fetchall()
-        return [row[0] for row in rows]
+        lost: set[str] = set()
+        for name, row in self._rows(PARTS, ("before", "text")):  # those before it come before
+            if row["text"] is None or row["before"] in lost:
+                lost.add(name)
+        return [row["id"] for row in self.rows() if row["id"] in lost]
 
     def give_up_damaged(self) -> None:
         """Let go of data that are damaged, where their text is whole: they can be made again from it."""
-        with self.writing():
-            for (number,) in self._base.execute("SELECT id FROM parts WHERE data IS NOT NULL").fetchall():
-                part, (text, data) = _read(self._base.execute(sql.ONE, (number,)).fetchone())
+
+        def work(t: Transaction, name: str) -> None:
+            (row,) = t.get(PARTS, [name])
+            if row is not None:
+                part, (text, data) = _read(name, row)
                 if data and not text and part.text:
-                    self._write(replace(part, whole=True, data=None))
+                    self._write(t, replace(part, whole=True, data=None))
+
+        for name, row in self._rows(PARTS, ("data_digest",)):
+            if _made(row):
+                self._run(partial(work, name=name))
 
     def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
         """Make this the store of another model: all data go, and the text of each part takes a new form.
 
+        Until all have, it is the store of no model; where this is stopped, it can be begun again.
+
         Args:
             origin: identity of the model.
-            renew: gives the new form of a text.
+            renew: gives the new form of a text; of a text in its new form, the same.
         """
-        with self.writing():
-            self._base.execute("UPDATE about SET value = ? WHERE name = 'origin'", (origin,))
-            for (number,) in self._base.execute("SELECT id FROM parts WHERE text IS NOT NULL").fetchall():
-                part = _part(self._base.execute(sql.ONE, (number,)).fetchone())
-                self._write(replace(part, whole=True, text=renew(part.text or ""), data=None))
-        self.origin = origin
+
+        def give(value: str) -> None:
+            self._run(lambda t: t.update(ABOUT, _ORIGIN, {"value": value}))
+            self.origin = value
+
+        def work(t: Transaction, name: str) -> None:
+            if t.get(PARTS, [name], ("owner",)) != [None]:
+                (part,) = _parts(t, [name])
+                if part.text is not None:
+                    self._write(t, replace(part, whole=True, text=renew(part.text), data=None))
+
+        give(f"rebuilt for {origin}")
+        for name, _ in self._rows(PARTS, ("owner",)):
+            self._run(partial(work, name=name))
+        give(origin)
 
     def delete(self, owner: bytes, name: str, *, cascade: bool = False) -> tuple[list[str], int]:
         """Delete a turn, and with ``cascade`` all that follow it; see :meth:`in_need`.
@@ -435,102 +580,145 @@ class Store:
         Returns:
             The ids that are gone, and how many turns are left that follow and hold what it said.
         """
-        with self.writing():
-            following = [row[0] for row in self._base.execute(sql.FOLLOWING, (name, owner))]
+
+        def work(t: Transaction) -> tuple[list[str], int]:
+            (row,) = t.get(TURNS, [name], ("owner",))
+            if row is None or row["owner"] != owner:
+                return [], 0
+            following = _tree(t, TURNS, "previous", name)
             gone = following if cascade else following[:1]
             for one in gone:
-                self._erase(one)
-                self._drop(one)
-        self._overwrite()
-        return gone, len(following) - len(gone)
+                self._erase(t, one)
+                self._drop(t, one)
+            return gone, len(following) - len(gone)
+
+        done = self._run(work)
+        self.tables.overwrite()
+        return done
 
     def expire(self) -> None:
         """Delete what was not used for too long."""
-        with self.writing():
-            expired = self._base.execute("SELECT id FROM turns WHERE used <= ?", (time.time() - self._seconds,))
-            names = [row[0] for row in expired.fetchall()]
-            for name in names:
-                self._drop(name)
-        if names:
-            self._overwrite()
 
-    def _overwrite(self) -> None:
-        """Take what was deleted out of the journal, too."""
-        with self._lock:
-            self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        def work(t: Transaction) -> int:
+            until, count = time.time() - self._seconds, 0
+            for owner in t.owners():
+                (names,) = t.find(TURNS, "owner", [owner], until=until, most=_MANY)
+                for name in names:
+                    self._drop(t, name)
+                count += len(names)
+            return count
 
-    def _erase(self, name: str) -> None:
+        if self._seconds == math.inf:
+            return
+        deleted = False
+        while self._run(work):
+            deleted = True
+        if deleted:
+            self.tables.overwrite()
+
+    def _erase(self, t: Transaction, name: str) -> None:
         """Take the text of a turn out of its part, and the data where no other part is what was added to them."""
-        *row, adds = self._base.execute(sql.OF_TURN, (name,)).fetchone()
-        part, (_, damaged) = _read(row)
+        (row,) = t.get(PARTS, [name])
+        if row is None:
+            return
+        (part, (_, damaged)), adds = _read(name, row), _is_added_to(t, name)
         kept = None if part.text is None else ERASED
-        self._write(replace(part, text=kept, data=part.data if adds else None))
+        self._write(t, replace(part, text=kept, data=part.data if adds else None))
         if adds and damaged:  # later memories are damaged as before
-            self._base.execute("UPDATE parts SET data_digest = x'' WHERE id = ?", (part.id,))
+            t.update(PARTS, name, {"data_digest": b""})
 
-    def _drop(self, name: str) -> int:
+    def _drop(self, t: Transaction, name: str) -> int:
         """Delete a turn, and of its memory what no other holds; returns their bytes.
 
         Turns that followed it follow the one before it.
         """
-        self._base.execute(
-            "UPDATE turns SET previous = (SELECT previous FROM turns WHERE id = ?1) WHERE previous = ?1", (name,)
-        )
-        part, freed = self._base.execute("DELETE FROM turns WHERE id = ? RETURNING part, size", (name,)).fetchone()
-        while part is not None:  # as far as nothing else holds it
-            row = self._base.execute(sql.DROP_UNHELD, (part,)).fetchone()
-            part, size = row or (None, 0)
-            freed += size
+        (row,) = t.get(TURNS, [name], ("owner", "previous", "size"))
+        if row is None:
+            raise GoneError(f"There is no turn {name}.")
+        for one in t.find(TURNS, "previous", [name])[0]:
+            t.update(TURNS, one, {"previous": row["previous"]})
+        t.delete(TURNS, name)
+        freed, part = row["size"], name
+        while t.get(TURNS, [part], ("owner",)) == [None] and not t.find(PARTS, "before", [part], most=1)[0]:
+            (held,) = t.get(PARTS, [part], ("before", "size"))
+            if held is None:
+                break
+            t.delete(PARTS, part)
+            freed, part = freed + held["size"], held["before"]
+            if part is None:
+                break
+        t.hold(row["owner"], -freed)
         return freed
 
-    def _make_room(self, owner: bytes, but: str) -> None:
+    def _make_room(self, t: Transaction, owner: bytes, but: set[str]) -> None:
         """Delete what was used longest ago, as far as the quota wants it."""
-        held = sum(
-            self._base.execute(f"SELECT coalesce(sum(size), 0) FROM {table} WHERE owner = ?", (owner,)).fetchone()[0]
-            for table in ("turns", "parts")
-        )
+        held = t.held(owner)
         while held > self._quota:
-            oldest = self._base.execute(
-                "SELECT id FROM turns WHERE owner = ? AND id != ? ORDER BY used LIMIT 1", (owner, but)
-            ).fetchone()
-            if oldest is None:
+            oldest = (one for one in t.find(TURNS, "owner", [owner], most=len(but) + 1)[0] if one not in but)
+            if (name := next(oldest, None)) is None:
                 raise QuotaError(
                     f"This conversation takes {held} bytes, and the quota of a key is {self._quota}. Begin anew, or "
                     "serve with a larger quota."
                 )
-            held -= self._drop(oldest[0])
+            held -= self._drop(t, name)
 
 
-def _values(part: Part) -> tuple[Any, ...]:
-    return part.steps, part.whole, part.text, part.data, part.text_digest, part.data_digest, part.size
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _read(row: Sequence[Any]) -> tuple[Part, tuple[bool, bool]]:
-    """The part of a row, and whether its text and its data are not what was written."""
-    number, before, steps, whole, text, data, *digests = row
-    part = Part(before, steps, bool(whole), text, data, number)
-    return part, (part.text_digest != digests[0], part.data_digest != digests[1])
+def _made(row: Row) -> bool:
+    """Whether the row of a part has data."""
+    return row["data_digest"] != _NOTHING
 
 
-@contextmanager
-def _torn() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise MemoryFileError(
-            f"The store is damaged: {error}. Save what is left with the command .recover of sqlite3, or begin anew."
-        ) from error
+def _back(t: Transaction, name: str, count: int) -> str | None:
+    """Id of the part that is so many before one; None where there are fewer."""
+    while True:
+        (row,) = t.get(PARTS, [name], ("path",))
+        path = row["path"].split() if row else []
+        if count <= len(path):
+            return path[-count]
+        if not path:
+            return None
+        name, count = path[0], count - len(path)
 
 
-def _part(row: Sequence[Any]) -> Part:
-    """The part of a row.
+def _is_added_to(t: Transaction, name: str) -> bool:
+    """Whether the data of other parts are what was added to those of a part."""
+    (after,) = t.find(PARTS, "before", [name])
+    return any(row is not None and not row["whole"] for row in t.get(PARTS, after, ("whole",)))
+
+
+def _tree(t: Transaction, table: Table, name: str, root: str) -> list[str]:
+    """A row and all that follow it by a field, each after the one before it."""
+    found, level = [root], [root]
+    while level := [one for names in t.find(table, name, level) for one in names]:
+        found += level
+    return found
+
+
+def _parts(t: Transaction, names: Sequence[str]) -> list[Part]:
+    """Parts by their ids.
 
     Raises:
-        MemoryFileError: when it is not what was written.
+        MemoryFileError: when one is not what was written, or was deleted.
     """
-    part, damaged = _read(row)
-    if any(damaged):
-        raise MemoryFileError(
-            "A kept memory is damaged: it is not what was written. Begin anew, or mend the store by ccm memory rebuild."
-        )
-    return part
+    found = []
+    for name, row in zip(names, t.get(PARTS, names), strict=True):
+        if row is None:
+            raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+        part, damaged = _read(name, row)
+        if any(damaged):
+            raise MemoryFileError(
+                f"The memory of {name} is damaged: it is not what was written. Begin anew, or mend the store by ccm "
+                "memory rebuild."
+            )
+        found.append(part)
+    return found
+
+
+def _read(name: str, row: Row) -> tuple[Part, tuple[bool, bool]]:
+    """The part of a row, and whether its text and its data are not what was written."""
+    part = Part(name, row["before"], row["steps"], bool(row["whole"]), row["text"], row["data"])
+    return part, (part.text_digest != row["text_digest"], part.data_digest != row["data_digest"])

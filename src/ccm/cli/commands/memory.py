@@ -15,7 +15,7 @@ from ccm.cli.console import counting, plain_console, quiet, tell
 from ccm.core.errors import ConfigError
 from ccm.core.units import size
 from ccm.serving.keys import Keys
-from ccm.serving.store import ERASED, FILE, KeptTurn, Part, Store
+from ccm.serving.store import ERASED, KeptTurn, Part, Store, open_tables
 from ccm.serving.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -24,21 +24,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Store]:
-    """The store in a folder, of whatever model.
+def opened(place: str) -> Iterator[Store]:
+    """The store at a place, of whatever model.
 
     Raises:
-        ConfigError: when there is none, or a server has it.
+        ConfigError: when there is none, or a server has it to itself.
     """
-    if not (folder / FILE).is_file():
-        raise ConfigError(f"{folder} holds no store: {FILE} is missing. Name the folder of a server, as its --store.")
-    with closing(Store(folder, None)) as store:
-        yield store
+    with closing(open_tables(place, make=False)) as tables:
+        yield Store(tables, None)
 
 
-def run_list(folder: Path, *, as_json: bool) -> None:
+def run_list(place: str, *, as_json: bool) -> None:
     """All turns, one a line; as JSON objects if that is asked for."""
-    with opened(folder) as store:
+    with opened(place) as store:
         rows = [*store.rows()]
     if as_json:
         for row in rows:
@@ -49,18 +47,18 @@ def run_list(folder: Path, *, as_json: bool) -> None:
         told = f"{row['id']}  {when}  key {row['key']}  {size(row['size'])}{f'  after {after}' if after else ''}"
         plain_console().print(told, soft_wrap=True)
     if not rows:
-        print(f"There is no turn in {folder}.")
+        print(f"There is no turn in {store.tables.place}.")
 
 
-def run_show(name: str, folder: Path) -> None:
+def run_show(name: str, place: str) -> None:
     """A turn as JSON, with the steps of its memory.
 
     Raises:
         ConfigError: when there is none of that id.
     """
-    with opened(folder) as store:
+    with opened(place) as store:
         turn = _turn(store, name)
-        chain = store.chain(store.owner_of(name), turn.part, whole=True)
+        chain = store.chain(store.owner_of(name), turn.id, whole=True)
     told = {"id": turn.id, "previous": turn.previous, "asked": turn.asked, "answer": turn.answer}
     print(json.dumps({**told, "steps": [*_steps(chain)]}, indent=2, ensure_ascii=False))
 
@@ -78,9 +76,9 @@ def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
             number += 1
 
 
-def run_verify(folder: Path) -> None:
+def run_verify(place: str) -> None:
     """Read every memory; the exit status is 1 where one is damaged."""
-    with opened(folder) as store:
+    with opened(place) as store:
         count, damaged = len([*store.rows()]), store.damaged()
     for name in damaged:
         tell(f"The memory of {name} is damaged.")
@@ -90,61 +88,61 @@ def run_verify(folder: Path) -> None:
         sys.exit(1)
 
 
-def run_delete(name: str, folder: Path, choice: dict[str, Any], *, cascade: bool) -> None:
+def run_delete(name: str, place: str, choice: dict[str, Any], *, cascade: bool) -> None:
     """Delete a turn, and say who holds what it said.
 
     Raises:
         ConfigError: when there is none of that id.
     """
-    with opened(folder) as store:
+    with opened(place) as store:
         _turn(store, name)
         owner = store.owner_of(name)
         if cascade or not store.in_need(name):
             gone, left = store.delete(owner, name, cascade=cascade)
         else:  # the memories of later turns would be made from its text
-            gone, left = _memories(store, folder, choice).delete(owner, name, cascade=cascade)
-        store.compact()
+            gone, left = _memories(store, choice).delete(owner, name, cascade=cascade)
+        store.tables.compact()
     print(f"Deleted: {', '.join(gone)}.")
     if left:
         print(f"{left} later turns hold what it said; delete them with --cascade, too.")
 
 
-def run_export(name: str, file: Path, folder: Path, choice: dict[str, Any]) -> None:
+def run_export(name: str, file: Path, place: str, choice: dict[str, Any]) -> None:
     """Write the memory after a turn into a file.
 
     Raises:
         ConfigError: when there is no such turn, or the model is another.
         MemoryFileError: when the file cannot be written.
     """
-    with opened(folder) as store:
-        part = _turn(store, name).part
-        _memories(store, folder, choice).get(store.owner_of(name), part).memory.save(file)
+    with opened(place) as store:
+        _turn(store, name)
+        _memories(store, choice).get(store.owner_of(name), name).memory.save(file)
         file.chmod(0o600)  # as the store
     print(f"Go on with it: ccm chat --load {file}")
 
 
-def run_import(file: Path, folder: Path, key: Path | None, choice: dict[str, Any]) -> None:
+def run_import(file: Path, place: str, key: Path | None, choice: dict[str, Any]) -> None:
     """Keep the memory of a file as a turn.
 
     Raises:
         ConfigError: when the model is another, or the file of the key holds several.
         MemoryFileError: when the file holds no memory of one conversation of this model.
     """
-    from ccm.serving.memories import Memories
+    from ccm.serving.memories import Heard, Memories
     from ccm.serving.responses import KIND
     from ccm.serving.service import new_id
 
     owners = Keys(key).owners
     if len(owners) > 1:
         raise ConfigError(f"{key} holds {len(owners)} API keys; name a file with the one whose memory it becomes.")
-    with opened(folder) as store:
-        backend = _backend(store, folder, choice)
+    with opened(place) as store:
+        backend = _backend(store, choice)
         turn = KeptTurn(new_id(KIND), None, {}, [], "", int(time.time()))
-        Memories(backend, store).add(owners[0], turn, backend.load(file), None, None)
+        Memories(backend, store).add(owners[0], [Heard(turn, backend.load(file), None)], None)
     print(f"Go on with it: previous_response_id {turn.id}")
 
 
-def run_rebuild(folder: Path, choice: dict[str, Any], *, drop: bool) -> None:
+def run_rebuild(place: str, choice: dict[str, Any], *, drop: bool) -> None:
     """Make all memories again from text, by another model or adapter.
 
     Raises:
@@ -152,7 +150,7 @@ def run_rebuild(folder: Path, choice: dict[str, Any], *, drop: bool) -> None:
     """
     from ccm.serving.memories import Memories
 
-    with opened(folder) as store:
+    with opened(place) as store:
         backend = _load(choice)
         lost = [] if store.origin == backend.origin else store.textless()
         if lost and not drop:
@@ -166,21 +164,21 @@ def run_rebuild(folder: Path, choice: dict[str, Any], *, drop: bool) -> None:
         with counting("memories") as show:
             for done, made in Memories(backend, store).rebuild():
                 show("rebuilding", done, made)
-        store.compact()
+        store.tables.compact()
     print(f"{made} memories were made again{f'; {len(lost)} turns were deleted' if lost else ''}.")
 
 
-def run_forget(name: str, step: int, folder: Path, choice: dict[str, Any]) -> None:
+def run_forget(name: str, step: int, place: str, choice: dict[str, Any]) -> None:
     """Forget a step of a memory, in every memory that holds it.
 
     Raises:
         ConfigError: when there is no such turn, or the model is another.
         InputError: when there is no such step, or text that is needed was not kept.
     """
-    with opened(folder) as store:
+    with opened(place) as store:
         _turn(store, name)
-        done = _memories(store, folder, choice).forget(store.owner_of(name), name, step)
-        store.compact()
+        done = _memories(store, choice).forget(store.owner_of(name), name, step)
+        store.tables.compact()
     how = "It was taken out of" if done.exact else "Made again from text without it:"
     print(f"Step {step} is forgotten{f': {done.text}' if done.text else '.'}")
     print(f"{how} {len(done.changed)} memories. Later steps have other numbers now.")
@@ -201,7 +199,7 @@ def _load(choice: dict[str, Any]) -> Backend:
     return Backend(as_decoder(model, "a server"), tokenizer, "")
 
 
-def _backend(store: Store, folder: Path, choice: dict[str, Any]) -> Backend:
+def _backend(store: Store, choice: dict[str, Any]) -> Backend:
     """The model of a store.
 
     Raises:
@@ -209,14 +207,14 @@ def _backend(store: Store, folder: Path, choice: dict[str, Any]) -> Backend:
     """
     backend = _load(choice)
     if backend.origin != store.origin:
-        raise ConfigError(f"{folder} is of another model, adapter or rule; name those of its server.")
+        raise ConfigError(f"{store.tables.place} is of another model, adapter or rule; name those of its server.")
     return backend
 
 
-def _memories(store: Store, folder: Path, choice: dict[str, Any]) -> Memories:
+def _memories(store: Store, choice: dict[str, Any]) -> Memories:
     from ccm.serving.memories import Memories
 
-    return Memories(_backend(store, folder, choice), store)
+    return Memories(_backend(store, choice), store)
 
 
 def _turn(store: Store, name: str) -> KeptTurn:

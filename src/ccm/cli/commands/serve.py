@@ -42,26 +42,28 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     from ccm.serving.keys import Keys
     from ccm.serving.sealing import Seal
     from ccm.serving.service import Service
-    from ccm.serving.store import FILE, Store
+    from ccm.serving.store import Store, open_tables
 
     quiet()
     _check_port(settings)
     keys, console = Keys(settings.keys), plain_console()
     if settings.keys is not None and settings.keys.stat().st_mode & 0o077:
         tell(f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}")
-    if settings.store is not None and (settings.store / FILE).exists():
-        Store(settings.store, None).close()  # what cannot be opened is told before the model is loaded
+    open_tables(settings.store).close()  # what cannot be opened is told before the model is loaded
     model, tokenizer = load(**choice)
     name = choice["model"] or choice["adapter"] or NAME
     limits = EngineLimits(settings.batch, settings.waiting, settings.patience)
     backend = Backend(as_decoder(model, "a server"), tokenizer, name, limits)
-    store = Store(settings.store, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
+    tables = open_tables(settings.store)
+    store = Store(tables, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
     service = Service(backend, store, Seal(settings.secret, backend.origin), settings.keep_text, settings.steps)
     app = make_app(service, keys, body=settings.body, rate=settings.rate)
-    held = settings.store or "the process, until it ends"
+    held = tables.place if settings.store else "the process, until it ends"
     console.print(
         f"{backend.name} ({model.config.rule}) at http://{settings.host}:{settings.port}; turns are kept in {held}."
     )
+    for warning in tables.warnings():
+        tell(warning)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
     try:
         uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
