@@ -10,10 +10,7 @@ from typing import Any
 from ccm.cli.console import plain_console, quiet, tell
 from ccm.core.errors import ConfigError, reason
 from ccm.core.extras import needs
-from ccm.engine.decoder import as_decoder
-from ccm.models.builtin import NAME
-from ccm.models.load import load
-from ccm.serving.settings import DAY, ServerSettings
+from ccm.serving.settings import ServerSettings
 
 
 def run(choice: dict[str, Any], settings: ServerSettings) -> None:
@@ -36,32 +33,18 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     )
     import uvicorn
 
-    from ccm.serving.app import make_app
-    from ccm.serving.backend import Backend
-    from ccm.serving.engine import EngineLimits
-    from ccm.serving.keys import Keys
-    from ccm.serving.sealing import Seal
-    from ccm.serving.service import Service
-    from ccm.serving.store import Store, open_tables
+    from ccm.serving.start import start
 
     quiet()
     _check_port(settings)
-    keys, console = Keys(settings.keys), plain_console()
-    if settings.keys is not None and settings.keys.stat().st_mode & 0o077:
+    console = plain_console()
+    if settings.keys is not None and settings.keys.exists() and settings.keys.stat().st_mode & 0o077:
         tell(f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}")
-    open_tables(settings.store).close()  # what cannot be opened is told before the model is loaded
-    model, tokenizer = load(**choice)
-    name = choice["model"] or choice["adapter"] or NAME
-    limits = EngineLimits(settings.batch, settings.waiting, settings.patience)
-    backend = Backend(as_decoder(model, "a server"), tokenizer, name, limits)
-    tables = open_tables(settings.store)
-    store = Store(tables, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
-    service = Service(backend, store, Seal(settings.secret, backend.origin), settings.keep_text, settings.steps)
-    app = make_app(service, keys, body=settings.body, rate=settings.rate)
+    app, service = start(choice, settings)
+    backend, tables = service.backend, service.store.tables
     held = tables.place if settings.store else "the process, until it ends"
-    console.print(
-        f"{backend.name} ({model.config.rule}) at http://{settings.host}:{settings.port}; turns are kept in {held}."
-    )
+    told = f"{backend.name} ({backend.model.config.rule}) at http://{settings.host}:{settings.port}"
+    console.print(f"{told}; turns are kept in {held}.")
     for warning in tables.warnings():
         tell(warning)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
@@ -70,7 +53,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        store.close()
+        tables.close()
         console.print(f"The server has ended; turns are kept in {held}." if settings.store else "The server has ended.")
 
 
