@@ -283,7 +283,7 @@ def test_errors_are_described_in_one_form(web) -> None:
     for path, operations in paths.items():
         for operation in operations.values() if path.startswith("/v1/") else ():
             refusals = {status: told for status, told in operation["responses"].items() if status != "200"}
-            assert refusals.keys() == {"400", "401", "404", "413", "422", "429", "500", "503", "507"}
+            assert refusals.keys() == {"400", "401", "404", "409", "413", "422", "429", "500", "503", "507"}
             forms = {told["content"]["application/json"]["schema"]["$ref"] for told in refusals.values()}
             assert forms == {"#/components/schemas/Refusal"}
 

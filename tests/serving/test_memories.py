@@ -19,7 +19,7 @@ from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.memories import Heard, KeptMemory, Memories
-from ccm.serving.store import LANDMARK, NEWEST, KeptTurn, Store, open_tables
+from ccm.serving.store import LANDMARK, NEWEST, ChangedError, KeptTurn, Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
 pytestmark = pytest.mark.usefixtures("every_store")
@@ -288,3 +288,54 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_changes() -> None:
     with pytest.raises(InputError, match="were not kept"):
         kept.memories.forget(ANNA, "2", 2)
     assert_same(kept.now("2"), kept.names["2"].memory)
+
+
+def test_memories_that_were_used_last_are_at_hand_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(backend("gate"))
+    kept.hear("a", None, LINES[0])
+    size = kept.now("a").nbytes
+    read: list[str] = []
+    chain = kept.store.chain
+    monkeypatch.setattr(
+        kept.store, "chain", lambda owner, name, **more: read.append(name) or chain(owner, name, **more)
+    )
+    kept.memories = Memories(kept.model, kept.store, 2 * size)
+    for name in ("b", "c", "d"):
+        kept.hear(name, None, LINES[0])
+    for name in ("d", "c", "d", "b", "a"):
+        assert_same(kept.now(name), kept.names[name].memory)
+    assert read == ["b", "a"], "two fit"
+    kept.hear("after", "a", LINES[1])
+    kept.now("after")
+    assert read == ["b", "a"]
+    kept.now("a")
+    assert read == ["b", "a", "a"], "a conversation that has gone on is at hand where it is now"
+
+
+def test_a_memory_at_hand_of_which_a_step_was_forgotten_elsewhere_is_read_again() -> None:
+    kept = Kept(backend("gate"))
+    kept.memories = Memories(kept.model, kept.store, 10**9)
+    kept.hear("one", None, LINES[0])
+    kept.hear("two", "one", LINES[1])
+    kept.hear("three", "two", LINES[2])
+    before = kept.now("three")
+    Memories(kept.model, kept.store).forget(ANNA, "three", 2)
+    assert len(kept.now("three").steps[0]) == len(before.steps[0]) - 1 == 2
+    with pytest.raises(ChangedError, match="forgotten meanwhile"):
+        kept.hear("four", "three", LINES[3])
+    kept.names["three"] = kept.memories.get(ANNA, "three")
+    kept.hear("four", "three", LINES[3])
+    assert len(kept.now("four").steps[0]) == 3
+
+
+def test_a_memory_at_hand_that_was_deleted_is_not_given() -> None:
+    kept = Kept(backend("gate"))
+    kept.memories = Memories(kept.model, kept.store, 10**9)
+    kept.hear("one", None, LINES[0])
+    kept.now("one")
+    kept.store.delete(ANNA, "one")
+    with pytest.raises(MemoryFileError, match="deleted"):
+        kept.memories.get(ANNA, "one")
+    kept.hear("two", None, LINES[0])
+    kept.memories.delete(ANNA, "two", cascade=False)
+    assert not [name for _, name in kept.memories._recent if name == "two"]

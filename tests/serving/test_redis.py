@@ -13,7 +13,7 @@ from test_turn_store import ANNA, add, data_of, parts
 
 from ccm.core.errors import ConfigError
 from ccm.serving.redis import RedisTables
-from ccm.serving.store import PARTS, TURNS, GoneError, KeptTurn, Part, Store, open_tables
+from ccm.serving.store import PARTS, TURNS, ChangedError, KeptTurn, Part, Store, open_tables
 from ccm.serving.tables import StoreError, StoreUnavailableError, Transaction
 
 KEEPING = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
@@ -112,18 +112,19 @@ def test_what_is_read_while_another_writes_is_read_again(replicas: tuple[Store, 
             other.delete(ANNA, "first")
         if t.get(PARTS, ["first"], ("owner",)) != [None] or not runs[-1]:
             return
-        raise GoneError("a turn without its part was never there")
+        raise ChangedError("a turn without its part was never there")
 
     one.tables.run(work)
     assert runs == [True, False]
 
 
-def test_a_turn_whose_beginning_another_deleted_is_kept_whole(replicas: tuple[Store, Store]) -> None:
+def test_a_turn_whose_beginning_another_deleted_is_not_kept(replicas: tuple[Store, Store]) -> None:
     one, other = replicas
     add(one, "first", b"1")
     other.delete(ANNA, "first")
-    with pytest.raises(GoneError):
+    with pytest.raises(ChangedError):
         add(one, "second", b"2", "first")
+    assert ([*one.rows()], parts(one)) == ([], {})
 
 
 def test_what_is_written_is_seen_within_its_transaction(replicas: tuple[Store, Store]) -> None:

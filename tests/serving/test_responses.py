@@ -12,6 +12,7 @@ from serving_app import ask, backend, client, events_of, service, text_of
 
 from ccm.chat.conversation import Conversation
 from ccm.engine.decoder import CCMModel
+from ccm.serving.memories import Memories
 
 NAME, ASKED = "My name is Anna.", "What is my name?"
 
@@ -356,3 +357,22 @@ def test_what_keeps_no_text_retrieves_none(tmp_path: Path) -> None:
     assert web.get(f"/v1/responses/{named['id']}").status_code == 404
     served.store.close()
     assert b"Anna" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_step_that_is_forgotten_while_the_reply_is_written_stays_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = service()
+    web = client(served)
+    first = ask(web, "My name is Anna.")
+    second = ask(web, "I live in Oslo.", first["id"])
+    add = served.store.add
+
+    def late(*given: Any) -> None:
+        Memories(served.backend, served.store).forget(b"anyone", second["id"], 2)
+        add(*given)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(served.store, "add", late)
+        body = {"model": "builtin", "input": "Where do I live?", "previous_response_id": second["id"]}
+        answer = web.post("/v1/responses", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conversation_changed")
+    assert len([*served.store.rows()]) == 1

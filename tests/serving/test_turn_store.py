@@ -11,7 +11,7 @@ import pytest
 from stores import place
 
 from ccm.core.errors import ConfigError, MemoryFileError
-from ccm.serving.store import PARTS, TURNS, GoneError, KeptTurn, Part, QuotaError, Store, open_tables
+from ccm.serving.store import PARTS, TURNS, ChangedError, KeptTurn, Part, QuotaError, Store, open_tables
 from ccm.serving.tables import StoreUnavailableError, Transaction
 
 pytestmark = pytest.mark.usefixtures("every_store")
@@ -108,7 +108,7 @@ def test_one_owner_neither_gets_finds_nor_deletes_what_is_of_another() -> None:
     assert store.delete(BOB, "one") == ([], 0)
     with pytest.raises(MemoryFileError):
         data_of(store, BOB, "one")
-    with pytest.raises(GoneError):
+    with pytest.raises(ChangedError):
         add(store, "his", b"2", "one", owner=BOB)
     found = store.find(ANNA, [b"b", b"c", b"d"])
     assert found is not None
@@ -197,7 +197,7 @@ def test_memories_that_hold_a_damaged_part_are_told_and_do_not_count_as_used() -
 def test_turns_are_kept_together_or_not_at_all() -> None:
     store = opened()
     one, two = Part("one", None, 1, True, "{}", b"1"), Part("two", "absent", 1, False, "{}", b"2")
-    with pytest.raises(GoneError):
+    with pytest.raises(ChangedError):
         store.add(ANNA, [(turn("one"), one), (turn("two", "one"), two)])
     assert (parts(store), [*store.rows()], store.find(ANNA, [b"c"])) == ({}, [], None)
     store.add(ANNA, [(turn("one"), one), (turn("two", "one"), replace(two, before="one"))])

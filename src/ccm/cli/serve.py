@@ -25,6 +25,9 @@ def serve(
     ] = None,
     days: Annotated[float, typer.Option(help="Until what was not asked for expires.")] = 30.0,
     quota: Annotated[int, typer.Option(help="MiB that a key may keep; what was used longest ago goes.")] = 1024,
+    cache: Annotated[
+        int, typer.Option(help="MiB of the memories that were used last, at hand without the store.")
+    ] = 256,
     batch: Annotated[int, typer.Option(help="Requests that use the model together; others wait.")] = 16,
     rate: Annotated[int, typer.Option(help="Requests of a key in a minute.")] = 6000,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Whether the text of turns is kept, too.")] = True,
@@ -34,6 +37,16 @@ def serve(
     from ccm.serving.settings import MIB, ServerSettings
 
     settings = ServerSettings(
-        host, port, store, keys, secret, days, quota=quota * MIB, rate=rate, batch=batch, keep_text=text
+        host,
+        port,
+        store,
+        keys,
+        secret,
+        days,
+        quota=quota * MIB,
+        cache=cache * MIB,
+        rate=rate,
+        batch=batch,
+        keep_text=text,
     )
     run(model.chosen(), settings)

@@ -31,6 +31,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The request is not one that this server takes; the message names what is wrong.",
         401: "The server asks for an API key that it knows.",
         404: "There is no such model or response.",
+        409: "The turn before was deleted, or a step of it forgotten, while the reply was written.",
         413: "The body is too large.",
         422: "The model wrote no call of a tool where one is required.",
         429: "Too many requests of the key wait already.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ccm.core.errors import InputError, MemoryFileError
 from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
 from ccm.serving.packing import begins, pack
-from ccm.serving.store import ERASED, GoneError, KeptTurn, Part, Store
+from ccm.serving.store import ERASED, ChangedError, KeptTurn, Part, Store
 from ccm.serving.transcripts import Passage, Transcript
 
 
@@ -32,10 +32,11 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class KeptMemory:
-    """A memory, and the id of the part that ends it: that of its turn."""
+    """A memory, the id of the part that ends it, which is that of its turn, and how often it was changed."""
 
     memory: Memory
     part: str
+    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,31 @@ class Forgotten:
 
 
 class Memories:
-    """The memories of the turns in a store.
+    """The memories of the turns in a store; one thread at a time uses them.
 
     Args:
         backend: the model.
         store: what is kept.
+        room: bytes of the memories that were used last, which are at hand without the store.
     """
 
-    def __init__(self, backend: Backend, store: Store) -> None:
+    def __init__(self, backend: Backend, store: Store, room: int = 0) -> None:
         self._backend, self._store = backend, store
+        self._room, self._taken, self._recent = room, 0, OrderedDict[tuple[bytes, str], KeptMemory]()
+
+    def _remember(self, owner: bytes, kept: KeptMemory) -> KeptMemory:
+        """Have a memory at hand, in place of those that were used longest ago."""
+        self._let_go(owner, kept.part)
+        self._recent[owner, kept.part] = kept
+        self._taken += kept.memory.nbytes
+        while self._taken > self._room:
+            _, oldest = self._recent.popitem(last=False)
+            self._taken -= oldest.memory.nbytes
+        return kept
+
+    def _let_go(self, owner: bytes, name: str) -> None:
+        if (kept := self._recent.pop((owner, name), None)) is not None:
+            self._taken -= kept.memory.nbytes
 
     def get(self, owner: bytes, name: str) -> KeptMemory:
         """The memory after a turn.
@@ -74,15 +91,19 @@ class Memories:
         Raises:
             MemoryFileError: when it is damaged, was deleted, or was made by another version of the model's settings.
         """
+        held = self._recent.get((owner, name))
+        if held is not None and held.changed == self._store.changes(owner, name):
+            return self._remember(owner, held)
         memory, data = None, list[bytes]()
-        for part in self._store.chain(owner, name):
+        chain = self._store.chain(owner, name)
+        for part in chain:
             if part.data is not None:
                 data = [part.data] if part.whole else [*data, part.data]
                 continue
             memory, data = self._backend.unpack(data) if data else memory, []
             memory, _ = self._replay(memory, part)
             data = [pack(memory)]
-        return KeptMemory(self._backend.unpack(data), name)
+        return self._remember(owner, KeptMemory(self._backend.unpack(data), name, chain[-1].changed))
 
     def _replay(self, memory: Memory | None, part: Part) -> tuple[Memory, str]:
         """The memory after a part's text, and this text with the token ids that it was read as."""
@@ -105,19 +126,18 @@ class Memories:
         Raises:
             StoreError: when they cannot be written.
             QuotaError: when they are more than the owner's quota.
+            ChangedError: when the memory before them is another now, or gone.
         """
-        try:
-            self._store.add(owner, [*self._kept(heard, after)])
-        except GoneError:  # what they follow was deleted meanwhile, and its text is not known
-            first, *others = heard
-            first = first._replace(turn=replace(first.turn, previous=None), transcript=None)
-            self._store.add(owner, [*self._kept([first, *others], None)])
-
-    def _kept(self, heard: Sequence[Heard], after: KeptMemory | None) -> Iterator[tuple[KeptTurn, Part]]:
+        kept, last = [], after
         for turn, memory, transcript in heard:
             text = None if transcript is None else transcript.dumps()
-            yield turn, self._part(turn.id, memory, after, text)
-            after = KeptMemory(memory, turn.id)
+            kept.append((turn, self._part(turn.id, memory, last, text)))
+            last = KeptMemory(memory, turn.id)
+        self._store.add(owner, kept, after.changed if after else 0)
+        if after is not None:  # the conversation has gone on, and few go back
+            self._let_go(owner, after.part)
+        if last is not None:
+            self._remember(owner, last)
 
     def _part(self, name: str, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
         steps = len(memory.steps[0])
@@ -132,9 +152,12 @@ class Memories:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
         if not cascade:
             for holder, one in self._store.in_need(name):
-                with suppress(GoneError):  # it was deleted meanwhile
+                with suppress(ChangedError):  # it was deleted meanwhile
                     self._make(holder, one)
-        return self._store.delete(owner, name, cascade=cascade)
+        gone, left = self._store.delete(owner, name, cascade=cascade)
+        for one in gone:
+            self._let_go(owner, one)
+        return gone, left
 
     def _make(self, owner: bytes, name: str, last: KeptMemory | None = None) -> KeptMemory:
         """Make the memory that ends with a part; ``last`` is that of the part before, where it is at hand."""
@@ -142,8 +165,8 @@ class Memories:
         if part.before is None or last is None or last.part != part.before:
             last = None if part.before is None else self.get(owner, part.before)
         memory, text = self._replay(None if last is None else last.memory, part)
-        self._store.change([self._part(name, memory, last, text)])
-        return KeptMemory(memory, name)
+        self._store.change([replace(self._part(name, memory, last, text), changed=part.changed)])
+        return KeptMemory(memory, name, part.changed)
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
         """Make memories from text again: all of a store that is of another model, else those that are damaged, or
@@ -179,7 +202,7 @@ class Memories:
             InputError: when the turn has no such step, or memories must be made from text that was not kept.
         """
         while True:
-            with suppress(GoneError):  # a server went on meanwhile: what it wrote holds the step, too
+            with suppress(ChangedError):  # a server went on meanwhile: what it wrote holds the step, too
                 return self._forget(owner, name, step)
 
     def _forget(self, owner: bytes, name: str, step: int) -> Forgotten:
@@ -228,7 +251,7 @@ class Memories:
                 if step == 1 and text and (begun is None or not begun.begun[0]):
                     text = _without_ids(text, 1)  # what stands first now begins as a first step does
                 memory, text = self._replay(begun, replace(part, text=text))
-            yield self._part(part.id, memory, before, text)
+            yield replace(self._part(part.id, memory, before, text), changed=part.changed + 1)
             memories[part.id] = KeptMemory(memory, part.id)
             waiting[part.before] -= 1
             if part.before is not None and not waiting[part.before]:

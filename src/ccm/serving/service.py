@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ccm.chat.conversation import Conversation
@@ -21,7 +22,7 @@ from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
-from ccm.serving.store import KeptTurn, QuotaError, Store
+from ccm.serving.store import ChangedError, KeptTurn, QuotaError, Store
 from ccm.serving.tables import StoreError
 from ccm.serving.transcripts import Passage, Transcript
 
@@ -152,19 +153,30 @@ class ServedConversation:
 
 @dataclass(frozen=True)
 class Service:
-    """The model, what is kept, and the seal of what clients keep."""
+    """The model, what is kept, and the seal of what clients keep.
+
+    Attributes:
+        backend: the model.
+        store: what is kept.
+        seal: of compaction items.
+        keep_text: whether texts are kept beside memories.
+        most_steps: of a conversation.
+        room: bytes of the memories that are at hand without the store.
+        started: Unix time.
+    """
 
     backend: Backend
     store: Store
     seal: Seal
     keep_text: bool = True
     most_steps: int = 10_000
+    room: int = 0
     started: float = field(default_factory=time.time)
 
-    @property
+    @cached_property
     def memories(self) -> Memories:
         """The memories of the turns that are kept."""
-        return Memories(self.backend, self.store)
+        return Memories(self.backend, self.store, self.room)
 
     def check_model(self, name: str) -> None:
         """Refuse another model than that of the server.
@@ -249,7 +261,7 @@ class Service:
 
         Raises:
             StoreError: where the store cannot be written.
-            RequestError: 507 where the quota is too small.
+            RequestError: 507 where the quota is too small, 409 where the turn before was changed or deleted.
         """
         passages, known = talk.passages, self.keep_text and talk.complete
         steps = [(turn, talk.memory, passages)]
@@ -267,6 +279,8 @@ class Service:
             self.memories.add(owner, kept, talk.after)
         except QuotaError as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
+        except ChangedError as error:
+            raise RequestError(str(error), status=409, code="conversation_changed") from error
 
 
 def new_id(kind: str) -> str:

@@ -27,6 +27,7 @@ class ServerSettings:
         days: until what was kept and not asked for expires.
         body: most bytes of a request.
         quota: most bytes that a store holds for one key; the least recently used go first.
+        cache: bytes of the memories that were used last, which are at hand without the store.
         rate: most requests of one key in a minute.
         steps: most steps of one conversation.
         batch: most requests that use the model together.
@@ -46,6 +47,7 @@ class ServerSettings:
     days: float = bounded(30.0, 0.01)
     body: int = bounded(16 * MIB, 1024)
     quota: int = bounded(1024 * MIB, MIB)
+    cache: int = bounded(256 * MIB, 0)
     rate: int = bounded(6000, 1)
     steps: int = bounded(10_000, 1)
     batch: int = bounded(16, 1, 1024)

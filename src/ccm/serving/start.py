@@ -39,5 +39,6 @@ def start(choice: Mapping[str, Any], settings: ServerSettings) -> tuple[FastAPI,
     backend = Backend(as_decoder(model, "a server"), tokenizer, name, limits)
     tables = open_tables(settings.store)
     store = Store(tables, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
-    service = Service(backend, store, Seal(settings.secret, backend.origin), settings.keep_text, settings.steps)
+    seal = Seal(settings.secret, backend.origin)
+    service = Service(backend, store, seal, settings.keep_text, settings.steps, settings.cache)
     return make_app(service, keys, body=settings.body, rate=settings.rate), service

@@ -59,6 +59,7 @@ PARTS = Table(
         "path": str,  # their ids, from the last landmark on
         "steps": int,
         "whole": bool,
+        "changed": int,  # how many times what its memory holds was changed
         "text": str,
         "data": bytes,
         "text_digest": bytes,
@@ -75,8 +76,8 @@ class QuotaError(CCMError):
     """A conversation is larger than the quota of its owner."""
 
 
-class GoneError(CCMError):
-    """What is to be changed or followed is no longer what was read: it was changed or deleted meanwhile."""
+class ChangedError(CCMError):
+    """What is to be changed or followed is no longer what was read: it was deleted, a step forgotten, or it went on."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Part:
         whole: whether ``data`` are the whole memory, and not what was added to the one before.
         text: the :class:`ccm.serving.transcripts.Transcript` as JSON; None where it is not known, and :data:`ERASED`.
         data: as :func:`ccm.serving.packing.pack` makes them; None where the text alone is kept.
+        changed: how many times what its memory holds was changed, by forgetting.
     """
 
     id: str
@@ -126,6 +128,7 @@ class Part:
     whole: bool
     text: str | None
     data: bytes | None
+    changed: int = 0
 
     @property
     def text_digest(self) -> bytes:
@@ -146,7 +149,13 @@ class Part:
     def row(self) -> Row:
         """What a table holds of it, apart from its place."""
         held = {"steps": self.steps, "whole": self.whole, "text": self.text, "data": self.data}
-        return {**held, "text_digest": self.text_digest, "data_digest": self.data_digest, "size": self.size}
+        return {
+            **held,
+            "changed": self.changed,
+            "text_digest": self.text_digest,
+            "data_digest": self.data_digest,
+            "size": self.size,
+        }
 
 
 def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
@@ -234,23 +243,32 @@ class Store:
 
         return self.tables.run(checked)
 
-    def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]]) -> None:
+    def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]], changed: int = 0) -> None:
         """Keep turns with their parts, each after the one before it: all of them, or none.
+
+        Args:
+            owner: whose they are.
+            kept: in order.
+            changed: of the part before the first, when its memory was read.
 
         Raises:
             StoreError: when they cannot be written.
-            GoneError: when the part before is gone.
+            ChangedError: when the part before is gone, or its memory is another now.
             QuotaError: when they, with the memory that they follow, are more than the quota.
         """
 
         def work(t: Transaction) -> None:
-            now = time.time()
+            now, expected = time.time(), changed
             for turn, part in kept:
                 place: Row = {"depth": 0, "path": ""}
                 if part.before is not None:
-                    (before,) = t.get(PARTS, [part.before], ("owner", "depth", "path"))
+                    (before,) = t.get(PARTS, [part.before], ("owner", "depth", "path", "changed"))
                     if before is None or before["owner"] != owner:
-                        raise GoneError(f"There is no part {part.before}.")
+                        raise ChangedError(
+                            "The turn before was deleted meanwhile. Begin anew, or go on from an earlier."
+                        )
+                    if before["changed"] != expected:
+                        raise ChangedError("A step of this conversation was forgotten meanwhile. Ask again.")
                     path = part.before if before["depth"] % LANDMARK == 0 else f"{before['path']} {part.before}"
                     place = {"depth": before["depth"] + 1, "path": path}
                 t.insert(PARTS, part.id, {"owner": owner, "before": part.before, **place, **part.row})
@@ -259,6 +277,7 @@ class Store:
                 t.insert(TURNS, turn.id, {"owner": owner, **told, **texts, "size": turn.size})
                 t.hold(owner, turn.size + part.size)
                 self._thin(t, part.id)
+                expected = part.changed
             self._make_room(t, owner, {turn.id for turn, _ in kept})
 
         self._run(work)
@@ -285,11 +304,11 @@ class Store:
         """Change what a part holds.
 
         Raises:
-            GoneError: when it was deleted meanwhile.
+            ChangedError: when it was deleted meanwhile.
         """
         (row,) = t.get(PARTS, [part.id], ("owner", "size"))
         if row is None:
-            raise GoneError(f"There is no part {part.id}.")
+            raise ChangedError(f"There is no part {part.id}.")
         t.update(PARTS, part.id, part.row)
         t.hold(row["owner"], part.size - row["size"])
 
@@ -297,7 +316,7 @@ class Store:
         """Change the texts of a turn."""
         (row,) = t.get(TURNS, [name], ("owner", "system", "asked", "answer", "size"))
         if row is None:
-            raise GoneError(f"There is no turn {name}.")
+            raise ChangedError(f"There is no turn {name}.")
         row |= values
         size = sum(_bytes(row[one]) for one in ("system", "asked", "answer"))
         t.update(TURNS, name, {**values, "size": size})
@@ -386,7 +405,7 @@ class Store:
             while some:
                 rows = t.get(PARTS, some, ("owner", "path", "whole", "data_digest"))
                 if any(row is None or row["owner"] != owner for row in rows):
-                    raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+                    raise _deleted()
                 told = [row for row in rows if row is not None]
                 wholes = [at for at, row in enumerate(told) if row["whole"] and _made(row)]
                 if wholes and not whole:
@@ -396,6 +415,17 @@ class Store:
             return _parts(t, names)
 
         return self._run(work)
+
+    def changes(self, owner: bytes, name: str) -> int:
+        """How many times the memory that ends with a part was changed.
+
+        Raises:
+            MemoryFileError: when it was deleted.
+        """
+        (row,) = self._get(PARTS, [name], ("owner", "changed"))
+        if row is None or row["owner"] != owner:
+            raise _deleted()
+        return row["changed"]
 
     def damaged(self) -> list[str]:
         """Ids of turns whose memory is not what was written. Each part is read once.
@@ -441,13 +471,13 @@ class Store:
             hidden: ids of turns that are no longer found by their exchanges, and keep no copy of earlier ones.
 
         Raises:
-            GoneError: when the parts of the tree are others now, or a part or turn is gone.
+            ChangedError: when the parts of the tree are others now, or a part or turn is gone.
         """
         parts, gone, blank, hidden = [*parts], [*gone], [*blank], [*hidden]
 
         def work(t: Transaction) -> None:
             if tree and _parts(t, _tree(t, PARTS, "before", tree[0].id)) != [*tree]:
-                raise GoneError("What follows the part is another now.")
+                raise ChangedError("What follows the part is another now.")
             for part in parts:
                 self._write(t, part)
                 self._thin(t, part.id)
@@ -465,7 +495,7 @@ class Store:
         """Keep of a turn its own exchange alone: no items that came again, no compaction item, no digest."""
         (row,) = t.get(TURNS, [name], ("asked", "answer"))
         if row is None:
-            raise GoneError(f"There is no turn {name}.")
+            raise ChangedError(f"There is no turn {name}.")
         asked, answer = json.loads(row["asked"]), json.loads(row["answer"])
         replies = [i for i, one in enumerate(asked, 1) if one.get("role") == "assistant" and "tool_calls" not in one]
         if "output" in answer:
@@ -634,7 +664,7 @@ class Store:
         """
         (row,) = t.get(TURNS, [name], ("owner", "previous", "size"))
         if row is None:
-            raise GoneError(f"There is no turn {name}.")
+            raise ChangedError(f"There is no turn {name}.")
         for one in t.find(TURNS, "previous", [name])[0]:
             t.update(TURNS, one, {"previous": row["previous"]})
         t.delete(TURNS, name)
@@ -661,6 +691,10 @@ class Store:
                     "serve with a larger quota."
                 )
             held -= self._drop(t, name)
+
+
+def _deleted() -> MemoryFileError:
+    return MemoryFileError("This memory was deleted meanwhile. Begin anew.")
 
 
 def _bytes(text: str) -> int:
@@ -707,7 +741,7 @@ def _parts(t: Transaction, names: Sequence[str]) -> list[Part]:
     found = []
     for name, row in zip(names, t.get(PARTS, names), strict=True):
         if row is None:
-            raise MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+            raise _deleted()
         part, damaged = _read(name, row)
         if any(damaged):
             raise MemoryFileError(
@@ -720,5 +754,5 @@ def _parts(t: Transaction, names: Sequence[str]) -> list[Part]:
 
 def _read(name: str, row: Row) -> tuple[Part, tuple[bool, bool]]:
     """The part of a row, and whether its text and its data are not what was written."""
-    part = Part(name, row["before"], row["steps"], bool(row["whole"]), row["text"], row["data"])
+    part = Part(name, row["before"], row["steps"], bool(row["whole"]), row["text"], row["data"], row["changed"])
     return part, (part.text_digest != row["text_digest"], part.data_digest != row["data_digest"])
