@@ -143,7 +143,7 @@ def _memory(model: CCMModel, entries: int, batch: int) -> Memory:
     """A memory of random entries that stands for 800 tokens."""
     table = {"device": model.device, "dtype": model.base.dtype}
     keys, values = (
-        tuple(torch.randn(batch, heads, entries, dim, **table) for heads, dim in entry_sizes(model.base))
+        tuple(torch.randn(batch, heads, entries, dim, **table) for heads, dim in entry_sizes(model.base.config))
         for _ in range(2)
     )
     mask = torch.ones(batch, entries, dtype=torch.bool, device=model.device)

@@ -16,6 +16,8 @@ LIGHT = (
     ["chat", "--model", "nowhere"],
     ["chat", "--model", "./nowhere"],
     ["demo", "--model", "./nowhere"],
+    ["plan", "--help"],
+    ["plan", "--model", "./nowhere"],
 )
 PROGRAM = """
 import sys
@@ -35,4 +37,4 @@ def test_lists_help_and_refusals_import_no_torch() -> None:
     program = PROGRAM.format(calls=[["ccm", *arguments] for arguments in LIGHT])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("cannot be loaded") == 3
+    assert done.stderr.count("cannot be loaded") == 4

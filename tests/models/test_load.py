@@ -15,6 +15,7 @@ from ccm.core.provenance import ModelSource, write_about
 from ccm.engine.adapter_files import read_adapter
 from ccm.models import cache
 from ccm.models import load as loading
+from ccm.models import shipped as shipping
 from ccm.models.cache import model_folder
 
 NAME = "smollm2-135m"
@@ -24,7 +25,7 @@ NAME = "smollm2-135m"
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A catalogue whose model is here, and ships with an adapter of concat and one of gate."""
     monkeypatch.setenv("CCM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loading, "ADAPTERS", tmp_path / "adapters")
+    monkeypatch.setattr(shipping, "ADAPTERS", tmp_path / "adapters")
     folder = model_folder(NAME)
     folder.mkdir(parents=True)
     tiny_base(vocab_size=300).save_pretrained(folder)
@@ -55,7 +56,7 @@ def test_a_rule_without_an_adapter_is_refused_with_those_that_there_are(shipped:
 
 
 def test_a_model_without_shipped_adapters_runs_by_itself(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "ADAPTERS", shipped / "nowhere")
+    monkeypatch.setattr(shipping, "ADAPTERS", shipped / "nowhere")
     assert ccm.load(NAME, rule="full")[0].config.rule == "full"
     with pytest.raises(ConfigError, match="needs an adapter"):
         ccm.load(NAME, rule="concat")

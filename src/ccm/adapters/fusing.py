@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ccm.core.adapter_folders import find_adapter
+from ccm.core.adapter_folders import base_of, find_adapter
 from ccm.core.errors import AdapterError
 from ccm.core.files import make_atomically, writing
 from ccm.engine.adapter_files import (
     BaseFacts,
     SavedAdapter,
-    base_of,
     check_base,
     check_fit,
     read_adapter,

@@ -104,7 +104,8 @@ class WindowConversation(BaseConversation):
     def past(self) -> ConversationStats:
         held, stream = self.stream.held, self.stream
         recent = max(stream.entries - stream.settings.sink - held.memory, 0)
-        entry = 2 * sum(heads * dim for heads, dim in entry_sizes(self.model.base)) * self.model.base.dtype.itemsize
+        base = self.model.base
+        entry = 2 * sum(heads * dim for heads, dim in entry_sizes(base.config)) * base.dtype.itemsize
         window = stream.settings.cache_size
         lead = stream.settings.sink if stream.settings.sink > int(self.model.config.sink) else len(self.turns.head)
         tokens, entries = (max(count - lead, 0) for count in (stream.tokens, stream.entries))  # without the head

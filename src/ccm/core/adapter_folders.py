@@ -104,3 +104,17 @@ def read_table(path: Path) -> dict[str, Any]:
 def config_of(settings: Mapping[str, Any]) -> CCMConfig:
     """The config in settings that :func:`read_settings` read."""
     return CCMConfig.from_dict({name: value for name, value in settings.items() if name not in (VERSION, STAGE1)})
+
+
+def base_of(folder: Path, config: CCMConfig) -> str:
+    """The base model that an adapter's config names: a folder relative to the adapter's, else a path or a Hub id.
+
+    Raises:
+        AdapterError: when it names none.
+    """
+    if not config.base_model:
+        raise AdapterError(
+            f"{folder} does not name its base model; say which it is, as model=BASE (base=BASE of ccm adapters merge)."
+        )
+    near = folder / config.base_model
+    return str(near) if near.is_dir() else config.base_model

@@ -9,4 +9,4 @@ def size(count: int | float) -> str:
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
-    return f"{count:.1f} GB"
+    return f"{count:.1f} GB" if count < 1024 else f"{count / 1024:,.1f} TB"

@@ -305,16 +305,16 @@ class AdaptedModel(nn.Module):
     def part_sizes(self) -> dict[str, int]:
         """The sizes of memories, by the letters of :class:`ccm.engine.key_values.KeyValues`: L layers, K and D of each
         layer, H hidden, V vocabulary."""
-        table = {"L": len(entry_sizes(self.base)), "V": self.vocab_size}
+        table = {"L": len(entry_sizes(self.base.config)), "V": self.vocab_size}
         table["H"] = self.base.config.get_text_config().hidden_size
-        for layer, (heads, dim) in enumerate(entry_sizes(self.base)):
+        for layer, (heads, dim) in enumerate(entry_sizes(self.base.config)):
             table |= {f"K{layer}": heads, f"D{layer}": dim}
         return table
 
     @property
     def max_positions(self) -> int:
         """The number of text positions that the base model was made for."""
-        return max_positions(self.base)
+        return max_positions(self.base.config)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """All trained tensors by name: LoRA, COMP embeddings, the rule's own parameters."""
@@ -378,7 +378,7 @@ class AdaptedModel(nn.Module):
 
 def _built_rule(config: CCMConfig, base: PreTrainedModel) -> Rule:
     """The rule of a config, with its parameters for a base."""
-    rule, sizes = make_rule(config.rule, dict(config.rule_options)), entry_sizes(base)
+    rule, sizes = make_rule(config.rule, dict(config.rule_options)), entry_sizes(base.config)
     hidden = base.config.get_text_config().hidden_size
     rule.build(layers=len(sizes), kv_heads=sizes[0][0], hidden=hidden, n_tok=config.n_tok_range[1])
     return rule

@@ -28,6 +28,7 @@ from ccm.core.adapter_folders import (
     PEFT_CONFIG,
     STAGE1,
     VERSION,
+    base_of,
     config_of,
     find_adapter,
     is_plain_lora,
@@ -321,20 +322,6 @@ def base_named(source: str | Path) -> str | None:
         return read_stage1(Path(source)).settings.get("base_model_name_or_path") or None
     folder = find_adapter(source)
     return base_of(folder, read_config(folder))
-
-
-def base_of(folder: Path, config: CCMConfig) -> str:
-    """The base model that an adapter's config names: a folder relative to the adapter's, else a path or a Hub id.
-
-    Raises:
-        AdapterError: when it names none.
-    """
-    if not config.base_model:
-        raise AdapterError(
-            f"{folder} does not name its base model; say which it is, as model=BASE (base=BASE of ccm adapters merge)."
-        )
-    near = folder / config.base_model
-    return str(near) if near.is_dir() else config.base_model
 
 
 def read_plain_lora(folder: Path) -> PlainLoRA:

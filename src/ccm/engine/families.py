@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import Cache, PreTrainedModel
 
 from ccm.core.errors import UnsupportedModelError
+
+if TYPE_CHECKING:  # a model's config alone is read without the code of models, which takes seconds to import
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of its attention
@@ -36,6 +38,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {  # model_type -> the projections of 
     "gpt2": ("c_attn", "c_proj"),
     "llama4_text": _QKVO,
 }
+_TEXT_PART = {"llama4": "llama4_text"}  # model types with a vision part, which transformers does not load
 
 
 def attention_modules(base: PreTrainedModel) -> list[nn.Module]:
@@ -86,7 +89,7 @@ def check_family(model_type: str | None, name: str) -> None:
     Raises:
         UnsupportedModelError: with the list of supported types.
     """
-    if model_type not in PROJECTIONS:
+    if _TEXT_PART.get(str(model_type), model_type) not in PROJECTIONS:
         raise UnsupportedModelError(
             f"{name} is of the type {model_type!r}, which is not supported. "
             f"Use a model of one of these types: {', '.join(sorted(PROJECTIONS))}."
@@ -103,18 +106,27 @@ def given_cache(model: PreTrainedModel, value: Cache) -> dict[str, Cache]:
     return {_cache_argument(type(model).forward): value}
 
 
-def entry_sizes(base: PreTrainedModel) -> tuple[tuple[int, int], ...]:
+def entry_sizes(config: PreTrainedConfig) -> tuple[tuple[int, int], ...]:
     """Per layer: the number of K/V heads, and the dimension of a head."""
-    text = base.config.get_text_config()
+    text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     dim = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // text.num_attention_heads
     return ((heads, dim),) * text.num_hidden_layers
 
 
-def max_positions(base: PreTrainedModel) -> int:
+def max_positions(config: PreTrainedConfig) -> int:
     """The number of text positions that a model was made for, as far as its rope stays the same."""
-    config = base.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # longer texts use other frequencies: keys in a memory would not fit
-        return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    return getattr(config, "max_position_embeddings", 1 << 30)  # T5 uses distances, which have no limit
+        return rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
+    return getattr(text, "max_position_embeddings", 1 << 30)  # T5 uses distances, which have no limit
+
+
+def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    """Per layer: how many tokens of text its sliding window or chunk holds; None if it sees all text."""
+    text = config.get_text_config()
+    sliding = getattr(text, "sliding_window", None)
+    sizes = {"sliding_attention": sliding, "chunked_attention": getattr(text, "attention_chunk_size", None)}
+    types = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    return tuple(sizes.get(kind) for kind in types)

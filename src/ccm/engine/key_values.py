@@ -209,4 +209,4 @@ class BaseMemory(KeyValues):
 def no_entries(base: PreTrainedModel, batch: int) -> tuple[Tensor, ...]:
     """The keys, or the values, of ``batch`` rows without entries: per layer (B, K, 0, D)."""
     table: dict[str, Any] = {"device": base.device, "dtype": base.dtype}
-    return tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(base))
+    return tuple(torch.zeros(batch, heads, 0, dim, **table) for heads, dim in entry_sizes(base.config))

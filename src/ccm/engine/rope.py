@@ -74,7 +74,7 @@ class Rope:
             (config.layer_types[i] if typed else "") if has_rope(attention) else None
             for i, attention in enumerate(attentions)
         ]
-        self._check(name, entry_sizes(base)[0][1], base.device)
+        self._check(name, entry_sizes(base.config)[0][1], base.device)
 
     def by(self, delta: Tensor) -> Rotation:
         """The rotation of T keys by ``delta`` (T,) positions, which may be negative."""

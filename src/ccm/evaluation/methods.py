@@ -16,7 +16,7 @@ from ccm.engine.adapter_files import with_rule
 from ccm.evaluation.settings import Selection
 from ccm.models.builtin import NAME
 from ccm.models.load import load as load_model
-from ccm.models.load import shipped_adapter
+from ccm.models.shipped import shipped_adapter
 
 Configs = Mapping[str, CCMConfig]  # of adapters, by their folders or Hub ids
 

@@ -31,7 +31,8 @@ from ccm.evaluation.scoring import ScoredQuestion, Scorer, Seconds
 from ccm.evaluation.settings import EvaluationSettings, Selection
 from ccm.evaluation.store import ResultStore
 from ccm.models.builtin import NAME
-from ccm.models.load import TURNS, check_alone, shipped
+from ccm.models.load import TURNS, check_alone
+from ccm.models.shipped import shipped
 
 RULES = ("full", "none")  # that are compared where no rule is named
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist

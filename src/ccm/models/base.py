@@ -28,7 +28,6 @@ from ccm.models.locate import check_place, locate
 KERNELS = ("sdpa", "eager")
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")  # values of device_map that are not devices
 HUB = ("cache_dir", "local_files_only", "revision", "token")  # options that apply to reading from the Hub
-_TEXT_PART = {"llama4": "llama4_text"}  # model types with a vision part, which transformers does not load
 
 
 def load_base(
@@ -74,8 +73,7 @@ def load_base(
         settings, _ = PretrainedConfig.get_config_dict(source, **hub)
         if not isinstance(settings, dict):
             raise ConfigError(f"The config.json of {source} is damaged: it does not hold a JSON object.")
-        family: Any = settings.get("model_type")
-        check_family(_TEXT_PART.get(family, family), str(source))
+        check_family(settings.get("model_type"), str(source))
         if quantize is not None and settings.get("quantization_config"):
             raise ConfigError(f"The weights of {source} are already quantized on disk; leave quantize={quantize} out.")
         _check_generation(source, hub)

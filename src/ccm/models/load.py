@@ -11,25 +11,24 @@ from typing import Any, Literal, overload
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ccm.core.adapter_folders import find_adapter, is_plain_lora
+from ccm.core.adapter_folders import base_of, find_adapter, is_plain_lora
 from ccm.core.config import CCMConfig, TurnFormat, build_settings
 from ccm.core.errors import ConfigError, reason
 from ccm.core.hub import why
-from ccm.core.rules import RULES, make_rule, rule_class
-from ccm.engine.adapter_files import SavedAdapter, base_of, read_adapter, read_stage1
+from ccm.core.rules import make_rule, rule_class
+from ccm.engine.adapter_files import SavedAdapter, read_adapter, read_stage1
 from ccm.engine.decoder import CCMModel
 from ccm.engine.quantization import Quantization
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.models.base import HUB, load_base
-from ccm.models.builtin import NAME, WEIGHTS
+from ccm.models.builtin import NAME
 from ccm.models.builtin import TURNS as BUILTIN_TURNS
-from ccm.models.catalogue import ADAPTERS
-from ccm.models.catalogue import MODELS as CATALOGUE
 from ccm.models.locate import check_place, is_builtin, locate
 from ccm.models.published import MODELS, paper_model, turns_for
+from ccm.models.shapes import check_dtype
+from ccm.models.shipped import shipped_adapter
 
 TURNS = "ccm_turns.json"  # beside a base or a plain LoRA that was trained here: how its conversations are written
-DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
 @overload
@@ -92,9 +91,7 @@ def load(
         ConfigError: when model, rule, device, dtype or quantization cannot be had.
         AdapterError: when the adapter is absent, damaged, or of another base model.
     """
-    named = str(dtype).removeprefix("torch.")
-    if named not in DTYPES:
-        raise ConfigError(f"There is no dtype {dtype!r}; allowed: {', '.join(DTYPES)}.")
+    named = check_dtype(dtype)
     if "torch_dtype" in options:  # transformers would leave it aside
         raise ConfigError("torch_dtype is called dtype here, as in transformers 5.")
     if rule is not None:
@@ -171,32 +168,6 @@ def check_alone(base: str | Path, rule: str) -> None:
         raise ConfigError(
             f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or rule='none'."
         )
-
-
-def shipped(base: object) -> list[Path]:
-    """The folders of the adapters that ship with the package for a model of that name, called as their rules."""
-    place = WEIGHTS if base == NAME else ADAPTERS / str(base) if base in CATALOGUE else None
-    return sorted(path.parent for path in place.glob("*/ccm_config.json")) if place else []
-
-
-def shipped_adapter(base: object, rule: str | None) -> Path | None:
-    """The shipped adapter for a rule, or another that can run it; the first if no rule is given; None if none ships.
-
-    Raises:
-        ConfigError: when none of those that ship runs under the rule.
-    """
-    by_rule = {folder.name: folder for folder in shipped(base)}
-    if not by_rule and base == NAME:
-        raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
-    if not by_rule or rule is None or rule_class(rule).compresses == "never":
-        return next(iter(by_rule.values()), None)
-    for name in (rule, *rule_class(rule).adapters):
-        if name in by_rule:
-            return by_rule[name]
-    runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
-    raise ConfigError(
-        f"The model {base!r} ships with no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
-    )
 
 
 def turn_format(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> TurnFormat:

@@ -62,7 +62,7 @@ def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:
     memory = recipe.adapter
     groups = data.deepest if memory.positions == "base" else 1  # groups of COMP tokens that take positions
     end = data.longest + recipe.max_offset + memory.n_tok * groups
-    if end > (most := max_positions(stage.base)):
+    if end > (most := max_positions(stage.base.config)):
         raise ConfigError(
             f"The longest sample of the data has {data.longest} tokens and may end at position {end}, but the model "
             f"supports {most} positions. Lower data.max_steps, data.max_step_tokens or max_offset."

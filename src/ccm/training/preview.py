@@ -66,7 +66,7 @@ def estimate(recipe: Recipe, stage: Stage, batches: Iterable[Batch]) -> Estimate
     """
     config = stage.base.config.get_text_config()
     width = stage.base.dtype.itemsize
-    heads, dim = entry_sizes(stage.base)[0]
+    heads, dim = entry_sizes(stage.base.config)[0]
     attention = 2 * config.num_attention_heads * dim + 2 * heads * dim
     row = config.hidden_size
     layer = (4 * row + attention + 4 * mlp_width(config)) * width

@@ -54,7 +54,7 @@ def run_show(name: str) -> None:
     from ccm.models.fetch import known_model  # here, as torch below: a list needs neither, a refusal no torch
 
     model, wheel = known_model(name), known_model(name).wheel
-    from ccm.models.load import shipped
+    from ccm.models.shipped import shipped
 
     folder = find_model(name)
     table = Table(show_header=False, box=None)

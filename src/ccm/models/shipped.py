@@ -1,0 +1,36 @@
+"""The adapters that ship with the package. This module imports no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ccm.core.errors import ConfigError
+from ccm.core.rules import RULES, rule_class
+from ccm.models.builtin import NAME, WEIGHTS
+from ccm.models.catalogue import ADAPTERS, MODELS
+
+
+def shipped(base: object) -> list[Path]:
+    """The folders of the adapters that ship with the package for a model of that name, called as their rules."""
+    place = WEIGHTS if base == NAME else ADAPTERS / str(base) if base in MODELS else None
+    return sorted(path.parent for path in place.glob("*/ccm_config.json")) if place else []
+
+
+def shipped_adapter(base: object, rule: str | None) -> Path | None:
+    """The shipped adapter for a rule, or another that can run it; the first if no rule is given; None if none ships.
+
+    Raises:
+        ConfigError: when none of those that ship runs under the rule.
+    """
+    by_rule = {folder.name: folder for folder in shipped(base)}
+    if not by_rule and base == NAME:
+        raise ConfigError(f"The built-in model is not in {WEIGHTS}; build it with `make builtin`.")
+    if not by_rule or rule is None or rule_class(rule).compresses == "never":
+        return next(iter(by_rule.values()), None)
+    for name in (rule, *rule_class(rule).adapters):
+        if name in by_rule:
+            return by_rule[name]
+    runs = [r.name for r in RULES.values() if r.compresses == "never" or by_rule.keys() & {r.name, *r.adapters}]
+    raise ConfigError(
+        f"The model {base!r} ships with no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
+    )
