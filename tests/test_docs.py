@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig
 
 from ccm import cli, data
 from ccm.core import rules
+from ccm.core.provenance import ModelSource, write_about
 from ccm.core.rules import RULES
 from ccm.data import tasks
 from ccm.data.sources.catalogue import SOURCES
 from ccm.models.base import load_base
 from ccm.models.builtin import WEIGHTS
+from ccm.models.cache import model_folder
 from ccm.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +119,29 @@ def test_the_examples_for_users_of_the_authors_code(capsys, tmp_path: Path, monk
         exec(code, names)
     assert capsys.readouterr().out.strip()
     assert names["model"].config.rule == "concat"
+
+
+def test_the_guide_to_plans_shows_what_its_commands_print(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CCM_CACHE", str(tmp_path))
+    folder = model_folder("smollm2-135m")
+    folder.mkdir(parents=True)
+    write_about(folder, ModelSource("smollm2-135m", "registry", "Q4_1"))
+    config = LlamaConfig(
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        hidden_size=576,
+        max_position_embeddings=8192,
+        dtype="float32",
+    )
+    config.save_pretrained(folder)
+    text = (ROOT / "docs/plan.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ccm ((?:[^\n]*\\\n)*[^\n]*)", text, re.M)
+    shown = re.findall(r"^```text\n(.*?)^```", text, re.S | re.M)
+    assert len(commands) == len(shown) == 2
+    for command, said in zip(commands, shown, strict=True):
+        assert call(monkeypatch, *shlex.split(command.replace("\\\n", " "))) == 0
+        assert capsys.readouterr().out.split() == said.split()
 
 
 def test_every_target_and_command_exists(monkeypatch) -> None:
