@@ -49,18 +49,19 @@ def test_a_memory_has_the_bytes_of_its_plan(rule: str, head: int, family: str, t
 
 
 @pytest.mark.parametrize(
-    ("rule", "positions"), [("concat", "skip"), ("concat", "base"), ("gate", "skip"), ("full", "skip")]
+    ("rule", "positions"),
+    [("concat", "skip"), ("concat", "base"), ("gate", "skip"), ("gist", "skip"), ("gist", "base"), ("full", "skip")],
 )
 def test_positions_end_at_the_turn_that_the_model_refuses(rule: str, positions: Any, tmp_path: Path) -> None:
     model = tiny_model(rule, positions=positions)
-    planned = own(plan_of(shape_in(tmp_path, model), model.config, turns=50, turn_tokens=9, system_tokens=7))
+    planned = own(plan_of(shape_in(tmp_path, model), model.config, turns=50, turn_tokens=9, system_tokens=1))
     turns = planned.limits.positions
     assert turns is not None
     assert "positions" in planned.exceeded
-    memory = compress_all(model, make_sample([9] * turns, 3, head=7))
+    memory = compress_all(model, make_sample([9] * turns, 3, head=1))
     assert planned.nbytes == memory.nbytes
     with pytest.raises(PositionError):
-        compress_all(model, make_sample([9], 3, head=7), memory)
+        compress_all(model, make_sample([9], 3, head=1), memory)
 
 
 @pytest.mark.parametrize("rule", ["concat", "gate"])

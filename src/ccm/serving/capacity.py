@@ -244,8 +244,7 @@ class _Conversation:
     @property
     def turn_positions(self) -> int:
         """Text positions that a turn takes."""
-        skipped = self.comp if self.config.positions == "base" else 0
-        return 0 if self.rule.forgets else self.load.turn_tokens + skipped
+        return self.load.turn_tokens + (self.comp if self.config.positions == "base" else 0)
 
     @property
     def positions_end(self) -> int | None:
@@ -256,14 +255,15 @@ class _Conversation:
         """
         if self.shape.positions is None:
             return None
-        load, reserved = self.load, self.comp if self.config.positions == "skip" else 0
-        room = self.shape.positions - load.system_tokens - reserved
-        if room < load.turn_tokens + self.comp - reserved:
+        load, reserved = self.load, 0 if self.rule.compresses == "never" else self.config.n_tok
+        reserved -= self.turn_positions - load.turn_tokens  # COMP tokens that take positions need no others
+        turns = (self.shape.positions - load.system_tokens - reserved) // self.turn_positions
+        if turns < 1:
             raise ConfigError(
                 f"system_tokens={load.system_tokens} and turn_tokens={load.turn_tokens} are more than the "
                 f"{self.shape.positions} positions that the model was made for. Plan with shorter ones."
             )
-        return room // self.turn_positions if self.turn_positions else None
+        return None if self.rule.forgets else turns
 
     @property
     def held(self) -> int:

@@ -170,17 +170,19 @@ def _advice(name: str, one: RulePlan, plan: Plan, settings: ServerSettings) -> s
     """What happens at a limit, and what to do about it."""
     limits, load, machine = one.limits, plan.workload, plan.machine
     stored = load.conversations * one.stored_nbytes
-    lost = "what they said is forgotten" if RULES[one.rule].reversible else "what they said stays in the mixture"
-    kept = f"{limits.quota:,} conversations; of more, those used longest ago go" if limits.quota else "not even one"
+    rule, kept = RULES[one.rule], f"{limits.quota:,} conversations; of more, those used longest ago go"
+    lost = "what they said is forgotten" if rule.reversible else "what they said stays in the mixture"
+    auto = f"; with truncation: auto, the oldest turns make way, {lost}, and no memory grows any more"
     return {
-        "positions": f"The model has positions for {_number(limits.positions)} turns. The server refuses the next one; "
-        f"with truncation: auto, the oldest turns make way, {lost}, and no memory grows any more.",
+        "positions": f"The model has positions for {_number(limits.positions)} turns. The server refuses the next one"
+        f"{'' if rule.compresses == 'context' else auto}.",
         "steps": f"The server takes {limits.steps:,} turns of a conversation.",
         "memory": f"{machine.memory:g} GB hold the K/V of {limits.memory:,} conversations at a time: take a smaller "
         "--batch, or more accelerators.",
         "store": f"{machine.store:g} GB of store hold {limits.store:,} conversations; {load.conversations:,} take "
         f"{size(stored)}.",
-        "quota": f"A key may keep {size(settings.quota)}: {kept}. One key for all needs --quota {ceil(stored / MIB)}.",
+        "quota": f"A key may keep {size(settings.quota)}: {kept if limits.quota else 'less than one conversation'}. "
+        f"One key for all needs --quota {ceil(stored / MIB)}.",
         "network": f"{machine.network:g} Gbit/s carry {_number(limits.network)} turns a second.",
         "requests": f"A key may ask {_number(limits.requests)} times a second: one key for all needs --rate "
         f"{ceil(load.rate * 60)} of ccm serve.",
