@@ -44,6 +44,7 @@ from ccm.engine import adapter_files as checkpoint
 from ccm.engine.adapter_files import SavedAdapter, read_adapter, read_plain_lora, read_stage1, with_rule, write_adapter
 from ccm.engine.decoder import CCMModel
 from ccm.engine.layout import build_layout
+from ccm.models import builtin
 from ccm.models import load as loading
 from ccm.models.base import check_device, load_base
 
@@ -180,7 +181,7 @@ def test_options_of_the_hub_reach_the_adapters_download(monkeypatch: pytest.Monk
 
 
 def test_settings_hold_without_an_adapter_too() -> None:
-    base = f"{loading.WEIGHTS}/../weights/base"
+    base = f"{builtin.WEIGHTS}/../weights/base"
     model, _ = loading.load(base, rule="full", n_tok=77, recurrent=False, device="cpu")
     assert (model.config.n_tok, model.config.recurrent) == (77, False)
     with pytest.raises(ConfigError, match="n_tok is 0"):
@@ -197,10 +198,10 @@ def test_options_of_the_hub_reach_the_config_and_the_tokenizer(monkeypatch: pyte
     spy(PretrainedConfig, "get_config_dict")
     spy(AutoTokenizer, "from_pretrained")
     asked = {"token": "secret", "revision": "main", "local_files_only": True}
-    loading.load(f"{loading.WEIGHTS}/../weights/base", rule="full", device="cpu", **asked)
+    loading.load(f"{builtin.WEIGHTS}/../weights/base", rule="full", device="cpu", **asked)
     assert all(asked.items() <= seen[name].items() for name in ("get_config_dict", "from_pretrained"))
     seen.clear()
-    place = loading.WEIGHTS
+    place = builtin.WEIGHTS
     loading.load(f"{place}/base", adapter=f"{place}/concat", device="cpu", revision="a", base_revision="b")
     assert {given["revision"] for given in seen.values()} == {"b"}
 
@@ -227,7 +228,7 @@ def test_a_base_has_its_own_revision_and_attention(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_attention_that_is_asked_for_is_used() -> None:
-    model, _ = loading.load(f"{loading.WEIGHTS}/base", rule="full", device_map="cpu", attn_implementation="eager")
+    model, _ = loading.load(f"{builtin.WEIGHTS}/base", rule="full", device_map="cpu", attn_implementation="eager")
     assert model.base.config._attn_implementation == "ccm_eager"
 
 
