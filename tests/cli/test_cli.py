@@ -491,11 +491,13 @@ def test_evaluate_shows_a_table_that_fits_a_terminal_and_its_progress(monkeypatc
 
 
 def test_sizes_read_well() -> None:
-    assert [size(n) for n in (0, 1000, 12 * 1024, 3 * 1024**2 // 2)] == [
+    assert [size(n) for n in (0, 1000, 12 * 1024, 3 * 1024**2 // 2, 24 * 1024**3, 3 * 1024**4 // 2)] == [
         "0 bytes",
         "1000 bytes",
         "12 KB",
         "1.5 MB",
+        "24.0 GB",
+        "1.5 TB",
     ]
 
 
