@@ -82,14 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="of each ratio")
     parser.add_argument("--turn", type=int, default=50, help="the turn that is compared with full context")
+    parser.add_argument("--sentences", type=int, default=1, help="of a turn before it")
     asked = parser.parse_args(arguments)
     quiet()
+    count = asked.sentences
+    drawn = [recall_dialogue(random.Random(f"batching {i}"), asked.turn * count, 8, 4).turns for i in range(asked.rows)]
     lines = [
-        [turn.user for turn in recall_dialogue(random.Random(f"batching {i}"), asked.turn + 2, 8, 4).turns]
-        for i in range(asked.rows)
+        [" ".join(turn.user for turn in talk[i : i + count]) for i in range(0, len(talk), count)] for talk in drawn
     ]
     early = [(talk[:4], talk[4:8]) for talk in lines]
-    late = [(talk[: asked.turn - 1], talk[asked.turn - 1 : asked.turn + 1]) for talk in lines]
+    late = [(talk[: asked.turn - 2], talk[asked.turn - 2 :]) for talk in lines]
     loaded, tokenizer = ccm.load("builtin", rule=asked.rule)
     model, full = as_decoder(loaded, "a benchmark"), as_decoder(ccm.load("builtin", rule="full")[0], "a benchmark")
     found: dict[str, Any] = {"rule": asked.rule, "rows": asked.rows, "threads": torch.get_num_threads()}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import RULE_NAMES, assert_close, compress_all, make_sample, tiny_base, tiny_model
 
+from ccm.engine import batching
 from ccm.engine.batching import Batch, compress_together
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory, MemoryCache
@@ -111,7 +112,23 @@ def test_padding_does_not_pile_up() -> None:
         for talk in several:
             talk.cache = model.close(talk.memory).cache()
             batch.begin([talk.cache], [talk.prompt])
-        assert batch._columns is not None
-        assert batch._columns.width == longest
+        assert batch._slots is not None
+        assert batch._slots.width == longest
         batch.leave([talk.cache for talk in several])
     assert not batch.rows
+
+
+def test_room_that_a_long_row_took_is_let_go_once_it_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(base=tiny_base())
+    several, batch = talks(model), Batch(model)
+    long, short = several[0], several[1]
+    long.cache, short.cache = (model.close(talk.memory).cache() for talk in (long, short))
+    batch.begin([long.cache], [[5] * 100])
+    batch.begin([short.cache], [short.prompt])
+    assert batch._slots is not None
+    assert batch._slots._all.mask.shape[1] == 128
+    monkeypatch.setattr(batching, "_BLOCK", 8)
+    batch.leave([long.cache])
+    batch.read([3])
+    assert batch._slots._all.mask.shape[1] < 60
+    assert long.cache.read.shape == (1, 100)

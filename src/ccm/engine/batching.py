@@ -1,7 +1,7 @@
 """Batches: conversations that generate together. They join and leave between two tokens.
 
-    row 1   [  .    .   head  memory  text since ]  ->  next token
-    row 2   [ head  memory    text since         ]  ->  next token       padded on the left to one width
+    slot 1   [ head  memory  text since  .   .  ]  ->  next token
+    slot 2   [ head  memory  text since         ]  ->  next token       each row is written at its own end
 
 Each row computes what its conversation computes alone, up to rounding.
 """
@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Columns, Memory, MemoryCache
+
+_BLOCK = 64  # columns by which slots grow
 
 
 class Batch:
@@ -33,8 +37,7 @@ class Batch:
     def __init__(self, model: CCMModel) -> None:
         self._model = model
         self.rows: list[MemoryCache] = []
-        self._columns: Columns | None = None
-        self._cache = DynamicCache()
+        self._slots: _Slots | None = None
 
     @torch.no_grad()
     def begin(self, caches: Sequence[MemoryCache], prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -57,52 +60,142 @@ class Batch:
 
     def _add(self, caches: Sequence[MemoryCache], read: MemoryCache) -> None:
         columns = _read_so_far(read)
-        if len(caches) > 1:  # there is padding between memory and text, too
-            order = columns.mask.long().argsort(dim=1, stable=True)[:, None, :, None]
-            columns = columns.each(lambda x: x.take_along_dim(order, 2))
-        self._set([columns] if self._columns is None else [self._columns, columns])
+        if self._slots is None:
+            self._slots = _Slots(columns)
+        for row in range(len(caches)):
+            self._slots.put(columns, row)
         self.rows += caches
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> Tensor:
         """Read one token of each row; returns the logits (B, V) of the next ones."""
-        held = self._columns
-        assert held is not None
-        mask = torch.cat([held.mask, held.mask.new_ones(len(ids), 1)], dim=1)
-        positions = torch.cat([held.positions, held.positions[:, -1:] + 1], dim=1)
-        token = torch.tensor(ids, device=mask.device)[:, None]
-        logits = self._model.read_columns(token, self._cache, mask, positions, held.raw, last=True)
-        keys, values = _tensors(self._cache)
-        self._columns = replace(held, keys=keys, values=values, mask=mask, positions=positions)
+        slots = self._slots
+        assert slots is not None
+        own, token = slots.open(), torch.tensor(ids, device=slots.mask.device)[:, None]
+        logits = self._model.read_columns(token, own, slots.cache, slots.mask, slots.positions, slots.raw, last=True)
         return logits[:, -1]
 
     def leave(self, leaving: Collection[MemoryCache]) -> None:
         """Let rows go; their caches have then read what the rows read."""
-        held = self._columns
-        if held is None or not leaving:
-            return
-        stays = []
-        for row, cache in enumerate(self.rows):
-            if cache not in leaving:
-                stays.append(row)
-                continue
-            keep = held.mask[row].nonzero().flatten()
-            for layer, key, value in zip(cache.layers, held.keys, held.values, strict=True):
-                layer.keys, layer.values = (x[row : row + 1].index_select(2, keep) for x in (key, value))
-            cache.read = cache.read.new_ones(1, len(keep) - cache.columns.width)
-        self.rows = [self.rows[row] for row in stays]
-        if stays:
-            self._set([replace(held.each(lambda x: x[stays]), raw=held.raw[stays])])
-        else:
-            self._columns, self._cache = None, DynamicCache()
+        for row in reversed(range(len(self.rows))):
+            if (cache := self.rows[row]) in leaving:
+                assert self._slots is not None
+                keys, values = self._slots.take(row)
+                for layer, key, value in zip(cache.layers, keys, values, strict=True):
+                    layer.keys, layer.values = key, value
+                cache.read = cache.read.new_ones(1, keys[0].shape[2] - cache.columns.width)
+                self.rows[row] = self.rows[-1]  # as its slot
+                self.rows.pop()
+        if not self.rows:
+            self._slots = None
 
-    def _set(self, several: Sequence[Columns]) -> None:
-        """Take columns of rows as those of the batch, with no more padding than the longest row needs."""
-        width = max(int(columns.mask.sum(1).max()) for columns in several)
-        self._columns = Columns.join(
-            [columns.each(lambda x: pad(x, (0, 0, width - x.shape[2], 0))) for columns in several], "B"
-        )
-        self._cache = self._columns.fill(DynamicCache())
+
+class _Slots:
+    """Columns of B rows in place: each row fills its slot from the left, and nothing moves as others come and go.
+
+    Args:
+        like: columns of the model.
+
+    Attributes:
+        cache: what the model reads, and writes the next column of each row to.
+    """
+
+    def __init__(self, like: Columns) -> None:
+        self._ends: list[int] = []  # how many columns each row has
+        self._all = replace(like.each(lambda x: x.new_zeros(0, x.shape[1], 0, x.shape[3])), raw=like.raw[:0])
+        self.cache = DynamicCache()
+        self.cache.layers = [_SlotLayer(self, number) for number in range(len(like.keys))]
+
+    @property
+    def width(self) -> int:
+        """Columns of the longest row."""
+        return max(self._ends)
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, S) bool, True where a row has a column."""
+        return self._all.mask[: len(self._ends), : self.width]
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, S) int64, as :attr:`Columns.positions`."""
+        return self._all.positions[: len(self._ends), : self.width]
+
+    @property
+    def raw(self) -> Tensor:
+        """(B,) int64, as :attr:`Columns.raw`."""
+        return self._all.raw[: len(self._ends)]
+
+    def put(self, columns: Columns, row: int) -> None:
+        """Take a row of columns in as the last, without its padding."""
+        keep, slot = columns.mask[row].nonzero().flatten(), len(self._ends)
+        self._ends.append(len(keep))
+        self._fit(self.width)
+        for held, given in zip(_tensors_of(self._all), _tensors_of(columns), strict=True):
+            held[slot, :, : len(keep)] = given[row].index_select(1, keep)
+        self._all.mask[slot, len(keep) :] = False
+        self._all.raw[slot] = columns.raw[row]
+
+    def take(self, row: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Take a row out; the last takes its slot. Returns the keys and the values (1, K, S, D) of each layer."""
+        held, end, last = self._all, self._ends[row], len(self._ends) - 1
+        keys, values = (tuple(x[row : row + 1, :, :end].clone() for x in side) for side in (held.keys, held.values))
+        for tensor in _tensors_of(held) if row != last else ():
+            tensor[row, :, : self._ends[last]] = tensor[last, :, : self._ends[last]]
+        held.mask[row, self._ends[last] :] = False
+        held.raw[row] = held.raw[last]
+        self._ends[row] = self._ends[last]
+        self._ends.pop()
+        return keys, values
+
+    def open(self) -> Tensor:
+        """Open a column for the next token of each row; returns their text positions (B, 1)."""
+        self._fit(self.width + 1)
+        rows, ends = torch.arange(len(self._ends)), torch.tensor(self._ends)
+        self._all.positions[rows, ends] = self._all.positions[rows, ends - 1] + 1
+        self._all.mask[rows, ends] = True
+        self._ends = [end + 1 for end in self._ends]
+        return self._all.positions[rows, ends][:, None]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, K, 1, D) to the open columns; returns all of a layer (B, K, S, D)."""
+        rows, ends = torch.arange(len(self._ends)), torch.tensor(self._ends) - 1
+        sides = self._all.keys[layer], self._all.values[layer]
+        for held, new in zip(sides, (key, value), strict=True):
+            held[rows, :, ends] = new[:, :, 0]
+        keys, values = (held[: len(self._ends), :, : self.width] for held in sides)
+        return keys, values
+
+    def _fit(self, width: int) -> None:
+        """Make room for the rows and so many columns, and let go of room where most is not needed."""
+        rows, columns = self._all.mask.shape
+        if len(self._ends) <= rows and width <= columns <= 4 * width + _BLOCK:
+            return
+        more, wide = max(rows, 1 << (len(self._ends) - 1).bit_length()), -(-width // _BLOCK) * _BLOCK
+        fitted = self._all.each(lambda x: pad(x, (0, 0, 0, wide - columns, 0, 0, 0, more - rows)))
+        self._all = replace(fitted, raw=pad(self._all.raw, (0, more - rows)))
+
+
+class _SlotLayer(DynamicLayer):
+    """A layer of a cache whose rows are slots."""
+
+    is_sliding = False
+
+    def __init__(self, slots: _Slots, number: int) -> None:
+        super().__init__()
+        self._slots, self._number = slots, number
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self._slots.write(self._number, key_states, value_states)
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self._slots.width - 1  # the open column is that of the pass
+
+
+def _tensors_of(columns: Columns) -> list[Tensor]:
+    """All that has columns, as views (B, K, S, D)."""
+    others = (x[:, None, :, None] for x in (columns.mask, columns.positions))
+    return [*columns.keys, *columns.values, *others]
 
 
 def compress_together(

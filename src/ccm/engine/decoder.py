@@ -341,20 +341,30 @@ class CCMModel(AdaptedModel):
         read = whole[:, cache.columns.width :]
         self._check_end(memory, read.sum(1).tolist())
         positions = torch.cat([cache.columns.positions, cache.memory.positions_of(read)], dim=1)
-        logits = self.read_columns(ids, cache, whole, positions, cache.columns.raw, last=last)
+        own = positions[:, -ids.shape[1] :]
+        logits = self.read_columns(ids, own, cache, whole, positions, cache.columns.raw, last=last)
         cache.read = read
         return logits
 
     def read_columns(
-        self, ids: Tensor, cache: DynamicCache, mask: Tensor, positions: Tensor, raw: Tensor, *, last: bool = False
+        self,
+        ids: Tensor,
+        own: Tensor,
+        cache: DynamicCache,
+        mask: Tensor,
+        positions: Tensor,
+        raw: Tensor,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) of text that follows the columns of a cache, which grows by it.
 
         Args:
             ids: (B, T) token ids, on the model's device.
+            own: (B, T) int64 their text positions.
             cache: of S columns.
-            mask: (B, S + T) bool, False at padding.
-            positions: (B, S + T) int64 text positions, :data:`ccm.engine.memory.COMPRESSED` at entries.
+            mask: (B, S + T) bool of all columns once the cache has grown, False at padding.
+            positions: (B, S + T) int64 their text positions, :data:`ccm.engine.memory.COMPRESSED` at entries.
             raw: (B,) how many first tokens stay visible to all text.
             last: return the logits of the last token only, (B, 1, V).
 
@@ -362,7 +372,6 @@ class CCMModel(AdaptedModel):
             InputError: when the model keeps no cache.
         """
         check_caching(self.base)
-        own = positions[:, -ids.shape[1] :]
         return self.base(
             input_ids=ids,
             attention_mask=mask.long(),

@@ -40,12 +40,14 @@ class EngineLimits:
         waiting: most requests of one key that wait.
         seconds: that a request waits at most.
         tokens: most tokens of a pass over prompts, or over steps that are compressed, padding included.
+        hold: most passes of those who generate that a step waits for others, to be compressed with them.
     """
 
     rows: int = 16
     waiting: int = 256
     seconds: float = 60.0
     tokens: int = 512
+    hold: int = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,7 @@ class Engine:
         self._limits = limits or EngineLimits()
         self._plain, self.model = model, SharedModel.of(model, self._limits.tokens)
         self._batch = Batch(model)
+        self._held = 0  # passes since steps wait for others
         self._queues: OrderedDict[bytes, deque[Task]] = OrderedDict()
         self._active: list[Task] = []
         self._changed = threading.Condition()
@@ -294,8 +297,10 @@ class Engine:
         """One pass over steps that are to be compressed, as many as it may hold."""
         rows = self._batch.rows
         waiting = [task for task in self._active if isinstance(task.job, Compressing) and task.job.cache not in rows]
-        if not waiting:
+        if not waiting or (rows and self._held < self._limits.hold):
+            self._held += bool(waiting)
             return
+        self._held = 0
         known = waiting[0].job.rest < len(waiting[0].job.step)
         alike = [task for task in waiting if (task.job.rest < len(task.job.step)) == known]
         self._try(
