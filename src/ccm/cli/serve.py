@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,10 @@ def serve(
     batch: Annotated[int, typer.Option(help="Requests that use the model together; others wait.")] = 16,
     rate: Annotated[int, typer.Option(help="Requests of a key in a minute.")] = 6000,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Whether the text of turns is kept, too.")] = True,
+    log: Annotated[
+        Literal["json", "text"] | None,
+        typer.Option(help="Write a line for each request on standard error (none: warnings and errors alone)."),
+    ] = None,
 ) -> None:
     """Serve conversations: Open Responses at /v1/responses, and /v1/chat/completions."""
     from ccm.cli.commands.serve import run
@@ -48,5 +52,6 @@ def serve(
         rate=rate,
         batch=batch,
         keep_text=text,
+        log=log,
     )
     run(model.chosen(), settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -19,19 +20,18 @@ from openresponses_types.types import CompactResource, ResponseResource
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Counted
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ccm.core.errors import CCMError
-from ccm.core.processes import get_logger
 from ccm.serving.completions import Completions, as_chunk
 from ccm.serving.errors import REFUSALS, RequestError, unsupported
 from ccm.serving.guard import Guard
 from ccm.serving.keys import Keys
+from ccm.serving.logs import LEFT, RequestLog, log_event
 from ccm.serving.requests import ChatCompletion, Compact, CreateResponse
-from ccm.serving.responses import Responses, as_event
+from ccm.serving.responses import MEMORY, Responses, as_event
 from ccm.serving.service import Service
 from ccm.serving.tables import StoreError, StoreUnavailableError
-
-logger = get_logger(__name__)
 
 
 def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=False))]) -> bytes:
@@ -58,7 +58,6 @@ _POLICY = (
 _STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}  # beside JSON, in the description
 _HOUR = 3600.0
 _AGAIN = 5  # seconds after which a store that could not be reached may be back
-_LEFT = 499  # the status of a request whose client left
 _LOOK = 0.2  # seconds after which a request that waits looks whether its client is there
 
 
@@ -76,15 +75,30 @@ def _once(work: Callable[[], dict[str, Any]]) -> Generator[dict[str, Any], None,
     yield work()
 
 
-def _replied(event: dict[str, Any]) -> int:
-    """Tokens of a reply, as the event tells that ends it."""
-    usage = event.get("usage") or (event.get("response") or {}).get("usage") or {}
-    return usage.get("output_tokens") or usage.get("completion_tokens") or 0
+def _used(event: dict[str, Any]) -> dict[str, int]:
+    """What a request used, as the event tells that ends its reply: tokens, and the memory after it."""
+    told = event.get("response") or event
+    if not (usage := told.get("usage")):
+        return {}
+    asked, replied = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
+    tokens = {
+        "asked": usage[f"{asked}_tokens"],
+        "cached": usage[f"{asked}_tokens_details"]["cached_tokens"],
+        "replied": usage[f"{replied}_tokens"],
+    }
+    return tokens | {name: told[MEMORY][name] for name in ("entries", "bytes")}
+
+
+def _answer(request: Request, error: RequestError) -> JSONResponse:
+    """The answer to a request that is refused, or failed; the log tells its code."""
+    request.state.code = error.code
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 def _failure(error: Exception) -> RequestError:
     """What a client hears of an error that is not its own; of others than ours no more than that."""
-    logger.error("A request failed: %s", type(error).__name__)
+    kind = type(error).__name__
+    log_event("failure", f"A request failed: {kind}", logging.ERROR, kind=kind)
     if isinstance(error, StoreUnavailableError):
         again = {"Retry-After": str(_AGAIN)}
         return RequestError(str(error), status=503, code="store_unavailable", headers=again)
@@ -116,7 +130,10 @@ def running(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager
                 try:
                     await anyio.to_thread.run_sync(service.store.expire)
                 except CCMError as error:  # such as a full disk, which may have room in an hour
-                    logger.error("What was not used for too long cannot be deleted: %s", error)
+                    told = "What was not used for too long cannot be deleted"
+                    log_event("expiry", told, logging.ERROR, kind=type(error).__name__)
+                else:
+                    log_event("expiry", "What was not used for too long is deleted")
 
         task = asyncio.create_task(expire())
         yield
@@ -140,7 +157,6 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     engine, name = service.backend.engine, service.backend.name
     about_model = {"id": name, "object": "model", "created": int(service.started), "owned_by": "ccm"}
     api = APIRouter(responses=REFUSALS, dependencies=[Depends(_declared)])
-    app.add_middleware(Guard, keys=keys, body=body, rate=rate)
 
     async def events(
         work: Generator[dict[str, Any], None, None], request: Request, who: bytes, name: str
@@ -158,7 +174,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
         with metrics.waiting.track_inprogress(), metrics.seconds.time():
-            task, looked = engine.submit(who, work, emit), loop.time()
+            task, looked, used = engine.submit(who, work, emit), loop.time(), dict[str, int]()
             try:
                 while True:
                     if loop.time() - looked >= _LOOK:
@@ -171,10 +187,11 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                         continue
                     if event is None:
                         metrics.requests.labels(name).inc()
+                        metrics.tokens.inc(used.get("replied", 0))
                         return
                     if isinstance(event, Exception):
                         raise event
-                    metrics.tokens.inc(_replied(event))
+                    request.state.used = used = _used(event) or used
                     yield event
             finally:
                 engine.cancel(task)
@@ -189,12 +206,12 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
             return None
         return found
 
-    async def stream(events: AsyncIterator[dict[str, Any]], write: Callable[[Any], str]) -> Response:
+    async def stream(events: AsyncIterator[dict[str, Any]], request: Request, write: Callable[[Any], str]) -> Response:
         """A stream that begins once the first event is there, so that a refusal has its status."""
         try:
             first = await anext(events)
         except ClientLeft:
-            return Response(status_code=_LEFT)
+            return Response(status_code=LEFT)
 
         async def lines() -> AsyncIterator[str]:
             yield write(first)
@@ -208,6 +225,7 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                 return
             except Exception as error:  # the status has gone out already: whatever it was, the client hears of it
                 told = error if isinstance(error, RequestError) else _failure(error)
+                request.state.code = told.code
                 yield write({"type": "error", "sequence_number": number, **told.body})
             yield "data: [DONE]\n\n"
 
@@ -218,15 +236,15 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         """Reply to what is new in a conversation."""
         coming = events(responses.create(who, body), request, who, "responses")
         if body.stream:
-            return await stream(coming, as_event)
+            return await stream(coming, request, as_event)
         event = await last(coming)
-        return JSONResponse(event["response"]) if event else Response(status_code=_LEFT)
+        return JSONResponse(event["response"]) if event else Response(status_code=LEFT)
 
     @api.post("/v1/responses/compact", response_model=None, responses={200: {"model": CompactResource}})
     async def compact_response(body: Compact, request: Request, who: Owner) -> Response:
         """A conversation as one opaque item, which the client keeps."""
         item = await last(events(_once(partial(responses.compact, who, body)), request, who, "compact"))
-        return JSONResponse(item) if item else Response(status_code=_LEFT)
+        return JSONResponse(item) if item else Response(status_code=LEFT)
 
     @api.get("/v1/responses/{response_id}", response_model=None, responses={200: {"model": ResponseResource}})
     def retrieve_response(response_id: str, who: Owner) -> Response:
@@ -247,16 +265,16 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         """Delete a response with its memory; later ones of its chain hold what it said, unless they go, too."""
         delete = partial(responses.delete, who, response_id, cascade=cascade)  # it may make memories from text before
         told = await last(events(_once(delete), request, who, "delete"))
-        return JSONResponse(told) if told else Response(status_code=_LEFT)
+        return JSONResponse(told) if told else Response(status_code=LEFT)
 
     @api.post("/v1/chat/completions", response_model=None, responses={200: _STREAMED})
     async def create_completion(body: ChatCompletion, request: Request, who: Owner) -> Response:
         """Reply to messages, of which only those are read that are not in memory yet."""
         coming = events(completions.create(who, body), request, who, "chat")
         if body.stream:
-            return await stream(coming, as_chunk)
+            return await stream(coming, request, as_chunk)
         whole = await last(coming)
-        return JSONResponse(whole) if whole else Response(status_code=_LEFT)
+        return JSONResponse(whole) if whole else Response(status_code=LEFT)
 
     @api.get("/v1/models", response_model=None)
     def list_models(who: Owner) -> Response:
@@ -298,33 +316,33 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(RequestError)
-    async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, error.headers)
+    async def refuse(request: Request, error: RequestError) -> JSONResponse:
+        return _answer(request, error)
 
     @app.exception_handler(CCMError)
     @app.exception_handler(Exception)
-    async def fail(_: Request, error: Exception) -> JSONResponse:
-        told = _failure(error)
-        return JSONResponse(told.body, told.status, told.headers)
+    async def fail(request: Request, error: Exception) -> JSONResponse:
+        return _answer(request, _failure(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of the forms that an item may have
         place = ".".join(str(part) for part in deepest["loc"][1:12] if isinstance(part, int) or _is_field(part))
         told = f"{place}: {deepest['msg']}."
         if deepest["type"] == "extra_forbidden":
-            return JSONResponse(unsupported(place).body, status_code=400)
+            return _answer(request, unsupported(place))
         if not place:
             told = "The body must be a JSON object, sent with the header content-type: application/json."
-        return JSONResponse(RequestError(told, param=place or None).body, status_code=400)
+        return _answer(request, RequestError(told, param=place or None))
 
     @app.exception_handler(HTTPException)
     async def absent(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        told, headers = RequestError(str(error.detail), status=error.status_code, code=code), error.headers
-        path = getattr(request.scope.get("route"), "path", None)
+        headers, path = error.headers, getattr(request.scope.get("route"), "path", None)
         if error.status_code == 405 and path in app.openapi()["paths"]:  # the router names those of one operation alone
             headers = {"Allow": ", ".join(app.openapi()["paths"][path]).upper()}
-        return JSONResponse(told.body, status_code=error.status_code, headers=headers)
+        return _answer(request, RequestError(error.detail, status=error.status_code, code=code, headers=headers))
 
+    app.add_middleware(Guard, keys=keys, body=body, rate=rate)
+    app.add_middleware(RequestLog, routes=[one for one in (*api.routes, *app.routes) if isinstance(one, Route)])
     return app

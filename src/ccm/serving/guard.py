@@ -45,6 +45,7 @@ class Guard:
                 self._count(owner)
             body = await self._body(receive)
         except RequestError as error:
+            scope.setdefault("state", {})["code"] = error.code
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

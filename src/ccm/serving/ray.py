@@ -26,14 +26,15 @@ from ccm.serving.start import start
 logger = logging.getLogger("ray.serve")
 MOST = 8  # replicas, unless a configuration says otherwise
 _MODEL = ("model", "adapter", "rule", "rule_options", "n_tok", "recurrent", "device", "dtype", "quantize", "strict")
-_RAYS = ("host", "port")  # Ray's proxies listen
+_RAYS = ("host", "port", "log")  # Ray's proxies listen, and Ray writes the log
 
 
 def application(args: dict[str, Any]) -> Application:
     """The application that ``serve run`` and configuration files name.
 
     Args:
-        args: the model, as :func:`ccm.load` takes it, and the fields of :class:`ServerSettings`, but for host and port.
+        args: the model, as :func:`ccm.load` takes it, and the fields of :class:`ServerSettings`, without host, port and
+            log.
 
     Raises:
         ConfigError: when there is no such setting, or the store is not in Redis.

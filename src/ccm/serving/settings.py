@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ccm.core.config import bounded, check_fields
 from ccm.core.errors import ConfigError
@@ -34,6 +35,7 @@ class ServerSettings:
         waiting: most requests of one key that wait for it.
         patience: seconds that a request waits at most.
         keep_text: whether items are kept; without them nothing can be retrieved or rebuilt.
+        log: form of the log, which has a line for each request; None logs warnings and errors alone.
 
     Raises:
         ConfigError: when a value is not allowed, or an address that others reach is asked for without keys.
@@ -54,6 +56,7 @@ class ServerSettings:
     waiting: int = bounded(256, 1)
     patience: float = bounded(60.0, 0.1)
     keep_text: bool = True
+    log: Literal["json", "text"] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
 from typing import Any
 
-from ccm.cli.console import plain_console, quiet, tell
-from ccm.core.errors import ConfigError, reason
+from ccm.cli.console import plain_console, quiet, with_flags
+from ccm.core.errors import CCMError, ConfigError, reason
 from ccm.core.extras import needs
 from ccm.serving.settings import ServerSettings
 
@@ -19,6 +20,7 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     Raises:
         ConfigError: when model, store, keys or secret cannot be had.
         UnsupportedModelError: when the model is an encoder-decoder.
+        SystemExit: in place of both where a log is written, which tells of them.
     """
     needs(
         "fastapi",
@@ -33,28 +35,42 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     )
     import uvicorn
 
+    from ccm.serving.logs import begin_logs, log_event
     from ccm.serving.start import start
 
     quiet()
-    _check_port(settings)
-    console = plain_console()
-    if settings.keys is not None and settings.keys.exists() and settings.keys.stat().st_mode & 0o077:
-        tell(f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}")
-    app, service = start(choice, settings)
+    begin_logs(settings.log)
+
+    def tell(event: str, text: str) -> None:
+        log_event(event, text)
+        if settings.log is None:
+            plain_console().print(text)
+
+    try:
+        _check_port(settings)
+        if settings.keys is not None and settings.keys.exists() and settings.keys.stat().st_mode & 0o077:
+            told = f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}"
+            log_event("warning", told, logging.WARNING)
+        app, service = start(choice, settings)
+    except CCMError as error:
+        if settings.log is None:
+            raise
+        log_event("failure", with_flags(str(error)), logging.ERROR, kind=type(error).__name__)
+        raise SystemExit(2) from None
     backend, tables = service.backend, service.store.tables
     held = tables.place if settings.store else "the process, until it ends"
-    told = f"{backend.name} ({backend.model.config.rule}) at http://{settings.host}:{settings.port}"
-    console.print(f"{told}; turns are kept in {held}.")
+    served = f"{backend.name} ({backend.model.config.rule}) at http://{settings.host}:{settings.port}"
+    tell("start", f"{served}; turns are kept in {held}.")
     for warning in tables.warnings():
-        tell(warning)
+        log_event("warning", warning, logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
     try:
-        uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+        uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
     except KeyboardInterrupt:
         pass
     finally:
         tables.close()
-        console.print(f"The server has ended; turns are kept in {held}." if settings.store else "The server has ended.")
+        tell("stop", f"The server has ended; turns are kept in {held}." if settings.store else "The server has ended.")
 
 
 def _check_port(settings: ServerSettings) -> None:
