@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import yaml
 from commands import call
 from helpers import Row, assert_close, compress_all, make_sample, online_logits, parallel_logits, tiny_model
 from peft import LoraConfig, get_peft_model
@@ -205,3 +208,21 @@ def test_the_guide_to_data_sets(tmp_path: Path, monkeypatch) -> None:
 def test_the_rules_are_all_in_the_table() -> None:
     text = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in RULES)
+
+
+def test_a_server_takes_the_options_that_image_and_guide_give_it() -> None:
+    """Those of the Dockerfile, with those that compose.yaml adds, and all of docs/operate.md."""
+    image, composed, guide = (
+        (ROOT / name).read_text("utf-8") for name in ("Dockerfile", "compose.yaml", "docs/operate.md")
+    )
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", image, re.M)
+    guided = re.findall(r"^(?:ExecStart=/opt/ccm/bin/)?ccm serve (.*)$", guide, re.M)
+    serve = typer.main.get_command(cli.app).commands["serve"]
+    services = yaml.safe_load(composed)["services"]
+    for name in ("server1", "server2"):
+        told = serve.make_context("serve", [*json.loads(entry)[2:], *services[name]["command"]]).params
+        assert (told["host"], told["store"]) == ("0.0.0.0", "redis://redis:6379/0")
+        assert [str(told[one]) for one in services[name]["secrets"]] == ["/run/secrets/keys", "/run/secrets/secret"]
+    assert len(guided) == 2
+    for line in guided:
+        assert serve.make_context("serve", line.split()).params["log"] == "json"

@@ -214,11 +214,6 @@ def test_no_line_holds_what_a_client_said(lines: Lines, keys: Path, caplog: pyte
     assert not [secret for secret in secrets if secret in shown or secret in str(told)]
 
 
-def test_without_a_log_no_request_is_written(caplog: pytest.LogCaptureFixture) -> None:
-    ask(client(service()), "Hi.")
-    assert not [record for record in caplog.records if record.name.startswith("ccm")]
-
-
 @pytest.mark.usefixtures("own_logging")
 def test_all_that_the_process_logs_is_lines_of_one_form(capsys: pytest.CaptureFixture[str]) -> None:
     library = logging.getLogger("of.a.library")
