@@ -272,7 +272,7 @@ applications:
     args: {{store: "{place}", rate: 1000000}}
     deployments:
       - name: Replica
-        num_replicas: {count}
+        autoscaling_config: {{min_replicas: {count}, max_replicas: {count}}}
         ray_actor_options: {{num_cpus: 1}}
 """
 
@@ -296,19 +296,23 @@ def ray_serve(count: int, place: str) -> Iterator[str]:
                 subprocess.run([str(Path(sys.executable).with_name("ray")), "stop", "--force"], capture_output=True)
 
 
+def _ray_processes() -> Iterator[tuple[psutil.Process, str]]:
+    """What Ray runs, with its title."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        title = " ".join(process.info["cmdline"] or [process.info["name"]])
+        if "ray" in title and "benchmarks" not in title:
+            yield process, title
+
+
+def _ray_replicas() -> list[psutil.Process]:
+    """Replicas that have their model."""
+    return [process for process, title in _ray_processes() if title.startswith("ray::ServeReplica")]
+
+
 def _ray_seconds() -> tuple[float, float]:
     """CPU seconds of the replicas, and of all else that Ray runs."""
-    replicas = others = 0.0
-    for process in psutil.process_iter(["name", "cmdline"]):
-        try:
-            title = " ".join(process.info["cmdline"] or [process.info["name"]])
-            if "ServeReplica" in title:
-                replicas += cpu_seconds(process)
-            elif "ray" in title and "benchmarks" not in title:
-                others += cpu_seconds(process)
-        except psutil.NoSuchProcess:
-            continue
-    return replicas, others
+    replicas = {process.pid: cpu_seconds(process) for process in _ray_replicas()}
+    return sum(replicas.values()), sum(cpu_seconds(one) for one, _ in _ray_processes() if one.pid not in replicas)
 
 
 def measure_ray(users: int, turns: int) -> dict[str, Any]:
@@ -316,6 +320,8 @@ def measure_ray(users: int, turns: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for count in (1, 2):
         with new_store(redis=True) as place, ray_serve(count, place) as address:
+            while len(_ray_replicas()) < count:
+                time.sleep(0.5)
             asyncio.run(crowd([address], 4 * count, 8))  # warm
             before, begun = _ray_seconds(), time.perf_counter()
             told = asyncio.run(crowd([address], users, turns))

@@ -231,9 +231,10 @@ class RedisTables:
         try:
             yield
         except (ConnectionError, TimeoutError) as error:
-            raise StoreUnavailableError(f"The store cannot be reached: {error}. Ask again later.") from error
+            raise StoreUnavailableError("The store cannot be reached. Ask again later.") from error
         except ResponseError as error:
-            raise StoreError(f"The store cannot be written: {error}.") from error
+            why = str(error).rpartition("caused error: ")[2].rstrip(".")  # without the command, which names ids
+            raise StoreError(f"The store cannot be written: {why}.") from error
 
     def run(self, work: Callable[[Transaction], T]) -> T:
         for turn in range(_TRIES):
