@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError
 
 KINDS = ("files", "redis")
 kind = os.environ.get("CCM_TEST_STORE", "files")
@@ -27,9 +30,11 @@ def start_redis(folder: Path, *options: str) -> subprocess.Popen[bytes]:
         pytest.skip("neither redis-server nor valkey-server is installed")
     told = ["--dir", str(folder), "--port", "0", "--unixsocket", str(folder / "socket"), "--databases", "10000"]
     server = subprocess.Popen([program, *told, *options], stdout=subprocess.DEVNULL)
-    while not (folder / "socket").exists():
+    while True:
+        with suppress(ConnectionError), Redis(unix_socket_path=str(folder / "socket")) as asked:
+            asked.ping()  # it has read what it kept
+            return server
         time.sleep(0.01)
-    return server
 
 
 @cache
