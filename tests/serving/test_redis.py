@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import stores
+from redis import exceptions
+from redis.connection import UnixDomainSocketConnection
 from serving_app import ask, client, service
 from test_memories import Kept, backend
 from test_turn_store import ANNA, add, data_of, parts
@@ -175,8 +177,12 @@ def test_a_store_that_cannot_be_had_is_told_without_its_password(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"redis://127\.0\.0\.1:1/3 cannot be opened.*Start Redis") as told:
         open_tables("redis://user:secret@127.0.0.1:1/3")
     assert "secret" not in str(told.value)
-    with pytest.raises(ConfigError, match="cannot be opened"):
-        open_tables("redis://127.0.0.1:port")
+    for part in ("127.0.0.1:port", "[::1", "127.0.0.1?unknown=1", ":sec/ret@127.0.0.1"):
+        with pytest.raises(ConfigError, match="cannot be opened: its address is not understood") as told:
+            open_tables(f"redis://{part}")
+        assert "sec" not in str(told.value)
+    with pytest.raises(ConfigError, match="no address valkey://.*redis://"):
+        open_tables("valkey://:secret@127.0.0.1:1")
     url = stores.new_redis()
     tables = RedisTables(url)
     tables._base.set("ccm:version", 9)
@@ -205,6 +211,33 @@ def test_a_connection_that_is_lost_gives_503_and_loses_nothing(tmp_path: Path) -
     redis.kill()
     redis.wait()
     one.store.close()
+
+
+def test_what_was_written_as_its_answer_was_lost_is_not_written_again(
+    replicas: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, send = replicas[0], UnixDomainSocketConnection.send_packed_command
+
+    def lose(self: UnixDomainSocketConnection, command: list[bytes], check_health: bool = True) -> None:
+        send(self, command, check_health)
+        if b"HINCRBY" in b"".join(command):
+            self.can_read(5)
+            raise exceptions.ConnectionError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnixDomainSocketConnection, "send_packed_command", lose)
+        with pytest.raises(StoreUnavailableError):
+            add(store, "one", b"1")
+    held = sum(parts(store).values()) + sum(row["size"] for _, row in store._rows(TURNS, ("size",)))
+    assert store.tables.run(lambda t: t.held(ANNA)) == held > 0
+
+
+def test_no_id_of_a_client_is_the_key_of_an_index(replicas: tuple[Store, Store]) -> None:
+    store = replicas[0]
+    add(store, "one", b"1")
+    add(store, "two", b"2", "one")
+    (keys,) = store.tables.run(lambda t: [t._base.keys("ccm:turns:*")])  # type: ignore[attr-defined]
+    assert sorted(keys) == [b"ccm:turns:one", b"ccm:turns:two"]
 
 
 def test_what_may_lose_turns_is_told(tmp_path: Path) -> None:

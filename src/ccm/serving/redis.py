@@ -1,7 +1,7 @@
 """The tables of a store in Redis or Valkey, which many servers share.
 
     ccm:TABLE:ID             a hash: the fields of a row
-    ccm:TABLE:FIELD:VALUE    a sorted set: ids of the rows with that value
+    ccm:TABLE.FIELD:VALUE    a sorted set: ids of the rows with that value
     ccm:held                 a hash: bytes of each owner
 
 A transaction watches each key that it reads and writes at its end, all at once: where another server wrote one of the
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -39,7 +39,7 @@ def _key(table: Table, name: str) -> str:
 
 
 def _index(table: Table, name: str, value: Any) -> str:
-    return f"{_NAME}:{table.name}:{name}:{value.hex() if isinstance(value, bytes) else value}"
+    return f"{_NAME}:{table.name}.{name}:{value.hex() if isinstance(value, bytes) else value}"
 
 
 def _encoded(value: Any) -> bytes:
@@ -207,8 +207,7 @@ class RedisTables:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.place = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()  # without its password
+        self.place = re.sub("//.*@", "//", url).partition("?")[0]  # without its password
         try:
             self._base = Redis.from_url(
                 url,
@@ -218,7 +217,12 @@ class RedisTables:
             )
             self._base.setnx(f"{_NAME}:version", VERSION)
             version = int(self._base.get(f"{_NAME}:version") or 0)
-        except (RedisError, ValueError) as error:
+        except (TypeError, ValueError) as error:  # these name parts of the address, as of a password
+            raise ConfigError(
+                f"The store {self.place} cannot be opened: its address is not understood. Write "
+                "redis://:PASSWORD@HOST:PORT/DATABASE, with %2F for / in a password, and no option but those of redis-py."
+            ) from error
+        except RedisError as error:
             raise ConfigError(
                 f"The store {self.place} cannot be opened: {error}. Start Redis or Valkey there, or name another "
                 "address, as redis://HOST:PORT/DATABASE."
@@ -249,7 +253,9 @@ class RedisTables:
                         RedisTransaction(self._base, watching).write()
                         raise
                     transaction.write()
-                except WatchError:
+                except WatchError as error:
+                    if isinstance(error.__context__, RedisError):  # the connection was lost, perhaps with the answer
+                        raise error.__context__ from None
                     time.sleep(random.random() * 0.001 * min(turn, 20))
                     continue
                 return done

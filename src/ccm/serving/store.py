@@ -168,7 +168,10 @@ def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
     Raises:
         ConfigError: when they cannot be opened.
     """
-    if not str(place).startswith(_REDIS):
+    scheme, address, _ = str(place).partition("://")
+    if address and not str(place).startswith(_REDIS):
+        raise ConfigError(f"A store has no address {scheme}://; name a folder, or begin with {', '.join(_REDIS)}.")
+    if not address:
         return SQLiteTables(None if place is None else Path(place), (TURNS, PARTS, ABOUT), make=make)
     needs("redis", what="a store in Redis", extra="serve")
     from ccm.serving.redis import RedisTables  # it takes 0.1 s to import, and most stores are folders
