@@ -132,3 +132,37 @@ def test_room_that_a_long_row_took_is_let_go_once_it_has_left(monkeypatch: pytes
     batch.read([3])
     assert batch._slots._all.mask.shape[1] < 60
     assert long.cache.read.shape == (1, 100)
+
+
+def test_what_a_row_left_in_its_slot_touches_no_other() -> None:
+    model = tiny_model(base=tiny_base()).double()
+    (said, _), batch = alone(model, talks(model)[1], 3), Batch(model)
+    broken, short, long = talks(model)[:3]
+    batch.begin([broken.cache], [[5] * 60])
+    assert batch._slots is not None
+    for tensor in (*batch._slots._all.keys, *batch._slots._all.values):
+        tensor[0, :, 50:60] = torch.inf
+    short.said.append(int(batch.begin([short.cache], [short.prompt]).argmax(-1)))
+    batch.leave([broken.cache])
+    batch.begin([long.cache], [[5] * 60])
+    for _ in range(2):
+        short.said.append(int(batch.read([short.said[-1], 5])[0].argmax(-1)))
+    assert short.said == said
+
+
+def test_rows_that_fail_to_join_leave_the_others_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(base=tiny_base()).double()
+    (said, _), batch = alone(model, talks(model)[1], 3), Batch(model)
+    failing, one, other = talks(model)[:3]
+    one.said.append(int(batch.begin([one.cache], [one.prompt]).argmax(-1)))
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batching, "pad", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            batch.begin([failing.cache, other.cache], [failing.prompt, [5] * 100])
+    for _ in range(2):
+        one.said.append(int(batch.read(one.said[-1:]).argmax(-1)))
+    assert (one.said, batch.rows) == (said, [one.cache])

@@ -62,8 +62,7 @@ class Batch:
         columns = _read_so_far(read)
         if self._slots is None:
             self._slots = _Slots(columns)
-        for row in range(len(caches)):
-            self._slots.put(columns, row)
+        self._slots.put(columns)
         self.rows += caches
 
     @torch.no_grad()
@@ -126,23 +125,24 @@ class _Slots:
         """(B,) int64, as :attr:`Columns.raw`."""
         return self._all.raw[: len(self._ends)]
 
-    def put(self, columns: Columns, row: int) -> None:
-        """Take a row of columns in as the last, without its padding."""
-        keep, slot = columns.mask[row].nonzero().flatten(), len(self._ends)
-        self._ends.append(len(keep))
-        self._fit(self.width)
-        for held, given in zip(_tensors_of(self._all), _tensors_of(columns), strict=True):
-            held[slot, :, : len(keep)] = given[row].index_select(1, keep)
-        self._all.mask[slot, len(keep) :] = False
-        self._all.raw[slot] = columns.raw[row]
+    def put(self, columns: Columns) -> None:
+        """Take rows of columns in behind the others, without their padding: all of them, or none."""
+        keep, first = [row.nonzero().flatten() for row in columns.mask], len(self._ends)
+        ends = [*self._ends, *map(len, keep)]
+        self._fit(len(ends), max(ends))
+        for row, kept in enumerate(keep):
+            for held, given in zip(_tensors_of(self._all), _tensors_of(columns), strict=True):
+                held[first + row, :, : len(kept)] = given[row].index_select(1, kept)
+                held[first + row, :, len(kept) :] = 0  # an infinity that another row left would become NaN
+        self._all.raw[first : len(ends)] = columns.raw
+        self._ends = ends
 
     def take(self, row: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Take a row out; the last takes its slot. Returns the keys and the values (1, K, S, D) of each layer."""
         held, end, last = self._all, self._ends[row], len(self._ends) - 1
         keys, values = (tuple(x[row : row + 1, :, :end].clone() for x in side) for side in (held.keys, held.values))
         for tensor in _tensors_of(held) if row != last else ():
-            tensor[row, :, : self._ends[last]] = tensor[last, :, : self._ends[last]]
-        held.mask[row, self._ends[last] :] = False
+            tensor[row] = tensor[last]
         held.raw[row] = held.raw[last]
         self._ends[row] = self._ends[last]
         self._ends.pop()
@@ -150,7 +150,7 @@ class _Slots:
 
     def open(self) -> Tensor:
         """Open a column for the next token of each row; returns their text positions (B, 1)."""
-        self._fit(self.width + 1)
+        self._fit(len(self._ends), self.width + 1)
         rows, ends = torch.arange(len(self._ends)), torch.tensor(self._ends)
         self._all.positions[rows, ends] = self._all.positions[rows, ends - 1] + 1
         self._all.mask[rows, ends] = True
@@ -166,14 +166,14 @@ class _Slots:
         keys, values = (held[: len(self._ends), :, : self.width] for held in sides)
         return keys, values
 
-    def _fit(self, width: int) -> None:
-        """Make room for the rows and so many columns, and let go of room where most is not needed."""
-        rows, columns = self._all.mask.shape
-        if len(self._ends) <= rows and width <= columns <= 4 * width + _BLOCK:
+    def _fit(self, rows: int, width: int) -> None:
+        """Make room for so many rows and columns, and let go of room where most is not needed."""
+        had, columns = self._all.mask.shape
+        if rows <= had and width <= columns <= 4 * width + _BLOCK:
             return
-        more, wide = max(rows, 1 << (len(self._ends) - 1).bit_length()), -(-width // _BLOCK) * _BLOCK
-        fitted = self._all.each(lambda x: pad(x, (0, 0, 0, wide - columns, 0, 0, 0, more - rows)))
-        self._all = replace(fitted, raw=pad(self._all.raw, (0, more - rows)))
+        more, wide = max(had, 1 << (rows - 1).bit_length()), -(-width // _BLOCK) * _BLOCK
+        fitted = self._all.each(lambda x: pad(x, (0, 0, 0, wide - columns, 0, 0, 0, more - had)))
+        self._all = replace(fitted, raw=pad(self._all.raw, (0, more - had)))
 
 
 class _SlotLayer(DynamicLayer):

@@ -220,7 +220,7 @@ class RedisTables:
         except (TypeError, ValueError) as error:  # these name parts of the address, as of a password
             raise ConfigError(
                 f"The store {self.place} cannot be opened: its address is not understood. Write "
-                "redis://:PASSWORD@HOST:PORT/DATABASE, with %2F for / in a password, and no option but those of redis-py."
+                "redis://:PASSWORD@HOST:PORT/DATABASE, with %2F for / in a password, and no option that redis-py lacks."
             ) from error
         except RedisError as error:
             raise ConfigError(
