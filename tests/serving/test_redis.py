@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stores
@@ -15,7 +18,7 @@ from test_turn_store import ANNA, add, data_of, parts
 
 from ccm.core.errors import ConfigError
 from ccm.serving.redis import RedisTables
-from ccm.serving.store import PARTS, TURNS, ChangedError, KeptTurn, Part, Store, open_tables
+from ccm.serving.store import ERASED, NEWEST, PARTS, TURNS, ChangedError, KeptTurn, Part, Store, open_tables
 from ccm.serving.tables import StoreError, StoreUnavailableError, Transaction
 
 KEEPING = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
@@ -127,6 +130,11 @@ def test_a_turn_whose_beginning_another_deleted_is_not_kept(replicas: tuple[Stor
     with pytest.raises(ChangedError):
         add(one, "second", b"2", "first")
     assert ([*one.rows()], parts(one)) == ([], {})
+    for name, before in (("third", None), ("fourth", "third"), ("fifth", "fourth")):
+        add(one, name, b"3", before)
+    other.delete(ANNA, "fourth")
+    with pytest.raises(ChangedError):
+        add(one, "sixth", b"6", "fourth")  # its part is there still: deleting what follows the third would miss it
 
 
 def test_what_is_written_is_seen_within_its_transaction(replicas: tuple[Store, Store]) -> None:
@@ -171,6 +179,43 @@ def test_a_step_is_forgotten_in_what_another_server_kept_meanwhile(monkeypatch: 
     alone.hear("two", None, ("I live in Oslo.", "Good."))
     alone.hear("three", "two", ("I have a cat.", "Fine."))
     assert kept.now("three").steps == alone.now("three").steps
+
+
+def test_two_that_forget_the_same_step_forget_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "kind", "redis")
+    kept = Kept(backend("gate"))
+    kept.hear("one", None, ("My name is Anna.", "Nice."), ("I live in Oslo.", "Good."), ("I have a cat.", "Fine."))
+    change = kept.store.change
+
+    def slow(*given: object, **more: object) -> None:
+        monkeypatch.setattr(kept.store, "change", change)
+        kept.memories.forget(ANNA, "one", 1)
+        change(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept.store, "change", slow)
+    with pytest.raises(ChangedError, match="other numbers now"):
+        kept.memories.forget(ANNA, "one", 1)
+    assert len(kept.now("one").steps[0]) == 2
+
+
+def test_a_memory_that_is_made_again_brings_no_text_back_that_another_server_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stores, "kind", "redis")
+    kept = Kept(backend("gate"))
+    for number in range(NEWEST + 3):
+        kept.hear(str(number), str(number - 1) if number else None, (f"I have {number} cats.", "Good."))
+    replay = kept.model.replay
+
+    def slow(*given: Any) -> Any:
+        made = replay(*given)
+        kept.store.delete(ANNA, "2")
+        return made
+
+    assert kept.store.in_need("1") == [(ANNA, "2")]
+    monkeypatch.setattr(kept.model, "replay", slow)
+    kept.memories.delete(ANNA, "1", cascade=False)
+    assert kept.store.part("2").text == ERASED
 
 
 def test_a_store_that_cannot_be_had_is_told_without_its_password(tmp_path: Path) -> None:
@@ -230,6 +275,22 @@ def test_what_was_written_as_its_answer_was_lost_is_not_written_again(
             add(store, "one", b"1")
     held = sum(parts(store).values()) + sum(row["size"] for _, row in store._rows(TURNS, ("size",)))
     assert store.tables.run(lambda t: t.held(ANNA)) == held > 0
+
+
+def test_what_was_not_used_expires_while_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = stores.new_redis()
+    one, other = Store(open_tables(url), "model", seconds=100), Store(open_tables(url), "model")
+    add(one, "old", b"1")
+    now, drop, count = time.time(), Store._drop, itertools.count()
+
+    def slow(*given: Any) -> int:
+        add(other, f"new {next(count)}", b"2")
+        return drop(*given)
+
+    monkeypatch.setattr(Store, "_drop", slow)
+    monkeypatch.setattr("ccm.serving.store.time.time", lambda: now + 200)
+    one.expire()
+    assert [*parts(one)] == ["new 0"]
 
 
 def test_no_id_of_a_client_is_the_key_of_an_index(replicas: tuple[Store, Store]) -> None:

@@ -152,7 +152,7 @@ class Memories:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
         if not cascade:
             for holder, one in self._store.in_need(name):
-                with suppress(ChangedError):  # it was deleted meanwhile
+                with suppress(ChangedError):  # it was deleted, or made again, meanwhile
                     self._make(holder, one)
         gone, left = self._store.delete(owner, name, cascade=cascade)
         for one in gone:
@@ -165,7 +165,7 @@ class Memories:
         if part.before is None or last is None or last.part != part.before:
             last = None if part.before is None else self.get(owner, part.before)
         memory, text = self._replay(None if last is None else last.memory, part)
-        self._store.change([replace(self._part(name, memory, last, text), changed=part.changed)])
+        self._store.change([replace(self._part(name, memory, last, text), changed=part.changed)], was=[part])
         return KeptMemory(memory, name, part.changed)
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
@@ -185,7 +185,8 @@ class Memories:
         unmade, last = self._store.unmade(thinned=self._backend.adds), None
         for done, (owner, name) in enumerate(unmade):
             yield done, len(unmade)
-            last = self._make(owner, name, last)
+            with suppress(ChangedError):  # a server deleted it, or forgot a step, meanwhile
+                last = self._make(owner, name, last)
         yield len(unmade), len(unmade)
 
     def forget(self, owner: bytes, name: str, step: int) -> Forgotten:
@@ -200,14 +201,21 @@ class Memories:
 
         Raises:
             InputError: when the turn has no such step, or memories must be made from text that was not kept.
+            ChangedError: when another step is forgotten meanwhile: then numbers may be those of others.
+            MemoryFileError: when a memory is damaged.
         """
+        if self._store.get(owner, name) is None:
+            raise InputError(f"There is no turn {name!r}.")
+        changed = self._store.changes(owner, name)
         while True:
             with suppress(ChangedError):  # a server went on meanwhile: what it wrote holds the step, too
                 return self._forget(owner, name, step)
+            if self._store.changes(owner, name) != changed:
+                raise ChangedError(
+                    "A step was forgotten meanwhile; later ones have other numbers now. Look and ask again."
+                )
 
     def _forget(self, owner: bytes, name: str, step: int) -> Forgotten:
-        if self._store.get(owner, name) is None:
-            raise InputError(f"There is no turn {name!r}.")
         place, first = step, None
         for part in self._store.chain(owner, name, whole=True):
             if 1 <= place <= part.steps:
@@ -230,7 +238,7 @@ class Memories:
         gone, blank = (own, []) if first.steps == 1 else ([], own)
         held = [part for _, part in tree]
         parts = [*self._without(owner, held, step, place, exact=exact)]
-        self._store.change(parts, tree=held, gone=gone, blank=blank, hidden=changed)
+        self._store.change(parts, was=held, tree=True, gone=gone, blank=blank, hidden=changed)
         said = Transcript.loads(first.text).passages[place - 1].said if first.text else []
         told = " ".join(str(message["content"]) for message in said) or None
         lost = 0 if exact else sum(part.steps for _, part in tree if part.text == ERASED)

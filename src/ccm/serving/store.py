@@ -256,20 +256,20 @@ class Store:
 
         Raises:
             StoreError: when they cannot be written.
-            ChangedError: when the part before is gone, or its memory is another now.
+            ChangedError: when the turn or the part before is gone, or its memory is another now.
             QuotaError: when they, with the memory that they follow, are more than the quota.
         """
 
         def work(t: Transaction) -> None:
             now, expected = time.time(), changed
             for turn, part in kept:
+                if turn.previous is not None and t.get(TURNS, [turn.previous], ("owner",)) == [None]:
+                    raise _left()
                 place: Row = {"depth": 0, "path": ""}
                 if part.before is not None:
                     (before,) = t.get(PARTS, [part.before], ("owner", "depth", "path", "changed"))
                     if before is None or before["owner"] != owner:
-                        raise ChangedError(
-                            "The turn before was deleted meanwhile. Begin anew, or go on from an earlier."
-                        )
+                        raise _left()
                     if before["changed"] != expected:
                         raise ChangedError("A step of this conversation was forgotten meanwhile. Ask again.")
                     path = part.before if before["depth"] % LANDMARK == 0 else f"{before['path']} {part.before}"
@@ -381,8 +381,8 @@ class Store:
                     if row is not None:
                         yield name, row
 
-    def _find(self, table: Table, name: str, value: object) -> list[list[str]]:
-        return self._run(lambda t: t.find(table, name, [value]))
+    def _find(self, table: Table, name: str, value: object, until: float = math.inf) -> list[list[str]]:
+        return self._run(lambda t: t.find(table, name, [value], until=until))
 
     def _get(self, table: Table, names: Sequence[str], fields: Sequence[str] = ()) -> list[Row | None]:
         return self._run(lambda t: t.get(table, names, fields))
@@ -459,7 +459,8 @@ class Store:
         self,
         parts: Iterable[Part],
         *,
-        tree: Sequence[Part] = (),
+        was: Sequence[Part] = (),
+        tree: bool = False,
         gone: Iterable[str] = (),
         blank: Iterable[str] = (),
         hidden: Iterable[str] = (),
@@ -468,19 +469,22 @@ class Store:
 
         Args:
             parts: as they are to be.
-            tree: what the change was made from: a part and all that follow it.
+            was: parts from which the change was made, as they were read.
+            tree: whether they are a part and all that follow it.
             gone: ids of turns to delete.
             blank: ids of turns whose text goes.
             hidden: ids of turns that are no longer found by their exchanges, and keep no copy of earlier ones.
 
         Raises:
-            ChangedError: when the parts of the tree are others now, or a part or turn is gone.
+            ChangedError: when the parts that were read are others now, or a part or turn is gone.
         """
         parts, gone, blank, hidden = [*parts], [*gone], [*blank], [*hidden]
 
         def work(t: Transaction) -> None:
-            if tree and _parts(t, _tree(t, PARTS, "before", tree[0].id)) != [*tree]:
-                raise ChangedError("What follows the part is another now.")
+            names = _tree(t, PARTS, "before", was[0].id) if tree else [part.id for part in was]
+            rows = zip(names, t.get(PARTS, names), strict=True)
+            if [None if row is None else _read(name, row)[0] for name, row in rows] != [*was]:
+                raise ChangedError("What the change was made from is another now. Ask again.")
             for part in parts:
                 self._write(t, part)
                 self._thin(t, part.id)
@@ -632,20 +636,20 @@ class Store:
     def expire(self) -> None:
         """Delete what was not used for too long."""
 
-        def work(t: Transaction) -> int:
-            until, count = time.time() - self._seconds, 0
-            for owner in t.owners():
-                (names,) = t.find(TURNS, "owner", [owner], until=until, most=_MANY)
-                for name in names:
-                    self._drop(t, name)
-                count += len(names)
-            return count
-
         if self._seconds == math.inf:
             return
-        deleted = False
-        while self._run(work):
-            deleted = True
+        until, deleted = time.time() - self._seconds, False
+
+        def work(t: Transaction, names: Sequence[str]) -> None:
+            for name, row in zip(names, t.get(TURNS, names, ("used",)), strict=True):
+                if row is not None and row["used"] <= until:
+                    self._drop(t, name)
+
+        for owner in self._run(lambda t: t.owners()):
+            (names,) = self._find(TURNS, "owner", owner, until)
+            for begin in range(0, len(names), _MANY):
+                self._run(partial(work, names=names[begin : begin + _MANY]))
+                deleted = True
         if deleted:
             self.tables.overwrite()
 
@@ -694,6 +698,10 @@ class Store:
                     "serve with a larger quota."
                 )
             held -= self._drop(t, name)
+
+
+def _left() -> ChangedError:
+    return ChangedError("The turn before was deleted meanwhile. Begin anew, or go on from an earlier.")
 
 
 def _deleted() -> MemoryFileError:
