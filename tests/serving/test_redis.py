@@ -150,6 +150,7 @@ def test_what_is_written_is_seen_within_its_transaction(replicas: tuple[Store, S
         assert t.find(TURNS, "owner", [ANNA]) == [["b", "c"]]
         assert t.find(TURNS, "owner", [ANNA], until=1.5) == [["b"]]
         assert t.find(TURNS, "owner", [ANNA], most=1) == [["b"]]
+        assert t.find(TURNS, "owner", [ANNA], most=-1) == [["c"]]
         t.delete(TURNS, "c")
         assert t.get(TURNS, ["b", "c"], ("previous", "system")) == [{"previous": None, "system": "s"}, None]
         assert t.find(TURNS, "chain", [b"c"]) == [[]]

@@ -228,3 +228,28 @@ def test_no_server_goes_on_with_a_store_that_another_model_has_taken(tmp_path: P
     Store(store.tables, None).adopt("other", str.upper)
     taken = Store(store.tables, "other")
     assert (taken.part("one").data, taken.get(ANNA, "one") is None) == (None, False)
+
+
+def test_ids_are_found_from_the_first_or_the_last_on() -> None:
+    store = opened()
+    for number in range(5):
+        add(store, str(number), b"1", chain=b"c")
+        store.tables.run(partial(used_at, name=str(number), when=float(number)))
+
+    def work(t: Transaction) -> list[list[str]]:
+        t.delete(TURNS, "4")
+        t.delete(TURNS, "0")
+        return [t.find(TURNS, "owner", [ANNA], until=until, most=most)[0] for until in (9, 2) for most in (2, -2, -9)]
+
+    assert store.tables.run(work) == [["1", "2"], ["2", "3"], ["1", "2", "3"], ["1", "2"], ["1", "2"], ["1", "2"]]
+
+
+def test_of_many_conversations_that_begin_alike_the_latest_alone_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, first, read = opened(), Store._first, list[int]()
+    for number in range(40):
+        add(store, f"{number:02}", b"1", chain=b"c")
+    monkeypatch.setattr(Store, "_first", lambda self, t, who, ids: read.append(len(ids)) or first(self, t, who, ids))
+    found = store.find(ANNA, [b"c", b"d"])
+    assert found is not None
+    assert found.id == "39"
+    assert sum(read) < 10

@@ -104,13 +104,16 @@ class RedisTransaction:
         keys = [_index(table, name, value) for value in values]
         if not keys:
             return []
+        last = most is not None and most < 0
+        begin, end = (until, "-inf") if last else ("-inf", until)
         self._watching.watch(*keys)
         with self._base.pipeline(transaction=False) as reading:
             for key in keys:
-                count = -1 if most is None else most + len(self._removed.get(key, ()))
-                reading.zrangebyscore(key, "-inf", until, 0, count, withscores=True)
+                count = -1 if most is None else abs(most) + len(self._removed.get(key, ()))
+                reading.zrange(key, begin, end, last, withscores=True, byscore=True, offset=0, num=count)
             answers = reading.execute()
-        return [self._merged(key, answer, until)[:most] for key, answer in zip(keys, answers, strict=True)]
+        part = slice(most, None) if last else slice(most)
+        return [self._merged(key, answer, until)[part] for key, answer in zip(keys, answers, strict=True)]
 
     def _merged(self, key: str, answer: Sequence[tuple[bytes, float]], until: float) -> list[str]:
         """Ids in order, with what was written to their index."""

@@ -40,9 +40,13 @@ class SQLiteTransaction:
     def find(
         self, table: Table, name: str, values: Sequence[Any], *, until: float = math.inf, most: int | None = None
     ) -> list[list[str]]:
-        order, limit = table.indexes[name], -1 if most is None else most
-        query = f"SELECT id FROM {table.name} WHERE {name} = ? AND {order} <= ? ORDER BY {order}, rowid LIMIT ?"
-        return [[row[0] for row in self._base.execute(query, (one, until, limit))] for one in values]
+        order, last = table.indexes[name], most is not None and most < 0
+        way, limit = "DESC" if last else "ASC", -1 if most is None else abs(most)
+        query = (
+            f"SELECT id FROM {table.name} WHERE {name} = ? AND {order} <= ? ORDER BY {order} {way}, rowid {way} LIMIT ?"
+        )
+        found = [[row[0] for row in self._base.execute(query, (one, until, limit))] for one in values]
+        return [ids[::-1] for ids in found] if last else found
 
     def insert(self, table: Table, name: str, row: Row) -> None:
         places = ", ".join("?" * (len(row) + 1))

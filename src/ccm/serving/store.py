@@ -32,6 +32,7 @@ NEWEST = 8  # whole memories of a conversation that are kept, counted from its l
 LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
 _USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
 _MANY = 64  # rows that are read or deleted at a time
+_LATEST = 4  # turns with the same exchanges that are looked at: many conversations begin alike
 _NOTHING = sha256(b"").digest()  # the digest of data that are not kept, and of text
 _REDIS = ("redis://", "rediss://", "unix://")
 
@@ -334,7 +335,7 @@ class Store:
 
         def work(t: Transaction) -> tuple[KeptTurn, float] | None:
             for end in range(len(chains), 0, -_MANY):
-                for names in reversed(t.find(TURNS, "chain", chains[max(0, end - _MANY) : end])):
+                for names in reversed(t.find(TURNS, "chain", chains[max(0, end - _MANY) : end], most=-_LATEST)):
                     if (found := self._first(t, owner, names[::-1])) is not None:
                         return found
             return None

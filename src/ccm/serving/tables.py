@@ -53,7 +53,7 @@ class Transaction(Protocol):
             name: of the field.
             values: of it.
             until: largest value of the field that gives the order.
-            most: how many ids of each value, from the first on.
+            most: how many ids of each value, from the first on; from the last on where it is negative.
         """
 
     def insert(self, table: Table, name: str, row: Row) -> None:
