@@ -331,6 +331,17 @@ def test_a_full_redis_is_told_and_loses_nothing(tmp_path: Path) -> None:
     redis.wait()
 
 
+def test_a_redis_that_became_a_copy_of_another_is_told_as_one_that_cannot_be_reached(tmp_path: Path) -> None:
+    redis = stores.start_redis(tmp_path, *KEEPING)
+    store = Store(open_tables(f"unix://{tmp_path / 'socket'}"), "model")
+    assert isinstance(store.tables, RedisTables)
+    store.tables._base.replicaof("127.0.0.1", 1)
+    with pytest.raises(StoreUnavailableError):
+        add(store, "one", b"1")
+    redis.kill()
+    redis.wait()
+
+
 def test_transactions_that_never_come_through_end(replicas: tuple[Store, Store]) -> None:
     one, other = replicas
     one.add(ANNA, [(KeptTurn("first", None, {}, [], "", 1.0), Part("first", None, 1, True, "{}", b"1"))])

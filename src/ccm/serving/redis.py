@@ -21,7 +21,7 @@ from typing import Any
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError, WatchError
 from redis.retry import Retry
 
 from ccm.core.errors import CCMError, ConfigError
@@ -237,7 +237,7 @@ class RedisTables:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, ReadOnlyError) as error:  # the last while another takes over
             raise StoreUnavailableError("The store cannot be reached. Ask again later.") from error
         except ResponseError as error:
             why = str(error).rpartition("caused error: ")[2].rstrip(".")  # without the command, which names ids
