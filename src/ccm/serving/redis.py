@@ -250,9 +250,7 @@ class RedisTables:
                 try:
                     try:
                         done = work(transaction)
-                    except (
-                        CCMError
-                    ):  # of what it read, unless another wrote in between: then of neither before nor after
+                    except CCMError:  # it counts only where what was read is of one moment
                         RedisTransaction(self._base, watching).write()
                         raise
                     transaction.write()
