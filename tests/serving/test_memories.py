@@ -130,7 +130,7 @@ def test_under_rules_that_only_add_a_step_is_kept_once() -> None:
     kept = Kept(backend())
     chain_of(kept, 20)
     assert with_data(kept) == [*range(20)]
-    sizes = [len(part.data or b"") for _, part in kept.store.following(1)]
+    sizes = [len(part.data or b"") for _, part in kept.store.following("0")]
     assert max(sizes[1:]) < 1.2 * min(sizes[1:])
     assert torch.equal(kept.now("19").keys[0], kept.names["19"].memory.keys[0])
 
@@ -140,8 +140,11 @@ def test_what_a_deleted_turn_said_is_gone_and_later_memories_stay() -> None:
     chain_of(kept, 20)
     assert 9 not in with_data(kept)
     for name in ("5", "8"):
-        assert kept.memories.delete(ANNA, name, cascade=False) == ([name], 19 - int(name))
-    texts = [part.text for _, part in kept.store.following(1)]
+        assert kept.memories.delete(ANNA, name, cascade=False) == (
+            [name],
+            [str(number) for number in range(int(name) + 1, 20)],
+        )
+    texts = [part.text for _, part in kept.store.following("0")]
     assert not any("I have 6 cats." in (text or "") or "I have 9 cats." in (text or "") for text in texts)
     for name in ("4", "6", "7", "9", "10", "19"):
         assert_same(kept.now(name), kept.names[name].memory)
@@ -213,7 +216,7 @@ def test_where_steps_are_read_in_isolation_a_step_is_taken_out_without_text() ->
     assert_same(kept.now("branch"), conversation(kept.model, [LINES[0], LINES[2], LINES[9]]).memory)
     assert_same(kept.now("0"), kept.names["0"].memory)
     assert kept.store.get(ANNA, "1") is None
-    sizes = [len(part.data or b"") for _, part in kept.store.following(1)]
+    sizes = [len(part.data or b"") for _, part in kept.store.following("0")]
     assert max(sizes[2:]) < 1.2 * min(sizes[2:]), "entries are still kept once"
 
 
@@ -228,7 +231,7 @@ def test_elsewhere_memories_are_made_without_the_step(rule: str, step: int, syst
     left = [line for number, line in enumerate(LINES[:5], 1) if number != step]
     assert_same(kept.now("4"), conversation(kept.model, left, system).memory)
     assert_same(kept.now("branch"), conversation(kept.model, [*left[:3], LINES[9]], system).memory)
-    texts = "".join(part.text or "" for _, part in kept.store.following(1))
+    texts = "".join(part.text or "" for _, part in kept.store.following("0"))
     assert LINES[step - 1][0] not in texts
 
 
@@ -334,8 +337,26 @@ def test_a_memory_at_hand_that_was_deleted_is_not_given() -> None:
     kept.hear("one", None, LINES[0])
     kept.now("one")
     kept.store.delete(ANNA, "one")
-    with pytest.raises(MemoryFileError, match="deleted"):
+    with pytest.raises(ChangedError, match="deleted"):
         kept.memories.get(ANNA, "one")
     kept.hear("two", None, LINES[0])
     kept.memories.delete(ANNA, "two", cascade=False)
     assert not [name for _, name in kept.memories._recent if name == "two"]
+
+
+def test_a_turn_is_deleted_with_care_for_memories_that_were_let_go_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(backend("gate"))
+    chain_of(kept, NEWEST + 2)
+    in_need, asked = kept.store.in_need, []
+
+    def late(name: str) -> list[tuple[bytes, str]]:
+        found = in_need(name)
+        if not asked:
+            for number in (NEWEST + 2, NEWEST + 3):
+                kept.hear(str(number), str(number - 1), LINES[number])
+        asked.append(name)
+        return found
+
+    monkeypatch.setattr(kept.store, "in_need", late)
+    kept.memories.delete(ANNA, "2", cascade=False)
+    assert (len(asked), len(kept.now("3").steps[0])) == (2, 4)

@@ -49,6 +49,13 @@ def test_an_application_names_what_is_wrong(args: dict[str, Any], said: str) -> 
         application(args)
 
 
+def test_an_application_takes_files_and_the_address_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCM_STORE", "redis://:secret@127.0.0.1:7379")
+    application({"keys": str(tmp_path / "keys"), "secret": "secret", "days": "7", "batch": 4})
+
+
 def _replicas() -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(one.info["cmdline"] or [])]
 

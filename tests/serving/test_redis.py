@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 from pathlib import Path
@@ -302,6 +303,22 @@ def test_no_id_of_a_client_is_the_key_of_an_index(replicas: tuple[Store, Store])
     assert sorted(keys) == [b"ccm:turns:one", b"ccm:turns:two"]
 
 
+def test_a_redis_that_hangs_holds_up_few_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.serving.redis._SECONDS", 0.2)
+    monkeypatch.setattr("ccm.serving.redis._PAUSE", 60.0)
+    redis = stores.start_redis(tmp_path, *KEEPING)
+    store = Store(open_tables(f"unix://{tmp_path / 'socket'}"), "model")
+    add(store, "one", b"1")
+    redis.send_signal(signal.SIGSTOP)
+    with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+        store.get(ANNA, "one")
+    monkeypatch.setattr(store.tables, "_base", None)
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        store.get(ANNA, "one")
+    redis.kill()
+    redis.wait()
+
+
 def test_what_may_lose_turns_is_told(tmp_path: Path) -> None:
     redis = stores.start_redis(tmp_path, *KEEPING)
     tables = RedisTables(f"unix://{tmp_path / 'socket'}")
@@ -326,7 +343,8 @@ def test_a_full_redis_is_told_and_loses_nothing(tmp_path: Path) -> None:
     store.tables._base.config_set("maxmemory", 1)
     with pytest.raises(StoreError, match="maxmemory"):
         add(store, "two", b"2", "one")
-    assert data_of(store, ANNA, "one") == [b"1"]
+    for again in (store, Store(open_tables(f"unix://{tmp_path / 'socket'}"), "model")):
+        assert data_of(again, ANNA, "one") == [b"1"]
     redis.kill()
     redis.wait()
 

@@ -85,9 +85,9 @@ def test_a_part_goes_with_the_last_turn_that_holds_it() -> None:
     store = opened()
     add(store, "one", b"1")
     add(store, "two", b"22", "one")
-    assert store.delete(ANNA, "one") == (["one"], 1)
+    assert store.delete(ANNA, "one") == (["one"], ["two"])
     assert data_of(store, ANNA, "two") == [b"1", b"22"]
-    assert store.delete(ANNA, "two") == (["two"], 0)
+    assert store.delete(ANNA, "two") == (["two"], [])
     assert parts(store) == {}
 
 
@@ -95,8 +95,8 @@ def test_turns_after_a_gap_are_found(tmp_path: Path) -> None:
     store = opened()
     for name, before in (("one", None), ("two", "one"), ("three", "two")):
         add(store, name, name.encode(), before)
-    assert store.delete(ANNA, "two") == (["two"], 1)
-    assert store.delete(ANNA, "one", cascade=True) == (["one", "three"], 0)
+    assert store.delete(ANNA, "two") == (["two"], ["three"])
+    assert store.delete(ANNA, "one", cascade=True) == (["one", "three"], [])
     assert parts(store) == {}
 
 
@@ -105,8 +105,8 @@ def test_one_owner_neither_gets_finds_nor_deletes_what_is_of_another() -> None:
     add(store, "one", b"1", chain=b"c")
     assert store.get(BOB, "one") is None
     assert store.find(BOB, [b"c"]) is None
-    assert store.delete(BOB, "one") == ([], 0)
-    with pytest.raises(MemoryFileError):
+    assert store.delete(BOB, "one") == ([], [])
+    with pytest.raises(ChangedError):
         data_of(store, BOB, "one")
     with pytest.raises(ChangedError):
         add(store, "his", b"2", "one", owner=BOB)

@@ -1,4 +1,4 @@
-"""``ccm memory``: what a server keeps, while it does not run."""
+"""``ccm memory``: what a server keeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import typer
 
 from ccm.cli.options import Lines, ModelOptions, unfold
 
-app = typer.Typer(no_args_is_help=True, help="The turns and memories that a server keeps, while it does not run.")
-Place = Annotated[str, typer.Option("--store", help="The server's folder, or the address of its Redis.")]
+app = typer.Typer(no_args_is_help=True, help="The turns and memories that a server keeps.")
+Place = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="CCM_STORE", help="The server's folder, while it does not run, or the address of its Redis."
+    ),
+]
 Id = Annotated[str, typer.Argument(help="Id of a response or completion.")]
 
 

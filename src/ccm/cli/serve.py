@@ -17,16 +17,19 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     store: Annotated[
         str | None,
-        typer.Option(help="Folder of what is kept, or redis://HOST:PORT (none: all is gone when the server ends)."),
+        typer.Option(
+            envvar="CCM_STORE",
+            help="Folder of what is kept, or redis://HOST:PORT (none: all is gone when the server ends).",
+        ),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="File with an API key a line; without it, anyone may ask.")] = None,
     secret: Annotated[
         Path | None, typer.Option(help="File of the secret that seals compaction items; made where it is missing.")
     ] = None,
     days: Annotated[float, typer.Option(help="Until what was not asked for expires.")] = 30.0,
-    quota: Annotated[int, typer.Option(help="MiB that a key may keep; what was used longest ago goes.")] = 1024,
+    quota: Annotated[int, typer.Option(min=1, help="MiB that a key may keep; what was used longest ago goes.")] = 1024,
     cache: Annotated[
-        int, typer.Option(help="MiB of the memories that were used last, at hand without the store.")
+        int, typer.Option(min=0, help="MiB of the memories that were used last, at hand without the store.")
     ] = 256,
     batch: Annotated[int, typer.Option(help="Requests that use the model together; others wait.")] = 16,
     rate: Annotated[int, typer.Option(help="Requests of a key in a minute.")] = 6000,

@@ -89,7 +89,8 @@ class Memories:
         """The memory after a turn.
 
         Raises:
-            MemoryFileError: when it is damaged, was deleted, or was made by another version of the model's settings.
+            MemoryFileError: when it is damaged, or was made by another version of the model's settings.
+            ChangedError: when it was deleted.
         """
         held = self._recent.get((owner, name))
         if held is not None and held.changed == self._store.changes(owner, name):
@@ -148,13 +149,14 @@ class Memories:
             return Part(name, after.part, steps, whole=False, text=text, data=pack(memory, after.memory))
         return Part(name, after.part, steps, whole=True, text=text, data=pack(memory))
 
-    def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], int]:
+    def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], list[str]]:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
-        if not cascade:
-            for holder, one in self._store.in_need(name):
-                with suppress(ChangedError):  # it was deleted, or made again, meanwhile
+        while True:
+            with suppress(ChangedError):  # a server went on meanwhile, and let go of memories that need it
+                for holder, one in () if cascade else self._store.in_need(name):
                     self._make(holder, one)
-        gone, left = self._store.delete(owner, name, cascade=cascade)
+                gone, left = self._store.delete(owner, name, cascade=cascade)
+                break
         for one in gone:
             self._let_go(owner, one)
         return gone, left

@@ -9,7 +9,9 @@ are, and what each has: see docs/replicas.md.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,6 +28,8 @@ from ccm.serving.start import start
 logger = logging.getLogger("ray.serve")
 MOST = 8  # replicas, unless a configuration says otherwise
 _MODEL = ("model", "adapter", "rule", "rule_options", "n_tok", "recurrent", "device", "dtype", "quantize", "strict")
+_FILES = ("keys", "secret")
+STORE = "CCM_STORE"  # of the environment: the address of the store
 _RAYS = ("host", "port", "log")  # Ray's proxies listen, and Ray writes the log
 
 
@@ -34,7 +38,7 @@ def application(args: dict[str, Any]) -> Application:
 
     Args:
         args: the model, as :func:`ccm.load` takes it, and the fields of :class:`ServerSettings`, without host, port and
-            log.
+            log; where there is no ``store``, it is the value of ``CCM_STORE`` in the environment.
 
     Raises:
         ConfigError: when there is no such setting, or the store is not in Redis.
@@ -44,6 +48,8 @@ def application(args: dict[str, Any]) -> Application:
     if unknown := sorted(told.keys() - {*known, *_MODEL}):
         raise ConfigError(f"There are no settings {unknown}. Known are {', '.join((*_MODEL, *known))}.")
     choice = {name: told.pop(name) for name in _MODEL if name in told}
+    told |= {name: Path(told[name]) for name in _FILES if told.get(name) is not None}
+    told.setdefault("store", os.environ.get(STORE))  # Ray logs arguments, and an address may hold a password
     settings = build_settings(ServerSettings, told, "The application")
     if "://" not in str(settings.store):
         raise ConfigError(

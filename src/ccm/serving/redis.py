@@ -15,13 +15,21 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError, WatchError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    WatchError,
+)
 from redis.retry import Retry
 
 from ccm.core.errors import CCMError, ConfigError
@@ -29,7 +37,8 @@ from ccm.serving.tables import VERSION, Row, StoreError, StoreUnavailableError, 
 
 _NAME = "ccm"
 _HELD = f"{_NAME}:held"
-_SECONDS = 5.0  # that a command may take
+_SECONDS = 2.0  # that a command may take
+_PAUSE = 5.0  # seconds in which a Redis that did not answer is not asked again: all requests would wait for it
 _TRIES = 50  # of a transaction whose keys others write
 _ENTRY = "id"  # a field that each row has, so that one whose values are all None is there
 
@@ -56,6 +65,11 @@ def _decoded(kind: type, value: bytes | None) -> Any:
     if kind is str:
         return value.decode("utf-8", "surrogatepass")
     return kind(float(value)) if kind is float else kind(int(value))
+
+
+def _why(error: RedisError) -> str:
+    """What was wrong, without the command, which names ids."""
+    return str(error).rpartition("caused error: ")[2].rstrip(".")
 
 
 class RedisTransaction:
@@ -210,6 +224,7 @@ class RedisTables:
     """
 
     def __init__(self, url: str) -> None:
+        self._silent_until = 0.0
         self.place = re.sub("//.*@", "//", url).partition("?")[0]  # without its password
         try:
             self._base = Redis.from_url(
@@ -218,18 +233,26 @@ class RedisTables:
                 socket_connect_timeout=_SECONDS,
                 retry=Retry(NoBackoff(), 0),  # a transaction whose answer is lost may have been done
             )
-            self._base.setnx(f"{_NAME}:version", VERSION)
+            if self._base.get(f"{_NAME}:version") is None:  # a full one can still be read
+                self._base.setnx(f"{_NAME}:version", VERSION)
             version = int(self._base.get(f"{_NAME}:version") or 0)
         except (TypeError, ValueError) as error:  # these name parts of the address, as of a password
             raise ConfigError(
                 f"The store {self.place} cannot be opened: its address is not understood. Write "
                 "redis://:PASSWORD@HOST:PORT/DATABASE, with %2F for / in a password, and no option that redis-py lacks."
             ) from error
-        except RedisError as error:
+        except AuthenticationError as error:
             raise ConfigError(
-                f"The store {self.place} cannot be opened: {error}. Start Redis or Valkey there, or name another "
-                "address, as redis://HOST:PORT/DATABASE."
+                f"The store {self.place} cannot be opened: {_why(error)}. Name user and password, as "
+                "redis://USER:PASSWORD@HOST:PORT."
             ) from error
+        except (ConnectionError, TimeoutError) as error:
+            raise ConfigError(
+                f"The store {self.place} cannot be opened: {_why(error)}. Start Redis or Valkey there, or name another "
+                "address, as redis://HOST:PORT/DATABASE, or rediss:// where it speaks TLS."
+            ) from error
+        except RedisError as error:
+            raise ConfigError(f"The store {self.place} cannot be opened: {_why(error)}.") from error
         if version != VERSION:
             raise ConfigError(f"The store {self.place} is of version {version}; this ccm reads version {VERSION}.")
 
@@ -238,12 +261,15 @@ class RedisTables:
         try:
             yield
         except (ConnectionError, TimeoutError, ReadOnlyError) as error:  # the last while another takes over
+            if isinstance(error, TimeoutError):
+                self._silent_until = time.monotonic() + _PAUSE
             raise StoreUnavailableError("The store cannot be reached. Ask again later.") from error
         except ResponseError as error:
-            why = str(error).rpartition("caused error: ")[2].rstrip(".")  # without the command, which names ids
-            raise StoreError(f"The store cannot be written: {why}.") from error
+            raise StoreError(f"The store cannot be written: {_why(error)}.") from error
 
     def run(self, work: Callable[[Transaction], T]) -> T:
+        if time.monotonic() < self._silent_until:
+            raise StoreUnavailableError("The store does not answer. Ask again later.")
         for turn in range(_TRIES):
             with self._told(), self._base.pipeline() as watching:
                 transaction = RedisTransaction(self._base, watching)
@@ -275,9 +301,10 @@ class RedisTables:
                     raise
 
     def warnings(self) -> list[str]:
-        try:
+        told: dict[Any, Any] = {}
+        with self._told(), suppress(ResponseError):
             told = self._base.config_get("*")
-        except ResponseError:
+        if not told:
             return [
                 f"{self.place} does not tell its settings; turns that were acknowledged outlive a crash where "
                 "appendonly is yes and appendfsync is always."

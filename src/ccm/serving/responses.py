@@ -167,7 +167,7 @@ class Responses:
             "object": "response",
             "deleted": True,
             "ccm:deleted": gone,
-            "ccm:still_held_by": left,  # later responses, whose memories hold what this one said
+            "ccm:still_held_by": len(left),  # later responses, whose memories hold what this one said
         }
 
     def _read(self, owner: bytes, body: CreateResponse | Compact) -> tuple[Incoming, bytes | None, KeptTurn | None]:

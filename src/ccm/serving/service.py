@@ -295,6 +295,8 @@ def refusing() -> Iterator[None]:
         yield
     except (RequestError, MemoryFileError, StoreError):  # what is kept is the server's own
         raise
+    except ChangedError as error:
+        raise RequestError(str(error), status=409, code="conversation_changed") from error
     except PositionError as error:
         raise RequestError(
             "This conversation has more text than the model has positions for. Send less at a time, begin anew, or ask "

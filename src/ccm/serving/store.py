@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -170,6 +171,8 @@ def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
         ConfigError: when they cannot be opened.
     """
     scheme, address, _ = str(place).partition("://")
+    if re.match(r"(rediss?|valkeys?|unix):(?!//)", str(place)):
+        raise ConfigError(f"The store {place} lacks a slash: an address begins with {', '.join(_REDIS)}.")
     if address and not str(place).startswith(_REDIS):
         raise ConfigError(f"A store has no address {scheme}://; name a folder, or begin with {', '.join(_REDIS)}.")
     if not address:
@@ -241,7 +244,9 @@ class Store:
 
         def checked(t: Transaction) -> T:
             (row,) = t.get(ABOUT, [_ORIGIN])
-            if row is None or row["value"] != self.origin:
+            if row is None:
+                raise StoreUnavailableError("The store is empty: all of it was deleted. Start the server anew.")
+            if row["value"] != self.origin:
                 raise StoreUnavailableError("The store was given to another model; start the server with that.")
             return work(t)
 
@@ -401,7 +406,8 @@ class Store:
         """The parts of a memory in order, from the nearest whole memory on, or from the beginning if ``whole``.
 
         Raises:
-            MemoryFileError: when one is not what was written, or was deleted.
+            MemoryFileError: when one is not what was written.
+            ChangedError: when one was deleted.
         """
 
         def work(t: Transaction) -> list[Part]:
@@ -424,7 +430,7 @@ class Store:
         """How many times the memory that ends with a part was changed.
 
         Raises:
-            MemoryFileError: when it was deleted.
+            ChangedError: when it was deleted.
         """
         (row,) = self._get(PARTS, [name], ("owner", "changed"))
         if row is None or row["owner"] != owner:
@@ -540,25 +546,15 @@ class Store:
         """A part by its id.
 
         Raises:
-            MemoryFileError: when it is not what was written, or was deleted.
+            MemoryFileError: when it is not what was written.
+            ChangedError: when it was deleted.
         """
         (part,) = self._run(lambda t: _parts(t, [name]))
         return part
 
     def in_need(self, name: str) -> list[tuple[bytes, str]]:
         """Owners and ids of parts whose data must be there before a turn can be deleted: they need its text."""
-
-        def work(t: Transaction) -> list[tuple[bytes, str]]:
-            (own,) = t.get(PARTS, [name], ("owner", "data_digest"))
-            if own is None or t.get(TURNS, [name], ("owner",)) == [None]:
-                return []
-            (names,) = t.find(PARTS, "before", [name])
-            rows = t.get(PARTS, names, ("owner", "data_digest"))
-            found = [(name, own)] if _is_added_to(t, name) else []
-            found += [(one, row) for one, row in zip(names, rows, strict=True) if row is not None]
-            return [(row["owner"], one) for one, row in found if not _made(row)]
-
-        return self._run(work)
+        return self._run(lambda t: _in_need(t, name))
 
     def turns_of(self, names: Sequence[str]) -> list[str]:
         """Those of the ids of parts that are ids of turns still."""
@@ -612,23 +608,36 @@ class Store:
             self._run(partial(work, name=name))
         give(origin)
 
-    def delete(self, owner: bytes, name: str, *, cascade: bool = False) -> tuple[list[str], int]:
-        """Delete a turn, and with ``cascade`` all that follow it; see :meth:`in_need`.
+    def delete(
+        self, owner: bytes, name: str, *, cascade: bool = False, lossy: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Delete a turn, and with ``cascade`` all that follow it.
+
+        Args:
+            owner: whose it is.
+            name: its id.
+            cascade: whether all that follow it go, too.
+            lossy: whether it goes even where later memories need its text, and will lack it.
 
         Returns:
-            The ids that are gone, and how many turns are left that follow and hold what it said.
+            The ids that are gone, and those of turns that are left, follow, and hold what it said.
+
+        Raises:
+            ChangedError: where later memories need its text; see :meth:`in_need`.
         """
 
-        def work(t: Transaction) -> tuple[list[str], int]:
+        def work(t: Transaction) -> tuple[list[str], list[str]]:
             (row,) = t.get(TURNS, [name], ("owner",))
             if row is None or row["owner"] != owner:
-                return [], 0
+                return [], []
+            if not cascade and not lossy and _in_need(t, name):
+                raise ChangedError("Later memories need the text of this turn now. Ask again.")
             following = _tree(t, TURNS, "previous", name)
             gone = following if cascade else following[:1]
             for one in gone:
                 self._erase(t, one)
                 self._drop(t, one)
-            return gone, len(following) - len(gone)
+            return gone, following[len(gone) :]
 
         done = self._run(work)
         self.tables.overwrite()
@@ -705,8 +714,8 @@ def _left() -> ChangedError:
     return ChangedError("The turn before was deleted meanwhile. Begin anew, or go on from an earlier.")
 
 
-def _deleted() -> MemoryFileError:
-    return MemoryFileError("This memory was deleted meanwhile. Begin anew.")
+def _deleted() -> ChangedError:
+    return ChangedError("This memory was deleted meanwhile. Begin anew.")
 
 
 def _bytes(text: str) -> int:
@@ -736,6 +745,18 @@ def _is_added_to(t: Transaction, name: str) -> bool:
     return any(row is not None and not row["whole"] for row in t.get(PARTS, after, ("whole",)))
 
 
+def _in_need(t: Transaction, name: str) -> list[tuple[bytes, str]]:
+    """See :meth:`Store.in_need`."""
+    (own,) = t.get(PARTS, [name], ("owner", "data_digest"))
+    if own is None or t.get(TURNS, [name], ("owner",)) == [None]:
+        return []
+    (names,) = t.find(PARTS, "before", [name])
+    rows = t.get(PARTS, names, ("owner", "data_digest"))
+    found = [(name, own)] if _is_added_to(t, name) else []
+    found += [(one, row) for one, row in zip(names, rows, strict=True) if row is not None]
+    return [(row["owner"], one) for one, row in found if not _made(row)]
+
+
 def _tree(t: Transaction, table: Table, name: str, root: str) -> list[str]:
     """A row and all that follow it by a field, each after the one before it."""
     found, level = [root], [root]
@@ -748,7 +769,8 @@ def _parts(t: Transaction, names: Sequence[str]) -> list[Part]:
     """Parts by their ids.
 
     Raises:
-        MemoryFileError: when one is not what was written, or was deleted.
+        MemoryFileError: when one is not what was written.
+        ChangedError: when one was deleted.
     """
     found = []
     for name, row in zip(names, t.get(PARTS, names), strict=True):

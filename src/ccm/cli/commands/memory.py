@@ -1,4 +1,4 @@
-"""``ccm memory``: what a server keeps, while it does not run."""
+"""``ccm memory``: what a server keeps."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def run_delete(name: str, place: str, choice: dict[str, Any], *, cascade: bool) 
         store.tables.compact()
     print(f"Deleted: {', '.join(gone)}.")
     if left:
-        print(f"{left} later turns hold what it said; delete them with --cascade, too.")
+        print(f"{len(left)} later turns hold what it said: {', '.join(left)}.")
 
 
 def run_export(name: str, file: Path, place: str, choice: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def run_rebuild(place: str, choice: dict[str, Any], *, drop: bool) -> None:
                 f"is {lost[0]}. Delete them with --drop, or serve the model that made them."
             )
         for name in lost:
-            store.delete(store.owner_of(name), name)
+            store.delete(store.owner_of(name), name, lossy=True)
         made = 0
         with counting("memories") as show:
             for done, made in Memories(backend, store).rebuild():
