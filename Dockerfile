@@ -10,8 +10,8 @@ RUN useradd --uid 1000 --create-home ccm && install --directory --owner=ccm --mo
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt --extra-index-url "https://download.pytorch.org/whl/$TORCH" '.[serve]'
+RUN --mount=type=cache,target=/var/cache/pip \
+    pip install --cache-dir /var/cache/pip -c constraints.txt --extra-index-url "https://download.pytorch.org/whl/$TORCH" '.[serve]'
 
 ENV CCM_CACHE=/models/ccm HF_HOME=/models/hub PYTHONUNBUFFERED=1
 USER 1000

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 import uvicorn
 from fastapi.testclient import TestClient
 from stores import place
+from torch import Tensor
 
 import ccm
+from ccm.engine.batching import Batch
 from ccm.serving.app import make_app
 from ccm.serving.backend import Backend
 from ccm.serving.keys import Keys
@@ -60,6 +62,20 @@ def running(served: Service, keys: Path | None = None) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+def held_until_let_go(served: Service) -> Callable[[Batch, list[int]], Tensor]:
+    """A way to read in which the next token comes once a request is let go of."""
+    read = Batch.read
+
+    def held(batch: Batch, ids: list[int]) -> Tensor:
+        for _ in range(1000):
+            if any(task.cancelled for task in served.backend.engine._active):
+                return read(batch, ids)
+            time.sleep(0.01)
+        raise AssertionError("the model goes on")
+
+    return held
 
 
 def ask(web: TestClient, said: Any, previous: str | None = None, **more: Any) -> dict[str, Any]:

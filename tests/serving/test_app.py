@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from openai import OpenAI
-from serving_app import ask, client, events_of, service
+from serving_app import ask, client, events_of, held_until_let_go, service
 
 from ccm.core.errors import ConfigError
 from ccm.engine.batching import Batch
@@ -153,19 +152,11 @@ def test_a_full_disk_is_said_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch, streams: bool, after: int) -> None:
     served = service()
-    web, asked, read = client(served), [], Batch.read
+    web, asked = client(served), list[int]()
 
     async def gone(_: object) -> bool:
         asked.append(1)
         return len(asked) > after
-
-    def held(batch: Batch, ids: list[int]) -> Any:
-        """The next token comes once the request is let go of."""
-        for _ in range(1000):
-            if any(task.cancelled for task in served.backend.engine._active):
-                return read(batch, ids)
-            time.sleep(0.01)
-        raise AssertionError("the model goes on")
 
     for path, body in (
         ("/v1/responses", {"model": "builtin", "input": "My name is Anna."}),
@@ -175,7 +166,7 @@ def test_a_client_that_goes_away_leaves_nothing(monkeypatch: pytest.MonkeyPatch,
         with monkeypatch.context() as left:
             left.setattr("ccm.serving.app.Request.is_disconnected", gone)
             left.setattr("ccm.serving.app._LOOK", 0.01)
-            left.setattr(Batch, "read", held)
+            left.setattr(Batch, "read", held_until_let_go(served))
             answer = web.post(path, json={**body, "stream": streams})
         assert answer.status_code == 499 or (streams and 'finish_reason": "' not in answer.text)
         assert "response.completed" not in answer.text

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from serving_app import MIB, ask, client, running, service
+from serving_app import MIB, ask, client, held_until_let_go, running, service
 
 from ccm.cli.commands.serve import run
 from ccm.engine.batching import Batch
@@ -165,17 +165,9 @@ def test_failures_are_logged_by_their_kind(lines: Lines, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_client_that_leaves_has_status_499(lines: Lines, monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
-    served, read = service(), Batch.read
+    served = service()
 
-    def held(batch: Batch, ids: list[int]) -> Any:
-        """The next token comes once the request is let go of."""
-        for _ in range(1000):
-            if any(task.cancelled for task in served.backend.engine._active):
-                return read(batch, ids)
-            time.sleep(0.01)
-        raise AssertionError("the model goes on")
-
-    monkeypatch.setattr(Batch, "read", held)
+    monkeypatch.setattr(Batch, "read", held_until_let_go(served))
     with running(served) as address:
         web = http.client.HTTPConnection(address.removeprefix("http://"))
         body = json.dumps({"model": "builtin", "input": "My name is Anna.", "stream": streams})

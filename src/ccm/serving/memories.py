@@ -15,6 +15,8 @@ from ccm.serving.packing import begins, pack
 from ccm.serving.store import ERASED, ChangedError, KeptTurn, Part, Store
 from ccm.serving.transcripts import Passage, Transcript
 
+_TRIES = 20  # of a change whose memories go on meanwhile
+
 
 class Heard(NamedTuple):
     """A turn that is to be kept.
@@ -151,12 +153,15 @@ class Memories:
 
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], list[str]]:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
-        while True:
-            with suppress(ChangedError):  # a server went on meanwhile, and let go of memories that need it
+        for tried in range(1, _TRIES + 1):
+            try:
                 for holder, one in () if cascade else self._store.in_need(name):
                     self._make(holder, one)
                 gone, left = self._store.delete(owner, name, cascade=cascade)
                 break
+            except ChangedError:  # a server went on meanwhile, and let go of memories that need it
+                if tried == _TRIES:
+                    raise
         for one in gone:
             self._let_go(owner, one)
         return gone, left
@@ -209,13 +214,14 @@ class Memories:
         if self._store.get(owner, name) is None:
             raise InputError(f"There is no turn {name!r}.")
         changed = self._store.changes(owner, name)
-        while True:
+        for _ in range(_TRIES):
             with suppress(ChangedError):  # a server went on meanwhile: what it wrote holds the step, too
                 return self._forget(owner, name, step)
             if self._store.changes(owner, name) != changed:
                 raise ChangedError(
                     "A step was forgotten meanwhile; later ones have other numbers now. Look and ask again."
                 )
+        raise ChangedError("The conversation goes on again and again meanwhile. Ask again later.")
 
     def _forget(self, owner: bytes, name: str, step: int) -> Forgotten:
         place, first = step, None
