@@ -36,9 +36,10 @@ from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.items import Exchange
+from ccm.serving.kept import KeptTurn
 from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import chain_digests
-from ccm.serving.store import KeptTurn, Store, open_tables
+from ccm.serving.store import Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
 STEPS, FACTS, QUESTIONS = 12, 8, 4

@@ -14,10 +14,12 @@ import pytest
 import ccm
 from ccm import cli
 from ccm.chat.conversation import Conversation
+from ccm.core.units import size
 from ccm.engine.decoder import as_decoder
 from ccm.serving.backend import Backend
+from ccm.serving.kept import PARTS, KeptTurn
 from ccm.serving.memories import Heard, KeptMemory, Memories
-from ccm.serving.store import PARTS, KeptTurn, Store, open_tables
+from ccm.serving.store import Store, open_tables
 from ccm.serving.tables import Transaction
 from ccm.serving.transcripts import Passage, Transcript
 
@@ -69,6 +71,9 @@ def test_turns_are_listed_shown_and_deleted(kept: Path, call: Any) -> None:
     assert (status, "two" in out, OWNER.hex()[:8] in out) == (0, True, True)
     rows = [json.loads(line) for line in call("list", "--store", kept, "--json")[1].splitlines()]
     assert [(row["id"], row["previous"]) for row in rows] == [("one", None), ("two", "one")]
+    (used,) = (json.loads(line) for line in call("usage", "--store", kept, "--json")[1].splitlines())
+    assert used == {"key": OWNER.hex()[:8], "turns": 2, "bytes": sum(row["size"] for row in rows)}
+    assert f"2 turns  {size(used['bytes'])}" in call("usage", "--store", kept)[1]
     assert json.loads(call("show", "one", "--store", kept)[1])["asked"][0]["content"] == "My name is Anna."
     assert "1 later turns hold what it said" in call("delete", "one", "--store", kept)[1]
     assert call("verify", "--store", kept)[:2] == (0, "1 of 1 memories are whole.\n")

@@ -21,6 +21,7 @@ import ccm
 from ccm.engine.batching import Batch
 from ccm.serving.app import make_app
 from ccm.serving.backend import Backend
+from ccm.serving.elsewhere import TablesElsewhere
 from ccm.serving.keys import Keys
 from ccm.serving.sealing import Seal
 from ccm.serving.service import Service
@@ -38,7 +39,9 @@ def service(rule: str = "concat", folder: Path | None = None, secret: Path | Non
     """The service of a server."""
     one = Backend(backend(rule).model, backend(rule).tokenizer, "builtin")  # an engine of its own: each server ends its
     tables, limits = changes.pop("tables", None) or open_tables(place(folder)), {"seconds": DAY, "quota": 64 * MIB}
-    store = Store(tables, one.origin, **{name: changes.pop(name, value) for name, value in limits.items()})
+    store = Store(
+        TablesElsewhere(tables), one.origin, **{name: changes.pop(name, value) for name, value in limits.items()}
+    )
     return Service(one, store, Seal(secret, one.origin), **changes)
 
 

@@ -31,8 +31,13 @@ def test_the_server_says_what_it_is(web) -> None:
     assert [model["id"] for model in web.get("/v1/models").json()["data"]] == ["builtin"]
     assert web.get("/v1/models/builtin").json()["id"] == "builtin"
     assert web.get("/v1/models/another/one").json()["error"]["code"] == "model_not_found"
+    assert "ccm_store_keys 0.0" in web.get("/metrics").text
     ask(web, "Hi.")
-    assert 'ccm_requests_total{api="responses"}' in web.get("/metrics").text
+    told = web.get("/metrics").text
+    assert 'ccm_requests_total{api="responses"}' in told
+    assert "ccm_store_keys 1.0" in told
+    assert "ccm_store_bytes 0.0" not in told
+    assert "ccm_store_key_bytes 0.0" not in told
 
 
 def test_the_openai_client_gets_its_answers() -> None:

@@ -19,7 +19,7 @@ from ccm.engine.batching import Batch
 from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
-from ccm.serving.engine import Engine, EngineLimits, Task
+from ccm.serving.engine import Engine, EngineLimits, Task, elsewhere
 from ccm.serving.errors import RequestError
 
 ANNA, BOB = b"a" * 32, b"b" * 32
@@ -239,6 +239,69 @@ def test_a_cancelled_request_ends_and_others_go_on(made: Callable[..., Listener]
     listener.wait()
     assert closed == ["closed"]
     assert listener.ended == {0: None, 1: None}
+
+
+def test_others_go_on_while_a_request_waits_for_a_disk(made: Callable[..., Listener]) -> None:
+    listener, tokenizer = made(rows=2), loaded("concat")[1]
+    gate = threading.Event()
+
+    def waiting() -> Iterator[str]:
+        yield elsewhere(lambda: "answered" if gate.wait(60) else "given up")
+
+    listener.submit(waiting())
+    listener.submit(talking(conversation(listener.engine.model, tokenizer, 0), 0))
+    listener.submit(talking(conversation(listener.engine.model, tokenizer, 1), 1))
+    while len(listener.ended) < 2:
+        time.sleep(0.01)
+    assert listener.ended == {1: None, 2: None}
+    gate.set()
+    listener.wait()
+    assert listener.events[0] == ["answered"]
+
+
+def test_an_error_of_another_thread_is_raised_where_it_was_waited_for(made: Callable[..., Listener]) -> None:
+    listener = made()
+
+    def fail() -> None:
+        raise InputError("the disk is full")
+
+    def mending() -> Iterator[str]:
+        with pytest.raises(InputError):
+            elsewhere(fail)
+        yield "mended"
+        elsewhere(fail)
+
+    listener.submit(mending())
+    listener.wait()
+    assert listener.events[0] == ["mended"]
+    assert str(listener.ended[0]) == "the disk is full"
+
+
+def test_what_another_thread_does_ends_before_its_request_is_let_go_of(made: Callable[..., Listener]) -> None:
+    listener, gate, begun, done = made(), threading.Event(), threading.Event(), list[str]()
+
+    def write() -> None:
+        begun.set()
+        gate.wait(60)
+        done.append("written")
+
+    def writing() -> Iterator[str]:
+        try:
+            yield str(elsewhere(write))
+        finally:
+            done.append("let go of")
+
+    task = listener.submit(writing())
+    assert begun.wait(60)
+    listener.engine.cancel(task)
+    listener.submit(_short())
+    while 1 not in listener.ended:
+        time.sleep(0.01)
+    assert done == []
+    gate.set()
+    listener.engine.stop()
+    assert done == ["written", "let go of"]
+    assert listener.events[0] == []
 
 
 def test_an_engine_that_stops_ends_what_it_has_and_takes_no_more(made: Callable[..., Listener]) -> None:

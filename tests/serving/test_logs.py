@@ -17,7 +17,7 @@ from serving_app import MIB, ask, client, held_until_let_go, running, service
 
 from ccm.cli.commands.serve import run
 from ccm.engine.batching import Batch
-from ccm.serving.keys import Keys
+from ccm.serving.keys import ANYONE, Keys
 from ccm.serving.logs import JSONLines, TextLines, begin_logs
 from ccm.serving.settings import ServerSettings
 from ccm.serving.tables import StoreUnavailableError
@@ -91,6 +91,14 @@ def test_a_line_says_how_a_request_went(lines: Lines, keys: Path) -> None:
         web.get("/health")
         (line,) = lines()
         assert (line["route"], line["key"]) == ("/health", None)
+
+
+def test_turns_that_make_way_for_newer_ones_are_told(lines: Lines) -> None:
+    with client(service(quota=60_000)) as web:
+        for _ in range(6):
+            ask(web, "My name is Anna.")
+        (line, *_) = [one for one in lines() if one["event"] == "quota"]
+        assert (line["key"], line["deleted"]) == (ANYONE.hex()[:8], 1)
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -18,8 +18,9 @@ from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
+from ccm.serving.kept import ChangedError, KeptTurn
 from ccm.serving.memories import Heard, KeptMemory, Memories
-from ccm.serving.store import LANDMARK, NEWEST, ChangedError, KeptTurn, Store, open_tables
+from ccm.serving.store import LANDMARK, NEWEST, Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
 pytestmark = pytest.mark.usefixtures("every_store")

@@ -18,8 +18,9 @@ from test_memories import Kept, backend
 from test_turn_store import ANNA, add, data_of, parts
 
 from ccm.core.errors import ConfigError
+from ccm.serving.kept import ERASED, PARTS, TURNS, ChangedError, KeptTurn, Part
 from ccm.serving.redis import RedisTables
-from ccm.serving.store import ERASED, NEWEST, PARTS, TURNS, ChangedError, KeptTurn, Part, Store, open_tables
+from ccm.serving.store import NEWEST, Store, open_tables
 from ccm.serving.tables import StoreError, StoreUnavailableError, Transaction
 
 KEEPING = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")

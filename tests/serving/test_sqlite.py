@@ -13,8 +13,9 @@ import stores
 from test_turn_store import ANNA, add, data_of, opened
 
 from ccm.core.errors import ConfigError, MemoryFileError
+from ccm.serving.kept import ABOUT, PARTS, TURNS
 from ccm.serving.sqlite import FILE, SQLiteTables
-from ccm.serving.store import ABOUT, PARTS, TURNS, Store, open_tables
+from ccm.serving.store import Store, open_tables
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,8 @@ def test_one_process_has_a_store(tmp_path: Path) -> None:
 
 WRITER = """
 import os, sys
-from ccm.serving.store import KeptTurn, Part, Store, open_tables
+from ccm.serving.kept import KeptTurn, Part
+from ccm.serving.store import Store, open_tables
 store, last = Store(open_tables(sys.argv[1]), "model", seconds=1e6, quota=2**30), None
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"

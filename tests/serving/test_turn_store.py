@@ -11,7 +11,8 @@ import pytest
 from stores import place
 
 from ccm.core.errors import ConfigError, MemoryFileError
-from ccm.serving.store import PARTS, TURNS, ChangedError, KeptTurn, Part, QuotaError, Store, open_tables
+from ccm.serving.kept import PARTS, TURNS, ChangedError, KeptTurn, Part
+from ccm.serving.store import QuotaError, Store, open_tables
 from ccm.serving.tables import StoreUnavailableError, Transaction
 
 pytestmark = pytest.mark.usefixtures("every_store")

@@ -27,6 +27,14 @@ def list_turns(store: Place, json: Lines = False) -> None:
     run_list(store, as_json=json)
 
 
+@app.command("usage")
+def tell_usage(store: Place, json: Lines = False) -> None:
+    """What each key has: turns, and the bytes that count against its quota."""
+    from ccm.cli.commands.memory import run_usage
+
+    run_usage(store, as_json=json)
+
+
 @app.command("show")
 def show_turn(name: Id, store: Place) -> None:
     """A turn: what was asked and answered, as JSON."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Collection, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -117,6 +117,15 @@ class Metrics:
         self.tokens = Counted("ccm_tokens", "Tokens of replies.", registry=self.registry)
         self.seconds = Histogram("ccm_reply_seconds", "Seconds that a reply took.", registry=self.registry)
         self.waiting = Gauge("ccm_waiting", "Requests that wait for the model, or have it.", registry=self.registry)
+        self.held = Gauge("ccm_store_bytes", "Bytes of the turns in the store.", registry=self.registry)
+        self.owners = Gauge("ccm_store_keys", "Keys that have turns in the store.", registry=self.registry)
+        self.fullest = Gauge("ccm_store_key_bytes", "Bytes of the key that has most of them.", registry=self.registry)
+
+    def tell(self, held: Collection[int]) -> None:
+        """Take the bytes of each key in the store."""
+        self.held.set(sum(held))
+        self.owners.set(len(held))
+        self.fullest.set(max(held, default=0))
 
 
 def running(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -312,7 +321,9 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
 
     @app.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def show_metrics() -> Response:
-        """For Prometheus."""
+        """For Prometheus; of a store that is away, as it was last."""
+        with suppress(StoreUnavailableError):
+            metrics.tell(service.store.held().values())
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(RequestError)

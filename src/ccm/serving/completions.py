@@ -10,11 +10,11 @@ from itertools import chain
 from typing import Any
 
 from ccm.serving.items import read_messages
+from ccm.serving.kept import KeptTurn
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion
 from ccm.serving.responses import MEMORY
 from ccm.serving.service import ServedConversation, Service, new_id, refusing
-from ccm.serving.store import KeptTurn
 
 Chunk = dict[str, Any]
 

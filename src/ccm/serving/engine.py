@@ -5,7 +5,8 @@
     request   ...                                                                        -+
 
 One thread runs all of it. Between two tokens of those who generate there is at most one pass for prompts, and one for
-compressions; long texts are read in bounded passes. Keys take turns: many requests of one do not hold up another.
+compressions; long texts are read in bounded passes. Keys take turns: many requests of one do not hold up another. What
+waits for a disk or a network is done in threads of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -29,6 +31,7 @@ from ccm.engine.sampling import Read
 from ccm.serving.errors import RequestError
 
 Emit = Callable[[Any], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class Compressing:
         """Tokens of the step that are not read yet."""
         known = self.cache is not None and self.cache.memory is self.memory
         return len(self.step) - (self.cache.read.shape[1] if known and self.cache is not None else 0)
+
+
+@dataclass(eq=False)
+class Calling:
+    """Work that does not use the model; what is wanted is what it returns."""
+
+    work: Callable[[], Any]
+    found: Future[Any] | None = None  # once it has begun
 
 
 class SharedModel(CCMModel):
@@ -136,8 +147,13 @@ class Task:
     emit: Emit
     since: float = field(default_factory=time.monotonic)
     run: greenlet | None = None
-    job: Any = None  # Reading, Compressing, or None
+    job: Any = None  # Reading, Compressing, Calling, or None
     cancelled: bool = False
+
+    @property
+    def away(self) -> bool:
+        """Whether it waits for what another thread does."""
+        return isinstance(self.job, Calling) and self.job.found is not None and not self.job.found.done()
 
 
 class Engine:
@@ -160,6 +176,7 @@ class Engine:
         self._active: list[Task] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._others = ThreadPoolExecutor(self._limits.rows, "ccm store")
         self._stopping = False
 
     def submit(self, owner: bytes, work: Generator[Any, None, None], emit: Emit) -> Task:
@@ -192,7 +209,10 @@ class Engine:
         return task
 
     def cancel(self, task: Task) -> None:
-        """Let go of a request before its next pass; one that has ended is left alone."""
+        """Let go of a request before its next pass; one that has ended is left alone.
+
+        What another thread does for it ends before.
+        """
         with self._changed:
             task.cancelled = True
             self._changed.notify()
@@ -204,6 +224,7 @@ class Engine:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+        self._others.shutdown()
 
     @property
     def ready(self) -> bool:
@@ -213,8 +234,9 @@ class Engine:
     @torch.no_grad()
     def _work(self) -> None:
         while self._admit():
-            for task in [task for task in self._active if task.cancelled]:
+            for task in [task for task in self._active if task.cancelled and not task.away]:
                 self._go_on(task, error=GreenletExit())
+            self._take_back()
             self._generate()
             self._read_prompts()
             self._compress()
@@ -227,8 +249,8 @@ class Engine:
         """
         begun, dropped = list[Task](), list[Task]()
         with self._changed:
-            while not self._active and not self._queues:
-                if self._stopping:
+            while not self._can_go_on():
+                if self._stopping and not self._active and not self._queues:
                     return False
                 self._changed.wait()
             late = time.monotonic() - self._limits.seconds
@@ -250,13 +272,31 @@ class Engine:
             self._go_on(task)
         return True
 
-    def _go_on(self, task: Task, found: Tensor | Memory | None = None, error: BaseException | None = None) -> None:
+    def _can_go_on(self) -> bool:
+        """Whether a request can go on, or begin."""
+        room = len(self._active) < self._limits.rows
+        return not all(task.away for task in self._active) or (room and bool(self._queues))
+
+    def _go_on(self, task: Task, found: Any = None, error: BaseException | None = None) -> None:
         """Let a request go on with what it asked for, or an error, until it asks for the next, or ends."""
         assert task.run is not None
         task.job = task.run.throw(error) if error is not None else task.run.switch(found)
         if task.run.dead:
             with self._changed:
                 self._active.remove(task)
+        elif isinstance(task.job, Calling):
+            task.job.found = self._others.submit(task.job.work)
+            task.job.found.add_done_callback(self._wake)
+
+    def _wake(self, _: Future[Any]) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _take_back(self) -> None:
+        """Let requests go on for which another thread is done."""
+        for task in [task for task in self._active if isinstance(task.job, Calling) and not task.away]:
+            error = task.job.found.exception()
+            self._go_on(task, None if error is not None else task.job.found.result(), error)
 
     def _generate(self) -> None:
         """One token of each row."""
@@ -347,7 +387,12 @@ def _inside() -> bool:
     return isinstance(getcurrent(), _Run)
 
 
-def _ask(job: Reading | Compressing) -> Any:
+def elsewhere(work: Callable[[], T]) -> T:
+    """Do work that waits for a disk or a network while other requests go on; outside of an engine, do it here."""
+    return _ask(Calling(work)) if _inside() else work()
+
+
+def _ask(job: Reading | Compressing | Calling) -> Any:
     """Wait until the engine has done a job."""
     parent = getcurrent().parent
     assert parent is not None
@@ -369,5 +414,5 @@ def _run(task: Task, _: None) -> None:
     task.emit(end)
 
 
-def _reads_a_token(job: Reading | Compressing | None) -> bool:
+def _reads_a_token(job: Reading | Compressing | Calling | None) -> bool:
     return isinstance(job, Reading) and len(job.ids) == 1

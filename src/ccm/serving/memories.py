@@ -11,8 +11,9 @@ from typing import NamedTuple
 from ccm.core.errors import InputError, MemoryFileError
 from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
+from ccm.serving.kept import ERASED, ChangedError, KeptTurn, Part
 from ccm.serving.packing import begins, pack
-from ccm.serving.store import ERASED, ChangedError, KeptTurn, Part, Store
+from ccm.serving.store import Store
 from ccm.serving.transcripts import Passage, Transcript
 
 _TRIES = 20  # of a change whose memories go on meanwhile
@@ -118,13 +119,16 @@ class Memories:
         made, passages = self._backend.replay(memory, told)
         return made, replace(told, passages=passages).dumps()
 
-    def add(self, owner: bytes, heard: Sequence[Heard], after: KeptMemory | None) -> None:
+    def add(self, owner: bytes, heard: Sequence[Heard], after: KeptMemory | None) -> int:
         """Keep turns and their memories, each after the one before it: all of them, or none.
 
         Args:
             owner: whose they are.
             heard: the turns.
             after: the memory before them; None where there was none, or none is kept.
+
+        Returns:
+            How many turns made way, where the quota was used up.
 
         Raises:
             StoreError: when they cannot be written.
@@ -136,11 +140,12 @@ class Memories:
             text = None if transcript is None else transcript.dumps()
             kept.append((turn, self._part(turn.id, memory, last, text)))
             last = KeptMemory(memory, turn.id)
-        self._store.add(owner, kept, after.changed if after else 0)
+        gone = self._store.add(owner, kept, after.changed if after else 0)
         if after is not None:  # the conversation has gone on, and few go back
             self._let_go(owner, after.part)
         if last is not None:
             self._remember(owner, last)
+        return gone
 
     def _part(self, name: str, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
         steps = len(memory.steps[0])

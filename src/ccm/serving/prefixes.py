@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ccm.serving.items import Exchange
-from ccm.serving.store import KeptTurn, Store
+from ccm.serving.kept import KeptTurn
+from ccm.serving.store import Store
 
 
 @dataclass

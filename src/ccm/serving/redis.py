@@ -181,8 +181,9 @@ class RedisTransaction:
     def hold(self, owner: bytes, more: int) -> None:
         self._held[owner] = self._held.get(owner, 0) + more
 
-    def owners(self) -> list[bytes]:
-        return sorted({*map(_encoded, self._base.hkeys(_HELD)), *self._held})
+    def owners(self) -> dict[bytes, int]:
+        found = {_encoded(owner): int(held) for owner, held in self._base.hgetall(_HELD).items()}
+        return {owner: found.get(owner, 0) + self._held.get(owner, 0) for owner in sorted({*found, *self._held})}
 
     def write(self) -> None:
         """End the transaction.

@@ -13,11 +13,11 @@ from ccm.engine.sampling import Sampling
 from ccm.serving.calls import ToolCall
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Incoming, read_items
+from ccm.serving.kept import KeptTurn
 from ccm.serving.packing import pack
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import Compact, CreateResponse
 from ccm.serving.service import ServedConversation, Service, Usage, new_id, refusing
-from ccm.serving.store import KeptTurn
 
 Event = dict[str, Any]
 MEMORY = "ccm:memory"  # our own field

@@ -18,11 +18,13 @@ from ccm.serving.backend import Backend
 from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
 from ccm.serving.items import Exchange
+from ccm.serving.kept import ChangedError, KeptTurn
+from ccm.serving.logs import log_event
 from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
-from ccm.serving.store import ChangedError, KeptTurn, QuotaError, Store
+from ccm.serving.store import QuotaError, Store
 from ccm.serving.tables import StoreError
 from ccm.serving.transcripts import Passage, Transcript
 
@@ -276,11 +278,14 @@ class Service:
             steps = [*heard, (replace(turn, previous=before, chain=last), talk.memory, passages[-1:])]
         kept = [Heard(one, memory, talk.transcript(group) if known else None) for one, memory, group in steps]
         try:
-            self.memories.add(owner, kept, talk.after)
+            gone = self.memories.add(owner, kept, talk.after)
         except QuotaError as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
         except ChangedError as error:
             raise RequestError(str(error), status=409, code="conversation_changed") from error
+        if gone:
+            told = "The quota of a key is used up: turns that it used longest ago are deleted"
+            log_event("quota", told, key=owner.hex()[:8], deleted=gone)
 
 
 def new_id(kind: str) -> str:

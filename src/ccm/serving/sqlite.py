@@ -68,8 +68,8 @@ class SQLiteTransaction:
             "INSERT INTO owners VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET held = held + ?2", (owner, more)
         )
 
-    def owners(self) -> list[bytes]:
-        return [row[0] for row in self._base.execute("SELECT id FROM owners ORDER BY rowid")]
+    def owners(self) -> dict[bytes, int]:
+        return dict(self._base.execute("SELECT id, held FROM owners ORDER BY rowid"))
 
 
 class SQLiteTables:

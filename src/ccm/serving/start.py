@@ -12,6 +12,7 @@ from ccm.models.builtin import NAME
 from ccm.models.load import load
 from ccm.serving.app import make_app
 from ccm.serving.backend import Backend
+from ccm.serving.elsewhere import TablesElsewhere
 from ccm.serving.engine import EngineLimits
 from ccm.serving.keys import Keys
 from ccm.serving.sealing import Seal
@@ -37,7 +38,7 @@ def start(choice: Mapping[str, Any], settings: ServerSettings) -> tuple[FastAPI,
     name = choice.get("model") or choice.get("adapter") or NAME
     limits = EngineLimits(settings.batch, settings.waiting, settings.patience)
     backend = Backend(as_decoder(model, "a server"), tokenizer, name, limits)
-    tables = open_tables(settings.store)
+    tables = TablesElsewhere(open_tables(settings.store))
     store = Store(tables, backend.origin, seconds=settings.days * DAY, quota=settings.quota)
     seal = Seal(settings.secret, backend.origin)
     service = Service(backend, store, seal, settings.keep_text, settings.steps, settings.cache)

@@ -1,8 +1,5 @@
 """What a server keeps: turns of conversations, each with its memory, in the tables of a file or of Redis.
 
-    turn      id, owner, the turn before it, what was asked and answered, when
-    part      the same id: what the turn did to the memory before it: text, and keys and values    ->  part before it
-
 Under rules that only add, the data of a part are the columns that its turn added: each entry is kept once, however many
 turns hold it. Under rules that fold, they are a whole memory; the newest of a conversation are kept, and every
 sixteenth. Of others the text alone stays, from which the memory is made again. A turn and its part are written in one
@@ -17,147 +14,47 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ccm.core.errors import CCMError, ConfigError, MemoryFileError
 from ccm.core.extras import needs
+from ccm.serving.kept import (
+    ABOUT,
+    ERASED,
+    PARTS,
+    TURNS,
+    ChangedError,
+    KeptTurn,
+    Part,
+    deleted,
+    in_need,
+    is_added_to,
+    is_made,
+    is_told,
+    part_back,
+    parts_of,
+    read_part,
+    read_turn,
+    size_of,
+    tree_of,
+)
 from ccm.serving.sqlite import SQLiteTables
 from ccm.serving.tables import Row, StoreError, StoreUnavailableError, T, Table, Tables, Transaction
 
-ERASED = ""  # the text of a part whose turn was deleted, while later parts hold what it said
 NEWEST = 8  # whole memories of a conversation that are kept, counted from its last turn
 LANDMARK = 16  # of older ones, each so many turns; between two, memories are made from text again
 _USED = 60.0  # seconds within which another use is not written down: it would wait for the disk
 _MANY = 64  # rows that are read or deleted at a time
 _LATEST = 4  # turns with the same exchanges that are looked at: many conversations begin alike
-_NOTHING = sha256(b"").digest()  # the digest of data that are not kept, and of text
 _REDIS = ("redis://", "rediss://", "unix://")
-
-TURNS = Table(
-    "turns",
-    {
-        "owner": bytes,
-        "previous": str,
-        "chain": bytes,
-        "created": float,
-        "used": float,
-        "system": str,
-        "asked": str,
-        "answer": str,
-        "size": int,
-    },
-    {"owner": "used", "previous": "created", "chain": "created"},
-)
-PARTS = Table(
-    "parts",
-    {
-        "owner": bytes,
-        "before": str,
-        "depth": int,  # parts before it
-        "path": str,  # their ids, from the last landmark on
-        "steps": int,
-        "whole": bool,
-        "changed": int,  # how many times what its memory holds was changed
-        "text": str,
-        "data": bytes,
-        "text_digest": bytes,
-        "data_digest": bytes,
-        "size": int,
-    },
-    {"owner": "depth", "before": "depth"},
-)
-ABOUT = Table("about", {"value": str})
 _ORIGIN = "origin"
 
 
 class QuotaError(CCMError):
     """A conversation is larger than the quota of its owner."""
-
-
-class ChangedError(CCMError):
-    """What is to be changed or followed is no longer what was read: it was deleted, a step forgotten, or it went on."""
-
-
-@dataclass(frozen=True)
-class KeptTurn:
-    """A turn that is kept.
-
-    Attributes:
-        id: what clients call it.
-        previous: id of the turn before it; None at the beginning, or where that was no kept turn.
-        answer: what the client got, as JSON.
-        asked: the items that came with it.
-        system: messages that came among the items and stand before all steps.
-        created: Unix time.
-        chain: digest of all exchanges up to its own, where it can be found by them.
-    """
-
-    id: str
-    previous: str | None
-    answer: dict[str, Any]
-    asked: list[Any]
-    system: str
-    created: float
-    chain: bytes | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of its texts."""
-        return sum(map(len, (json.dumps(self.answer), json.dumps(self.asked)))) + _bytes(self.system)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a turn did to the memory before it.
-
-    Attributes:
-        id: of the turn.
-        before: id of the part that it follows; None at the beginning.
-        steps: how many steps it added.
-        whole: whether ``data`` are the whole memory, and not what was added to the one before.
-        text: the :class:`ccm.serving.transcripts.Transcript` as JSON; None where it is not known, and :data:`ERASED`.
-        data: as :func:`ccm.serving.packing.pack` makes them; None where the text alone is kept.
-        changed: how many times what its memory holds was changed, by forgetting.
-    """
-
-    id: str
-    before: str | None
-    steps: int
-    whole: bool
-    text: str | None
-    data: bytes | None
-    changed: int = 0
-
-    @property
-    def text_digest(self) -> bytes:
-        """Of the text."""
-        return sha256((self.text or "").encode()).digest()
-
-    @property
-    def data_digest(self) -> bytes:
-        """Of the data."""
-        return sha256(self.data or b"").digest()
-
-    @property
-    def size(self) -> int:
-        """Bytes of text and data."""
-        return _bytes(self.text or "") + len(self.data or b"")
-
-    @property
-    def row(self) -> Row:
-        """What a table holds of it, apart from its place."""
-        held = {"steps": self.steps, "whole": self.whole, "text": self.text, "data": self.data}
-        return {
-            **held,
-            "changed": self.changed,
-            "text_digest": self.text_digest,
-            "data_digest": self.data_digest,
-            "size": self.size,
-        }
 
 
 def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
@@ -252,7 +149,7 @@ class Store:
 
         return self.tables.run(checked)
 
-    def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]], changed: int = 0) -> None:
+    def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]], changed: int = 0) -> int:
         """Keep turns with their parts, each after the one before it: all of them, or none.
 
         Args:
@@ -260,13 +157,16 @@ class Store:
             kept: in order.
             changed: of the part before the first, when its memory was read.
 
+        Returns:
+            How many turns made way, where the quota was used up.
+
         Raises:
             StoreError: when they cannot be written.
             ChangedError: when the turn or the part before is gone, or its memory is another now.
             QuotaError: when they, with the memory that they follow, are more than the quota.
         """
 
-        def work(t: Transaction) -> None:
+        def work(t: Transaction) -> int:
             now, expected = time.time(), changed
             for turn, part in kept:
                 if turn.previous is not None and t.get(TURNS, [turn.previous], ("owner",)) == [None]:
@@ -281,32 +181,31 @@ class Store:
                     path = part.before if before["depth"] % LANDMARK == 0 else f"{before['path']} {part.before}"
                     place = {"depth": before["depth"] + 1, "path": path}
                 t.insert(PARTS, part.id, {"owner": owner, "before": part.before, **place, **part.row})
-                texts = {"system": turn.system, "asked": json.dumps(turn.asked), "answer": json.dumps(turn.answer)}
-                told = {"previous": turn.previous, "chain": turn.chain, "created": turn.created, "used": now}
-                t.insert(TURNS, turn.id, {"owner": owner, **told, **texts, "size": turn.size})
-                t.hold(owner, turn.size + part.size)
+                row = turn.row
+                t.insert(TURNS, turn.id, {"owner": owner, "used": now, **row})
+                t.hold(owner, row["size"] + part.size)
                 self._thin(t, part.id)
                 expected = part.changed
-            self._make_room(t, owner, {turn.id for turn, _ in kept})
+            return self._make_room(t, owner, {turn.id for turn, _ in kept})
 
-        self._run(work)
+        return self._run(work)
 
     def _thin(self, t: Transaction, name: str) -> None:
         """Let go of a memory that is old and can be made from text again, where a part was added."""
-        old = _back(t, name, NEWEST)
+        old = part_back(t, name, NEWEST)
         if old is None:
             return
         (row,) = t.get(PARTS, [old], ("before", "depth", "data_digest", "text_digest"))
-        if row is None or row["depth"] % LANDMARK == 0 or not _made(row) or row["text_digest"] == _NOTHING:
+        if row is None or row["depth"] % LANDMARK == 0 or not is_made(row) or not is_told(row):
             return
         if row["before"] is not None:
             (before,) = t.get(PARTS, [row["before"]], ("data_digest", "text_digest"))
-            if before is None or (not _made(before) and before["text_digest"] == _NOTHING):
+            if before is None or not (is_made(before) or is_told(before)):
                 return
-        if _is_added_to(t, old):
+        if is_added_to(t, old):
             return
         with suppress(MemoryFileError):  # a damaged one stays as it is
-            (part,) = _parts(t, [old])
+            (part,) = parts_of(t, [old])
             self._write(t, replace(part, whole=True, data=None))
 
     def _write(self, t: Transaction, part: Part) -> None:
@@ -327,7 +226,7 @@ class Store:
         if row is None:
             raise ChangedError(f"There is no turn {name}.")
         row |= values
-        size = sum(_bytes(row[one]) for one in ("system", "asked", "answer"))
+        size = size_of(row)
         t.update(TURNS, name, {**values, "size": size})
         t.hold(row["owner"], size - row["size"])
 
@@ -352,9 +251,7 @@ class Store:
         fields = ("owner", "previous", "answer", "asked", "system", "created", "chain", "used")
         for name, row in zip(names, t.get(TURNS, names, fields), strict=True):
             if row is not None and row["owner"] == owner and row["used"] > time.time() - self._seconds:
-                answer, asked = json.loads(row["answer"]), json.loads(row["asked"])
-                turn = KeptTurn(name, row["previous"], answer, asked, row["system"], row["created"], row["chain"])
-                return turn, row["used"]
+                return read_turn(name, row), row["used"]
         return None
 
     def _used(self, found: tuple[KeptTurn, float] | None) -> KeptTurn | None:
@@ -371,6 +268,10 @@ class Store:
             with suppress(StoreError):  # a full disk can still be read
                 self._run(work)
         return turn
+
+    def held(self) -> dict[bytes, int]:
+        """Bytes that the turns of each owner take."""
+        return {owner: held for owner, held in self._run(lambda t: t.owners()).items() if held}
 
     def owner_of(self, name: str) -> bytes:
         """Whose the turn of an id is; nobody's where there is none."""
@@ -415,14 +316,14 @@ class Store:
             while some:
                 rows = t.get(PARTS, some, ("owner", "path", "whole", "data_digest"))
                 if any(row is None or row["owner"] != owner for row in rows):
-                    raise _deleted()
+                    raise deleted()
                 told = [row for row in rows if row is not None]
-                wholes = [at for at, row in enumerate(told) if row["whole"] and _made(row)]
+                wholes = [at for at, row in enumerate(told) if row["whole"] and is_made(row)]
                 if wholes and not whole:
-                    return _parts(t, [*some[wholes[-1] :], *names])
+                    return parts_of(t, [*some[wholes[-1] :], *names])
                 names = [*some, *names]
                 some = told[0]["path"].split()
-            return _parts(t, names)
+            return parts_of(t, names)
 
         return self._run(work)
 
@@ -434,7 +335,7 @@ class Store:
         """
         (row,) = self._get(PARTS, [name], ("owner", "changed"))
         if row is None or row["owner"] != owner:
-            raise _deleted()
+            raise deleted()
         return row["changed"]
 
     def damaged(self) -> list[str]:
@@ -447,7 +348,7 @@ class Store:
         for name, _ in self._rows(PARTS, ("owner",)):  # those before it come before
             (row,) = self._get(PARTS, [name])
             if row is not None:
-                part, damage = _read(name, row)
+                part, damage = read_part(name, row)
                 if any(damage) or (part.before in lost and not (part.whole and part.data)):
                     lost.add(name)
         return [row["id"] for row in self.rows() if row["id"] in lost]
@@ -456,9 +357,9 @@ class Store:
         """A part and all that follow it, with their owner, each after the one before it."""
 
         def work(t: Transaction) -> list[tuple[bytes, Part]]:
-            names = _tree(t, PARTS, "before", name)
+            names = tree_of(t, PARTS, "before", name)
             owners = [row["owner"] for row in t.get(PARTS, names, ("owner",)) if row is not None]
-            return [*zip(owners, _parts(t, names), strict=True)]
+            return [*zip(owners, parts_of(t, names), strict=True)]
 
         return self._run(work)
 
@@ -488,9 +389,9 @@ class Store:
         parts, gone, blank, hidden = [*parts], [*gone], [*blank], [*hidden]
 
         def work(t: Transaction) -> None:
-            names = _tree(t, PARTS, "before", was[0].id) if tree else [part.id for part in was]
+            names = tree_of(t, PARTS, "before", was[0].id) if tree else [part.id for part in was]
             rows = zip(names, t.get(PARTS, names), strict=True)
-            if [None if row is None else _read(name, row)[0] for name, row in rows] != [*was]:
+            if [None if row is None else read_part(name, row)[0] for name, row in rows] != [*was]:
                 raise ChangedError("What the change was made from is another now. Ask again.")
             for part in parts:
                 self._write(t, part)
@@ -539,7 +440,8 @@ class Store:
         return [
             (rows[name]["owner"], name)
             for name in ordered
-            if not _made(rows[name]) and (thinned or rows[name]["depth"] % LANDMARK == 0 or later.get(name, 0) < NEWEST)
+            if not is_made(rows[name])
+            and (thinned or rows[name]["depth"] % LANDMARK == 0 or later.get(name, 0) < NEWEST)
         ]
 
     def part(self, name: str) -> Part:
@@ -549,12 +451,12 @@ class Store:
             MemoryFileError: when it is not what was written.
             ChangedError: when it was deleted.
         """
-        (part,) = self._run(lambda t: _parts(t, [name]))
+        (part,) = self._run(lambda t: parts_of(t, [name]))
         return part
 
     def in_need(self, name: str) -> list[tuple[bytes, str]]:
         """Owners and ids of parts whose data must be there before a turn can be deleted: they need its text."""
-        return self._run(lambda t: _in_need(t, name))
+        return self._run(lambda t: in_need(t, name))
 
     def turns_of(self, names: Sequence[str]) -> list[str]:
         """Those of the ids of parts that are ids of turns still."""
@@ -575,12 +477,12 @@ class Store:
         def work(t: Transaction, name: str) -> None:
             (row,) = t.get(PARTS, [name])
             if row is not None:
-                part, (text, data) = _read(name, row)
+                part, (text, data) = read_part(name, row)
                 if data and not text and part.text:
                     self._write(t, replace(part, whole=True, data=None))
 
         for name, row in self._rows(PARTS, ("data_digest",)):
-            if _made(row):
+            if is_made(row):
                 self._run(partial(work, name=name))
 
     def adopt(self, origin: str, renew: Callable[[str], str]) -> None:
@@ -599,7 +501,7 @@ class Store:
 
         def work(t: Transaction, name: str) -> None:
             if t.get(PARTS, [name], ("owner",)) != [None]:
-                (part,) = _parts(t, [name])
+                (part,) = parts_of(t, [name])
                 if part.text is not None:
                     self._write(t, replace(part, whole=True, text=renew(part.text), data=None))
 
@@ -630,9 +532,9 @@ class Store:
             (row,) = t.get(TURNS, [name], ("owner",))
             if row is None or row["owner"] != owner:
                 return [], []
-            if not cascade and not lossy and _in_need(t, name):
+            if not cascade and not lossy and in_need(t, name):
                 raise ChangedError("Later memories need the text of this turn now. Ask again.")
-            following = _tree(t, TURNS, "previous", name)
+            following = tree_of(t, TURNS, "previous", name)
             gone = following if cascade else following[:1]
             for one in gone:
                 self._erase(t, one)
@@ -668,7 +570,7 @@ class Store:
         (row,) = t.get(PARTS, [name])
         if row is None:
             return
-        (part, (_, damaged)), adds = _read(name, row), _is_added_to(t, name)
+        (part, (_, damaged)), adds = read_part(name, row), is_added_to(t, name)
         kept = None if part.text is None else ERASED
         self._write(t, replace(part, text=kept, data=part.data if adds else None))
         if adds and damaged:  # later memories are damaged as before
@@ -697,9 +599,9 @@ class Store:
         t.hold(row["owner"], -freed)
         return freed
 
-    def _make_room(self, t: Transaction, owner: bytes, but: set[str]) -> None:
-        """Delete what was used longest ago, as far as the quota wants it."""
-        held = t.held(owner)
+    def _make_room(self, t: Transaction, owner: bytes, but: set[str]) -> int:
+        """Delete the turns that were used longest ago, as far as the quota wants it; returns how many."""
+        held, gone = t.held(owner), 0
         while held > self._quota:
             oldest = (one for one in t.find(TURNS, "owner", [owner], most=len(but) + 1)[0] if one not in but)
             if (name := next(oldest, None)) is None:
@@ -708,85 +610,9 @@ class Store:
                     "serve with a larger quota."
                 )
             held -= self._drop(t, name)
+            gone += 1
+        return gone
 
 
 def _left() -> ChangedError:
     return ChangedError("The turn before was deleted meanwhile. Begin anew, or go on from an earlier.")
-
-
-def _deleted() -> ChangedError:
-    return ChangedError("This memory was deleted meanwhile. Begin anew.")
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
-
-
-def _made(row: Row) -> bool:
-    """Whether the row of a part has data."""
-    return row["data_digest"] != _NOTHING
-
-
-def _back(t: Transaction, name: str, count: int) -> str | None:
-    """Id of the part that is so many before one; None where there are fewer."""
-    while True:
-        (row,) = t.get(PARTS, [name], ("path",))
-        path = row["path"].split() if row else []
-        if count <= len(path):
-            return path[-count]
-        if not path:
-            return None
-        name, count = path[0], count - len(path)
-
-
-def _is_added_to(t: Transaction, name: str) -> bool:
-    """Whether the data of other parts are what was added to those of a part."""
-    (after,) = t.find(PARTS, "before", [name])
-    return any(row is not None and not row["whole"] for row in t.get(PARTS, after, ("whole",)))
-
-
-def _in_need(t: Transaction, name: str) -> list[tuple[bytes, str]]:
-    """See :meth:`Store.in_need`."""
-    (own,) = t.get(PARTS, [name], ("owner", "data_digest"))
-    if own is None or t.get(TURNS, [name], ("owner",)) == [None]:
-        return []
-    (names,) = t.find(PARTS, "before", [name])
-    rows = t.get(PARTS, names, ("owner", "data_digest"))
-    found = [(name, own)] if _is_added_to(t, name) else []
-    found += [(one, row) for one, row in zip(names, rows, strict=True) if row is not None]
-    return [(row["owner"], one) for one, row in found if not _made(row)]
-
-
-def _tree(t: Transaction, table: Table, name: str, root: str) -> list[str]:
-    """A row and all that follow it by a field, each after the one before it."""
-    found, level = [root], [root]
-    while level := [one for names in t.find(table, name, level) for one in names]:
-        found += level
-    return found
-
-
-def _parts(t: Transaction, names: Sequence[str]) -> list[Part]:
-    """Parts by their ids.
-
-    Raises:
-        MemoryFileError: when one is not what was written.
-        ChangedError: when one was deleted.
-    """
-    found = []
-    for name, row in zip(names, t.get(PARTS, names), strict=True):
-        if row is None:
-            raise _deleted()
-        part, damaged = _read(name, row)
-        if any(damaged):
-            raise MemoryFileError(
-                f"The memory of {name} is damaged: it is not what was written. Begin anew, or mend the store by ccm "
-                "memory rebuild."
-            )
-        found.append(part)
-    return found
-
-
-def _read(name: str, row: Row) -> tuple[Part, tuple[bool, bool]]:
-    """The part of a row, and whether its text and its data are not what was written."""
-    part = Part(name, row["before"], row["steps"], bool(row["whole"]), row["text"], row["data"], row["changed"])
-    return part, (part.text_digest != row["text_digest"], part.data_digest != row["data_digest"])

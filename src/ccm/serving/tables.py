@@ -71,8 +71,8 @@ class Transaction(Protocol):
     def hold(self, owner: bytes, more: int) -> None:
         """Count bytes of an owner, or fewer where it is negative."""
 
-    def owners(self) -> list[bytes]:
-        """All of whom anything is held; others may change it meanwhile."""
+    def owners(self) -> dict[bytes, int]:
+        """What :meth:`held` says of each owner."""
 
 
 class Tables(Protocol):

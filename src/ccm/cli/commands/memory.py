@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ccm.cli.console import counting, plain_console, quiet, tell
 from ccm.core.errors import ConfigError
 from ccm.core.units import size
+from ccm.serving.kept import ERASED, KeptTurn, Part
 from ccm.serving.keys import Keys
-from ccm.serving.store import ERASED, KeptTurn, Part, Store, open_tables
+from ccm.serving.store import Store, open_tables
 from ccm.serving.transcripts import Transcript
 
 if TYPE_CHECKING:
@@ -47,6 +49,20 @@ def run_list(place: str, *, as_json: bool) -> None:
         told = f"{row['id']}  {when}  key {row['key']}  {size(row['size'])}{f'  after {after}' if after else ''}"
         plain_console().print(told, soft_wrap=True)
     if not rows:
+        print(f"There is no turn in {store.tables.place}.")
+
+
+def run_usage(place: str, *, as_json: bool) -> None:
+    """Turns and bytes of each key, the largest first; as JSON objects if that is asked for."""
+    with opened(place) as store:
+        turns, held = Counter(row["key"] for row in store.rows()), store.held()
+    for owner, taken in sorted(held.items(), key=lambda one: -one[1]):
+        key = owner.hex()[:8]
+        if as_json:
+            print(json.dumps({"key": key, "turns": turns[key], "bytes": taken}))
+        else:
+            print(f"key {key}  {turns[key]:,} turns  {size(taken)} ({taken:,} bytes)")
+    if not held and not as_json:
         print(f"There is no turn in {store.tables.place}.")
 
 
