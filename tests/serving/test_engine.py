@@ -17,7 +17,7 @@ from ccm.chat.conversation import Conversation
 from ccm.core.errors import InputError
 from ccm.engine.batching import Batch
 from ccm.engine.decoder import CCMModel, as_decoder
-from ccm.engine.memory import Memory
+from ccm.engine.memory import Memory, MemoryCache
 from ccm.engine.sampling import Sampling
 from ccm.serving.engine import Engine, EngineLimits, Task, elsewhere
 from ccm.serving.errors import RequestError
@@ -136,6 +136,22 @@ def test_what_is_read_and_compressed_together_takes_fewer_passes(
     listener.wait()
     assert max(passes) == 5
     assert sum(passes) > 2 * len(passes)
+
+
+def test_a_long_prompt_goes_on_beside_many_short_ones(made: Callable[..., Listener]) -> None:
+    listener = made(rows=2, tokens=12)
+    model = listener.engine.model
+
+    def reading(times: int, length: int) -> Iterator[str]:
+        for _ in range(times):
+            memory = model.empty_memory()
+            model.reader(memory, MemoryCache(memory))(torch.full((1, length), 5))
+        yield "read"
+
+    listener.submit(reading(60, 3))
+    listener.submit(reading(1, 100))
+    listener.wait()
+    assert listener.order == [1, 0]
 
 
 def _held(gate: threading.Event) -> Iterator[str]:

@@ -59,6 +59,7 @@ class Reading:
 
     cache: MemoryCache
     ids: list[int]
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,11 +317,14 @@ class Engine:
     def _read_prompts(self) -> None:
         """One pass over prompts, as many as it may hold, or over a part of a long one."""
         rows = self._batch.rows
-        waiting = [task for task in self._active if isinstance(task.job, Reading) and task.job.cache not in rows]
-        new = self._fitting([task for task in waiting if not task.job.cache.read.shape[1]], lambda job: len(job.ids))
-        if new:
-            self._try(new, self._begin)
-        elif waiting:
+        asked = [task for task in self._active if isinstance(task.job, Reading) and task.job.cache not in rows]
+        if not asked:
+            return
+        waiting = sorted(asked, key=lambda task: task.job.since)  # a long one waits for its next part as others do
+        new = [task for task in waiting if not task.job.cache.read.shape[1]]
+        if new and new[0] is waiting[0]:
+            self._try(self._fitting(new, lambda job: len(job.ids)), self._begin)
+        else:
             self._try(waiting[:1], self._read_on)
 
     def _begin(self, jobs: Sequence[Reading]) -> Sequence[Tensor]:
