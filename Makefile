@@ -27,7 +27,7 @@ $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 endef
 
 .PHONY: install chat serve test test-processors test-versions test-slow check format bench gpu builtin figures small dialog \
-	smollm2 conformance clean always
+	smollm2 conformance docs clean always
 
 install: .venv/installed
 
@@ -108,6 +108,10 @@ smollm2: install
 
 conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m conformance $(GOLDENS)
+
+# The site of the documents: open build/docs/index.html.
+docs: install
+	$(BIN)/python -m sphinx -c docs -b html -W --keep-going . build/docs
 
 clean:
 	rm -rf .venv .venv-* build src/*.egg-info
