@@ -6,7 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ applications:
     args: {{store: "{store}"}}
     deployments:
       - name: Replica
-        autoscaling_config: {{min_replicas: 2, max_replicas: 2}}
+        autoscaling_config: {{{scaling}}}
         ray_actor_options: {{num_cpus: 0.5}}
 """
 
@@ -60,27 +64,19 @@ def _replicas() -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in " ".join(one.info["cmdline"] or [])]
 
 
-@pytest.mark.slow
-def test_a_conversation_goes_on_at_any_replica_and_after_one_was_killed(tmp_path: Path) -> None:
-    redis = stores.start_redis(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
-    (tmp_path / "serve.yaml").write_text(CONFIG.format(port=8792, store=f"unix://{tmp_path / 'socket'}"))
+@contextmanager
+def _serving(folder: Path, replicas: int, scaling: str) -> Iterator[httpx.Client]:
+    """A client of so many replicas on Ray Serve, once they are ready."""
+    redis = stores.start_redis(folder, "--appendonly", "yes", "--appendfsync", "always")
+    told = CONFIG.format(port=8792, store=f"unix://{folder / 'socket'}", scaling=scaling)
+    (folder / "serve.yaml").write_text(told)
     programs = Path(sys.executable).parent
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    serve = subprocess.Popen([programs / "serve", "run", tmp_path / "serve.yaml"], env=environment)
-    web = httpx.Client(base_url="http://127.0.0.1:8792", timeout=60)
+    serve = subprocess.Popen([programs / "serve", "run", folder / "serve.yaml"], env=environment)
     try:
-        _wait(web)
-        last = None
-        for number in range(12):
-            if number == 6:
-                _replicas()[0].send_signal(signal.SIGKILL)
-                time.sleep(1)
-            line = "My name is Anna." if not number else "What is my name?"
-            body = {"model": "builtin", "input": line, "previous_response_id": last}
-            answer = web.post("/v1/responses", json=body)
-            assert answer.status_code == 200, answer.text
-            last = answer.json()["id"]
-            assert "Anna" in answer.json()["output"][0]["content"][0]["text"]
+        with httpx.Client(base_url="http://127.0.0.1:8792", timeout=60) as web:
+            _wait(web, replicas)
+            yield web
     finally:
         serve.terminate()
         serve.wait()
@@ -89,12 +85,54 @@ def test_a_conversation_goes_on_at_any_replica_and_after_one_was_killed(tmp_path
         redis.wait()
 
 
-def _wait(web: httpx.Client) -> None:
+@pytest.mark.slow
+def test_a_conversation_goes_on_at_any_replica_and_after_one_was_killed(tmp_path: Path) -> None:
+    with _serving(tmp_path, 2, "min_replicas: 2, max_replicas: 2") as web:
+        last = None
+        for number in range(12):
+            if number == 6:
+                _replicas()[0].send_signal(signal.SIGKILL)
+                time.sleep(1)
+            line = "My name is Anna." if not number else "What is my name?"
+            last, said = _ask(web, line, last)
+            assert "Anna" in said
+
+
+@pytest.mark.slow
+def test_a_replica_is_added_under_load_and_goes_when_there_is_none(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def talk() -> int:
+        last, turns = None, 0
+        while not ended.is_set():
+            last, _ = _ask(web, "My name is Anna.", last)
+            turns += 1
+        return turns
+
+    scaling = "min_replicas: 1, max_replicas: 2, target_ongoing_requests: 2, upscale_delay_s: 2, downscale_delay_s: 2"
+    with _serving(tmp_path, 1, scaling) as web, ThreadPoolExecutor(12) as users:
+        try:
+            talks = [users.submit(talk) for _ in range(12)]
+            _wait(web, 2)
+        finally:
+            ended.set()
+        assert all(one.result() for one in talks)
+        _wait(web, 1)
+
+
+def _ask(web: httpx.Client, line: str, last: str | None) -> tuple[str, str]:
+    """The id and text of a response."""
+    answer = web.post("/v1/responses", json={"model": "builtin", "input": line, "previous_response_id": last})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"], answer.json()["output"][0]["content"][0]["text"]
+
+
+def _wait(web: httpx.Client, replicas: int) -> None:
     for _ in range(120):
         try:
-            if web.get("/ready").status_code == 200 and len(_replicas()) == 2:
+            if web.get("/ready").status_code == 200 and len(_replicas()) == replicas:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(1)
-    raise AssertionError("Ray Serve does not get ready")
+    raise AssertionError(f"Ray Serve never has {replicas} replicas")
