@@ -360,16 +360,21 @@ async def _lost(addresses: Sequence[str], told: Told) -> AsyncIterator[str]:
 
 def measure_faults(users: int, seconds: float) -> dict[str, Any]:
     """Two servers under load: Redis is killed and comes back, then a server is killed."""
-    told, happened = Told(), []
-    with TemporaryDirectory() as folder:
-        port = free_port()
-        redis = start_redis(Path(folder), port, *DURABLE)
-        place = f"redis://127.0.0.1:{port}"
-        one, other = Server(place), Server(place)
+    told, happened, port = Told(), list[dict[str, Any]](), free_port()
+    place = f"redis://127.0.0.1:{port}"
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def begin_redis() -> subprocess.Popen[bytes]:
+            process = start_redis(Path(folder), port, *DURABLE)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            return process
+
+        redis = begin_redis()
+        one, other = stack.enter_context(servers(2, place))
         addresses = [one.address, other.address]
 
         async def load() -> None:
-            nonlocal redis
             end = time.monotonic() + 4 * seconds
             async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
                 users_at_it = [asyncio.create_task(_insist(client, addresses, u, end, told)) for u in range(users)]
@@ -379,7 +384,7 @@ def measure_faults(users: int, seconds: float) -> dict[str, Any]:
                         redis.kill()
                         redis.wait()
                     elif event == "Redis is back":
-                        redis = start_redis(Path(folder), port, *DURABLE)
+                        begin_redis()
                     elif event == "a server is killed":
                         other.end(kill=True)
                     await asyncio.sleep(seconds)
@@ -391,9 +396,6 @@ def measure_faults(users: int, seconds: float) -> dict[str, Any]:
 
         asyncio.run(load())
         missing = asyncio.run(lost())
-        one.end()
-        redis.terminate()
-        redis.wait()
     return {"phases": happened, "turns that were acknowledged": told.turns, "lost": len(missing)}
 
 
@@ -425,7 +427,11 @@ async def _mixed(client: httpx.AsyncClient, address: str, user: int, end: float,
                 break
             await asyncio.sleep(drawn.random())
         if last is not None and drawn.random() < 0.3:
-            await client.delete(f"{address}/v1/responses/{last}", params={"cascade": "true"})
+            try:
+                gone = await client.delete(f"{address}/v1/responses/{last}", params={"cascade": "true"})
+                gone.raise_for_status()
+            except httpx.HTTPError as error:
+                told.statuses[_name(error)] += 1
 
 
 def measure_endurance(users: int, minutes: float) -> dict[str, Any]:

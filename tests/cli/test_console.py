@@ -46,6 +46,8 @@ def test_lines_break_between_words_on_a_terminal_and_nowhere_else(monkeypatch, c
         ("choose with task.options.tasks", "choose with --task"),
         ("raise task.options.max_step_tokens", "raise --max-step-tokens"),
         ("a/task.path and my-task.options.json", "a/task.path and my-task.options.json"),
+        ("ccm: turn_tokens is 0; it must be at least 1.", "ccm: --turn-tokens is 0; it must be at least 1."),
+        ("ccm: nothing is 0; the rate is 1", "ccm: nothing is 0; the rate is 1"),
         ("set data.path=FILE; weight=0.3; 1 = 1", "set data.path=FILE; weight=0.3; 1 = 1"),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_store_that_cannot_be_had_is_told_without_its_password(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"redis://127\.0\.0\.1:1/3 cannot be opened.*Start Redis") as told:
         open_tables("redis://user:secret@127.0.0.1:1/3")
     assert "secret" not in str(told.value)
-    for part in ("127.0.0.1:port", "[::1", "127.0.0.1?unknown=1", ":sec/ret@127.0.0.1"):
+    for part in ("127.0.0.1:port", "[::1", "127.0.0.1?unknown=1", "127.0.0.1/abc", ":sec/ret@127.0.0.1"):
         with pytest.raises(ConfigError, match="cannot be opened: its address is not understood") as told:
             open_tables(f"redis://{part}")
         assert "sec" not in str(told.value)
@@ -238,7 +238,18 @@ def test_a_store_that_cannot_be_had_is_told_without_its_password(tmp_path: Path)
         open_tables(url)
 
 
-def test_a_connection_that_is_lost_gives_503_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_redis_without_a_store_is_left_as_it_is_by_those_who_make_none() -> None:
+    url = stores.new_redis()
+    tables = open_tables(url, make=False)
+    with pytest.raises(ConfigError, match="holds no store"):
+        Store(tables, None)
+    assert isinstance(tables, RedisTables)
+    assert tables._base.keys() == []
+
+
+def test_a_connection_that_is_lost_gives_503_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     redis = stores.start_redis(tmp_path, *KEEPING)
     one = service()
     served = service(tables=open_tables(f"unix://{tmp_path / 'socket'}"))
@@ -256,6 +267,8 @@ def test_a_connection_that_is_lost_gives_503_and_loses_nothing(tmp_path: Path) -
     redis = stores.start_redis(tmp_path, *KEEPING)
     assert web.get("/ready").text == "ok\n"
     assert "Anna" in str(ask(web, "What is my name?", first["id"])["output"])
+    told = [record.message for record in caplog.records if getattr(record, "event", "") == "store"]
+    assert told == [f"The store unix://{tmp_path / 'socket'} {how}" for how in ("cannot be reached", "answers again")]
     redis.kill()
     redis.wait()
     one.store.close()

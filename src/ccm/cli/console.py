@@ -32,6 +32,7 @@ from ccm.core.units import size
 _SETTING = re.compile(
     r"(?<![\w./-])(?:task\.(?:options\.)?(?P<of_task>\w+)\b|(?P<name>\w+)=(?P<quote>'?)(?P<value>[\w./,-]*\w)(?P=quote))"
 )
+_SUBJECT = re.compile(r"(?<=^ccm: )\w+(?= is )")
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
 
@@ -89,6 +90,7 @@ def with_flags(message: str) -> str:
             return found[0]
         return flags[-1 if value == "False" else 0] + (f" {value}" if value not in (None, "True", "False") else "")
 
+    message = _SUBJECT.sub(lambda found: _flags().get(found[0], [found[0]])[0], message)
     return _SETTING.sub(flag, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -14,6 +15,7 @@ from ccm.models.builtin import NAME, WEIGHTS
 from ccm.models.cache import find_model
 from ccm.models.catalogue import MODELS
 from ccm.models.gguf import copy_of, gguf_file
+from ccm.models.published import MODELS as PUBLISHED
 from ccm.models.published import paper_model
 
 
@@ -25,7 +27,8 @@ def locate(source: str | Path) -> str | Path:
             For a GGUF file, the result is the folder of a converted copy.
 
     Raises:
-        ConfigError: if a model of the catalogue was not fetched, or a GGUF file cannot be read.
+        ConfigError: if a model of the catalogue was not fetched, a GGUF file cannot be read, or a short name is
+            mistyped.
     """
     if source == NAME:
         return WEIGHTS / "base"
@@ -36,7 +39,20 @@ def locate(source: str | Path) -> str | Path:
     if (file := gguf_file(source)) is not None:
         return copy_of(file)
     known = paper_model(source)
+    if known is None:
+        _check_name(str(source))
     return known.hub if known else source
+
+
+def _check_name(source: str) -> None:
+    """Refuse what looks like a short name that was mistyped: the Hub would be asked for it, and that takes long."""
+    names = [NAME, *MODELS, *PUBLISHED]
+    if "/" in source or Path(source).exists() or not (close := get_close_matches(source.lower(), names, cutoff=0.75)):
+        return
+    raise ConfigError(
+        f"There is no model {source!r}. Did you mean {' or '.join(close)}? ccm models list shows the short names; a "
+        "model on the Hub has the form OWNER/NAME."
+    )
 
 
 def is_builtin(source: str | Path) -> bool:

@@ -10,6 +10,7 @@ keys meanwhile, it is done again.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -33,10 +35,12 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from ccm.core.errors import CCMError, ConfigError
+from ccm.serving.logs import log_event
 from ccm.serving.tables import VERSION, Row, StoreError, StoreUnavailableError, T, Table, Transaction
 
 _NAME = "ccm"
 _HELD = f"{_NAME}:held"
+_VERSION = f"{_NAME}:version"
 _SECONDS = 2.0  # that a command may take
 _PAUSE = 5.0  # seconds in which a Redis that did not answer is not asked again: all requests would wait for it
 _TRIES = 50  # of a transaction whose keys others write
@@ -219,24 +223,28 @@ class RedisTables:
 
     Args:
         url: as ``redis://HOST:PORT/DATABASE``, ``rediss://`` or ``unix://``.
+        make: whether it may be empty; else nothing is written until a row is.
 
     Raises:
         ConfigError: when nothing answers there, or what is kept is of another version.
     """
 
-    def __init__(self, url: str) -> None:
-        self._silent_until = 0.0
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        self._silent_until, self._away = 0.0, False
         self.place = re.sub("//.*@", "//", url).partition("?")[0]  # without its password
         try:
+            parts = urlsplit(url)
+            if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
+                raise ValueError(parts.path)  # redis-py would take database 0
             self._base = Redis.from_url(
                 url,
                 socket_timeout=_SECONDS,
                 socket_connect_timeout=_SECONDS,
                 retry=Retry(NoBackoff(), 0),  # a transaction whose answer is lost may have been done
             )
-            if self._base.get(f"{_NAME}:version") is None:  # a full one can still be read
-                self._base.setnx(f"{_NAME}:version", VERSION)
-            version = int(self._base.get(f"{_NAME}:version") or 0)
+            if make and self._base.get(_VERSION) is None:  # a full one can still be read
+                self._base.setnx(_VERSION, VERSION)
+            version = int(self._base.get(_VERSION) or VERSION)
         except (TypeError, ValueError) as error:  # these name parts of the address, as of a password
             raise ConfigError(
                 f"The store {self.place} cannot be opened: its address is not understood. Write "
@@ -261,12 +269,21 @@ class RedisTables:
     def _told(self) -> Iterator[None]:
         try:
             yield
+            self._tell(away=False)
         except (ConnectionError, TimeoutError, ReadOnlyError) as error:  # the last while another takes over
             if isinstance(error, TimeoutError):
                 self._silent_until = time.monotonic() + _PAUSE
+            self._tell(away=True)
             raise StoreUnavailableError("The store cannot be reached. Ask again later.") from error
         except ResponseError as error:
             raise StoreError(f"The store cannot be written: {_why(error)}.") from error
+
+    def _tell(self, *, away: bool) -> None:
+        """Log that the store is away, or back, where this is new."""
+        if away != self._away:
+            told = f"The store {self.place} {'cannot be reached' if away else 'answers again'}"
+            log_event("store", told, logging.ERROR if away else logging.WARNING)
+        self._away = away
 
     def run(self, work: Callable[[Transaction], T]) -> T:
         if time.monotonic() < self._silent_until:

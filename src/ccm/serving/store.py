@@ -62,7 +62,7 @@ def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
 
     Args:
         place: a folder, or the address of a Redis or Valkey; None keeps them in the process alone.
-        make: whether a folder may be new.
+        make: whether there may be none yet.
 
     Raises:
         ConfigError: when they cannot be opened.
@@ -77,7 +77,7 @@ def open_tables(place: str | Path | None, *, make: bool = True) -> Tables:
     needs("redis", what="a store in Redis", extra="serve")
     from ccm.serving.redis import RedisTables  # it takes 0.1 s to import, and most stores are folders
 
-    return RedisTables(str(place))
+    return RedisTables(str(place), make=make)
 
 
 class Store:
