@@ -21,13 +21,14 @@ endef
 # $(call environment,WHAT) sets up the one of the target; WHAT is for pip install.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11"; exit 1; }
+@echo "Setting up $(@D); the first time, torch and some hundred packages are downloaded, which takes minutes."
 $(PYTHON) -m venv $(@D)
-$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
+$(@D)/bin/python -m pip install --disable-pip-version-check --root-user-action ignore $(1)
 @touch $@
 endef
 
 .PHONY: install chat serve test test-processors test-versions test-slow check format bench gpu builtin figures small dialog \
-	smollm2 conformance docs clean always
+	smollm2 conformance docs dist clean always
 
 install: .venv/installed
 
@@ -49,7 +50,7 @@ serve: .venv/serve
 	$(call environment,-c constraints.txt -e '.[serve]')
 
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-processors: install
 	$(call each,$(PROCESSORS),env HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $${name#nothing} $(BIN)/python -m pytest -n 2)
@@ -109,9 +110,15 @@ smollm2: install
 conformance: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m conformance $(GOLDENS)
 
+# What is published: a source archive, and the wheel that is built from it.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 # The site of the documents: open build/docs/index.html.
 docs: install
 	$(BIN)/python -m sphinx -c docs -b html -W --keep-going . build/docs
 
 clean:
-	rm -rf .venv .venv-* build src/*.egg-info
+	rm -rf .venv .venv-* build dist src/*.egg-info

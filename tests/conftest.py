@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same numbers everywhere; say CUDA_VISIBLE_DEVICES=0 for -m gpu
@@ -38,3 +40,23 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Of a test with ``covers``, as many cases run by default as hold each combination of values once; others are slow.
+
+    Each mark names parameters whose values are combined: ``covers("family attn", "rule")`` keeps each family with each
+    kernel, and each rule; without names it keeps one case. Which case holds a combination is drawn by the name of the
+    case, the same everywhere.
+    """
+    held: set[tuple[Any, ...]] = set()
+    for item in sorted(items, key=lambda item: sha256(item.nodeid.encode()).digest()):
+        mark = item.get_closest_marker("covers")
+        if mark is None:
+            continue
+        test, values = (item.path, item.originalname), item.callspec.params
+        told = {(*test, names, *(repr(values[name]) for name in names.split())) for names in mark.args} | {test}
+        if told <= held:
+            item.add_marker(pytest.mark.slow)
+        held |= told

@@ -38,7 +38,10 @@ def part_that(then: Callable[[], object]) -> Part:
     return Part(run, "tries", seconds=0.05)
 
 
-@pytest.mark.parametrize("name", command.PARTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("adapters", "bits") else pytest.param(name, marks=pytest.mark.slow) for name in command.PARTS],
+)
 def test_every_part_runs_at_small_size(name: str, small: Order, tmp_path: Path) -> None:
     assert records.measure(name, command.PARTS[name], small, tmp_path)
     found = json.loads((tmp_path / f"{name}.json").read_text())

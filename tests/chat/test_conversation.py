@@ -230,6 +230,7 @@ SETTINGS = [  # of a model's generation_config.json, none of which a conversatio
 ]
 
 
+@pytest.mark.covers("settings", "loaded")
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
 def test_the_models_own_settings_change_neither_the_reply_nor_the_memory(loaded, monkeypatch, settings) -> None:
     plain = Conversation(*loaded)
@@ -258,6 +259,7 @@ def kinds(loaded) -> list[BaseConversation]:
     return [Conversation(*loaded), WindowConversation(*loaded, 100)]
 
 
+@pytest.mark.covers("meanwhile", "loaded")
 @pytest.mark.parametrize("meanwhile", ["reset", "undo", "load", "say"])
 def test_a_reply_that_is_finished_on_another_past_is_not_kept(loaded, tmp_path: Path, meanwhile: str) -> None:
     for kind, chat in enumerate(kinds(loaded)):
@@ -312,6 +314,7 @@ def test_what_begins_a_turn_is_refused_within_one(loaded, mark: str) -> None:
         assert chat.past == past
 
 
+@pytest.mark.covers
 def test_full_context_is_compared_without_what_was_taken_back(loaded) -> None:
     for chat in kinds(loaded):
         for line in LINES[:2]:

@@ -49,6 +49,7 @@ def test_a_batch_under_heads_of_different_lengths_equals_single_rows(rule: str, 
         assert memory.heads[0].ids == (*ROWS[row].head,)
 
 
+@pytest.mark.covers("rule", "family")
 @pytest.mark.parametrize("family", ["llama_gqa", "gemma3", "mistral", "gpt2", "exaone4"])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gist", "full"])
 def test_parallel_equals_online_in_families_with_limited_layers(family: str, rule: str) -> None:

@@ -192,6 +192,7 @@ TWICE = CHATML.replace("{{ m.content }}", "{{ m.content }}{% if m.role == 'user'
 TEMPLATES = [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, COMPOSED, REPEATED, TWICE]
 
 
+@pytest.mark.covers("template", "merges")
 @pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=30)

@@ -35,6 +35,7 @@ def talk(loaded, size: int = SMALL, sampling: Sampling | None = None) -> WindowC
     return chat
 
 
+@pytest.mark.covers
 def test_while_the_window_is_not_full_replies_are_those_of_full_context(loaded) -> None:
     for sampling in (Sampling(), Sampling(repetition_penalty=1.3, max_new_tokens=8)):
         full = Conversation(*ccm.load("builtin", rule="full"), sampling=sampling)
@@ -48,6 +49,7 @@ def test_while_the_window_is_not_full_replies_are_those_of_full_context(loaded) 
         assert chat.past.steps == 0
 
 
+@pytest.mark.covers("size", "loaded")
 @pytest.mark.parametrize("size", [SMALL, 120])  # room for one exchange, and for several, of which the oldest goes
 def test_the_oldest_exchanges_are_compressed_one_by_one_as_steps(loaded, size: int) -> None:
     chat, plain = WindowConversation(*loaded, size), Conversation(*loaded)
@@ -80,6 +82,7 @@ def test_what_was_compressed_is_remembered() -> None:
     assert chat.answer("Where do I live?") == "You live in Oslo."
 
 
+@pytest.mark.covers
 def test_no_length_is_too_long(loaded, monkeypatch) -> None:
     monkeypatch.setattr(CCMModel, "max_positions", SMALL + 1)
     chat = WindowConversation(*loaded, SMALL, Sampling(max_new_tokens=4))
@@ -133,6 +136,7 @@ def test_exchanges_are_taken_back_as_far_as_they_are_kept(loaded, monkeypatch) -
     assert chat.compare("What is my name?")["full"] == "Your name is Anna."
 
 
+@pytest.mark.covers
 def test_a_saved_window_goes_on_as_the_conversation_would_have(loaded, tmp_path: Path) -> None:
     chat = talk(loaded)
     chat.save(tmp_path / "anna.stream")

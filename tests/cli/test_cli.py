@@ -398,9 +398,9 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--dtype", "int8"], "allowed: auto, float64, float32"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "nan"], "temperature is nan"),
-        (["--max-new-tokens", "0"], "ccm: max_new_tokens is 0; it must be at least 1."),
-        (["--top-k", "-1"], "ccm: top_k is -1; it must be at least 0."),
-        (["--repetition-penalty", "0"], "repetition_penalty is 0"),
+        (["--max-new-tokens", "0"], "ccm: --max-new-tokens is 0; it must be at least 1."),
+        (["--top-k", "-1"], "ccm: --top-k is -1; it must be at least 0."),
+        (["--repetition-penalty", "0"], "--repetition-penalty is 0"),
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999"),
         (["--load", "."], "is a directory"),
         (["--window", "7"], "must be from 8 to 3071"),
@@ -477,7 +477,7 @@ def test_evaluate_reports_recall(monkeypatch, capsys) -> None:
     ):
         assert call(monkeypatch, "evaluate", "builtin", f"--{name}", str(value)) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"ccm: {name} is {value}; ")
+        assert err.startswith(f"ccm: --{name} is {value}; ")
         assert err.endswith(f"{allowed}\n")
 
 
@@ -586,7 +586,7 @@ def test_stream_refuses_what_is_no_text_or_has_no_meaning(monkeypatch, capsys, t
         ([str(path)], "is empty"),
         ([str(tmp_path / "none.txt")], "There is no file"),
         ([str(rows)], "chats.jsonl holds conversations or tasks, not running text; give a text, such as FILE.txt."),
-        ([str(path), "--cache-size", "64"], "cache_size is 64"),
+        ([str(path), "--cache-size", "64"], "--cache-size is 64"),
         ([str(path), "--temperature", "-1"], "temperature is -1"),
         ([str(long), "--rule", "full"], "or drop old text with --baseline window or --baseline blocks."),
     ):

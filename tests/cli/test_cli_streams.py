@@ -166,6 +166,7 @@ def test_bytes_are_the_text_that_they_are_or_refused(raw: bytes) -> None:
         assert check_text(text) == expected
 
 
+@pytest.mark.slow
 def test_a_script_of_a_few_lines_hears_nothing_of_other_packages() -> None:
     code = "import ccm; model, tokenizer = ccm.load('builtin'); print(ccm.Conversation(model, tokenizer).answer('Hi!'))"
     silent = {key: value for key, value in os.environ.items() if key != "TRANSFORMERS_VERBOSITY"}

@@ -65,7 +65,7 @@ def test_a_shipped_adapter_is_planned_for_its_rule(monkeypatch, capsys) -> None:
         (("--turn-tokens", "5000"), "--turn-tokens 5000 are more than the 3072 positions"),
         (("--dtype", "int3"), "There is no dtype 'int3'"),
         (("--adapter", "./nowhere"), "There is no folder ./nowhere"),
-        ((*LLAMA, "--n-tok", "0"), "n_tok is 0"),
+        ((*LLAMA, "--n-tok", "0"), "--n-tok is 0"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(monkeypatch, capsys, arguments: tuple[str, ...], said: str) -> None:

@@ -280,6 +280,7 @@ def test_what_was_loaded_is_a_copy_of_the_file(tmp_path: Path) -> None:
     assert tensors["a"].eq(1).all()
 
 
+@pytest.mark.slow
 def test_equal_saves_have_equal_bytes_in_every_process(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from ccm.core.tensor_files import write_file\n"

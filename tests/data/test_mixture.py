@@ -179,7 +179,7 @@ def test_recipes_with_the_authors_settings() -> None:
         assert [part["name"] for part in recipe.data.options["parts"]] == parts
 
 
-@pytest.mark.parametrize("name", ["unified", "pretrain"])
+@pytest.mark.parametrize("name", ["unified", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_a_dry_run_of_each_recipe_takes_a_folder_of_its_parts(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,6 +323,7 @@ def test_another_number_of_comp_tokens_is_refused_with_both(folder: Path) -> Non
     assert CCMModel.from_pretrained(folder, tiny_base(), n_tok=2).config.n_tok == 2
 
 
+@pytest.mark.covers("rule", "n_tok")
 @pytest.mark.parametrize("n_tok", [1, 2, 3, 4])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist"])
 def test_an_adapter_for_several_n_runs_with_each_as_it_was_trained(rule: str, n_tok: int, tmp_path: Path) -> None:

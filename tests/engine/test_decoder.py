@@ -40,6 +40,7 @@ from ccm.engine.memory import Memory
 ROWS = [make_sample([3, 5], 4, seed=1), make_sample([6, 1], 2, seed=2), make_sample([2, 7], 5, seed=3)]
 
 
+@pytest.mark.covers("rule n_tok", "rule positions", "rule sink", "rule recurrent", "positions sink recurrent")
 @pytest.mark.parametrize("positions", ["skip", "base"])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("recurrent", [True, False])
@@ -126,6 +127,7 @@ def test_gradients_of_the_parallel_pass_equal_those_of_the_recursion(rule: str, 
     assert parallel["comp_embeddings.weight"].abs().max() > 1e-3
 
 
+@pytest.mark.covers("rule sink", "recurrent")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("rule", RULE_NAMES)
@@ -144,6 +146,7 @@ def test_padded_batch_equals_single_rows_online(rule: str, recurrent: bool, sink
         assert_close(memory[i].values[0], alone.values[0])
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_stacked_memories_of_different_lengths_read_and_generate_like_single_ones(rule: str, sink: bool) -> None:

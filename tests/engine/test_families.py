@@ -49,11 +49,13 @@ def test_every_supported_model_type_is_tested() -> None:
     assert {make().model_type for make in FAMILIES.values()} | {"t5"} == set(PROJECTIONS)  # T5: tests/test_seq2seq.py
 
 
+@pytest.mark.covers("family", "rule attn")
 @pytest.mark.parametrize(("family", "rule", "attn"), CASES)
 def test_parallel_equals_online(family: str, rule: str, attn: str | None) -> None:
     assert parallel_online(family, rule, attn) < TOLERANCE
 
 
+@pytest.mark.covers("family positions", "rule positions")
 @pytest.mark.parametrize("positions", ["skip", "base"])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gist", "pos_control"])
 @pytest.mark.parametrize("family", WINDOWED)
@@ -61,12 +63,14 @@ def test_parallel_equals_online_beyond_a_limit(family: str, rule: str, positions
     assert parallel_online(family, rule, positions=positions, recurrent=False) < TOLERANCE
 
 
+@pytest.mark.covers("family", "rule")
 @pytest.mark.parametrize(("family", "rule"), WITH_SINK)
 def test_parallel_equals_online_with_a_sink(family: str, rule: str) -> None:
     """The sink is visible to all, beyond a window too, and already to the text of the first step."""
     assert parallel_online(family, rule, sink=True, n_tok=3) < TOLERANCE
 
 
+@pytest.mark.covers("family", "attn")
 @pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_full_context_equals_the_untouched_stock_model(family: str, attn: str) -> None:
     model, stock = tiny_model("full", family=family, attn=attn), tiny_base(family, attn=attn)
@@ -103,6 +107,7 @@ def test_parallel_equals_online_where_no_layer_sees_all_text(family: str, attn: 
     assert_close(online_logits(model, early[1]), other)
 
 
+@pytest.mark.covers("family", "rule")
 @pytest.mark.parametrize("rule", ["concat", "merge", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_equals_repeated_parallel_passes(family: str, rule: str) -> None:

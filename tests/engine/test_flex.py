@@ -62,6 +62,7 @@ def at_comp_tokens(seen: Tensor, current: ParallelPass) -> Tensor:
     return found.bool()
 
 
+@pytest.mark.covers("rule", "reach sink recurrent")
 @pytest.mark.parametrize("reach", [None, Reach(3), Reach(4, chunked=True)], ids=str)
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("sink", [False, True])
@@ -86,6 +87,7 @@ def test_the_blocks_hold_the_mask_of_every_rule(rule: str, sink: bool, recurrent
     check()
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Flex]) -> None:
@@ -96,6 +98,7 @@ def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Fl
     assert len(on_cpu) == 1  # for all three layers
 
 
+@pytest.mark.covers("family", "rule")
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox", *WINDOWED])
 def test_families_with_and_without_windows_give_the_same_logits(family: str, rule: str, on_cpu: list[Flex]) -> None:

@@ -40,6 +40,7 @@ TRAINED = [
 UNCONDITIONAL = LoRASettings(r=4, alpha=16, dropout=0.0, conditional=False)
 
 
+@pytest.mark.covers("family", "attn")
 @pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_without_comp_tokens_the_model_is_the_stock_base_bit_for_bit(family: str, attn: str) -> None:
     model, stock = tiny_model(family=family, attn=attn), tiny_base(family, attn=attn)

@@ -80,6 +80,7 @@ def test_to_changes_the_dtype_of_entries_alone() -> None:
     assert memory.to("meta").offset.is_meta
 
 
+@pytest.mark.covers("rule positions", "sink")
 @pytest.mark.parametrize("positions", ["skip", "base"])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", ["concat", "gist", "full", "none", "pos_control"])

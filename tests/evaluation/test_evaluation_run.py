@@ -256,8 +256,8 @@ def test_classes_that_are_numbers_have_distances(tmp_path: Path, capsys: pytest.
         (["--rule", "none", "--rule", "Gate"], "There is no rule 'Gate'"),
         (["--steps", "1,12"], "No question of the task is left at step 12"),
         (["--steps", "1,12"], "Measure the others with --steps 1."),
-        (["--batch", "0"], "ccm: batch is 0; it must be at least 1."),
-        (["--most", "-1"], "ccm: most is -1; it must be at least 0."),
+        (["--batch", "0"], "ccm: --batch is 0; it must be at least 1."),
+        (["--most", "-1"], "ccm: --most is -1; it must be at least 0."),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -57,6 +57,7 @@ def test_recall_of_500_fresh_dialogues(rule: str, least: float, most: float) -> 
     assert least <= report.recall <= most
 
 
+@pytest.mark.slow
 def test_recall_does_not_depend_on_the_batch() -> None:
     model, tokenizer = ccm.load("builtin")
     model.base.double()  # in which no two likeliest tokens are nearly tied

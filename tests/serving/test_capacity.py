@@ -35,6 +35,7 @@ def shape_in(folder: Path, model: CCMModel) -> ModelShape:
     return shape_of(folder, "float64")
 
 
+@pytest.mark.covers("rule head", "family")
 @pytest.mark.parametrize("head", [0, 4])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist", "full", "none"])
 @pytest.mark.parametrize("family", ["llama_gqa", "mistral_window"])

@@ -104,8 +104,8 @@ def test_each_request_says_and_remembers_what_it_does_alone(
     made: Callable[..., Listener], rule: str, recurrent: bool, tokens: int
 ) -> None:
     model, tokenizer = loaded(rule, recurrent=recurrent)
-    listener = made(rule, recurrent=recurrent, rows=4, tokens=tokens)
-    shared = [conversation(listener.engine.model, tokenizer, number) for number in range(6)]
+    listener = made(rule, recurrent=recurrent, rows=3, tokens=tokens)
+    shared = [conversation(listener.engine.model, tokenizer, number) for number in range(4)]
     for number, held in enumerate(shared):
         listener.submit(talking(held, number))
     listener.wait()

@@ -95,6 +95,7 @@ def with_data(kept: Kept) -> list[int]:
     return [number for number, (_, part) in enumerate(parts) if part.data is not None]
 
 
+@pytest.mark.covers
 def test_under_rules_that_fold_the_newest_memories_are_kept_and_older_ones_made_from_text() -> None:
     kept = Kept(backend("gate"))
     chain_of(kept, 40)
@@ -106,6 +107,7 @@ def test_under_rules_that_fold_the_newest_memories_are_kept_and_older_ones_made_
     assert_same(kept.now("branch"), held.memory)
 
 
+@pytest.mark.covers
 def test_memories_are_made_again_as_they_were_where_the_oldest_steps_made_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CCMModel, "max_positions", 150)
     kept = Kept(backend("gate"))
@@ -179,6 +181,7 @@ def test_a_store_is_rebuilt_for_another_rule_and_goes_on_where_that_was_stopped(
     kept.store.close()
 
 
+@pytest.mark.covers
 def test_what_is_rebuilt_or_forgotten_is_as_small_as_before() -> None:
     kept = Kept(backend("gate"))
     chain_of(kept, 40)

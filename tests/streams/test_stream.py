@@ -175,6 +175,7 @@ def test_the_pieces_in_which_a_text_comes_do_not_matter(pieces: list[int], evict
     assert (one.tokens, one.entries, one.evictions) == (other.tokens, other.entries, other.evictions)
 
 
+@pytest.mark.covers("family", "evict")
 @pytest.mark.parametrize("evict", EVICTIONS)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ABSOLUTE])
 def test_whole_passes_equal_single_tokens_in_every_family(family: str, evict: str) -> None:
@@ -313,6 +314,7 @@ def test_no_tensor_grows() -> None:
         assert stream.entries <= 60
 
 
+@pytest.mark.covers("evict", "tokens")
 @pytest.mark.parametrize("evict", EVICTIONS)
 @pytest.mark.parametrize("tokens", [0, 1, 14, 15, 32])
 def test_a_saved_stream_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tokens: int, evict: str) -> None:

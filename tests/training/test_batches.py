@@ -130,6 +130,7 @@ def kinds() -> dict[str, DataSet]:
     return kinds
 
 
+@pytest.mark.covers("kind", "n_tok")
 @pytest.mark.parametrize(
     ("kind", "n_tok"),
     [("builtin", 2), ("builtin", 4), ("custom", 2), ("custom", 4), ("custom", 8)],

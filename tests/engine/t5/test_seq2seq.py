@@ -62,6 +62,7 @@ def online(model: CCMEncoderDecoder, rows: list[Sample]) -> tuple[Tensor, Encode
     return model.read(memory, ids, torch.tensor([ANSWER] * len(rows)), mask), memory
 
 
+@pytest.mark.covers("rule n_tok", "attn")
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("n_tok", [1, 3])
 @pytest.mark.parametrize("rule", RULES)
