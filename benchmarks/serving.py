@@ -29,13 +29,13 @@ import httpx
 import ccm
 from benchmarks.stores import free_port, new_store
 from ccm.chat.conversation import Conversation
+from ccm.chat.exchanges import Exchange
 from ccm.cli.console import quiet
 from ccm.data.builtin.generator import Verdict, judge, recall_dialogue
 from ccm.engine.decoder import as_decoder
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
-from ccm.serving.items import Exchange
 from ccm.serving.kept import KeptTurn
 from ccm.serving.memories import Heard, KeptMemory, Memories
 from ccm.serving.prefixes import chain_digests

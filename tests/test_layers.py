@@ -12,7 +12,20 @@ import ccm
 from ccm.core.rules import RULES
 
 PACKAGE = Path(ccm.__file__).parent
-ROOMS = ("core", "engine", "models", "streams", "chat", "data", "training", "evaluation", "adapters", "serving", "cli")
+ROOMS = (
+    "core",
+    "engine",
+    "models",
+    "streams",
+    "chat",
+    "transformers",
+    "data",
+    "training",
+    "evaluation",
+    "adapters",
+    "serving",
+    "cli",
+)
 UPWARD = {  # each is an import within a function, with its reason beside it
     ("ccm.engine.adapted", "ccm.models.load"),
 }

@@ -155,7 +155,7 @@ def test_a_long_reply_that_may_come_makes_no_step_go() -> None:
     chat.sampling = Sampling(max_new_tokens=4)
     chat.answer("My name is Anna.")
     chat.sampling = Sampling(max_new_tokens=4096)
-    roomy, *_ = chat._placed_prompt("so")
+    roomy, *_ = chat.placed_prompt("so")
     assert roomy is chat.memory
 
 

@@ -290,10 +290,10 @@ class Conversation(BaseConversation):
             InputError: as there, and when the model's positions leave no room for a reply, or the memory is closed.
         """
         self._check_open()
-        before, (begun, prompt, room) = self.memory, self._placed_prompt(said)
+        before, (begun, prompt, room) = self.memory, self.placed_prompt(said)
         first, cache = not begun.begun[0], self.model.close(begun).cache()
         read = self.model.reader(begun, cache)
-        reply, pieces = self._reply(read, prompt, begun.tokens[0], self._most(begun, prompt))
+        reply, pieces = self._reply(read, prompt, begun.tokens[0], self.most(begun, prompt))
         yield from pieces
         self._check_same(self.memory, before)
         step = self.turns.remembered(said, prompt, reply.ids, first=first)
@@ -316,7 +316,7 @@ class Conversation(BaseConversation):
         self._check_open()
         if not said and not reply.strip():
             raise InputError("There is nothing to hear: give what was said, or the reply to it.")
-        begun, _, room = self._placed_prompt(said, len(self.turns.encode_reply(reply)), room)
+        begun, _, room = self.placed_prompt(said, len(self.turns.encode_reply(reply)), room)
         step = self.turns.exchange(said, reply, first=not begun.begun[0]).ids if ids is None else ids
         self._keep(begun, [*step], room)
         self.last = None
@@ -403,7 +403,7 @@ class Conversation(BaseConversation):
 
     def compare(self, text: str) -> dict[str, str | None]:
         alone, empty = self._prompt(text, first=True), self.model.empty_memory(1, self.memory.heads)
-        placed, prompt, _ = self._placed_prompt(text)
+        placed, prompt, _ = self.placed_prompt(text)
         memory, full = self._answer(placed, prompt), None
         if sum(map(len, self.read)) == self.memory.tokens[0]:  # no step was read elsewhere
             whole = [token for step in self.read for token in step]
@@ -412,7 +412,7 @@ class Conversation(BaseConversation):
                 full = self._answer(empty, asked)
         return {"memory": memory, "full": full, "none": self._answer(empty, alone)}
 
-    def _placed_prompt(
+    def placed_prompt(
         self, said: Said, reply: int | None = None, room: int | None = None
     ) -> tuple[Memory, list[int], int]:
         """The memory, with room for what is said and a reply of so many tokens, the token ids of what is said, and for
@@ -439,9 +439,9 @@ class Conversation(BaseConversation):
 
     def _answer(self, memory: Memory, prompt: list[int]) -> str:
         read = self.model.reader(memory, self.model.close(memory).cache())
-        return self._whole(read, prompt, memory.tokens[0], self._most(memory, prompt))
+        return self._whole(read, prompt, memory.tokens[0], self.most(memory, prompt))
 
-    def _most(self, memory: Memory, prompt: list[int]) -> int:
+    def most(self, memory: Memory, prompt: list[int]) -> int:
         """The longest reply to a prompt, in tokens.
 
         Raises:

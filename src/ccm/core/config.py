@@ -103,6 +103,7 @@ class CCMConfig:
     base_model: str = ""
     base_fingerprint: str = ""
     base_vocab_size: int | None = None
+    _commit_hash = None  # pipeline() of transformers 5.3 reads it of every model's config
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -114,6 +114,10 @@ class Memory(BaseMemory):
     heads: tuple[Head, ...]
     closed: bool = False
 
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"Memory(entries={self.entries}, tokens={self.tokens}, rule={self.origin.config.rule!r}{state})"
+
     @property
     def tokens(self) -> tuple[int, ...]:
         """The number of text tokens that each conversation has read: the entries of full context."""

@@ -1,69 +1,48 @@
-"""Items of Open Responses, and messages of Chat Completions, as messages of a chat template and exchanges of a memory.
+"""Items of Open Responses, and messages of Chat Completions, as the exchanges of a memory.
 
 items      user, function_call, function_call_output, assistant, user        as clients send them
-exchanges  [user, tool call, tool result] -> assistant                       each becomes a step of the memory
-asked      [user]                                                            what a reply is to follow
+messages   user, tool call, tool result, assistant, user                     as :mod:`ccm.chat.exchanges` takes them
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
 
+from ccm.chat.exchanges import Exchanges
 from ccm.chat.turns import Message
+from ccm.core.errors import InputError
 from ccm.serving.errors import RequestError, unsupported
 
 _ROLES = {"developer": "system"}
-Exchange = tuple[list[Message], str]  # what was said, and the reply
 
 
 @dataclass
-class Incoming:
+class Incoming(Exchanges):
     """What came with a request, in order.
 
     Attributes:
-        system: messages that stand before all steps.
         compaction: the sealed memory that stands before all else; None where there is none.
-        exchanges: those of the past.
-        asked: messages since the last reply.
-        place: the field of the request, for errors.
+        place: the field of the request.
     """
 
-    system: list[str] = field(default_factory=list)
     compaction: str | None = None
-    exchanges: list[Exchange] = field(default_factory=list)
-    asked: list[Message] = field(default_factory=list)
     place: str = "input"
 
     def add(self, message: Message) -> None:
-        """Take one more message: a reply of the assistant ends an exchange."""
-        if message["role"] == "system":
-            if self.exchanges or self.asked:
-                raise RequestError(
-                    "A system or developer message stands after others; those of a memory stand before all.",
-                    param=self.place,
-                )
-            self.system.append(message["content"])
-        elif message["role"] == "assistant" and not message.get("tool_calls"):
-            self.exchanges.append((self.asked, message["content"]))
-            self.asked = []
-        else:
-            self.asked.append(message)
+        try:
+            super().add(message)
+        except InputError as error:
+            raise RequestError(str(error), param=self.place) from error
 
     def check_asked(self) -> None:
-        """Refuse an input that asks for nothing.
-
-        Raises:
-            RequestError: when no message of a user or a tool is the last.
-        """
-        if not self.asked or self.asked[-1]["role"] == "assistant":
-            raise RequestError(
-                f"The {self.place} asks for nothing; the last must be a message of the user, or what a tool gave.",
-                param=self.place,
-            )
+        try:
+            super().check_asked()
+        except InputError as error:
+            raise RequestError(str(error), param=self.place) from error
 
 
 def read_items(given: str | Sequence[Any] | None) -> Incoming:

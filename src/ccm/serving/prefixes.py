@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ccm.serving.items import Exchange
+from ccm.chat.exchanges import Exchange
 from ccm.serving.kept import KeptTurn
 from ccm.serving.store import Store
 

@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from ccm.chat.conversation import Conversation
+from ccm.chat.exchanges import Exchange
 from ccm.core.errors import CCMError, MemoryFileError, PositionError
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.calls import ToolCall, calls_in
 from ccm.serving.errors import RequestError
-from ccm.serving.items import Exchange
 from ccm.serving.kept import ChangedError, KeptTurn
 from ccm.serving.logs import log_event
 from ccm.serving.memories import Heard, KeptMemory, Memories
