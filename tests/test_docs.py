@@ -29,6 +29,7 @@ from ccm.data.sources.catalogue import SOURCES
 from ccm.models.base import load_base
 from ccm.models.builtin import WEIGHTS
 from ccm.models.cache import model_folder
+from ccm.streams.evictions import StreamSettings
 from ccm.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,23 @@ def test_the_guide_to_streams(capsys, tmp_path: Path, monkeypatch) -> None:
             cli.main()
         assert not end.value.code
     assert (asked[2].offset, asked[2].tokens) == (9000, 16000)
+
+
+def test_the_guide_for_users_of_transformers(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    names: dict = {}
+    for code in examples("docs/transformers.md"):
+        exec(code, names)
+    out = capsys.readouterr().out
+    assert "{'role': 'assistant', 'content': 'Your name is Anna.'}" in out
+    assert out.count("Your name is Anna.") >= 4
+    assert names["decoding"].stream.evictions > 6
+    assert 1 <= names["text"].shape[1] - names["prompt"].input_ids.shape[1] <= 20
+    assert len(names["memory"].steps[0]) == 2
+    card = (Path(names["ccm"].transformers.CUSTOM_GENERATE) / "README.md").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", card, re.M))
+    assert {name: int(value) for name, value in given.items()}.items() <= vars(StreamSettings()).items()
+    assert len(given) == 4
 
 
 def test_the_rules_of_contributing_and_their_rows() -> None:

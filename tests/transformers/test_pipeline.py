@@ -141,6 +141,21 @@ def test_options_of_generate_are_those_of_generate(builtin, capsys) -> None:
         said(colour="red")
 
 
+def test_a_reply_ends_where_a_next_turn_begins(builtin) -> None:
+    turn = builtin.tokenizer.encode("Hello.<|user|>Hello.<|user|>", add_special_tokens=False)
+    asked = []
+
+    def forced(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        asked.append(ids.shape[1])
+        likely = torch.full_like(scores, -1e9)
+        likely[:, turn[len(asked) - 1]] = 0.0
+        return likely
+
+    results = builtin([talk("Hello!")], num_return_sequences=2, num_beams=2, logits_processor=[forced])[0]
+    assert [result["generated_text"][-1]["content"] for result in results] == ["Hello."] * 2
+    assert len(asked) == len(turn) // 2, "nothing is generated beyond it"
+
+
 def test_tools_stand_beside_the_system_message(monkeypatch) -> None:
     given: list = []
     monkeypatch.setattr(

@@ -154,8 +154,8 @@ class Memory(BaseMemory):
     def cache(self) -> MemoryCache:
         """A cache that begins with this memory; the memory stays as it is.
 
-        Pass it to ``model.generate``, or to ``model.base(ids, past_key_values=cache)``, which reads on from the memory
-        (``cache=cache`` since transformers 5.24).
+        It is the seam for loops of your own: ``model.base(ids, past_key_values=cache)``, the stock forward, reads on
+        from the memory (``cache=cache`` since transformers 5.24). ``model.generate`` and ``model.compress`` take it too.
 
         Raises:
             InputError: when the memory is open, and the rule compresses once per context.
