@@ -280,6 +280,14 @@ def test_beam_search_from_stacked_memories_equals_single_ones() -> None:
         assert together[i].tolist() == greedy(model, alone[i], [row.query.ids], 5, num_beams=3)[0].tolist()
 
 
+def test_beams_without_any_memory_are_those_of_the_stock_model() -> None:
+    model, ids = tiny_model("concat"), torch.tensor([[5, 6, 7], [8, 9, 10]])
+    beams: dict = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5, "do_sample": False}
+    with torch.no_grad():
+        stock = model.base.generate(ids, attention_mask=torch.ones_like(ids), **beams)
+    assert model.generate(model.empty_memory(2), ids, **beams).equal(stock[:, 3:])
+
+
 def test_sampling_from_memory_is_the_same_under_the_same_seed() -> None:
     model = tiny_model("concat")
     memory, ids = compress_all(model, ROWS[0]), torch.tensor([ROWS[0].query.ids])

@@ -151,7 +151,7 @@ def test_a_reply_ends_where_a_next_turn_begins(builtin) -> None:
         likely[:, turn[len(asked) - 1]] = 0.0
         return likely
 
-    results = builtin([talk("Hello!")], num_return_sequences=2, num_beams=2, logits_processor=[forced])[0]
+    results = builtin([talk("Hello!")], num_return_sequences=2, do_sample=True, logits_processor=[forced])[0]
     assert [result["generated_text"][-1]["content"] for result in results] == ["Hello."] * 2
     assert len(asked) == len(turn) // 2, "nothing is generated beyond it"
 

@@ -154,8 +154,8 @@ class Memory(BaseMemory):
     def cache(self) -> MemoryCache:
         """A cache that begins with this memory; the memory stays as it is.
 
-        It is the seam for loops of your own: ``model.base(ids, past_key_values=cache)``, the stock forward, reads on
-        from the memory (``cache=cache`` since transformers 5.24). ``model.generate`` and ``model.compress`` take it too.
+        It is the seam for loops of your own: the stock forward, ``model.base(ids, past_key_values=cache)``, reads on
+        from the memory (``cache=cache`` since transformers 5.24). So do ``model.generate`` and ``model.compress``.
 
         Raises:
             InputError: when the memory is open, and the rule compresses once per context.
@@ -346,6 +346,11 @@ class MemoryCache(DynamicCache):
         for layer, own in zip(twin.layers, self.layers, strict=True):
             layer.keys, layer.values = own.keys, own.values
         return twin
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row, for beams; the layers of transformers leave it out where they have no columns yet."""
+        for layer in self.layers:
+            layer.keys, layer.values = (x.repeat_interleave(repeats, 0) for x in (layer.keys, layer.values))
 
     def mask_before(self, rows: int, length: int) -> Tensor:
         """The mask (rows, S) bool of the memory, the text since, and ``length`` further tokens without padding.
