@@ -223,6 +223,15 @@ def test_the_guide_to_data_sets(tmp_path: Path, monkeypatch) -> None:
     assert all(line.questions == 3 for line in lines)
 
 
+def test_the_guide_to_lm_eval(capsys) -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    names: dict = {}
+    for code in examples("docs/lm-eval.md"):
+        exec(code, names)
+    assert names["lm"].model.config.rule == "concat"
+    assert int(capsys.readouterr().out) > 100
+
+
 def test_the_rules_are_all_in_the_table() -> None:
     text = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in RULES)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccm.cli import adapters, chat, data, evaluate, memory, models, plan, serve, stream, train
+from ccm.cli import adapters, chat, data, evaluate, lm_eval, memory, models, plan, serve, stream, train
 from ccm.cli.console import tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
@@ -19,6 +19,7 @@ _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verb in (chat.chat, chat.demo, chat.writes, serve.serve, plan.plan, train.train, stream.stream, evaluate.report):
     app.command()(verb)
+app.command("lm-eval", context_settings=lm_eval.PASSED)(lm_eval.lm_eval)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters")

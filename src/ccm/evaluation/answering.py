@@ -23,7 +23,8 @@ from ccm.engine.sampling import Read
 from ccm.engine.t5.memory import EncoderMemory
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 
-Sums = Sequence[Sequence[float]]  # the log-likelihood of each answer of each question
+# of each answer of each question: its log-likelihood, and whether each of its tokens is the likeliest
+Sums = Sequence[Sequence[tuple[float, bool]]]
 
 
 class Answering(ABC):
@@ -88,7 +89,7 @@ class DecoderAnswering(Answering):
 
     def _likelihoods(
         self, cache: MemoryCache, first: Tensor, read: Tensor, answers: list[Sequence[Sequence[int]]]
-    ) -> list[list[float]]:
+    ) -> Sums:
         """Log-likelihoods of the answers of each row, equally many.
 
         Args:
@@ -115,7 +116,7 @@ class DecoderAnswering(Answering):
                 torch.cat([start, rest[: len(answer) - 1, : start.shape[-1]]])
                 for start, rest, answer in zip(first, later, flat, strict=True)
             )
-        sums = [likelihood(row, answer) for row, answer in zip(by_token, flat, strict=True)]
+        sums = [judged(row, answer) for row, answer in zip(by_token, flat, strict=True)]
         return [sums[i : i + choices] for i in range(0, len(sums), choices)]
 
 
@@ -135,17 +136,23 @@ class EncoderDecoderAnswering(Answering):
 
     def alone(self, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         blank = self.model.empty_memory(len(texts))
-        return self._said(*self.model.ask(blank, *padded([before for before, _ in texts])), [said for _, said in texts])
+        found = self._said(*self.model.ask(blank, *padded([before for before, _ in texts])), [one for _, one in texts])
+        return [total for total, _ in found]
 
-    def _said(self, hidden: Tensor, seen: Tensor, answers: Sequence[Sequence[int]]) -> list[float]:
+    def _said(self, hidden: Tensor, seen: Tensor, answers: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         logits = self.model.decode(hidden, seen, padded(answers, after=True)[0])
-        return [likelihood(row[: len(answer)], answer) for row, answer in zip(logits, answers, strict=True)]
+        return [judged(row[: len(answer)], answer) for row, answer in zip(logits, answers, strict=True)]
 
 
 def answering(model: CCMModel | CCMEncoderDecoder, turns: Turns | None, most: int) -> Answering:
     """The :class:`Answering` for a model; arguments as there."""
     kind = EncoderDecoderAnswering if isinstance(model, CCMEncoderDecoder) else DecoderAnswering
     return kind(model, turns, most)
+
+
+def judged(logits: Tensor, answer: Sequence[int]) -> tuple[float, bool]:
+    """Log-likelihood of an answer, and whether each token is the likeliest, from logits (A, V) of its A tokens."""
+    return likelihood(logits, answer), logits.argmax(-1).tolist() == [*answer]
 
 
 def likelihood(logits: Tensor, answer: Sequence[int]) -> float:

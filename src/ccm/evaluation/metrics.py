@@ -20,11 +20,13 @@ class Likelihood:
         total: the sum over its tokens.
         tokens: how many there are.
         own: the sum without context and query; None where it was not asked for.
+        likeliest: whether each of them is the likeliest of all tokens.
     """
 
     total: float
     tokens: int
     own: float | None = None
+    likeliest: bool = False
 
     def by(self, choice: Choice) -> float:
         """The number that answers are compared by: the sum, the mean over tokens, or the sum less the answer's own."""

@@ -132,7 +132,7 @@ class Scorer:
     def _score(self, questions: list[Question]) -> list[ScoredQuestion]:
         """Score questions that all have the same numbers of steps and answers."""
         begun = self._now()
-        memory, peaks = self._write(questions)
+        memory, peaks = self.write(questions)
         written = self._now()
         self._check_end(memory, questions)
         sums, replies = self.answering.read(memory, questions)
@@ -146,7 +146,7 @@ class Scorer:
             longest = max(map(len, (*question.answers, reply.said if reply else ())))
             peak = max(peaks[i], entries + len(question.query) + longest - 1)
             rows = zip(sums[i], question.answers, own[i], strict=True)
-            answers = tuple(Likelihood(total, len(answer), alone) for total, answer, alone in rows)
+            answers = tuple(Likelihood(total, len(answer), alone, top) for (total, top), answer, alone in rows)
             held = (entries, peak, entries * size, peak * size)
             scored.append(ScoredQuestion(question.task, question.right, answers, *held, self._judged(question, reply)))
         return scored
@@ -157,7 +157,7 @@ class Scorer:
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
 
-    def _write(self, questions: list[Question]) -> tuple[Any, list[int]]:
+    def write(self, questions: Sequence[Question]) -> tuple[Any, list[int]]:
         """The closed memory of contexts of equally many steps, and the most entries in view as each was written."""
         contexts = [question.steps for question in questions]
         if self.model.rule.compresses != "step" and self.fold is None:  # then steps make no difference
@@ -176,7 +176,7 @@ class Scorer:
                 memory = self.fold(before, memory, config.n_tok)
         return model.close(memory), peaks
 
-    def _heads(self, questions: list[Question]) -> list[Head] | None:
+    def _heads(self, questions: Sequence[Question]) -> list[Head] | None:
         """The head before each context; None where no context has one."""
         if not any(question.head for question in questions):
             return None

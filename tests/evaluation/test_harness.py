@@ -1,0 +1,205 @@
+"""Tasks of lm-eval with their context in memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import assert_close
+
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from ccm import cli
+from ccm.core.errors import ConfigError
+from ccm.data.questions import Question
+from ccm.evaluation.harness import MemoryLM
+from ccm.evaluation.scoring import Scorer
+
+SHOTS = "My name is Anna.\nWelcome, Anna!\n\nI live in Oslo.\nI see, you live in Oslo.\n\n"
+ASKED = SHOTS + "What is my name?\n"
+PAIRS = [(ASKED, "Your name is Anna."), (ASKED, "Your name is Bob."), ("", "Hello!"), ("One piece ", "of text")]
+CHAT = [
+    {"role": "user", "content": "My name is Anna."},
+    {"role": "assistant", "content": "Welcome, Anna!"},
+    {"role": "user", "content": "What is my name?"},
+]
+
+
+@cache
+def made(rule: str | None = None, **options: Any) -> MemoryLM:
+    return MemoryLM("builtin", rule=rule, **options)
+
+
+def requests(kind: Any, *arguments: tuple) -> list[Instance]:
+    return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module")
+def stock() -> HFLM:
+    """lm-eval's own model on the same base."""
+    lm = made("full")
+    return HFLM(pretrained=lm.model.base, tokenizer=lm.tokenizer, batch_size=2, device="cpu")
+
+
+def test_with_the_whole_context_in_view_likelihoods_are_those_of_the_stock_model(stock: HFLM) -> None:
+    asked = requests("loglikelihood", *PAIRS)
+    ours, theirs = made("full").loglikelihood(asked, disable_tqdm=True), stock.loglikelihood(asked, disable_tqdm=True)
+    assert [top for _, top in ours] == [top for _, top in theirs]
+    assert_close(*(torch.tensor([total for total, _ in found]) for found in (ours, theirs)))
+
+
+def test_with_the_whole_context_in_view_texts_are_those_of_the_stock_model(stock: HFLM) -> None:
+    options = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    asked = requests("generate_until", (ASKED, options), (SHOTS, options), ("I have", {**options, "until": ["."]}))
+    assert made("full").generate_until(asked, True) == stock.generate_until(asked, True)
+
+
+def test_a_whole_text_has_the_likelihood_of_the_stock_model(stock: HFLM) -> None:
+    asked = requests("loglikelihood_rolling", (ASKED,), ("Hi.",))
+    theirs = torch.tensor(stock.loglikelihood_rolling(asked, disable_tqdm=True))
+    for lm in (made("full"), made("full", window=7)):
+        assert_close(torch.tensor(lm.loglikelihood_rolling(asked, True)), theirs)
+
+
+def test_windows_of_a_whole_text_are_compressed_one_by_one() -> None:
+    lm = made(window=5)
+    ids = lm.tok_encode(ASKED, add_special_tokens=False)
+    read, total, memory = [lm.prefix_token_id, *ids[:-1]], 0.0, lm.model.empty_memory()
+    for begin in range(0, len(ids), 5):
+        with torch.no_grad():
+            logits = lm.model.read(lm.model.close(memory), torch.tensor([read[begin : begin + 5]]))[0].log_softmax(-1)
+            memory = lm.model.compress(memory, torch.tensor([read[begin : begin + 5]]))
+        total += sum(float(row[token]) for row, token in zip(logits, ids[begin : begin + 5], strict=True))
+    assert lm.loglikelihood_rolling(requests("loglikelihood_rolling", (ASKED,)), True) == [
+        pytest.approx(total, rel=1e-5)
+    ]
+
+
+def test_each_demonstration_is_a_step_and_the_scores_are_those_of_an_evaluation() -> None:
+    lm = made()
+    asked = lm._asked(ASKED.rstrip())
+    assert [lm.tokenizer.decode(step) for step in asked.steps] == [f"{one}\n\n" for one in SHOTS.split("\n\n")[:-1]]
+    assert asked.ids == lm.tok_encode(ASKED.rstrip())
+    told = lm.loglikelihood(requests("loglikelihood", *PAIRS[:2]), disable_tqdm=True)
+    answers = [lm._encode_pair(*pair)[1] for pair in PAIRS[:2]]
+    (scored,) = Scorer(lm.model).score([Question(asked.steps, asked.query, answers)])
+    assert [total for total, _ in told] == [answer.total for answer in scored.answers]
+    assert scored.entries == 4
+
+
+def test_messages_are_steps_in_the_turns_of_the_adapter() -> None:
+    lm = made()
+    turns, context = lm._turns, lm.apply_chat_template(CHAT)
+    asked = lm._asked(context)
+    assert asked.steps == [turns.exchange(CHAT[0]["content"], CHAT[1]["content"], first=True).ids]
+    assert asked.query == turns.prompt(CHAT[2]["content"], first=False)
+    told = {"until": ["\n"], "max_gen_toks": 12}
+    assert lm.generate_until(requests("generate_until", (context, told)), True) == ["Your name is Anna."]
+    begun = lm.apply_chat_template([*CHAT, {"role": "assistant", "content": "Your name"}], add_generation_prompt=False)
+    assert lm._asked(begun).query == [*asked.query, *turns.encode_reply("Your name")]
+    headed = lm._asked(lm.apply_chat_template([{"role": "system", "content": "Be kind."}, *CHAT]))
+    assert headed.head == turns.under("Be kind.").head
+
+
+def test_a_context_that_is_too_long_loses_its_oldest_steps(caplog: pytest.LogCaptureFixture) -> None:
+    lm = made("merge")
+    long = SHOTS * 400
+    asked = lm._fitted(lm._asked(long + "What is my name?\n"), 8)
+    assert asked.steps == lm._asked(long + "What").steps[-len(asked.steps) :]
+    assert 0 <= lm.model.max_positions - len(asked.ids) - 8 - lm.model.config.n_tok < 20
+    assert "its oldest steps are left out" in caplog.text
+    only = lm._fitted(lm._asked("word " * 4000), 8)
+    assert (only.steps, len(only.query)) == ([], lm.model.max_positions - 8 - lm.model.config.n_tok)
+    with pytest.raises(ConfigError, match="max_gen_toks"):
+        lm._fitted(lm._asked("Hi."), 10_000)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    for wrong in ({"batch_size": "auto"}, {"batch_size": 0.5}, {"delimiter": ""}, {"window": 0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            MemoryLM("builtin", **wrong)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with a task of two questions and three demonstrations."""
+    docs = {
+        "shots": [("I live in Oslo.", 0), ("I have a cat.", 1), ("My name is Bob.", 1)],
+        "test": [("What is my name?", 0), ("I live in Rome.", 1)],
+    }
+    for split, rows in docs.items():
+        lines = [json.dumps({"said": said, "choices": ["I see.", "Good."], "right": right}) for said, right in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    task = {
+        "task": "ccm_fixture",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {split: str(tmp_path / f"{split}.jsonl") for split in docs}},
+        "test_split": "test",
+        "fewshot_split": "shots",
+        "fewshot_config": {"sampler": "first_n"},
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{said}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{right}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "fixture.yaml").write_text(yaml.safe_dump(task))
+    return tmp_path
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_task_runs_with_its_demonstrations_in_memory(
+    tasks: Path, chat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
+    seen, score = list[Question](), Scorer.score
+
+    def told(scorer: Scorer, questions: list[Question], *more: Any) -> Any:
+        seen.extend(questions)
+        return score(scorer, questions, *more)
+
+    monkeypatch.setattr(Scorer, "score", told)
+    found = simple_evaluate(
+        model="ccm",
+        model_args={"model": "builtin"},
+        tasks=["ccm_fixture"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        num_fewshot=2,
+        apply_chat_template=chat,
+        bootstrap_iters=0,
+    )
+    assert found["results"]["ccm_fixture"]["acc,none"] in (0.0, 0.5, 1.0)
+    assert [(len(one.steps), len(one.answers)) for one in seen] == [(2, 2)] * 2
+
+
+@pytest.mark.slow
+def test_the_command_is_that_of_lm_eval_and_knows_the_model(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
+    options = [
+        "--model",
+        "ccm",
+        "--model_args",
+        "model=builtin,rule=none",
+        "--include_path",
+        str(tasks),
+        "--limit",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["ccm", "lm-eval", "run", *options, "--tasks", "ccm_fixture"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "|ccm_fixture|" in capsys.readouterr().out
