@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PRODUCTS, assert_close, tiny_base, tiny_model
-from tokenizers_made import CHATML, tokenizer
+from tokenizers_made import OPEN_THOUGHT, tokenizer
 from transformers import GenerationConfig, TextStreamer, pipeline
 
 import ccm
@@ -27,7 +27,7 @@ LINES = ("My name is Anna.", "I live in Oslo.", "What is my name?")
 @pytest.fixture(scope="module", params=["concat", "gate", "gist", "template"])
 def pipe(request: pytest.FixtureRequest) -> MemoryTextGeneration:
     if request.param == "template":
-        made = tokenizer(CHATML, eos="<|im_end|>")
+        made = tokenizer(OPEN_THOUGHT, eos="<|im_end|>")
         base = tiny_base(vocab_size=len(made), max_position_embeddings=512)
         turns = ccm.TurnFormat(template="chat")
         return pipeline(TASK, model=tiny_model(base=base, turns=turns), tokenizer=made, max_new_tokens=6)
@@ -115,7 +115,8 @@ def test_text_is_continued_as_the_stock_model_continues_it(pipe) -> None:
     assert result["generated_text"] == "My name is" + pipe.tokenizer.decode(new, skip_special_tokens=True)
     assert result["full_context_tokens"] == len(first) + len(ids) + 4
     (again,) = pipe(" and", memory=result["memory"], max_new_tokens=2)
-    assert len(again["memory"].steps[0]) == 2
+    step = pipe.tokenizer.encode(" and", add_special_tokens=False)
+    assert [step.tokens for step in again["memory"].steps[0]] == [len(first) + len(ids) + 4, len(step) + 2]
 
 
 def test_several_results_of_sampling_or_beams_have_memories_of_their_own(builtin) -> None:
