@@ -216,8 +216,8 @@ class MemoryLM(TemplateLM):
 
             for scored in self.scorer.score(questions, show):
                 found += [(answer.total, answer.likeliest) for answer in scored.answers]
-        for (texts, *_), one in zip(requests, found, strict=True):
-            self.cache_hook.add_partial("loglikelihood", texts, one)
+        for request, one in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request[0], one)
         return found
 
     @torch.inference_mode()
