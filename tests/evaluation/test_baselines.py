@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,16 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase, PreTrai
 
 from ccm.core.errors import ConfigError
 from ccm.data.questions import Question
-from ccm.evaluation.baselines import Embeddings, bm25, make_baseline, pool, retrieve, shortened, window
+from ccm.evaluation.baselines import (
+    Embeddings,
+    StaticEmbeddings,
+    bm25,
+    make_baseline,
+    pool,
+    retrieve,
+    shortened,
+    window,
+)
 from ccm.models.builtin import WEIGHTS
 from ccm.models.load import load_tokenizer
 
@@ -121,6 +132,21 @@ def test_embeddings_find_the_text_that_says_the_same(embedder: Path) -> None:
     scores = Embeddings(str(embedder))(texts, "i like green tea")
     assert scores[1] == pytest.approx(1.0, abs=1e-5)
     assert max(scores[0], scores[2]) < 0.999
+
+
+def test_static_embeddings_find_the_text_that_is_about_the_same_without_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("wordllama", reason="the extra static is not installed")
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network is asked"))
+    before = logging.getLogger().level, [*logging.getLogger().handlers]
+    baseline = make_baseline("static").select
+    assert baseline is not None
+    texts = ["It is raining again.", "I have a cat called Biscuit.", "", "I work as a nurse."]
+    scores = StaticEmbeddings()(texts, "What is my pet called?")
+    assert max(range(4), key=scores.__getitem__) == 1
+    assert scores[2] == 0
+    assert (logging.getLogger().level, logging.getLogger().handlers) == before
 
 
 def test_retrieval_by_embeddings_keeps_the_nearest_step(

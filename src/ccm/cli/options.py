@@ -126,8 +126,8 @@ SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
         Option(
             "--baseline",
             metavar="NAME",
-            help="Baseline to compare; repeatable. Tasks, at equal K/V: window (with sink), bm25, embedding, pool. "
-            "Streams, with a sink: window (always full, the default), blocks (drops what is compressed).",
+            help="Baseline to compare; repeatable. Tasks, at equal K/V: window (with sink), bm25, embedding, static, "
+            "pool. Streams, with a sink: window (always full, the default), blocks (drops what is compressed).",
         ),
     ],
     "n_tok": Annotated[Number, Option(help="COMP tokens a step that the adapter must have.")],

@@ -3,18 +3,22 @@
 window      the first token and the last ones (StreamingLLM's cache: sink and sliding window)
 bm25        the first token and the steps that have most in common with the query, by BM25, in their order
 embedding   the first token and the steps whose embeddings are nearest to the query's, in their order
+static      the same by static embeddings of words, which come with a package
 pool        of every step the means of its keys and values over N stretches (Compressive Transformer's mean pooling)
 
-The first three choose text, which is read afresh; ``pool`` folds keys and values, step by step.
+The first four choose text, which is read afresh; ``pool`` folds keys and values, step by step.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -99,6 +103,26 @@ class Embeddings:
             raise ConfigError(f"The embedding model {self.name} cannot be had: {error}") from error
 
 
+class StaticEmbeddings:
+    """Cosines of each text and the query, by the means of static embeddings of their tokens, without the Hub."""
+
+    def __call__(self, texts: list[str], query: str) -> Sequence[float]:
+        *embedded, asked = np.nan_to_num(self._model.embed([*texts, query], norm=True))  # a text without words has none
+        return [float(one @ asked) for one in embedded]
+
+    @cached_property
+    def _model(self) -> Any:
+        needs("wordllama", extra="static", what="The baseline 'static'")
+        root = logging.getLogger()
+        level, handlers = root.level, [*root.handlers]
+        import wordllama  # it sets up logging for the whole process
+
+        root.setLevel(level)
+        root.handlers[:] = handlers
+        folder = Path(wordllama.__file__).parent  # it looks for its tokenizer there only where this is its cache
+        return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
+
+
 def pool(before: Memory, after: Memory, n_tok: int) -> Memory:
     """The memory ``after`` a step, its columns since ``before`` replaced by their means over ``n_tok`` equal stretches.
 
@@ -136,6 +160,7 @@ BASELINES: dict[str, Callable[[str | None], Baseline]] = {
     "window": lambda _: Baseline(select=window),
     "bm25": lambda _: Baseline(select=partial(retrieve, scores=bm25)),
     "embedding": _embedding,
+    "static": lambda _: Baseline(select=partial(retrieve, scores=StaticEmbeddings())),
     "pool": lambda _: Baseline(fold=pool),
 }
 
