@@ -5,18 +5,33 @@ from __future__ import annotations
 import errno
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ccm.cli import adapters, chat, data, evaluate, lm_eval, memory, models, plan, serve, stream, train
 from ccm.cli.console import tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
+from ccm.core.processes import is_main
 
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to a stream fails
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Verbs(TyperGroup):
+    """All verbs. Ctrl-C ends each with one line, which says what is kept where the verb knows it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # typer ends with the exit status 130
+            if is_main():
+                _say(" ".join(map(str, stop.args)) or "Interrupted.")
+            raise
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (chat.chat, chat.demo, chat.writes, serve.serve, plan.plan, train.train, stream.stream, evaluate.report):
     app.command()(verb)
 app.command("lm-eval", context_settings=lm_eval.PASSED)(lm_eval.lm_eval)
@@ -42,12 +57,11 @@ def main() -> None:
     open_streams()
     try:
         try:
-            app()
+            app(prog_name="ccm")  # also under python -m, so that completion is that of ccm
         finally:
             sys.stdout.flush()
     except CCMError as error:
-        told = f"ccm: {error}"
-        tell(with_set(told) if sys.argv[1:2] == ["train"] else with_flags(told))  # a training has its own settings
+        _say(f"ccm: {error}")
         raise SystemExit(2) from None
     except OSError as error:
         of_stream = error.filename is None and error.errno in _OUTPUT
@@ -56,3 +70,8 @@ def main() -> None:
             print(f"ccm: {told}.", file=sys.stderr)
         abandon_streams()
         raise SystemExit(1) from None
+
+
+def _say(told: str) -> None:
+    """What the library says, for the command line: a training has settings of its own."""
+    tell(with_set(told) if sys.argv[1:2] == ["train"] else with_flags(told))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ccm.cli.completion import adapter_sets, models, rules
 from ccm.cli.options import Lines, Recurrent, known_adapter
 
 app = typer.Typer(no_args_is_help=True, help="Adapters: the authors', and yours for others.")
@@ -40,10 +41,16 @@ def import_adapter(
     output: Annotated[Path, typer.Option(help="The folder to make.")],
     base: Annotated[
         str | None,
-        typer.Option(help="Its base: folder, Hub id or short name. It is loaded, and the adapter bound to it."),
+        typer.Option(
+            help="Its base: folder, Hub id or short name. It is loaded, and the adapter bound to it.",
+            autocompletion=models,
+        ),
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help="concat, merge, gist or pos_control (as the folder's name says, or concat).")
+        str | None,
+        typer.Option(
+            help="concat, merge, gist or pos_control (as the folder's name says, or concat).", autocompletion=rules
+        ),
     ] = None,
     recurrent: Recurrent = None,
     sink: Annotated[
@@ -66,7 +73,9 @@ def import_adapter(
 
 @app.command("download")
 def download_adapters(
-    name: Annotated[str, typer.Argument(help="unified, pretrain, metaicl, dialog or lamp.")],
+    name: Annotated[
+        str, typer.Argument(help="unified, pretrain, metaicl, dialog or lamp.", autocompletion=adapter_sets)
+    ],
     output: Annotated[Path | None, typer.Option(help="The folder to make (adapters/NAME).")] = None,
 ) -> None:
     """Fetch the authors' adapters from their public drive, to be imported. Needs gdown."""

@@ -7,25 +7,18 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import chain
+from threading import Event, Thread
+from typing import Any
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ccm.core.units import size
 
@@ -125,86 +118,136 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
+def interrupted(told: str) -> Iterator[None]:
+    """Where Ctrl-C ends the block, the command ends with this line, unless what was interrupted has one of its own."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*(stop.args or (told,))) from None
+
+
+@contextmanager
+def repeating(say: Callable[[], None]) -> Iterator[None]:
+    """Call ``say`` every :data:`LINE_SECONDS` while the block runs, from another thread."""
+    over = Event()
+
+    def repeat() -> None:
+        while not over.wait(LINE_SECONDS):
+            say()
+
+    thread = Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def loading(choice: Mapping[str, Any]) -> Iterator[None]:
+    """Show that a model is loaded, by the settings that ``ccm.load`` takes, and since when."""
+    with counting() as advance:
+        advance(f"loading {choice['model'] or choice['adapter'] or 'the built-in model'}", 0, 0)
+        yield
+
+
+@contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how much of ``total`` is done and the time left, on standard error: a bar, or lines where it is no terminal.
+    """As :func:`counting`, of work in one part.
 
     Yields:
         what is to be called with the number done so far.
     """
     with counting(unit) as advance:
+        advance(what, 0, total)
         yield lambda done: advance(what, done, total)
 
 
 @contextmanager
-def counting(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """As :func:`progress`, of work that has several parts, one after the other; the time left is that of all.
+def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Show what is done, how far it is, and the time left, on standard error: a bar, or lines where it is no terminal.
+
+    The work may have several parts, one after the other; the numbers and the time left are those of all.
+
+    Args:
+        unit: of the numbers; "bytes" are shown as sizes.
 
     Yields:
-        what is to be called with the part under way, the number done so far of all parts, and how many there are.
+        what is to be called with the part under way, the number done so far of all parts, and how many there are, 0
+        where that is not known.
     """
-    begun = told = time.monotonic()
+    stand = _Stand(unit)
     if not sys.stderr.isatty():
+        told = stand.begun
 
-        def line(what: str, done: int, total: int) -> None:
+        def line(now: float) -> None:
             nonlocal told
-            now = time.monotonic()
-            if done == total or now - told > LINE_SECONDS:
-                told, left = now, (now - begun) / max(done, 1) * (total - done)
-                print(f"{what}: {done} of {total} {unit}, {left:.0f} s left", file=sys.stderr, flush=True)
+            told = now
+            time_left = stand.left(now)
+            lasts = f"{now - stand.begun:.0f} s so far" if time_left is None else f"{time_left:.0f} s left"
+            print(f"{stand.what}: {', '.join(filter(None, (stand.far, lasts)))}", file=sys.stderr, flush=True)
 
-        yield line
+        def tell_of(what: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            stand.at(what, done, total, now)
+            if done == total > 0 or now - told > LINE_SECONDS:
+                line(now)
+
+        def repeat() -> None:
+            now = time.monotonic()
+            if now - told >= LINE_SECONDS:
+                line(now)
+
+        with repeating(repeat):
+            yield tell_of
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, left="")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[far]}"),
+    )
+    with Progress(*columns, console=plain_console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, far="")
 
         def advance(what: str, done: int, total: int) -> None:
-            left = timedelta(seconds=round((time.monotonic() - begun) / max(done, 1) * (total - done)))
-            bar.update(task, description=what, completed=done, total=total, left=f"{left} left")
+            now = time.monotonic()
+            stand.at(what, done, total, now)
+            time_left = stand.left(now)
+            lasts = "" if time_left is None else f"{timedelta(seconds=round(time_left))} left"
+            far = ", ".join(filter(None, (stand.far, lasts)))
+            bar.update(task, description=what, completed=done, total=total or None, far=far)
 
         yield advance
 
 
-@contextmanager
-def transfer(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """As :func:`progress`, of bytes: about ``total`` of them, None where that is not known; shown from the first on.
+class _Stand:
+    """How far work is; the time left follows from what was done since a number was first told."""
 
-    Yields:
-        what is to be called with the bytes that have arrived so far.
-    """
-    if not sys.stderr.isatty():
-        told = time.monotonic()
+    def __init__(self, unit: str) -> None:
+        self.what, self._unit, self._done, self._total = "", unit, 0, 0
+        self.begun = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when a number was first told, and which
 
-        def line(done: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > LINE_SECONDS:
-                told = time.monotonic()
-                print(f"{what}: {size(done)}{f' of {size(total)}' if total else ''}", file=sys.stderr, flush=True)
+    def at(self, what: str, done: int, total: int, now: float) -> None:
+        self.what, self._done, self._total = what, done, total
+        if total and self._first is None:
+            self._first = now, done
 
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, visible=False)
-        yield lambda done: bar.update(task, completed=done, visible=True)
+    @property
+    def far(self) -> str:
+        """What is done, and of how much; empty where nothing is counted."""
+        numbers = [self._done, self._total] if self._total else [self._done] if self._done else []
+        told = " of ".join(size(number) if self._unit == "bytes" else str(number) for number in numbers)
+        return told if self._unit == "bytes" or not told else f"{told} {self._unit}"
 
-
-@contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """What is being done, one thing after the other, on standard error: with its seconds on a terminal, else a line."""
-    if not sys.stderr.isatty():
-        yield lambda what: tell(f"{what} ...")
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=plain_console(stderr=True)) as bar:
-
-        def begin(what: str) -> None:
-            for task in bar.task_ids:
-                bar.update(task, total=1, completed=1)
-            bar.add_task(what, total=None)
-
-        yield begin
-        begin("Done")
+    def left(self, now: float) -> float | None:
+        """Seconds left; None where it is not known."""
+        if self._first is None or self._done <= self._first[1] or not self._total:
+            return None
+        since, done = self._first
+        return (now - since) / (self._done - done) * max(self._total - self._done, 0)
 
 
 def quiet() -> None:

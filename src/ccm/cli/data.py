@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ccm.cli.completion import data_sets
 from ccm.cli.options import Lines
 
 app = typer.Typer(no_args_is_help=True, help="The data sets: where they are, and how to get them.")
@@ -25,7 +26,7 @@ def list_data(
 
 @app.command("prepare")
 def prepare_data(
-    name: Annotated[str, typer.Argument(help="Of the data set; ccm data list has them.")],
+    name: Annotated[str, typer.Argument(help="Of the data set; ccm data list has them.", autocompletion=data_sets)],
     given: Annotated[
         Path | None, typer.Option("--source", help="Folder of the publisher's files; nothing is downloaded.")
     ] = None,

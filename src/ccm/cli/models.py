@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from ccm.cli.completion import fetched_models
 from ccm.cli.options import Lines
 
 app = typer.Typer(no_args_is_help=True, help="Real models that can be had by a short name.")
-Name = Annotated[str, typer.Argument(help="Of the model; ccm models list has them.")]
+Name = Annotated[str, typer.Argument(help="Of the model; ccm models list has them.", autocompletion=fetched_models)]
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 from typer import Option
 
+from ccm.cli.completion import models, rules
 from ccm.core.errors import ConfigError, DataError
 from ccm.evaluation.settings import Quantization
 
@@ -95,7 +96,11 @@ Text, Number, Names = str | None, int | None, list[str] | None
 SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
     "model": Annotated[
         Text,
-        Option(help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).", callback=_known_base),
+        Option(
+            help="Base model: folder, Hub id, short name, or 'builtin' (without --adapter).",
+            callback=_known_base,
+            autocompletion=models,
+        ),
     ],
     "adapter": Annotated[
         Text, Option(help="Adapter: folder, Hub id, or checkpoint of a training.", callback=known_adapter)
@@ -109,7 +114,10 @@ SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
             callback=_known_adapters,
         ),
     ],
-    "rule": Annotated[Text, Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).")],
+    "rule": Annotated[
+        Text,
+        Option(help="Rule of memory: concat, gate, merge, full, none ... (the adapter's own).", autocompletion=rules),
+    ],
     "rule_options": Annotated[
         Names, Option("--rule-option", metavar="NAME=VALUE", help="Such as weight=0.3 for ema; repeatable.")
     ],
@@ -119,6 +127,7 @@ SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
             "--rule",
             metavar="NAME",
             help="Rule to compare, on the first adapter that can run it; repeatable (of tasks: full and none).",
+            autocompletion=rules,
         ),
     ],
     "baselines": Annotated[

@@ -7,9 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from ccm.cli.completion import recipes
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe in the package, or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a recipe in the package, or a YAML file.", autocompletion=recipes)
+    ],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe; repeatable.")
     ] = None,
