@@ -85,7 +85,7 @@ def test_a_reader_that_leaves_ends_the_command_silently() -> None:
     ids=str,
 )
 def test_an_error_that_is_no_streams_is_told_as_what_it_is(monkeypatch, capsys, error: OSError) -> None:
-    def fail() -> None:
+    def fail(**_: str) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)

@@ -80,7 +80,7 @@ def test_the_time_left_is_that_of_all_parts(monkeypatch, capsys) -> None:
         "full, step 2: 20 of 100 questions, 80 s left",
         "none, step 2: 100 of 100 questions, 0 s left",
     ]
-    clock = iter((0.0, 20.0))
+    clock = iter((0.0, 0.0, 20.0))
     with progress("concat", 10, "dialogues") as done:
         done(5)
     assert capsys.readouterr().err == "concat: 5 of 10 dialogues, 20 s left\n"
@@ -89,9 +89,10 @@ def test_the_time_left_is_that_of_all_parts(monkeypatch, capsys) -> None:
 def test_a_bar_shows_the_time_left_of_all_parts(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    clock = iter((0.0, 20.0))
+    clock = iter((0.0, 0.0, 20.0))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock, 20.0))
     with counting("questions") as advance:
+        advance("full, step 1", 0, 100)
         advance("full, step 2", 20, 100)
     assert "0:01:20 left" in capsys.readouterr().err
 

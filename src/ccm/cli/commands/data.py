@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ccm.cli.console import plain_console, transfer
+from ccm.cli.console import counting, interrupted, plain_console
 from ccm.core.units import size
 from ccm.data.sources.catalogue import SOURCES, File, Source, source
 
@@ -38,8 +38,9 @@ def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequen
     from ccm.data.sources.prepare import prepare
 
     row = source(name)
-    with transfer(f"downloading {row.title}", row.size) as report:
-        done = prepare(name, output or Path("data") / name, given, only, report)
+    kept = interrupted("What has arrived is kept; the same command goes on from there.")
+    with kept, counting("bytes") as progress:
+        done = prepare(name, output or Path("data") / name, given, only, progress)
     console = plain_console()
     console.print(f"{row.title} is {'' if done.fresh else 'already '}in {done.folder}. Licence: {_licence(row)}.")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

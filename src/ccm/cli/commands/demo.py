@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from ccm.chat.reply import Reply, end_ids, reply_to
 from ccm.chat.turns import Turns, make_turns
-from ccm.cli.console import plain_console, quiet
+from ccm.cli.console import loading, plain_console, quiet
 from ccm.core.errors import CCMError, InputError, reason
 from ccm.core.units import size
 from ccm.engine.decoder import CCMModel, as_decoder
@@ -36,7 +36,8 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
     """
     quiet()
     example = read_example(file)
-    loaded, tokenizer = load_model(**choice)
+    with loading(choice):
+        loaded, tokenizer = load_model(**choice)
     model = as_decoder(loaded, "the demo")
     turns = make_turns(tokenizer, model.config.turns)
     *context, question, expected = example

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ccm.cli.commands.notes import BuiltinNote
-from ccm.cli.console import counting, plain_console, progress, quiet, tell
+from ccm.cli.console import counting, interrupted, loading, plain_console, progress, quiet
 from ccm.core.units import size
 from ccm.data.builtin.recall import QUESTIONS, RecallReport, evaluate_recall
 from ccm.data.tasks import TaskSettings
@@ -35,9 +35,11 @@ def run_builtin(choice: dict[str, Any], asked: dict[str, Any], *, as_json: bool)
         InputError: on numbers that make no dialogue.
     """
     quiet()
-    model, tokenizer = load_model(**choice)
-    with progress(f"{model.config.rule}, {asked['steps']} steps", asked["dialogues"], "dialogues") as advance:
-        report = evaluate_recall(model, tokenizer, **asked, progress=advance)
+    with interrupted("Nothing is kept; the same command begins again."):
+        with loading(choice):
+            model, tokenizer = load_model(**choice)
+        with progress(f"{model.config.rule}, {asked['steps']} steps", asked["dialogues"], "dialogues") as advance:
+            report = evaluate_recall(model, tokenizer, **asked, progress=advance)
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -57,19 +59,15 @@ def run_tasks(
     """
     quiet()
     note, output = BuiltinNote(selection.model, selection.adapters), selection.output
-    try:
-        with counting("questions") as advance:
+    kept = f"Methods and steps that were done are in {output}; the same command goes on from there."
+    with interrupted(kept if output else "Nothing is kept without --output."), counting("questions") as advance:
 
-            def show(part: str, done: int, total: int) -> None:
+        def show(part: str, done: int, total: int) -> None:
+            if done:
                 note.say()
-                advance(part, done, total)
+            advance(part, done, total)
 
-            results = evaluate(tasks, selection, settings, show)
-    except KeyboardInterrupt:
-        if processes().is_main_process:
-            kept = f"Methods and steps that were done are in {output}; the same command goes on from there."
-            tell(kept if output else "Nothing is kept without --output.")
-        raise
+        results = evaluate(tasks, selection, settings, show)
     if not processes().is_main_process:
         return
     note.say()  # all of it may have been measured before

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccm.cli.console import counting, plain_console, quiet, tell
+from ccm.cli.console import counting, doing, interrupted, loading, plain_console, quiet, tell
 from ccm.core.errors import ConfigError
 from ccm.core.units import size
 from ccm.serving.kept import ERASED, KeptTurn, Part
@@ -95,7 +96,9 @@ def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
 def run_verify(place: str) -> None:
     """Read every memory; the exit status is 1 where one is damaged."""
     with opened(place) as store:
-        count, damaged = len([*store.rows()]), store.damaged()
+        count = len([*store.rows()])
+        with counting("parts") as show:
+            damaged = store.damaged(partial(show, "reading memories"))
     for name in damaged:
         tell(f"The memory of {name} is damaged.")
     print(f"{count - len(damaged)} of {count} memories are whole.")
@@ -177,7 +180,8 @@ def run_rebuild(place: str, choice: dict[str, Any], *, drop: bool) -> None:
         for name in lost:
             store.delete(store.owner_of(name), name, lossy=True)
         made = 0
-        with counting("memories") as show:
+        kept = interrupted("Memories that were made are kept; the same command goes on from there.")
+        with kept, counting("memories") as show:
             for done, made in Memories(backend, store).rebuild():
                 show("rebuilding", done, made)
         store.tables.compact()
@@ -193,8 +197,11 @@ def run_forget(name: str, step: int, place: str, choice: dict[str, Any]) -> None
     """
     with opened(place) as store:
         _turn(store, name)
-        done = _memories(store, choice).forget(store.owner_of(name), name, step)
-        store.tables.compact()
+        memories = _memories(store, choice)
+        stopped = interrupted(f"Look with ccm memory show {name} whether the step is there, before you forget another.")
+        with stopped, doing(f"forgetting step {step}"):
+            done = memories.forget(store.owner_of(name), name, step)
+            store.tables.compact()
     how = "It was taken out of" if done.exact else "Made again from text without it:"
     print(f"Step {step} is forgotten{f': {done.text}' if done.text else '.'}")
     print(f"{how} {len(done.changed)} memories. Later steps have other numbers now.")
@@ -211,7 +218,8 @@ def _load(choice: dict[str, Any]) -> Backend:
     from ccm.serving.backend import Backend
 
     quiet()
-    model, tokenizer = load(**choice)
+    with loading(choice):
+        model, tokenizer = load(**choice)
     return Backend(as_decoder(model, "a server"), tokenizer, "")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ccm.cli.console import plain_console, quiet, stages
+from ccm.cli.console import counting, interrupted, plain_console, quiet
 from ccm.core.provenance import Source, read_about
 from ccm.core.units import size
 from ccm.models.cache import find_model, model_folder
@@ -40,8 +40,9 @@ def run_get(name: str, source: Source) -> None:
 
     quiet()
     known_model(name)
-    with stages() as tell:
-        folder = fetch(name, source, tell)
+    kept = interrupted("Nothing was kept; the same command begins again.")
+    with kept, counting("bytes") as progress:
+        folder = fetch(name, source, progress)
     plain_console().print(f"{name} is in {folder}.", soft_wrap=True, highlight=False)
 
 

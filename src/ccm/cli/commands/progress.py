@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ccm.cli.console import plain_console
+from ccm.cli.console import LINE_SECONDS, plain_console, repeating
 from ccm.core.processes import is_main
 from ccm.training.loop import Advance, StepReport
 from ccm.training.recipe import Recipe
+
+LOADING = "loading the data and the model"
 
 
 class TrainingDisplay(NamedTuple):
@@ -30,14 +33,18 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
         yield TrainingDisplay(lambda report: None)
         return
     if not sys.stderr.isatty():
-        steps = recipe.max_steps
-        yield TrainingDisplay(
-            lambda report: print(f"{name}: step {report.step}/{steps}  {_figures(report)}", file=sys.stderr, flush=True)
-        )
+        with _lines(recipe.max_steps, name) as display:
+            yield display
         return
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
-        task = bar.add_task("", total=recipe.max_steps)
+        task = bar.add_task(LOADING, total=recipe.max_steps)
         latest: dict[str, float] = {}  # figures of the latest evaluation
 
         def show(stands: StepReport) -> None:
@@ -46,10 +53,36 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
 
         def advance(step: int, stands: StepReport | None) -> None:
             bar.update(task, completed=step)
-            if stands is not None:
+            if stands is None:
+                bar.update(task, description="")
+            else:
                 show(stands)
 
         yield TrainingDisplay(show, advance)
+
+
+@contextmanager
+def _lines(steps: int, name: str) -> Iterator[TrainingDisplay]:
+    """A line for each report, and one whenever none came for :data:`LINE_SECONDS`."""
+    begun = told = time.monotonic()
+    stands = LOADING
+
+    def line(text: str) -> None:
+        nonlocal told
+        told = time.monotonic()
+        print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+    def advance(step: int, report: StepReport | None) -> None:
+        nonlocal stands
+        stands = f"step {step}/{steps}" + (f"  {_figures(report)}" if report else "")
+
+    def repeat() -> None:
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS:
+            line(f"{stands}  {now - begun:,.0f} s so far")
+
+    with repeating(repeat):
+        yield TrainingDisplay(lambda report: line(f"step {report.step}/{steps}  {_figures(report)}"), advance)
 
 
 def _figures(report: StepReport) -> str:

@@ -14,10 +14,12 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, Time
 from rich.table import Column, Table
 
 from ccm.cli.commands.notes import BuiltinNote
-from ccm.cli.console import LINE_SECONDS, plain_console, quiet, tell
+from ccm.cli.console import LINE_SECONDS, interrupted, plain_console, quiet, repeating
 from ccm.core.units import size
 from ccm.evaluation.stream_results import StreamResult, totals
 from ccm.evaluation.streams import StreamReport, StreamRun, run_streams
+
+LOADING = "loading the model"
 
 
 def run(asked: StreamRun, seed: int | None, *, as_json: bool) -> None:
@@ -31,20 +33,16 @@ def run(asked: StreamRun, seed: int | None, *, as_json: bool) -> None:
     note, output = BuiltinNote(asked.selection.model, asked.selection.adapters), asked.selection.output
     if seed is not None:
         torch.manual_seed(seed)
-    try:
-        with _progress() as show:
+    kept = f"What was read is in {output}; the same command goes on from there."
+    with interrupted(kept if output else "Nothing is kept without --output."), _progress() as show:
 
-            def report(result: StreamResult) -> None:
-                note.say()
-                show(result)
-                if as_json:
-                    _print_point(result)
+        def report(result: StreamResult) -> None:
+            note.say()
+            show(result)
+            if as_json:
+                _print_point(result)
 
-            results = run_streams(asked, report)
-    except KeyboardInterrupt:
-        kept = f"What was read is in {output}; the same command goes on from there."
-        tell(kept if output else "Nothing is kept without --output.")
-        raise
+        results = run_streams(asked, report)
     note.say()  # all of it may have been read before
     if as_json:
         lines = [result.line() for result in results] + [asdict(total) for total in totals(results)]
@@ -71,24 +69,37 @@ def _print_point(result: StreamResult) -> None:
 def _progress() -> Iterator[StreamReport]:
     """A line for each method and text on a terminal, which follows it, many elsewhere; on standard error."""
     if not sys.stderr.isatty():
-        told = 0.0
+        begun, told = time.monotonic(), 0.0
 
         def line(result: StreamResult) -> None:
             nonlocal told
             if result.done or time.monotonic() - told > LINE_SECONDS:
                 told = time.monotonic()
                 read = f"{result.last.tokens} of {result.total - 1}"
-                print(f"{_name(result)}: {read}  {_live(result)}", file=sys.stderr, flush=True)
+                left = f"{(result.total - result.last.read) / (_speed(result) or 1):.0f} s left"
+                print(f"{_name(result)}: {read}  {_live(result)}  {left}", file=sys.stderr, flush=True)
 
-        yield line
+        def wait() -> None:
+            if not told:
+                print(f"{LOADING}: {time.monotonic() - begun:.0f} s so far", file=sys.stderr, flush=True)
+
+        with repeating(wait):
+            yield line
         return
     tasks: dict[str, TaskID] = {}
     live = TextColumn("{task.fields[live]}", table_column=Column(no_wrap=False))  # on a narrow terminal, two lines
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn(), live)
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        live,
+    )
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
+        before = bar.add_task(LOADING, total=None, live="")
 
         def advance(result: StreamResult) -> None:
             name = _name(result)
+            bar.update(before, visible=False)
             if name not in tasks:
                 tasks[name] = bar.add_task(name, total=result.total - 1, live="")
             bar.update(tasks[name], completed=result.last.tokens, live=_live(result))

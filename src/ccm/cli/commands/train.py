@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ccm.cli.commands.notes import is_running_text
 from ccm.cli.commands.progress import progress
-from ccm.cli.console import plain_console, quiet, tell, with_set
+from ccm.cli.console import interrupted, plain_console, quiet, tell
 from ccm.core.processes import is_main
 from ccm.core.units import size
 from ccm.data import open_data
@@ -27,17 +27,13 @@ def run(
 ) -> None:
     """Train, or show what would be trained."""
     quiet()
-    try:
+    with interrupted("Nothing was begun."):
         recipe = load_recipe(source, changes, stage)
         if dry_run:
             _show(recipe, resume, start)
             return
         with progress(recipe) as shown:
             folder = train(recipe, resume=resume, start=start, report=shown.report, advance=shown.advance)
-    except KeyboardInterrupt as stop:
-        if is_main():
-            tell(with_set(" ".join(map(str, stop.args)) or "Nothing was begun."))
-        raise
     if is_main():
         tell(f"Done. {_next(recipe, str(folder))}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ccm.chat.turns import make_turns
 from ccm.cli.commands.demo import read_example, split_turn
-from ccm.cli.console import plain_console, quiet
+from ccm.cli.console import loading, plain_console, quiet
 from ccm.core.errors import InputError, reason
 from ccm.core.extras import needs
 from ccm.engine.layout import Step
@@ -28,7 +28,8 @@ def run(choice: dict[str, Any], file: Path | None, output: Path) -> None:
     if output.suffix.lower() != ".png":
         raise InputError(f"The picture is a PNG; name a file that ends in .png, not {output}.")
     *context, question, expected = read_example(file)
-    model, tokenizer = load_model(**choice)
+    with loading(choice):
+        model, tokenizer = load_model(**choice)
     turns = make_turns(tokenizer, model.config.turns)
     lines = [split_turn(line) for line in context] + [(question, expected)]
     steps = [Step(turns.exchange(user, reply, first=i == 0).ids) for i, (user, reply) in enumerate(lines)]

@@ -104,7 +104,7 @@ def prepare(
     output: Path,
     given: Path | None = None,
     only: Sequence[str] = (),
-    report: Callable[[int], None] = lambda done: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Prepared:
     """Make the folder of a data set, or look at it where it is there already.
 
@@ -113,7 +113,8 @@ def prepare(
         output: the folder.
         given: a folder of published files that are taken instead of a download.
         only: patterns of the paths in the folder, such as "test/*"; all where there are none.
-        report: called with the bytes that were downloaded so far.
+        progress: called with what is under way, the bytes that were downloaded so far, and about how many there are; 0
+            where that is not known, or nothing is downloaded.
 
     Raises:
         ConfigError: when there is no such data set, or the output holds something else.
@@ -137,7 +138,7 @@ def prepare(
     if record and only:
         only = [*only, *record.only] if record.only else []
     with writing(output, DataError, "Name another output; what was there is as it was."):
-        made = _make(name, output, given, sorted({*only}), kept, report)
+        made = _make(name, output, given, sorted({*only}), kept, progress)
     return Prepared(row, output, made, fresh=True)
 
 
@@ -146,7 +147,12 @@ def _beside(output: Path) -> Path:
 
 
 def _make(
-    name: str, output: Path, given: Path | None, only: list[str], kept: set[str], report: Callable[[int], None]
+    name: str,
+    output: Path,
+    given: Path | None,
+    only: list[str],
+    kept: set[str],
+    progress: Callable[[str, int, int], None],
 ) -> Record:
     row, work = source(name), _beside(output)
     ready, opened, downloads, before = (work / part for part in ("ready", "opened", f"downloads/{name}", "before"))
@@ -162,11 +168,20 @@ def _make(
         _keep(kept, output, ready)
         absent: list[str] = []
         if given is None:
-            absent = _download(row, name, downloads, lambda file: wanted(row.target(file.path)), report)
+            what = f"downloading {row.title}"
+            absent = _download(
+                row,
+                name,
+                downloads,
+                lambda file: wanted(row.target(file.path)),
+                lambda done: progress(what, done, row.size or 0),
+            )
+        progress(f"arranging {row.title}", 0, 0)
         arrange(row, given or downloads, opened, ready, wanted, link=given is None)
         files = {path: (ready / path).stat().st_size for path in _files(ready)}
         if not files:
             raise DataError(f"{given or downloads} holds nothing of {row.title}. {_wanted_files(row)}")
+        progress(f"reading {row.title}", 0, 0)
         lacks = [] if only else missing(name, ready)
         record = Record(name, only, files, _counted(name, ready), [*_notes(row, ready), *_absent(absent)], lacks)
         save_json(ready / RECORD, asdict(record))
