@@ -153,6 +153,7 @@ def test_the_bar_moves_with_every_step(monkeypatch) -> None:
         shown.advance(3, replace(stands, losses={"loss": 1.25}, seconds_left=1.0))
     assert [update["completed"] for update in drawn if "completed" in update] == [1, 2, 3]
     assert [update["description"] for update in drawn if "description" in update] == [
+        "",  # instead of what is loaded
         "loss 1.5000  100 tokens/s  2 s left",
         "loss 1.5000  100 tokens/s  held out: last 0.5000  2 s left",
         "loss 1.2500  100 tokens/s  held out: last 0.5000  1 s left",

@@ -27,7 +27,7 @@ def list_adapters(
 @app.command("show")
 def show_adapter(
     adapter: Annotated[str, typer.Argument(help="Folder, the authors' too, or Hub id.", callback=known_adapter)],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json: Lines = False,
 ) -> None:
     """What an adapter is: its rule, N, LoRA, turns, and base."""
     from ccm.cli.commands.adapters import run_show

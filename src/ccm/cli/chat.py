@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ccm.cli.console import importing
-from ccm.cli.options import ModelOptions, SamplingOptions, unfold
+from ccm.cli.options import Lines, ModelOptions, SamplingOptions, unfold
 
 
 @unfold
@@ -29,7 +29,7 @@ def chat(
     system: Annotated[
         str, typer.Option(help="A message that stands before all turns as it is, never compressed.")
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a turn on standard output.")] = False,
+    json: Lines = False,
 ) -> None:
     """Talk to a model whose past is a compressed memory. /help lists what else you can say.
 
@@ -51,13 +51,14 @@ def chat(
 def demo(
     model: ModelOptions,
     file: Annotated[Path | None, typer.Option(help="Your own example: turns, a question, the expected answer.")] = None,
+    json: Lines = False,
 ) -> None:
     """Answer one question in one parallel pass, from the memory built step by step, and without context."""
     chosen = model.chosen()
     with importing():
         from ccm.cli.commands.demo import run
 
-    run(chosen, file)
+    run(chosen, file, as_json=json)
 
 
 @unfold

@@ -34,8 +34,9 @@ def prepare_data(
     only: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Files in that folder, such as 'test/*'; repeatable.")
     ] = None,
+    json: Lines = False,
 ) -> None:
     """Bring a data set into the folder that training and evaluation read."""
     from ccm.cli.commands.data import run_prepare
 
-    run_prepare(name, given, output, only or ())
+    run_prepare(name, given, output, only or (), as_json=json)

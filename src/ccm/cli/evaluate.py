@@ -57,7 +57,7 @@ class RecallOptions:
 def builtin(
     model: ModelOptions,
     asked: RecallOptions,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json: Lines = False,
 ) -> None:
     """Recall of told facts by the built-in model, replies generated freely."""
     from ccm.cli.commands.evaluate import run_builtin

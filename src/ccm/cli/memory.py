@@ -44,11 +44,11 @@ def show_turn(name: Id, store: Place) -> None:
 
 
 @app.command("verify")
-def verify(store: Place) -> None:
+def verify(store: Place, json: Lines = False) -> None:
     """Read every memory, and say which are damaged."""
     from ccm.cli.commands.memory import run_verify
 
-    run_verify(store)
+    run_verify(store, as_json=json)
 
 
 @app.command("delete")

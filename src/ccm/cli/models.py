@@ -36,8 +36,8 @@ def get(
 
 
 @app.command()
-def show(name: Name) -> None:
+def show(name: Name, json: Lines = False) -> None:
     """What a model is, where it comes from, and where it is kept."""
     from ccm.cli.commands.models import run_show
 
-    run_show(name)
+    run_show(name, as_json=json)

@@ -28,8 +28,10 @@ def run_list(*, verbose: bool, as_json: bool) -> None:
         console.print("\nPrepare one: ccm data prepare NAME. More on each: ccm data list --verbose.")
 
 
-def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequence[str]) -> None:
-    """Make the folder of a data set, and print what is in it.
+def run_prepare(
+    name: str, given: Path | None, output: Path | None, only: Sequence[str], *, as_json: bool = False
+) -> None:
+    """Make the folder of a data set, and print what is in it: a table, or one JSON object.
 
     Raises:
         ConfigError: when there is no such data set, or the output holds something else.
@@ -41,6 +43,12 @@ def run_prepare(name: str, given: Path | None, output: Path | None, only: Sequen
     kept = interrupted("What has arrived is kept; the same command goes on from there.")
     with kept, counting("bytes") as progress:
         done = prepare(name, output or Path("data") / name, given, only, progress)
+    if as_json:
+        held = {name: getattr(done.record, name) for name in ("counts", "missing", "notes")}
+        print(
+            json.dumps({"name": name, "folder": str(done.folder), "fresh": done.fresh, "licence": row.licence, **held})
+        )
+        return
     console = plain_console()
     console.print(f"{row.title} is {'' if done.fresh else 'already '}in {done.folder}. Licence: {_licence(row)}.")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from ccm.models.load import load as load_model
 MAX_REPLY = 48  # tokens
 
 
-def run(choice: dict[str, Any], file: Path | None) -> None:
-    """Answer the question in all three ways, and print a table.
+def run(choice: dict[str, Any], file: Path | None, *, as_json: bool = False) -> None:
+    """Answer the question in all three ways, and print a table, or one JSON object.
 
     Raises:
         InputError: when the file is not an example.
@@ -52,13 +53,13 @@ def run(choice: dict[str, Any], file: Path | None) -> None:
         online = _online(model, turns, memory, later, answer)
         nothing = _online(model, turns, empty, alone, answer)
     memory = model.close(memory)
-    _show(
-        context,
-        question,
-        expected,
-        {"parallel pass": parallel, "memory, step by step": online, "no context": nothing},
-        memory,
-    )
+    rows = {"parallel pass": parallel, "memory, step by step": online, "no context": nothing}
+    if as_json:
+        paths = [{"path": name, "reply": reply, "loss": loss} for name, (reply, loss) in rows.items()]
+        held = {"entries": memory.entries[0], "bytes": memory.nbytes, "full_context_tokens": memory.tokens[0]}
+        print(json.dumps({"question": question, "expected": expected, "paths": paths, **held}, ensure_ascii=False))
+    else:
+        _show(context, question, expected, rows, memory)
     if not _agree(parallel, online, model.base.dtype):
         raise CCMError("The parallel pass and the memory differ; please report this with the model and the example.")
 

@@ -93,15 +93,16 @@ def _steps(chain: Sequence[Part]) -> Iterator[dict[str, Any]]:
             number += 1
 
 
-def run_verify(place: str) -> None:
-    """Read every memory; the exit status is 1 where one is damaged."""
+def run_verify(place: str, *, as_json: bool) -> None:
+    """Read every memory, and say which are damaged, or print one JSON object; the exit status is 1 where one is."""
     with opened(place) as store:
         count = len([*store.rows()])
         with counting("parts") as show:
             damaged = store.damaged(partial(show, "reading memories"))
     for name in damaged:
         tell(f"The memory of {name} is damaged.")
-    print(f"{count - len(damaged)} of {count} memories are whole.")
+    told = f"{count - len(damaged)} of {count} memories are whole."
+    print(json.dumps({"memories": count, "damaged": damaged}) if as_json else told)
     if damaged:
         tell("Mend them by ccm memory rebuild, where their text was kept; else delete them by ccm memory delete.")
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -46,8 +47,8 @@ def run_get(name: str, source: Source) -> None:
     plain_console().print(f"{name} is in {folder}.", soft_wrap=True, highlight=False)
 
 
-def run_show(name: str) -> None:
-    """All that is known of a model.
+def run_show(name: str, *, as_json: bool) -> None:
+    """All that is known of a model: a table, or one JSON object.
 
     Raises:
         ConfigError: when there is none of that name.
@@ -58,8 +59,13 @@ def run_show(name: str) -> None:
     from ccm.models.shipped import shipped
 
     folder = find_model(name)
-    table = Table(show_header=False, box=None)
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
+    adapters = [folder.name for folder in shipped(name)]
+    if as_json:
+        told = {"about": model.about, "registry": asdict(wheel), "bytes": held, "folder": str(model_folder(name))}
+        print(json.dumps({**_row(name), **told, "adapters": adapters}))
+        return
+    table = Table(show_header=False, box=None)
     rows = {
         "model": name,
         "": model.about,
@@ -69,7 +75,7 @@ def run_show(name: str) -> None:
         "Hub": model.hub,
         "here": f"{_here(name)}, {size(held)}" if folder else "no",
         "folder": str(model_folder(name)),
-        "adapters": ", ".join(folder.name for folder in shipped(name)) or "none",
+        "adapters": ", ".join(adapters) or "none",
     }
     for key, value in rows.items():
         table.add_row(key, value)

@@ -6,9 +6,10 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import nullcontext
 from typing import Any
 
-from ccm.cli.console import plain_console, quiet, with_flags
+from ccm.cli.console import loading, plain_console, quiet, with_flags
 from ccm.core.errors import CCMError, ConfigError, reason
 from ccm.core.extras import needs
 from ccm.serving.settings import ServerSettings
@@ -51,7 +52,8 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
         if settings.keys is not None and settings.keys.exists() and settings.keys.stat().st_mode & 0o077:
             told = f"Others can read the keys in {settings.keys}; give it mode 600: chmod 600 {settings.keys}"
             log_event("warning", told, logging.WARNING)
-        app, service = start(choice, settings)
+        with nullcontext() if settings.log else loading(choice):  # in a log, a line is an event
+            app, service = start(choice, settings)
     except CCMError as error:
         if settings.log is None:
             raise
