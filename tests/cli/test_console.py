@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from ccm.cli import console
-from ccm.cli.console import by_words, counting, progress, tell, with_flags, with_set
+from ccm.cli.console import by_words, counting, doing, progress, tell, with_flags, with_set
 
 LONG = "The built-in model has no adapter for the rule that was asked for; it runs as concat, full, gate and none."
 
@@ -84,6 +85,38 @@ def test_the_time_left_is_that_of_all_parts(monkeypatch, capsys) -> None:
     with progress("concat", 10, "dialogues") as done:
         done(5)
     assert capsys.readouterr().err == "concat: 5 of 10 dialogues, 20 s left\n"
+
+
+def test_what_takes_long_is_told_again_and_again(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.01)
+    with doing("loading x"):
+        time.sleep(0.1)
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first == "loading x: 0 s so far"
+    assert more
+    with counting("bytes") as advance:
+        advance("downloading x", 1024, 0)
+        time.sleep(0.1)
+    assert capsys.readouterr().err.splitlines()[0] == "downloading x: 1.0 KB, 0 s so far"
+
+
+def test_the_time_left_does_not_count_what_came_before(monkeypatch, capsys) -> None:
+    clock = iter((0.0, 50.0, 60.0))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with counting("bytes") as advance:
+        advance("downloading x", 2 << 30, 4 << 30)  # an earlier download
+        advance("downloading x", 3 << 30, 4 << 30)
+    assert capsys.readouterr().err.splitlines() == [
+        "downloading x: 2.0 GB of 4.0 GB, 50 s so far",
+        "downloading x: 3.0 GB of 4.0 GB, 10 s left",
+    ]
+
+
+def test_of_several_processes_the_first_one_shows_how_far_it_is(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with counting("bytes") as advance:
+        advance("downloading x", 1, 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bar_shows_the_time_left_of_all_parts(monkeypatch, capsys) -> None:

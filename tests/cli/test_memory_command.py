@@ -97,6 +97,7 @@ def test_what_is_damaged_stays_so_until_it_is_made_again(kept: Path, tmp_path: P
     assert call("verify", "--store", copy)[:2] == (1, "0 of 1 memories are whole.\n")
     assert call("rebuild", "--store", kept)[:2] == (0, "1 memories were made again.\n")
     assert call("verify", "--store", kept)[:2] == (0, "2 of 2 memories are whole.\n")
+    assert json.loads(call("verify", "--store", kept, "--json")[1]) == {"memories": 2, "damaged": []}
     call("export", "two", tmp_path / "a.memory", "--store", kept)
     chat = Conversation(*ccm.load("builtin"))
     chat.load(tmp_path / "a.memory")

@@ -201,7 +201,7 @@ def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
         def tell_of(what: str, done: int, total: int) -> None:
             now = time.monotonic()
             stand.at(what, done, total, now)
-            if done == total > 0 or now - told > LINE_SECONDS:
+            if done == total > 0 or now - told >= LINE_SECONDS:
                 line(now)
 
         def repeat() -> None:

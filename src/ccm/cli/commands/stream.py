@@ -33,7 +33,7 @@ def run(asked: StreamRun, seed: int | None, *, as_json: bool) -> None:
     note, output = BuiltinNote(asked.selection.model, asked.selection.adapters), asked.selection.output
     if seed is not None:
         torch.manual_seed(seed)
-    kept = f"What was read is in {output}; the same command goes on from there."
+    kept = f"What was read is in {output}, but for the last seconds; the same command goes on from there."
     with interrupted(kept if output else "Nothing is kept without --output."), _progress() as show:
 
         def report(result: StreamResult) -> None:
