@@ -31,7 +31,7 @@ from benchmarks import (
 )
 from benchmarks.common import CLOCKS, Options, Report, describe_machine
 from benchmarks.models import MODEL, SIZES
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet, tell
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "starting": starting.run,
@@ -63,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{', '.join(f'{key} {value}' for key, value in machine.items())}; clock: {options.clock}.")
     print(f"Model: {MODEL}.{' Quick run: the figures show only that everything runs.' * asked.quick}\n")
     results = {}
-    for name in asked.only or BENCHMARKS:
+    names = asked.only or [*BENCHMARKS]
+    for number, name in enumerate(names, start=1):
+        tell(f"{name} ({number} of {len(names)}) ...")
         report = BENCHMARKS[name](options)
         print(report.markdown(), flush=True)
         results[name] = report.data
-    if asked.json:
-        everything = {"machine": machine, "options": asdict(options), "results": results}
-        asked.json.write_text(json.dumps(everything, indent=2) + "\n")
+        if asked.json:  # after each: Ctrl-C loses none
+            everything = {"machine": machine, "options": asdict(options), "results": results}
+            asked.json.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,4 +90,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -82,7 +82,7 @@ def run(folder: Path, groups: list[str]) -> bool:
         passed &= not failures
         checked += cases
         largest = ", ".join(f"{quantity} {difference:.2g}" for quantity, difference in worst.items())
-        print(f"{name:<10} {cases:>5}  {largest:<76} {'FAILED' if failures else 'passed'}")
+        print(f"{name:<10} {cases:>5}  {largest:<76} {'FAILED' if failures else 'passed'}", flush=True)
         for failure in failures:
             print(f"           {failure}")
     return passed and checked > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from conformance import GROUPS, run
 
 
@@ -22,4 +22,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import ccm
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.core.files import save_json
 from ccm.core.plain_text import PlainText
 from ccm.data.reading import find_files, read_text
@@ -198,4 +198,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

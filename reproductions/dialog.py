@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from ccm.cli.commands.evaluate import run_report
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.data.tasks import TaskSettings
 from ccm.evaluation.run import evaluate
 from ccm.evaluation.settings import EvaluationSettings, Selection
@@ -95,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -19,7 +19,7 @@ import torch
 
 import ccm
 from ccm.chat.turns import Turns, make_turns
-from ccm.cli.console import counting, quiet
+from ccm.cli.console import counting, ending, quiet
 from ccm.data.custom import read_examples
 from ccm.data.kinds import Chat
 from ccm.data.settings import DataSettings
@@ -93,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

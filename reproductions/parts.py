@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -53,5 +54,6 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the process that waits
     quiet()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))

@@ -19,7 +19,7 @@ from typing import Any
 
 import ccm
 from ccm.chat.window import WindowConversation
-from ccm.cli.console import progress, quiet
+from ccm.cli.console import ending, progress, quiet
 from ccm.data.builtin.generator import Turn, Verdict, judge, recall_dialogue
 from ccm.data.builtin.recall import MAX_REPLY, QUESTIONS
 from ccm.engine.sampling import Sampling
@@ -93,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.chat.turns import Turns
 from ccm.cli.commands.progress import progress
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.core.config import CCMConfig
 from ccm.data import dailydialog
 from ccm.data.tasks import PAPER_TURNS
@@ -171,4 +171,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

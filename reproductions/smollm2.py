@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.core.files import write_atomically
 from ccm.data.facts import read_bank
 from reproductions.parts import train_part
@@ -113,4 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

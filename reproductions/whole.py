@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from ccm.chat.turns import Turns
 from ccm.cli.commands.progress import progress
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.training.loop import train
 from ccm.training.recipe import Recipe, load_recipe
 from reproductions.small import SMALL, Whole
@@ -42,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

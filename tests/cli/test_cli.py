@@ -438,6 +438,10 @@ def test_the_demo_takes_another_example(monkeypatch, capsys, tmp_path: Path) -> 
     file.write_text("I play the piano. | Lovely.\nWhich instrument do I play?\nYou play the piano.\n", encoding="utf-8")
     assert call(monkeypatch, "demo", "--file", str(file)) == 0
     assert "You play the piano." in capsys.readouterr().out
+    assert call(monkeypatch, "demo", "--file", str(file), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["question"] == "Which instrument do I play?"
+    assert [path["path"] for path in told["paths"]] == ["parallel pass", "memory, step by step", "no context"]
     file.write_text("too short\n", encoding="utf-8")
     assert call(monkeypatch, "demo", "--file", str(file)) == 2
     assert "needs a turn, a question and an answer" in capsys.readouterr().err
@@ -540,6 +544,9 @@ def test_a_data_set_is_prepared_and_counted(monkeypatch, capsys, tmp_path: Path)
     assert out.endswith("ccm evaluate dialog --data data/dailydialog\n")
     assert call(monkeypatch, "data", "prepare", "dailydialog") == 0
     assert "is already in data/dailydialog" in capsys.readouterr().out
+    assert call(monkeypatch, "data", "prepare", "dailydialog", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["folder"], told["fresh"], told["counts"]["dialogues, test"]) == ("data/dailydialog", False, 1000)
     assert call(monkeypatch, "data", "prepare", "lmsys") == 2
     assert "prepare lmsys with --source DIR" in capsys.readouterr().err
 

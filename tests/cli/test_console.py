@@ -128,6 +128,12 @@ def test_a_bar_shows_the_time_left_of_all_parts(monkeypatch, capsys) -> None:
         advance("full, step 1", 0, 100)
         advance("full, step 2", 20, 100)
     assert "0:01:20 left" in capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = iter((0.0, 0.0, 20.0))
+    with counting("questions") as advance:
+        advance("gist-online, step 1", 0, 100_000)
+        advance("gist-online, step 12", 20_000, 100_000)
+    assert "20000 of 100000 questions, 0:01:20 left" in capsys.readouterr().err
 
 
 @settings(max_examples=50)

@@ -134,3 +134,6 @@ def test_the_commands(tiny: KnownModel) -> None:
     rows = [json.loads(line) for line in say("list", "--json").splitlines()]
     assert {row["name"]: row["here"] for row in rows}["tiny"] == "F32, from the registry"
     assert "tiny-package 1.0, F32" in say("show", "tiny")
+    told = json.loads(say("show", "tiny", "--json"))
+    assert (told["here"], told["registry"]["version"]) == ("F32, from the registry", "1.0")
+    assert told["bytes"] > 0

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,23 @@ def test_the_bar_moves_with_every_step(monkeypatch) -> None:
         "loss 1.5000  100 tokens/s  2 s left",
         "loss 1.5000  100 tokens/s  held out: last 0.5000  2 s left",
         "loss 1.2500  100 tokens/s  held out: last 0.5000  1 s left",
+    ]
+
+
+def test_a_log_says_how_far_slow_steps_are(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("ccm.cli.console.LINE_SECONDS", 0.01)
+    monkeypatch.setattr("ccm.cli.commands.progress.LINE_SECONDS", 0.01)
+    with progress(Recipe(max_steps=4)) as shown:
+        time.sleep(0.1)
+        shown.advance(0, None)
+        time.sleep(0.1)
+        shown.advance(1, StepReport(1, {"loss": 1.5}, 1e-4, 1.0, 100.0, 4.0, 12.0))
+        time.sleep(0.1)
+    told = dict.fromkeys(capsys.readouterr().err.splitlines())
+    assert [*told] == [
+        "training: loading the data and the model  0 s so far",
+        "training: step 0/4  0 s so far",
+        "training: step 1/4  loss 1.5000  100 tokens/s  12 s left  0 s so far",
     ]
 
 

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ccm.chat.turns import Turns
 from ccm.cli.commands.progress import progress
-from ccm.cli.console import quiet
+from ccm.cli.console import ending, quiet
 from ccm.core.config import CCMConfig, LoRASettings
 from ccm.core.rules import make_rule
 from ccm.data.builtin.dialogues import MadeUp
@@ -179,4 +179,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import ccm
-from ccm.cli.console import plain_console, progress, quiet
+from ccm.cli.console import ending, plain_console, progress, quiet
 from ccm.core.files import save_json, write_atomically
 from ccm.data.builtin.recall import RecallReport, evaluate_recall
 from ccm.models.builtin import WEIGHTS
@@ -88,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

@@ -11,10 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from ccm.cli import adapters, chat, data, evaluate, lm_eval, memory, models, plan, serve, stream, train
-from ccm.cli.console import tell, with_flags, with_set
+from ccm.cli.console import ending, tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
-from ccm.core.processes import is_main
 
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to a stream fails
 
@@ -23,12 +22,8 @@ class Verbs(TyperGroup):
     """All verbs. Ctrl-C ends each with one line, which says what is kept where the verb knows it."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with ending(_say):
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # typer ends with the exit status 130
-            if is_main():
-                _say(" ".join(map(str, stop.args)) or "Interrupted.")
-            raise
 
 
 app = typer.Typer(cls=Verbs, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -18,7 +18,8 @@ from typing import Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ccm.core.processes import is_main
 from ccm.core.units import size
@@ -119,6 +120,19 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
+def ending(say: Callable[[str], None] = tell) -> Iterator[None]:
+    """End a program that Ctrl-C interrupts in one line, by its first process, and with the exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if is_main():
+            if sys.stderr.isatty():
+                print("\r", end="", file=sys.stderr)  # over the ^C that the terminal shows
+            say(" ".join(map(str, stop.args)) or "Interrupted.")
+        raise SystemExit(130) from None
+
+
+@contextmanager
 def interrupted(told: str) -> Iterator[None]:
     """Where Ctrl-C ends the block, the command ends with this line, unless what was interrupted has one of its own."""
     try:
@@ -212,12 +226,7 @@ def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
         with repeating(repeat):
             yield tell_of
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[far]}"),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(10), _Far())
     with Progress(*columns, console=plain_console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, far="")
 
@@ -230,6 +239,13 @@ def counting(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=what, completed=done, total=total or None, far=far)
 
         yield advance
+
+
+class _Far(TimeElapsedColumn):
+    """How far a task is or, where that is not known, since when it is under way."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["far"]) if task.fields["far"] else super().render(task)
 
 
 class _Stand:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 from ccm.cli.console import LINE_SECONDS, plain_console, repeating
 from ccm.core.processes import is_main
@@ -36,13 +37,8 @@ def progress(recipe: Recipe, name: str = "training") -> Iterator[TrainingDisplay
         with _lines(recipe.max_steps, name) as display:
             yield display
         return
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
+    figures = TextColumn("{task.description}", table_column=Column(no_wrap=False))  # on a narrow terminal, two lines
+    columns = (SpinnerColumn(), TextColumn(name), BarColumn(10), MofNCompleteColumn(), figures)
     with Progress(*columns, console=plain_console(stderr=True)) as bar:
         task = bar.add_task(LOADING, total=recipe.max_steps)
         latest: dict[str, float] = {}  # figures of the latest evaluation
