@@ -167,3 +167,25 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path, call: Any) -> None:
     status, _, err = call("list", "--store", tmp_path / "nowhere")
     assert (status, "holds no store" in err) == (2, True)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "within", "told"),
+    [
+        (["rebuild"], "rebuild", "Memories that were made are kept; the same command goes on from there."),
+        (
+            ["forget", "two", "--step", 1],
+            "forget",
+            "Look with ccm memory show two whether the step is there, before you forget another.",
+        ),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_of_a_store(
+    kept: Path, call: Any, monkeypatch, arguments: list[Any], within: str, told: str
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Memories, within, stop)
+    assert call(*arguments, "--store", kept) == (130, "", f"{told}\n")
+    assert call("verify", "--store", kept)[0] == 0
