@@ -5,12 +5,13 @@ from importlib.metadata import version as version_of
 project = "ccm"
 copyright = "the authors of ccm"
 release = version_of("compressed-context-memory")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 include_patterns = ["*.md", "docs/**", "reproductions/*/README.md", "src/ccm/models/builtin/MODEL_CARD.md"]
 root_doc = "docs/index"
 html_theme = "furo"
 html_title = f"ccm {release}"
 html_extra_path = ["site"]  # the first page of the site leads to docs/index.html
+nb_execution_mode = "off"  # docs/tour.ipynb has its outputs; a test runs it
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
