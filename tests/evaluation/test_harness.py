@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import assert_close
+from helpers import assert_close, tiny_base
+from tokenizers_made import CHATML, LLAMA3, tokenizer
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
@@ -112,6 +113,44 @@ def test_messages_are_steps_in_the_turns_of_the_adapter() -> None:
     assert headed.head == turns.under("Be kind.").head
 
 
+@pytest.fixture(scope="module", params=[CHATML, LLAMA3])
+def instruct(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, HFLM]:
+    """A folder of a base with a chat template, and lm-eval's own model on it."""
+    folder = tmp_path_factory.mktemp("instruct")
+    made = tokenizer(request.param, adds_bos=request.param is LLAMA3)
+    made.save_pretrained(folder)
+    tiny_base("llama_gqa", vocab_size=len(made), max_position_embeddings=512).float().save_pretrained(folder)
+    return folder, HFLM(pretrained=str(folder), dtype="float32", batch_size=2, device="cpu")
+
+
+def test_a_chat_in_full_view_is_that_of_the_stock_model(instruct: tuple[Path, HFLM]) -> None:
+    folder, stock = instruct
+    ours = MemoryLM(str(folder), rule="full")
+    chats = [CHAT, [{"role": "system", "content": "Be kind."}, *CHAT], CHAT[2:]]
+    options = {"until": ["z"], "max_gen_toks": 6, "do_sample": False}
+    found = []
+    for lm in (ours, stock):
+        asked = [lm.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+        pairs = [(context, reply) for context in asked for reply in ("Anna.", "You are Bob.")]
+        scores = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+        texts = lm.generate_until(requests("generate_until", *((context, options) for context in asked)), True)
+        found.append((scores, texts))
+    (ours_scores, ours_texts), (scores, texts) = found
+    assert_close(*(torch.tensor([total for total, _ in one]) for one in (ours_scores, scores)))
+    assert [top for _, top in ours_scores] == [top for _, top in scores]
+    assert all(theirs.startswith(text) for text, theirs in zip(ours_texts, texts, strict=True))  # ours ends with a turn
+
+
+def test_without_context_a_question_reads_as_its_own_text(instruct: tuple[Path, HFLM]) -> None:
+    folder, stock = instruct
+    lm = MemoryLM(str(folder), rule="none")
+    pairs = [(ASKED, "Anna."), (lm.apply_chat_template(CHAT), "Anna.")]
+    alone = [("What is my name?\n", "Anna."), (stock.apply_chat_template(CHAT[2:]), "Anna.")]
+    ours = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+    theirs = stock.loglikelihood(requests("loglikelihood", *alone), disable_tqdm=True)
+    assert_close(*(torch.tensor([total for total, _ in one]) for one in (ours, theirs)))
+
+
 def test_a_context_that_is_too_long_loses_its_oldest_steps(caplog: pytest.LogCaptureFixture) -> None:
     lm = made("merge")
     long = SHOTS * 400
@@ -126,7 +165,15 @@ def test_a_context_that_is_too_long_loses_its_oldest_steps(caplog: pytest.LogCap
 
 
 def test_what_cannot_be_is_refused() -> None:
-    for wrong in ({"batch_size": "auto"}, {"batch_size": 0.5}, {"delimiter": ""}, {"window": 0}):
+    wrongs = (
+        {"batch_size": "auto"},
+        {"batch_size": 0.5},
+        {"delimiter": ""},
+        {"window": 0},
+        {"n_tok": "two"},
+        {"rulle": 1},
+    )
+    for wrong in wrongs:
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             MemoryLM("builtin", **wrong)
 

@@ -74,7 +74,7 @@ def test_a_dry_run_refuses_what_a_training_would(tiny: Tiny, tmp_path: Path, mon
     refused = {
         "shard": "several processes",
         "mixed_precision": "keeps the base in float32",
-        "wandb": "wandb=true needs wandb, not installed here: `pip install wandb`. Or set wandb=false.",
+        "wandb": "wandb=true needs wandb, not installed here: `pip install -e '.[wandb]'` or `pip install wandb`.",
     }
     monkeypatch.setitem(sys.modules, "wandb", None)
     for key, said in refused.items():

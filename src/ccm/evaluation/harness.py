@@ -20,14 +20,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from ccm.chat.exchanges import Exchanges
 from ccm.chat.reply import end_ids
 from ccm.chat.turns import make_turns
+from ccm.core.config import bounded, build_settings, check_fields
 from ccm.core.errors import ConfigError
 from ccm.core.processes import get_logger
 from ccm.data.questions import Question
-from ccm.engine.decoder import as_decoder
+from ccm.engine.decoder import CCMModel, as_decoder
 from ccm.engine.layout import padded
 from ccm.evaluation.answering import likelihood
 from ccm.evaluation.scoring import Scorer
@@ -46,11 +48,17 @@ class Asked:
         head: what stands before all steps, and is not compressed.
         steps: what is compressed, piece by piece.
         query: what an answer follows.
+        bare: the query as it reads where no step stands before it.
     """
 
     head: list[int]
     steps: list[list[int]]
     query: list[int]
+    bare: list[int]
+
+    def alone(self) -> Asked:
+        """Without its steps."""
+        return replace(self, steps=[], query=self.bare)
 
     @property
     def ids(self) -> list[int]:
@@ -58,14 +66,14 @@ class Asked:
         return [*self.head, *(token for step in self.steps for token in step), *self.query]
 
 
-@register_model("ccm")
-class MemoryLM(TemplateLM):
-    """A model whose few-shot demonstrations, or other pieces of the context, are compressed step by step.
+@dataclass(frozen=True)
+class HarnessSettings:
+    """What ``model_args`` may say, and how lm-eval calls the model.
 
-    Args:
+    Attributes:
         model: folder, Hub id, GGUF file or short name of the base.
         adapter: folder or Hub id of an adapter.
-        rule: of memory; ``full`` has the whole context in view, ``none`` the last piece alone.
+        rule: of memory; ``full`` has the whole context in view, ``none`` the question alone.
         n_tok: COMP tokens of a step; the adapter's own where None.
         recurrent: whether a step sees the memory while it is read; the adapter's own where None.
         dtype: of the weights.
@@ -77,41 +85,65 @@ class MemoryLM(TemplateLM):
         max_batch_size: is ignored.
 
     Raises:
-        ConfigError: when an argument is not allowed.
+        ConfigError: when a value is not allowed.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    rule: str | None = None
+    n_tok: int | None = None
+    recurrent: bool | None = None
+    dtype: str = "auto"
+    quantize: str | None = None
+    delimiter: str = "\n\n"
+    window: int = bounded(512, 1)
+    device: str | None = None
+    batch_size: int | str | None = 16
+    max_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not str(self.batch_size or 16).isdigit():
+            raise ConfigError(f"batch_size is {self.batch_size!r}; give a number from 1, such as batch_size=16.")
+        if not self.delimiter:
+            raise ConfigError("delimiter is ''; give what stands between demonstrations, such as delimiter=###.")
+
+    def load(self) -> tuple[CCMModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer."""
+        absent = not torch.cuda.is_available() and str(self.device).startswith("cuda")
+        choice: dict[str, Any] = {
+            name: getattr(self, name) for name in ("rule", "n_tok", "recurrent", "dtype", "quantize")
+        }
+        model, tokenizer = load(self.model, self.adapter, device=None if absent else self.device, **choice)
+        return as_decoder(model, "lm-eval").eval(), tokenizer
+
+    @property
+    def batch(self) -> int:
+        """Answers that are scored together, as a number."""
+        return int(self.batch_size or 16)
+
+
+@register_model("ccm")
+class MemoryLM(TemplateLM):
+    """A model whose few-shot demonstrations, or other pieces of the context, are compressed step by step.
+
+    Its arguments are the fields of :class:`HarnessSettings`.
+
+    Raises:
+        ConfigError: when an argument is unknown or its value not allowed.
         UnsupportedModelError: when the model is an encoder-decoder.
     """
 
-    def __init__(
-        self,
-        model: str | None = None,
-        adapter: str | None = None,
-        rule: str | None = None,
-        n_tok: int | None = None,
-        recurrent: bool | None = None,
-        dtype: str = "auto",
-        quantize: Any = None,
-        delimiter: str = "\n\n",
-        window: int = 512,
-        device: str | None = None,
-        batch_size: int | str | None = 16,
-        max_batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, model: str | None = None, **values: Any) -> None:
         super().__init__()
-        if not str(batch_size or 16).isdigit() or not int(batch_size or 16):
-            raise ConfigError(f"batch_size is {batch_size!r}; give a number from 1, such as batch_size=16.")
-        if not delimiter or window < 1:
-            raise ConfigError(f"delimiter is {delimiter!r} and window is {window}; neither may be empty or below 1.")
-        if not torch.cuda.is_available() and str(device).startswith("cuda"):
-            device = None
-        choice = {"rule": rule, "n_tok": n_tok, "recurrent": recurrent, "device": device, "quantize": quantize}
-        loaded, self.tokenizer = load(model, adapter, dtype=dtype, **choice)
+        settings = build_settings(HarnessSettings, {"model": model, **values}, "model_args")
+        self.model, self.tokenizer = settings.load()
         if not self.tokenizer.is_fast:
             raise ConfigError("The tokenizer is a slow one, which does not say where in a text its tokens stand.")
-        self.model = as_decoder(loaded, "lm-eval").eval()
-        self.scorer = Scorer(self.model, batch=int(batch_size or 16))
-        self._delimiter, self._window = delimiter.replace("\\n", "\n"), window
+        self.scorer = Scorer(self.model, batch=settings.batch)
+        self._delimiter, self._window = settings.delimiter.replace("\\n", "\n"), settings.window
         self._turns = make_turns(self.tokenizer, self.model.config.turns)
-        self._cut = 0
+        self._cut = False  # whether a context was, which is told once
 
     @property
     def eot_token_id(self) -> int:
@@ -150,22 +182,39 @@ class MemoryLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not context.startswith(_CHAT):
             return super()._encode_pair(context, continuation)
-        return self._asked(context).ids, self.tok_encode(continuation, add_special_tokens=False)
+        asked, space = self._scored(context)
+        return asked.ids, [*space, *self.tok_encode(continuation, add_special_tokens=False)]
+
+    def _scored(self, context: str) -> tuple[Asked, list[int]]:
+        """A context in pieces, for a likelihood: white space at its end is lm-eval's to score, with the answer."""
+        asked = self._asked(context.rstrip() or context)
+        end = len(asked.query)
+        while end > 1 and self.tokenizer.decode(asked.query[end - 1]).isspace():
+            end -= 1
+        space = asked.query[end:]
+        return replace(asked, query=asked.query[:end], bare=asked.bare[: len(asked.bare) - len(space)]), space
 
     def _asked(self, context: str) -> Asked:
-        """A context in pieces."""
+        """A context in pieces; of a rule that forgets them, the query alone."""
         if context.startswith(_CHAT):
-            return self._chat(**json.loads(context.removeprefix(_CHAT)))
-        if not context:
-            return Asked([], [], [self.prefix_token_id])
-        encoded = self._encoded(context)
+            asked = self._chat(**json.loads(context.removeprefix(_CHAT)))
+        else:
+            asked = self._text(context)
+        return asked.alone() if self.model.rule.forgets else asked
+
+    def _text(self, text: str) -> Asked:
+        if not text:
+            return Asked([], [], [self.prefix_token_id], [self.prefix_token_id])
+        encoded = self._encoded(text)
         ids, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
-        ends, at = [0], 0
-        while (found := context.find(self._delimiter, at)) >= 0:
+        ends, at, last = [0], 0, 0
+        while (found := text.find(self._delimiter, at)) >= 0:
             at = found + len(self._delimiter)
             if ends[-1] < (end := bisect_left(begins, at)) < len(ids):
                 ends.append(end)
-        return Asked([], [ids[begin:end] for begin, end in pairwise(ends)], ids[ends[-1] :])
+                last = at
+        steps = [ids[begin:end] for begin, end in pairwise(ends)]
+        return Asked([], steps, ids[ends[-1] :], self.tok_encode(text[last:]))
 
     def _chat(self, messages: Sequence[dict[str, str]], *, reply: bool) -> Asked:
         begun = [] if reply or messages[-1]["role"] != "assistant" else [messages[-1]["content"]]
@@ -174,27 +223,29 @@ class MemoryLM(TemplateLM):
             told.add(message)
         turns = self._turns.under("\n\n".join(told.system))
         steps = [turns.exchange(said, answer, first=not i).ids for i, (said, answer) in enumerate(told.exchanges)]
-        query = turns.prompt(told.asked, first=not steps)
-        return Asked(turns.head, [*map(list, steps)], [*query, *(turns.encode_reply(begun[0]) if begun else [])])
+        begin = turns.encode_reply(begun[0]) if begun else []
+        later, alone = ([*turns.prompt(told.asked, first=first), *begin] for first in (not steps, True))
+        return Asked(turns.head, [*map(list, steps)], later, alone)
 
     def _fitted(self, asked: Asked, longest: int) -> Asked:
         """A context that leaves positions for an answer: the oldest steps go, then the begin of the query."""
         comp = self.model.config.n_tok if self.model.config.positions == "base" else 0
-        room = self.model.max_positions - len(asked.head) - len(asked.query) - longest - self.model.config.n_tok
+        room = self.model.max_positions - len(asked.head) - longest - self.model.config.n_tok
         steps = asked.steps
-        while steps and sum(len(step) + comp for step in steps) > room:
+        while steps and sum(len(step) + comp for step in steps) > room - len(asked.query):
             steps = steps[1:]
-        query = asked.query[-min(room, 0) :]
-        if not query:
+        fitted = replace(asked, steps=steps) if steps else asked.alone()
+        fitted = replace(fitted, query=fitted.query[-room:] if room > 0 else [])
+        if not fitted.query:
             raise ConfigError(
                 f"An answer of {longest} tokens does not fit the model's {self.model.max_positions} positions. Let the "
                 "task generate less (max_gen_toks)."
             )
-        if len(steps) < len(asked.steps) or len(query) < len(asked.query):
-            self._cut += 1
-            if self._cut == 1:
+        if len(steps) < len(asked.steps) or len(fitted.query) < min(len(asked.query), len(asked.bare)):
+            if not self._cut:
                 _log.warning("A context is longer than the model's positions; its oldest steps are left out.")
-        return replace(asked, steps=steps, query=query)
+            self._cut = True
+        return fitted
 
     def _loglikelihood_tokens(
         self,
@@ -205,8 +256,7 @@ class MemoryLM(TemplateLM):
         questions = []
         for context, alike in groupby(requests, lambda one: one[0][0]):  # its choices follow one another
             answers = [answer for _, _, answer in alike]
-            text = context.rstrip() or context  # white space at its end is read with the answer
-            asked = self._fitted(self._asked(text), max(map(len, answers)))
+            asked = self._fitted(self._scored(context)[0], max(map(len, answers)))
             questions.append(Question(asked.steps, asked.query, answers, head=asked.head))
         found = list[tuple[float, bool]]()
         with tqdm(total=len(questions), desc="Answering", disable=disable_tqdm) as bar:

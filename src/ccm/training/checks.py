@@ -10,7 +10,6 @@ from itertools import islice
 import torch
 
 from ccm.core.errors import ConfigError, TrainingError, listed
-from ccm.core.extras import needs
 from ccm.core.processes import get_logger
 from ccm.data import DataSet
 from ccm.engine.families import max_positions
@@ -23,19 +22,6 @@ from ccm.training.stages import Stage
 MANY_STEPS = 10_000  # redrawing the batches of so many steps takes time, which a warning explains
 
 _log = get_logger(__name__)
-
-
-def trackers(recipe: Recipe) -> list[str]:
-    """The names of the trackers that a training logs to, in addition to its own log.
-
-    Raises:
-        ConfigError: if a tracker's package is not installed.
-    """
-    wanted = [name for name in ("tensorboard", "wandb") if getattr(recipe, name)]
-    for name in wanted:
-        extra = "train" if name == "tensorboard" else ""
-        needs(name, extra=extra, what=f"{name}=true", instead=f"Or set {name}=false.")
-    return wanted
 
 
 def check(recipe: Recipe, data: DataSet, stage: Stage) -> None:

@@ -21,18 +21,19 @@ from torch.distributed.fsdp import fully_shard
 
 from ccm.chat.turns import Turns
 from ccm.core.errors import AdapterError, ConfigError, TrainingError
-from ccm.core.files import SafetensorError, as_path, writing
+from ccm.core.files import SafetensorError, as_path
 from ccm.core.processes import get_logger, is_main
 from ccm.data import DataSet, open_data
 from ccm.engine.layout import length
 from ccm.training import heap
 from ccm.training.batches import Batch, Batches
-from ccm.training.checks import base_origin, check, check_checkpoint, digest, trackers
+from ccm.training.checks import base_origin, check, check_checkpoint, digest
 from ccm.training.precision import WORTH, bfloat16_speed
 from ccm.training.preview import mlp_width
 from ccm.training.recipe import Recipe
 from ccm.training.run import Checkpoint, Run, restore_state, state_of
 from ccm.training.stages import Stage, make_stage, open_turns
+from ccm.training.trackers import begin, trackers
 
 LEAST_SCALE = 2.0**-14  # the smallest scale of a float16 loss; it starts at 2^16, and every overflow halves it
 
@@ -129,8 +130,8 @@ class Training:
     ) -> None:
         self.recipe, self.run, self.data, self.report, self.advance = recipe, run, data, report, advance
         on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-        logs = {"log_with": trackers(recipe) or None, "project_dir": run.folder / "tensorboard"}
-        self.accelerator = Accelerator(cpu=on_cpu, **logs)
+        logging = trackers(recipe, run.folder, resumed=bool(run.checkpoints())) or None
+        self.accelerator = Accelerator(cpu=on_cpu, log_with=logging, project_dir=run.folder / "tensorboard")
         self.main = self.accelerator.is_main_process
         torch.manual_seed(recipe.seed)  # the same adapter in every process
         device = str(self.accelerator.device) if self.accelerator.num_processes > 1 else recipe.device
@@ -172,8 +173,7 @@ class Training:
         if self.step == self.recipe.max_steps:
             _log.warning("All %d steps were already made; writing the result again.", self.step)
         if self.recipe.tensorboard or self.recipe.wandb:
-            with writing(self.run.folder, TrainingError, "Fix the cause, or set tensorboard=false and wandb=false."):
-                self.accelerator.init_trackers("ccm")
+            begin(self.accelerator, self.recipe, self.run.folder)
         try:
             with _interruptible(self.interrupted):
                 self._steps()

@@ -14,12 +14,13 @@ from ccm.core.units import size
 from ccm.data import open_data
 from ccm.engine.adapter_files import read_adapter
 from ccm.training.batches import Batches
-from ccm.training.checks import check, check_checkpoint, trackers
+from ccm.training.checks import check, check_checkpoint
 from ccm.training.loop import train
 from ccm.training.preview import estimate, picture
 from ccm.training.recipe import Recipe, StageName, load_recipe, write_recipe
 from ccm.training.run import Run
 from ccm.training.stages import make_stage, open_turns
+from ccm.training.trackers import check_trackers
 
 
 def run(
@@ -58,7 +59,7 @@ def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     run = None if recipe.output_dir is None else Run(Path(recipe.output_dir), recipe, start)
     if run is not None:
         run.check(resume=resume)
-    trackers(recipe)
+    check_trackers(recipe)
     turns = open_turns(recipe)
     data, stage = open_data(recipe.data, turns, recipe.seed), make_stage(recipe, turns)
     check(recipe, data, stage)
