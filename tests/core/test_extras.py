@@ -53,6 +53,14 @@ def test_what_is_absent_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch)
         needs("bm25s", what="A test")
 
 
+def test_without_a_clone_the_installed_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    monkeypatch.setattr("ccm.core.extras._in_clone", lambda: False)
+    with pytest.raises(ConfigError, match=r"`pip install 'compressed-context-memory\[eval\]'` or `pip install bm25s`"):
+        needs("bm25s", what="A test", extra="eval")
+    assert PROJECT["name"] == "compressed-context-memory"
+
+
 def test_every_extra_that_a_message_names_brings_the_packages() -> None:
     calls = [*asked_for()]
     assert {extra for _, _, extra in calls} >= {"eval", "data", "quant", "gguf", "adapters", "embeddings"}

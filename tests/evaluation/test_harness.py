@@ -164,6 +164,13 @@ def test_a_context_that_is_too_long_loses_its_oldest_steps(caplog: pytest.LogCap
         lm._fitted(lm._asked("Hi."), 10_000)
 
 
+def test_the_rule_none_is_no_absence_of_a_rule() -> None:
+    given = {"batch_size": 1, "max_batch_size": None, "device": None}
+    lm = MemoryLM.create_from_arg_string("model=builtin,rule=none,batch_size=3", given)
+    assert (lm.model.config.rule, lm.scorer.batch) == ("none", 3)
+    assert MemoryLM.create_from_arg_string("model=builtin", given).model.config.rule == "concat"
+
+
 def test_what_cannot_be_is_refused() -> None:
     wrongs = (
         {"batch_size": "auto"},

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import serving_app
 from fastapi import FastAPI
 from openai import OpenAI
 from serving_app import ask, client, events_of, held_until_let_go, service
@@ -24,6 +28,38 @@ from ccm.serving.tables import StoreError
 @pytest.fixture(scope="module")
 def web() -> Any:
     return client(service())
+
+
+def test_the_time_of_a_reply_is_that_of_replies_alone() -> None:
+    web = client(service())
+    ask(web, "Hi.")
+    assert web.post("/v1/responses", json={"model": "builtin", "input": "Hi.", "previous_response_id": "no"}).is_error
+    assert web.delete(f"/v1/responses/{ask(web, 'Hi.')['id']}").is_success
+    assert "ccm_reply_seconds_count 2.0" in web.get("/metrics").text
+
+
+def test_a_server_is_healthy_while_all_its_threads_wait_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, gate = service(), threading.Event()
+    with serving_app.running(served) as address:
+        monkeypatch.setattr(type(served.store), "check", lambda _: gate.wait(60))
+        asking = [
+            threading.Thread(target=httpx.get, args=(f"{address}/ready",), kwargs={"timeout": 60}) for _ in range(45)
+        ]
+        for thread in asking:
+            thread.start()
+        time.sleep(0.5)
+        assert httpx.get(f"{address}/health", timeout=20).text == "ok\n"
+        assert any(thread.is_alive() for thread in asking)
+        gate.set()
+        for thread in asking:
+            thread.join()
+
+
+def test_a_server_whose_engine_failed_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = service()
+    web = client(served)
+    monkeypatch.setattr(served.backend.engine, "_failed", True)
+    assert (web.get("/health").status_code, web.get("/health").text) == (500, "failed\n")
 
 
 def test_the_server_says_what_it_is(web) -> None:

@@ -17,9 +17,9 @@ from ccm.serving.tables import Transaction
 def test_no_transaction_of_a_request_runs_in_the_thread_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, run = list[str](), SQLiteTables.run
 
-    def told(tables: SQLiteTables, work: Callable[[Transaction], Any]) -> Any:
+    def told(tables: SQLiteTables, work: Callable[[Transaction], Any], *, overwrite: bool) -> Any:
         threads.append(threading.current_thread().name)
-        return run(tables, work)
+        return run(tables, work, overwrite=overwrite)
 
     with client(service(tables=open_tables(None))) as web:
         monkeypatch.setattr(SQLiteTables, "run", told)

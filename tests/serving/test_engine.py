@@ -77,9 +77,10 @@ class Listener:
 
         return self.engine.submit(owner, work, emit)
 
-    def wait(self) -> None:
+    def wait(self, *numbers: int) -> None:
+        """Until those have ended, or all."""
         with self._done:
-            assert self._done.wait_for(lambda: len(self.ended) == self._expected, timeout=60)
+            assert self._done.wait_for(lambda: self.ended.keys() >= {*(numbers or range(self._expected))}, timeout=60)
 
 
 @pytest.fixture
@@ -160,6 +161,26 @@ def _held(gate: threading.Event) -> Iterator[str]:
     yield "done"
 
 
+def test_a_reply_is_kept_beside_a_long_past_that_is_taken_in(made: Callable[..., Listener]) -> None:
+    listener, tokenizer = made(), loaded("concat")[1]
+    model, begun = listener.engine.model, threading.Event()
+    past = Conversation(model, tokenizer)
+
+    def hearing() -> Iterator[int]:
+        for number in range(200):
+            past.hear([{"role": "user", "content": f"I have {number} cats."}], "Good.")
+            begun.set()
+            yield number
+
+    task = listener.submit(hearing())
+    assert begun.wait(60)
+    listener.submit(talking(conversation(model, tokenizer, 0), 0), BOB)
+    listener.wait(1)
+    assert len(listener.events[0]) < 200
+    listener.engine.cancel(task)
+    listener.wait()
+
+
 def test_a_request_that_fails_fails_alone(made: Callable[..., Listener]) -> None:
     listener, tokenizer = made(), loaded("concat")[1]
     good = conversation(listener.engine.model, tokenizer, 0)
@@ -233,6 +254,74 @@ def test_a_request_that_waits_too_long_is_told_so(made: Callable[..., Listener])
     gate.set()
     listener.wait()
     assert (listener.ended[1].status, listener.ended[1].code) == (503, "busy")
+
+
+def test_requests_end_in_time_while_all_rows_wait_for_a_disk(made: Callable[..., Listener]) -> None:
+    listener, gate = made(rows=1, waiting=1, seconds=0.2), threading.Event()
+
+    def waiting() -> Iterator[str]:
+        yield str(elsewhere(lambda: gate.wait(60)))
+
+    listener.submit(waiting())
+    while not (listener.engine._active and listener.engine._active[0].away):
+        time.sleep(0.01)
+    listener.engine.cancel(listener.submit(_short(), BOB))
+    listener.submit(_short(), BOB)  # the one before takes no place any more
+    listener.wait(1, 2)
+    assert listener.ended[1] is None
+    assert (listener.ended[2].status, listener.ended[2].code) == (503, "busy")
+    gate.set()
+    listener.wait()
+
+
+def test_an_engine_that_fails_tells_all_its_requests(
+    made: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, tokenizer = made(rows=1), loaded("concat")[1]
+    gate, closed = threading.Event(), list[str]()
+
+    def fail(_: Engine) -> None:
+        raise RuntimeError("out of memory")
+
+    def talk() -> Iterator[str]:
+        try:
+            gate.wait(60)
+            yield from talking(conversation(listener.engine.model, tokenizer, 0), 0)
+        finally:
+            closed.append("closed")
+
+    monkeypatch.setattr(Engine, "_read_prompts", fail)
+    listener.submit(talk())
+    listener.submit(_short())
+    gate.set()
+    listener.wait()
+    assert [(error.status, error.code) for error in listener.ended.values()] == [(503, "failed")] * 2
+    assert closed == ["closed"]
+    assert listener.engine.failed
+    assert not listener.engine.ready
+    with pytest.raises(RequestError, match="about to stop"):
+        listener.submit(_short())
+
+
+def test_a_thread_that_cannot_be_started_fails_one_request(
+    made: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = made()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def waiting() -> Iterator[str]:
+        yield elsewhere(lambda: "answered")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(listener.engine._others, "submit", fail)
+        listener.submit(waiting())
+        listener.wait()
+    listener.submit(waiting())
+    listener.wait()
+    assert isinstance(listener.ended[0], RuntimeError)
+    assert listener.events[1] == ["answered"]
 
 
 def test_a_cancelled_request_ends_and_others_go_on(made: Callable[..., Listener]) -> None:

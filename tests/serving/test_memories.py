@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_close
+from serving_app import service
 from stores import place
 
 import ccm
@@ -19,7 +20,7 @@ from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.backend import Backend
 from ccm.serving.kept import ChangedError, KeptTurn
-from ccm.serving.memories import Heard, KeptMemory, Memories
+from ccm.serving.memories import Heard, KeptMemory, Memories, RecentMemories
 from ccm.serving.store import LANDMARK, NEWEST, Store, open_tables
 from ccm.serving.transcripts import Passage, Transcript
 
@@ -67,7 +68,9 @@ class Kept:
 
     def keep(self, turn: KeptTurn, memory: Memory, transcript: Transcript | None) -> None:
         """Keep a turn after the one that it names."""
-        self.memories.add(ANNA, [Heard(turn, memory, transcript)], self.names.get(turn.previous or ""))
+        after = self.names.get(turn.previous or "")
+        packed = self.model.pack(memory, None if after is None else after.memory)
+        self.memories.add(ANNA, [Heard(turn, packed, transcript)], after, memory)
         self.names[turn.id] = KeptMemory(memory, turn.id)
 
     def now(self, name: str) -> Memory:
@@ -345,7 +348,36 @@ def test_a_memory_at_hand_that_was_deleted_is_not_given() -> None:
         kept.memories.get(ANNA, "one")
     kept.hear("two", None, LINES[0])
     kept.memories.delete(ANNA, "two", cascade=False)
-    assert not [name for _, name in kept.memories._recent if name == "two"]
+    assert kept.memories._recent.get(ANNA, "two") is None
+
+
+def test_of_a_long_past_that_is_taken_in_each_turn_takes_what_it_adds() -> None:
+    served = service()
+    for each, count in ((True, 6), (False, 0)):
+        options = {"system": "", "tools": [], "sampling": Sampling(), "endless": True, "heard": 6}
+        talk = served.begin(ANNA, None, None, **options)
+        talk.hear([([{"role": "user", "content": said}], reply) for said, reply in [*LINES[:3]] * 2], each=each)
+        assert [(one.steps, one.whole) for one in talk.heard] == [(1, not i) for i in range(count)]
+
+
+def test_memories_at_hand_count_their_heads_once() -> None:
+    model = backend("gate")
+    systems = ["Be kind. " * 20, "Be short. " * 20]
+    held = [KeptMemory(conversation(model, LINES[:1], system).memory, str(i)) for i, system in enumerate(systems * 2)]
+    entries = held[0].memory.nbytes
+    (long, short) = (sum(x.nbytes for x in (*h.keys, *h.values)) for h in (one.memory.heads[0] for one in held[:2]))
+    recent = RecentMemories(4 * entries + long + short)
+    for one in held:
+        recent.put(ANNA, one)
+    assert recent.taken == 4 * entries + long + short
+    recent.drop(ANNA, "0")
+    assert recent.taken == 3 * entries + long + short
+    recent.drop(ANNA, "2")
+    assert recent.taken == 2 * entries + short
+    recent = RecentMemories(2 * entries + short)
+    for one in held:
+        recent.put(ANNA, one)
+    assert [recent.get(ANNA, str(i)) is not None for i in range(4)] == [False, False, False, True]
 
 
 def test_a_turn_is_deleted_with_care_for_memories_that_were_let_go_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,43 @@ def test_a_transaction_is_done_again_where_another_wrote_what_it_had_read(replic
     assert found.system == "1 follow"
 
 
+def test_what_is_only_listed_is_not_read_again_where_another_writes(replicas: tuple[Store, Store]) -> None:
+    one, other = replicas
+    add(one, "first", b"1")
+    asked = list[list[str]]()
+
+    def work(t: Transaction) -> None:
+        asked.append(t.find(TURNS, "owner", [ANNA], watch=False)[0])
+        add(other, f"other{len(asked)}", b"2")
+
+    one.tables.run(work)
+    assert asked == [["first"]]
+
+
+def test_two_that_make_room_of_the_same_turns_do_so_once() -> None:
+    url = stores.new_redis()
+    one, other = (Store(open_tables(url), "model", quota=3_000) for _ in range(2))
+    for number in range(8):
+        add(one, f"old{number}", bytes(300))
+    tried, run = list[int](), one.tables.run
+
+    def told(work: Any, **options: Any) -> Any:
+        def counted(t: Transaction) -> Any:
+            tried.append(1)
+            done = work(t)
+            if len(tried) == 1:  # another makes room of the same turns meanwhile
+                add(other, "other", bytes(300))
+            return done
+
+        return run(counted, **options)
+
+    one.tables.run = told  # type: ignore[method-assign]
+    add(one, "mine", bytes(300))
+    assert one.get(ANNA, "mine") is not None
+    assert other.get(ANNA, "other") is not None
+    assert one.held()[ANNA] == sum(row["size"] for row in one.rows()), "no turn made way twice"
+
+
 def test_what_was_deleted_meanwhile_does_not_come_back(replicas: tuple[Store, Store]) -> None:
     one, other = replicas
     add(one, "first", b"1")

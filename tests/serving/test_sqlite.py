@@ -43,7 +43,7 @@ def test_what_was_deleted_before_a_kill_is_overwritten_at_the_next_start(
     store = opened(tmp_path / "killed")
     add(store, "one", b"a secret of anna")
     with monkeypatch.context() as killed:
-        killed.setattr(SQLiteTables, "overwrite", lambda self: None)
+        killed.setattr(SQLiteTables, "_overwrite", lambda self: None)
         store.delete(ANNA, "one")
     shutil.copytree(tmp_path / "killed", tmp_path / "left")  # as a process leaves it that was killed before
     store.close()

@@ -138,6 +138,9 @@ def test_options_of_generate_are_those_of_generate(builtin, capsys) -> None:
     assert said(stopping_criteria=[lambda ids, scores: torch.ones(len(ids), dtype=torch.bool)]) == "Your"
     with pytest.raises(InputError, match="give max_new_tokens"):
         said(max_length=30)
+    with pytest.raises(InputError, match="max_new_tokens is 0; a reply has at least 1"):
+        said(max_new_tokens=0)
+    assert builtin([]) == []
     with pytest.raises(ValueError, match="colour"):
         said(colour="red")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ccm.core.errors import ConfigError
 
@@ -21,6 +22,12 @@ def needs(*packages: str, what: str, extra: str = "", instead: str = "") -> None
     """
     if absent := [name for name in packages if find_spec(name) is None]:
         lacks = [name.replace("_", "-") for name in absent]
-        ways = ([f"`pip install -e '.[{extra}]'`"] if extra else []) + [f"`pip install {' '.join(lacks)}`"]
+        what_has_it = f"-e '.[{extra}]'" if _in_clone() else f"'compressed-context-memory[{extra}]'"
+        ways = ([f"`pip install {what_has_it}`"] if extra else []) + [f"`pip install {' '.join(lacks)}`"]
         told = f"{what} needs {', '.join(lacks)}, not installed here: {' or '.join(ways)}. {instead}"
         raise ConfigError(told.rstrip())
+
+
+def _in_clone() -> bool:
+    """Whether the package runs from a clone of its repository."""
+    return (Path(__file__).parents[3] / "pyproject.toml").is_file()

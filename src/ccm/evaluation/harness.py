@@ -19,6 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -144,6 +145,19 @@ class MemoryLM(TemplateLM):
         self._delimiter, self._window = settings.delimiter.replace("\\n", "\n"), settings.window
         self._turns = make_turns(self.tokenizer, self.model.config.turns)
         self._cut = False  # whether a context was, which is told once
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MemoryLM:
+        """As lm-eval's own, but ``rule=none`` is the rule of that name, not the absence of one."""
+        values = simple_parse_args_string(arg_string)
+        if "rule" in values and values["rule"] is None:
+            values["rule"] = "none"
+        return cls.create_from_arg_obj(values, additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> MemoryLM:
+        """As lm-eval's own, but what ``model_args`` say wins."""
+        return cls(**{**{name: one for name, one in (additional_config or {}).items() if one is not None}, **arg_dict})
 
     @property
     def eot_token_id(self) -> int:

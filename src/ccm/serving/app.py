@@ -182,7 +182,8 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
-        with metrics.waiting.track_inprogress(), metrics.seconds.time():
+        begun = loop.time()
+        with metrics.waiting.track_inprogress():
             task, looked, used = engine.submit(who, work, emit), loop.time(), dict[str, int]()
             try:
                 while True:
@@ -196,6 +197,8 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
                         continue
                     if event is None:
                         metrics.requests.labels(name).inc()
+                        if used:
+                            metrics.seconds.observe(loop.time() - begun)
                         metrics.tokens.inc(used.get("replied", 0))
                         return
                     if isinstance(event, Exception):
@@ -299,14 +302,14 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
     app.include_router(api)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> HTMLResponse:
+    async def page() -> HTMLResponse:
         """A conversation in the browser."""
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _POLICY})
 
     @app.get("/health", response_class=PlainTextResponse)
-    def health() -> str:
-        """The process is alive."""
-        return "ok\n"
+    async def health() -> Response:  # in no thread: those may all wait for the store
+        """The process is alive, and its engine has not failed."""
+        return PlainTextResponse(*(("failed\n", 500) if engine.failed else ("ok\n", 200)))
 
     @app.get("/ready", response_class=PlainTextResponse)
     def ready() -> Response:
@@ -315,14 +318,14 @@ def make_app(service: Service, keys: Keys, *, body: int, rate: int) -> FastAPI:
             return PlainTextResponse("stopping\n", status_code=503)
         try:
             service.store.check()
-        except StoreUnavailableError as error:
+        except CCMError as error:
             return PlainTextResponse(f"{error}\n", status_code=503)
         return PlainTextResponse("ok\n")
 
     @app.get("/metrics", response_model=None, response_class=PlainTextResponse)
     def show_metrics() -> Response:
         """For Prometheus; of a store that is away, as it was last."""
-        with suppress(StoreUnavailableError):
+        with suppress(CCMError):
             metrics.tell(service.store.held().values())
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -16,7 +16,7 @@ from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory
 from ccm.engine.sampling import Sampling
 from ccm.serving.engine import Engine, EngineLimits
-from ccm.serving.packing import unpack
+from ccm.serving.packing import Packed, begins, pack, unpack
 from ccm.serving.transcripts import Passage, Transcript
 
 
@@ -90,6 +90,16 @@ class Backend:
         if memory.batch != 1:
             raise MemoryFileError(f"{file} holds {memory.batch} conversations; a turn is of one: save memory[row].")
         return memory
+
+    def pack(self, memory: Memory, after: Memory | None) -> Packed:
+        """A memory to be kept after an earlier one, or by itself: whole, or what it adds where its rule only adds."""
+        steps = len(memory.steps[0])
+        if after is None:
+            return Packed(steps, True, pack(memory))
+        steps -= len(after.steps[0])
+        if self.adds and begins(memory, after):
+            return Packed(steps, False, pack(memory, after))
+        return Packed(steps, True, pack(memory))
 
     def unpack(self, parts: Sequence[bytes]) -> Memory:
         """The memory of parts that :func:`ccm.serving.packing.pack` made."""

@@ -45,7 +45,7 @@ class Completions:
         talk = self._service.begin(
             owner, None, prefix.turn, system=system, tools=tools, sampling=sampling, endless=True, heard=len(heard)
         )
-        talk.hear(heard)
+        talk.hear(heard, each=True)
         with refusing():
             names = [tool["function"]["name"] for tool in tools]
             pieces = talk.say(asked, names, required=body.tool_choice == "required")

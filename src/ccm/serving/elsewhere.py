@@ -18,11 +18,8 @@ class TablesElsewhere:
     def __init__(self, tables: Tables) -> None:
         self._tables, self.place = tables, tables.place
 
-    def run(self, work: Callable[[Transaction], T]) -> T:
-        return elsewhere(lambda: self._tables.run(work))
-
-    def overwrite(self) -> None:
-        elsewhere(self._tables.overwrite)
+    def run(self, work: Callable[[Transaction], T], *, overwrite: bool = False) -> T:
+        return elsewhere(lambda: self._tables.run(work, overwrite=overwrite))
 
     def compact(self) -> None:
         elsewhere(self._tables.compact)

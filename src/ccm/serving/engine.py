@@ -24,12 +24,15 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
+from ccm.core.processes import get_logger
 from ccm.engine.batching import Batch, compress_together
 from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory, MemoryCache
 from ccm.engine.sampling import Read
 from ccm.serving.errors import RequestError
 
+_log = get_logger(__name__)
+_AGAIN = {"Retry-After": "5"}
 Emit = Callable[[Any], None]
 T = TypeVar("T")
 
@@ -69,6 +72,7 @@ class Compressing:
     memory: Memory
     step: list[int]
     cache: MemoryCache | None
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def rest(self) -> int:
@@ -178,7 +182,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._others = ThreadPoolExecutor(self._limits.rows, "ccm store")
-        self._stopping = False
+        self._stopping = self._failed = False
 
     def submit(self, owner: bytes, work: Generator[Any, None, None], emit: Emit) -> Task:
         """Let a request run once it is its turn.
@@ -194,11 +198,14 @@ class Engine:
         task = Task(owner, work, emit)
         with self._changed:
             if self._stopping:
-                raise RequestError("This server is about to stop; ask again later.", status=503, code="stopping")
-            queue = self._queues.setdefault(owner, deque())
-            if len(queue) >= self._limits.waiting:
                 raise RequestError(
-                    f"{len(queue)} requests of this key wait already; ask again when one is answered.",
+                    "This server is about to stop; ask again later.", status=503, code="stopping", headers=_AGAIN
+                )
+            queue = self._queues.setdefault(owner, deque())
+            waiting = sum(not other.cancelled for other in queue)
+            if waiting >= self._limits.waiting:
+                raise RequestError(
+                    f"{waiting} requests of this key wait already; ask again when one is answered.",
                     status=429,
                     code="too_many_requests",
                 )
@@ -232,8 +239,33 @@ class Engine:
         """Whether requests are taken on."""
         return not self._stopping and (self._thread is None or self._thread.is_alive())
 
+    @property
+    def failed(self) -> bool:
+        """Whether the engine ended without being stopped; then the process has to begin anew."""
+        return self._failed
+
     @torch.no_grad()
     def _work(self) -> None:
+        try:
+            self._serve()
+        except Exception:  # of the engine itself, such as no memory left: no request may wait for ever
+            _log.exception("The engine has failed; this server has to be started anew.")
+            with self._changed:
+                self._failed = self._stopping = True
+                begun, queued = [*self._active], [task for queue in self._queues.values() for task in queue]
+                self._active, self._queues = [], OrderedDict()
+            failure = RequestError(
+                "This server has failed; ask again later.", status=503, code="failed", headers=_AGAIN
+            )
+            for task in begun:
+                for error in (failure, GreenletExit()):
+                    if task.run is not None and not task.run.dead:
+                        task.run.throw(error)
+            for task in queued:
+                task.work.close()
+                task.emit(failure)
+
+    def _serve(self) -> None:
         while self._admit():
             for task in [task for task in self._active if task.cancelled and not task.away]:
                 self._go_on(task, error=GreenletExit())
@@ -248,30 +280,44 @@ class Engine:
         Returns:
             False once the engine is to stop, and nothing is left.
         """
-        begun, dropped = list[Task](), list[Task]()
+        begun = list[Task]()
         with self._changed:
-            while not self._can_go_on():
+            while not (dropped := self._drop()) and not self._can_go_on():
                 if self._stopping and not self._active and not self._queues:
                     return False
-                self._changed.wait()
-            late = time.monotonic() - self._limits.seconds
-            for owner, queue in [*self._queues.items()]:
-                dropped += [task for task in queue if task.cancelled or task.since < late]
-                self._queues[owner] = deque(task for task in queue if not task.cancelled and task.since >= late)
+                self._changed.wait(self._patience())
             while self._queues and len(self._active) + len(begun) < self._limits.rows:
                 owner, queue = self._queues.popitem(last=False)
-                begun += [queue.popleft()] if queue else []
+                begun.append(queue.popleft())
                 if queue:
                     self._queues[owner] = queue  # behind the other keys
             self._active += begun
         for task in dropped:
             task.work.close()
-            waited = f"The model was busy for {self._limits.seconds:.0f} seconds; ask again later."
-            task.emit(None if task.cancelled else RequestError(waited, status=503, code="busy"))
+            waited = f"The server was busy for {self._limits.seconds:g} seconds; ask again later."
+            task.emit(None if task.cancelled else RequestError(waited, status=503, code="busy", headers=_AGAIN))
         for task in begun:
             task.run = _Run(partial(_run, task))
             self._go_on(task)
         return True
+
+    def _drop(self) -> list[Task]:
+        """Take the requests out of the queues that nobody wants any more, or that have waited too long."""
+        late = time.monotonic() - self._limits.seconds
+        dropped = list[Task]()
+        for owner, queue in [*self._queues.items()]:
+            gone = [task for task in queue if task.cancelled or task.since <= late]
+            if gone:
+                dropped += gone
+                self._queues[owner] = deque(task for task in queue if task not in gone)
+            if not self._queues[owner]:
+                del self._queues[owner]
+        return dropped
+
+    def _patience(self) -> float | None:
+        """Seconds until a request has waited too long; None where none waits."""
+        first = min((queue[0].since for queue in self._queues.values()), default=None)
+        return None if first is None else max(first + self._limits.seconds - time.monotonic(), 0.0)
 
     def _can_go_on(self) -> bool:
         """Whether a request can go on, or begin."""
@@ -284,9 +330,13 @@ class Engine:
         task.job = task.run.throw(error) if error is not None else task.run.switch(found)
         if task.run.dead:
             with self._changed:
-                self._active.remove(task)
+                self._active = [other for other in self._active if other is not task]
         elif isinstance(task.job, Calling):
-            task.job.found = self._others.submit(task.job.work)
+            try:
+                task.job.found = self._others.submit(task.job.work)
+            except RuntimeError as error:  # no thread can be started
+                task.job.found = Future()
+                task.job.found.set_exception(error)
             task.job.found.add_done_callback(self._wake)
 
     def _wake(self, _: Future[Any]) -> None:
@@ -302,15 +352,16 @@ class Engine:
     def _generate(self) -> None:
         """One token of each row."""
         reading = {id(task.job.cache): task for task in self._active if _reads_a_token(task.job)}
-        self._batch.leave([cache for cache in self._batch.rows if id(cache) not in reading])
-        rows = [reading[id(cache)] for cache in self._batch.rows]
-        if not rows:
-            return
         try:
+            self._batch.leave([cache for cache in self._batch.rows if id(cache) not in reading])
+            if not self._batch.rows:
+                return
+            rows = [reading[id(cache)] for cache in self._batch.rows]  # leaving changed their order
             logits = self._batch.read([task.job.ids[0] for task in rows])
         except Exception as error:  # whatever it was, it is of these requests
+            failed = [reading[id(cache)] for cache in self._batch.rows if id(cache) in reading]
             self._batch = Batch(self._plain)
-            self._fail(rows, error)
+            self._fail(failed, error)
         else:
             self._succeed(rows, logits.split(1))
 
@@ -340,7 +391,8 @@ class Engine:
     def _compress(self) -> None:
         """One pass over steps that are to be compressed, as many as it may hold."""
         rows = self._batch.rows
-        waiting = [task for task in self._active if isinstance(task.job, Compressing) and task.job.cache not in rows]
+        asked = [task for task in self._active if isinstance(task.job, Compressing) and task.job.cache not in rows]
+        waiting = sorted(asked, key=lambda task: task.job.since)  # one of many steps waits for its next as others do
         if not waiting or (rows and self._held < self._limits.hold):
             self._held += bool(waiting)
             return

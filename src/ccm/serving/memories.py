@@ -6,13 +6,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ccm.core.errors import InputError, MemoryFileError
 from ccm.engine.memory import Memory
 from ccm.serving.backend import Backend
 from ccm.serving.kept import ERASED, ChangedError, KeptTurn, Part
-from ccm.serving.packing import begins, pack
+from ccm.serving.packing import Packed, pack
 from ccm.serving.store import Store
 from ccm.serving.transcripts import Passage, Transcript
 
@@ -24,12 +24,12 @@ class Heard(NamedTuple):
 
     Attributes:
         turn: its own id, and what was asked and answered.
-        memory: after it.
+        packed: the memory after it, as it is kept after the one before it.
         transcript: what it added; None where this is not to be kept, or is not all that was before.
     """
 
     turn: KeptTurn
-    memory: Memory
+    packed: Packed
     transcript: Transcript | None
 
 
@@ -61,6 +61,46 @@ class Forgotten:
     lost: int
 
 
+class RecentMemories:
+    """The memories that were used last, at hand without the store.
+
+    Args:
+        room: bytes that they may take, with their heads; a head that several share is there once.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self.taken = room, 0
+        self._held = OrderedDict[tuple[bytes, str], KeptMemory]()
+        self._heads = Counter[int]()  # how many share it, by the identity of the head
+
+    def get(self, owner: bytes, name: str) -> KeptMemory | None:
+        """The memory that a part ends, if it is at hand."""
+        return self._held.get((owner, name))
+
+    def put(self, owner: bytes, kept: KeptMemory) -> KeptMemory:
+        """Have a memory at hand, in place of those that were used longest ago."""
+        self.drop(owner, kept.part)
+        self._held[owner, kept.part] = kept
+        self._count(kept.memory, 1)
+        while self.taken > self._room:
+            self.drop(*next(iter(self._held)))
+        return kept
+
+    def drop(self, owner: bytes, name: str) -> None:
+        """Let go of the memory that a part ends."""
+        if (kept := self._held.pop((owner, name), None)) is not None:
+            self._count(kept.memory, -1)
+
+    def _count(self, memory: Memory, more: Literal[1, -1]) -> None:
+        (head,) = memory.heads
+        self.taken += more * memory.nbytes
+        self._heads[id(head)] += more
+        if self._heads[id(head)] == max(more, 0):  # the first that shares it, or none any more
+            self.taken += more * sum(x.nbytes for x in (*head.keys, *head.values))
+        if not self._heads[id(head)]:
+            del self._heads[id(head)]
+
+
 class Memories:
     """The memories of the turns in a store; one thread at a time uses them.
 
@@ -72,21 +112,7 @@ class Memories:
 
     def __init__(self, backend: Backend, store: Store, room: int = 0) -> None:
         self._backend, self._store = backend, store
-        self._room, self._taken, self._recent = room, 0, OrderedDict[tuple[bytes, str], KeptMemory]()
-
-    def _remember(self, owner: bytes, kept: KeptMemory) -> KeptMemory:
-        """Have a memory at hand, in place of those that were used longest ago."""
-        self._let_go(owner, kept.part)
-        self._recent[owner, kept.part] = kept
-        self._taken += kept.memory.nbytes
-        while self._taken > self._room:
-            _, oldest = self._recent.popitem(last=False)
-            self._taken -= oldest.memory.nbytes
-        return kept
-
-    def _let_go(self, owner: bytes, name: str) -> None:
-        if (kept := self._recent.pop((owner, name), None)) is not None:
-            self._taken -= kept.memory.nbytes
+        self._recent = RecentMemories(room)
 
     def get(self, owner: bytes, name: str) -> KeptMemory:
         """The memory after a turn.
@@ -95,9 +121,9 @@ class Memories:
             MemoryFileError: when it is damaged, or was made by another version of the model's settings.
             ChangedError: when it was deleted.
         """
-        held = self._recent.get((owner, name))
+        held = self._recent.get(owner, name)
         if held is not None and held.changed == self._store.changes(owner, name):
-            return self._remember(owner, held)
+            return self._recent.put(owner, held)
         memory, data = None, list[bytes]()
         chain = self._store.chain(owner, name)
         for part in chain:
@@ -107,7 +133,7 @@ class Memories:
             memory, data = self._backend.unpack(data) if data else memory, []
             memory, _ = self._replay(memory, part)
             data = [pack(memory)]
-        return self._remember(owner, KeptMemory(self._backend.unpack(data), name, chain[-1].changed))
+        return self._recent.put(owner, KeptMemory(self._backend.unpack(data), name, chain[-1].changed))
 
     def _replay(self, memory: Memory | None, part: Part) -> tuple[Memory, str]:
         """The memory after a part's text, and this text with the token ids that it was read as."""
@@ -119,13 +145,14 @@ class Memories:
         made, passages = self._backend.replay(memory, told)
         return made, replace(told, passages=passages).dumps()
 
-    def add(self, owner: bytes, heard: Sequence[Heard], after: KeptMemory | None) -> int:
+    def add(self, owner: bytes, heard: Sequence[Heard], after: KeptMemory | None, memory: Memory) -> int:
         """Keep turns and their memories, each after the one before it: all of them, or none.
 
         Args:
             owner: whose they are.
-            heard: the turns.
+            heard: the turns, one at least.
             after: the memory before them; None where there was none, or none is kept.
+            memory: after the last of them.
 
         Returns:
             How many turns made way, where the quota was used up.
@@ -135,26 +162,21 @@ class Memories:
             QuotaError: when they are more than the owner's quota.
             ChangedError: when the memory before them is another now, or gone.
         """
-        kept, last = [], after
-        for turn, memory, transcript in heard:
+        kept, before = [], after.part if after else None
+        for turn, packed, transcript in heard:
             text = None if transcript is None else transcript.dumps()
-            kept.append((turn, self._part(turn.id, memory, last, text)))
-            last = KeptMemory(memory, turn.id)
+            kept.append((turn, _part(turn.id, packed, before, text)))
+            before = turn.id
         gone = self._store.add(owner, kept, after.changed if after else 0)
         if after is not None:  # the conversation has gone on, and few go back
-            self._let_go(owner, after.part)
-        if last is not None:
-            self._remember(owner, last)
+            self._recent.drop(owner, after.part)
+        self._recent.put(owner, KeptMemory(memory, heard[-1].turn.id))
         return gone
 
-    def _part(self, name: str, memory: Memory, after: KeptMemory | None, text: str | None) -> Part:
-        steps = len(memory.steps[0])
-        if after is None:
-            return Part(name, None, steps, whole=True, text=text, data=pack(memory))
-        steps -= len(after.memory.steps[0])
-        if self._backend.adds and begins(memory, after.memory):
-            return Part(name, after.part, steps, whole=False, text=text, data=pack(memory, after.memory))
-        return Part(name, after.part, steps, whole=True, text=text, data=pack(memory))
+    def _after(self, name: str, memory: Memory, before: KeptMemory | None, text: str | None) -> Part:
+        """The part of a memory after another."""
+        packed = self._backend.pack(memory, None if before is None else before.memory)
+        return _part(name, packed, None if before is None else before.part, text)
 
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> tuple[list[str], list[str]]:
         """Delete a turn, as :meth:`Store.delete`; memories that would be made from its text are made before."""
@@ -168,7 +190,7 @@ class Memories:
                 if tried == _TRIES:
                     raise
         for one in gone:
-            self._let_go(owner, one)
+            self._recent.drop(owner, one)
         return gone, left
 
     def _make(self, owner: bytes, name: str, last: KeptMemory | None = None) -> KeptMemory:
@@ -177,7 +199,7 @@ class Memories:
         if part.before is None or last is None or last.part != part.before:
             last = None if part.before is None else self.get(owner, part.before)
         memory, text = self._replay(None if last is None else last.memory, part)
-        self._store.change([replace(self._part(name, memory, last, text), changed=part.changed)], was=[part])
+        self._store.change([replace(self._after(name, memory, last, text), changed=part.changed)], was=[part])
         return KeptMemory(memory, name, part.changed)
 
     def rebuild(self) -> Iterator[tuple[int, int]]:
@@ -272,11 +294,15 @@ class Memories:
                 if step == 1 and text and (begun is None or not begun.begun[0]):
                     text = _without_ids(text, 1)  # what stands first now begins as a first step does
                 memory, text = self._replay(begun, replace(part, text=text))
-            yield replace(self._part(part.id, memory, before, text), changed=part.changed + 1)
+            yield replace(self._after(part.id, memory, before, text), changed=part.changed + 1)
             memories[part.id] = KeptMemory(memory, part.id)
             waiting[part.before] -= 1
             if part.before is not None and not waiting[part.before]:
                 del memories[part.before]
+
+
+def _part(name: str, packed: Packed, before: str | None, text: str | None) -> Part:
+    return Part(name, before, packed.steps, whole=packed.whole, text=text, data=packed.data)
 
 
 def _without_ids(text: str, count: int | None = None) -> str:

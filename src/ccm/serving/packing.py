@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,20 @@ from ccm.engine.decoder import CCMModel
 from ccm.engine.memory import Memory, StepRecord
 
 _MANIFEST = "ccm_part"
+
+
+class Packed(NamedTuple):
+    """A memory as it is kept after another.
+
+    Attributes:
+        steps: how many it has beyond that one.
+        whole: whether the data hold all of it.
+        data: what :func:`unpack` takes.
+    """
+
+    steps: int
+    whole: bool
+    data: bytes
 
 
 def pack(memory: Memory, after: Memory | None = None) -> bytes:

@@ -117,14 +117,22 @@ class RedisTransaction:
         return [found[one] for one in ids]
 
     def find(
-        self, table: Table, name: str, values: Sequence[Any], *, until: float = math.inf, most: int | None = None
+        self,
+        table: Table,
+        name: str,
+        values: Sequence[Any],
+        *,
+        until: float = math.inf,
+        most: int | None = None,
+        watch: bool = True,
     ) -> list[list[str]]:
         keys = [_index(table, name, value) for value in values]
         if not keys:
             return []
         last = most is not None and most < 0
         begin, end = (until, "-inf") if last else ("-inf", until)
-        self._watching.watch(*keys)
+        if watch:
+            self._watching.watch(*keys)
         with self._base.pipeline(transaction=False) as reading:
             for key in keys:
                 count = -1 if most is None else abs(most) + len(self._removed.get(key, ()))
@@ -285,7 +293,8 @@ class RedisTables:
             log_event("store", told, logging.ERROR if away else logging.WARNING)
         self._away = away
 
-    def run(self, work: Callable[[Transaction], T]) -> T:
+    def run(self, work: Callable[[Transaction], T], *, overwrite: bool = False) -> T:
+        """See :meth:`ccm.serving.tables.Tables.run`; what was deleted goes out of Redis' log with :meth:`compact`."""
         if time.monotonic() < self._silent_until:
             raise StoreUnavailableError("The store does not answer. Ask again later.")
         for turn in range(_TRIES):
@@ -305,9 +314,6 @@ class RedisTables:
                     continue
                 return done
         raise StoreUnavailableError("Other servers write the same turns again and again. Ask again later.")
-
-    def overwrite(self) -> None:
-        """Its log goes with :meth:`compact`."""
 
     def compact(self) -> None:
         """Have the log written anew; Redis does it in the background."""

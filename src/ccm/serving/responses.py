@@ -55,7 +55,7 @@ class Responses:
             endless=body.truncation == "auto",
             heard=len(heard),
         )
-        talk.hear(heard)
+        talk.hear(heard, each=prefix is not None and body.store is not False)
         with refusing():
             pieces = talk.say(said.asked, [tool.name for tool in tools], required=body.tool_choice == "required")
             first = next(pieces, "")  # what cannot be read is refused before the first event
@@ -122,7 +122,7 @@ class Responses:
             endless=True,
             heard=len(said.exchanges),
         )
-        talk.hear(said.exchanges)
+        talk.hear(said.exchanges, each=False)
         return {
             "id": new_id(KIND),
             "object": "response.compaction",
@@ -161,7 +161,8 @@ class Responses:
     def delete(self, owner: bytes, name: str, *, cascade: bool) -> dict[str, Any]:
         """Delete a response with its memory, and with ``cascade`` all that follow it."""
         self._kept(owner, name)
-        gone, left = self._service.memories.delete(owner, name, cascade=cascade)
+        with refusing():
+            gone, left = self._service.memories.delete(owner, name, cascade=cascade)
         return {
             "id": name,
             "object": "response",

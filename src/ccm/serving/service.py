@@ -21,6 +21,7 @@ from ccm.serving.errors import RequestError
 from ccm.serving.kept import ChangedError, KeptTurn
 from ccm.serving.logs import log_event
 from ccm.serving.memories import Heard, KeptMemory, Memories
+from ccm.serving.packing import Packed
 from ccm.serving.prefixes import Prefix
 from ccm.serving.requests import ChatCompletion, CreateResponse
 from ccm.serving.sealing import Seal
@@ -72,24 +73,26 @@ class ServedConversation:
         text: of it, without calls.
         calls: of tools.
         ended: whether the reply ended by itself, not at the largest number of tokens.
-        heard: the memory after each exchange of the past.
+        heard: the memory after each exchange of the past that is kept by itself.
     """
 
-    def __init__(self, conversation: Conversation, after: KeptMemory | None, cached: int) -> None:
-        self._conversation, self.after = conversation, after
+    def __init__(self, backend: Backend, conversation: Conversation, after: KeptMemory | None, cached: int) -> None:
+        self._backend, self._conversation, self.after = backend, conversation, after
         self.complete = after is not None or not conversation.memory.begun[0]
         self.reply, self.text, self.calls, self.ended = "", "", list[ToolCall](), True
-        self.heard: list[Memory] = []
+        self.heard, self._last = list[Packed](), after.memory if after else None
         self._exchanges: list[Exchange] = []
         self._cached = cached
 
-    def hear(self, exchanges: Sequence[Exchange]) -> None:
-        """Take exchanges of the past in."""
+    def hear(self, exchanges: Sequence[Exchange], *, each: bool) -> None:
+        """Take exchanges of the past in; ``each``: the memory after each of them is to be kept."""
         for said, reply in exchanges:
             with refusing():
                 self._conversation.hear(said, reply)
-            self.heard.append(self._conversation.memory)
             self._exchanges.append((said, reply))
+            if each:
+                self.heard.append(self.packed)
+                self._last = self.memory
 
     def say(
         self, asked: Sequence[Mapping[str, Any]], tools: Collection[str] = (), *, required: bool = False
@@ -151,6 +154,11 @@ class ServedConversation:
     def memory(self) -> Memory:
         """The memory now."""
         return self._conversation.memory
+
+    @property
+    def packed(self) -> Packed:
+        """The memory now, as it is kept after the last that was."""
+        return self._backend.pack(self.memory, self._last)
 
 
 @dataclass(frozen=True)
@@ -247,9 +255,9 @@ class Service:
                 code="conversation_too_long",
             )
         if memory is None:
-            return ServedConversation(begun, None, 0)
+            return ServedConversation(self.backend, begun, None, 0)
         head = len(memory.heads[0]) if memory.heads[0].ids == begun.memory.heads[0].ids else 0
-        return ServedConversation(begun, after, memory.tokens[0] + head)
+        return ServedConversation(self.backend, begun, after, memory.tokens[0] + head)
 
     def keep(self, owner: bytes, talk: ServedConversation, turn: KeptTurn, prefix: Prefix | None) -> None:
         """Keep a turn and its memory, before the client hears that it is done.
@@ -266,19 +274,19 @@ class Service:
             RequestError: 507 where the quota is too small, 409 where the turn before was changed or deleted.
         """
         passages, known = talk.passages, self.keep_text and talk.complete
-        steps = [(turn, talk.memory, passages)]
+        steps = [(turn, talk.packed, passages)]
         if prefix is not None:
             *earlier, last = prefix.digests[prefix.known + 1 :]
             before, heard = prefix.turn.id if prefix.turn else None, []
-            for digest, memory, passage in zip(earlier, talk.heard, passages[:-1], strict=True):
+            for digest, packed, passage in zip(earlier, talk.heard, passages[:-1], strict=True):
                 asked = [*passage.said] if self.keep_text else []
                 one = KeptTurn(new_id("heard"), before, {}, asked, "", turn.created, digest)
-                heard.append((one, memory, [passage]))
+                heard.append((one, packed, [passage]))
                 before = one.id
-            steps = [*heard, (replace(turn, previous=before, chain=last), talk.memory, passages[-1:])]
-        kept = [Heard(one, memory, talk.transcript(group) if known else None) for one, memory, group in steps]
+            steps = [*heard, (replace(turn, previous=before, chain=last), talk.packed, passages[-1:])]
+        kept = [Heard(one, packed, talk.transcript(group) if known else None) for one, packed, group in steps]
         try:
-            gone = self.memories.add(owner, kept, talk.after)
+            gone = self.memories.add(owner, kept, talk.after, talk.memory)
         except QuotaError as error:
             raise RequestError(f"The turn cannot be kept: {error}", status=507, code="storage_full") from error
         except ChangedError as error:

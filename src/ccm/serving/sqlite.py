@@ -38,7 +38,14 @@ class SQLiteTransaction:
         return [None if row is None else dict(zip(names, row, strict=True)) for row in rows]
 
     def find(
-        self, table: Table, name: str, values: Sequence[Any], *, until: float = math.inf, most: int | None = None
+        self,
+        table: Table,
+        name: str,
+        values: Sequence[Any],
+        *,
+        until: float = math.inf,
+        most: int | None = None,
+        watch: bool = True,
     ) -> list[list[str]]:
         order, last = table.indexes[name], most is not None and most < 0
         way, limit = "DESC" if last else "ASC", -1 if most is None else abs(most)
@@ -104,7 +111,7 @@ class SQLiteTables:
             raise ConfigError(f"The store {folder} cannot be opened: {error}.") from error
         try:
             self._open(tables)
-            self.overwrite()  # a process that was killed may have left it to this one
+            self._overwrite()  # a process that was killed may have left it to this one
         except sqlite3.Error as error:
             self._base.close()
             busy = (
@@ -143,7 +150,7 @@ class SQLiteTables:
                 f"The store is damaged: {error}. Save what is left with the command .recover of sqlite3, or begin anew."
             ) from error
 
-    def run(self, work: Callable[[Transaction], T]) -> T:
+    def run(self, work: Callable[[Transaction], T], *, overwrite: bool = False) -> T:
         with self._lock, self._told():
             self._base.execute("BEGIN")
             try:
@@ -153,16 +160,18 @@ class SQLiteTables:
                 if self._base.in_transaction:
                     self._base.execute("ROLLBACK")
                 raise
+            if overwrite:
+                self._overwrite()
         return done
 
-    def overwrite(self) -> None:
-        with self._lock:
-            self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def _overwrite(self) -> None:
+        """Write the journal's pages into the file, and begin it anew."""
+        self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def compact(self) -> None:
         with self._lock, self._told():
             self._base.execute("VACUUM")
-        self.overwrite()
+            self._overwrite()
 
     def warnings(self) -> list[str]:
         return []  # each transaction waits for the disk

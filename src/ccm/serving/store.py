@@ -132,8 +132,8 @@ class Store:
         """Let go of the tables."""
         self.tables.close()
 
-    def _run(self, work: Callable[[Transaction], T]) -> T:
-        """A transaction, as long as the store is of this model.
+    def _run(self, work: Callable[[Transaction], T], *, overwrite: bool = False) -> T:
+        """A transaction, as long as the store is of this model; see :meth:`Tables.run`.
 
         Raises:
             StoreUnavailableError: when it was given to another, which ccm memory rebuild does.
@@ -147,7 +147,7 @@ class Store:
                 raise StoreUnavailableError("The store was given to another model; start the server with that.")
             return work(t)
 
-        return self.tables.run(checked)
+        return self.tables.run(checked, overwrite=overwrite)
 
     def add(self, owner: bytes, kept: Sequence[tuple[KeptTurn, Part]], changed: int = 0) -> int:
         """Keep turns with their parts, each after the one before it: all of them, or none.
@@ -289,7 +289,7 @@ class Store:
                         yield name, row
 
     def _find(self, table: Table, name: str, value: object, until: float = math.inf) -> list[list[str]]:
-        return self._run(lambda t: t.find(table, name, [value], until=until))
+        return self._run(lambda t: t.find(table, name, [value], until=until, watch=False))
 
     def _get(self, table: Table, names: Sequence[str], fields: Sequence[str] = ()) -> list[Row | None]:
         return self._run(lambda t: t.get(table, names, fields))
@@ -408,8 +408,7 @@ class Store:
             for name in gone:
                 self._drop(t, name)
 
-        self._run(work)
-        self.tables.overwrite()
+        self._run(work, overwrite=True)
 
     def _hide(self, t: Transaction, name: str) -> None:
         """Keep of a turn its own exchange alone: no items that came again, no compaction item, no digest."""
@@ -546,16 +545,14 @@ class Store:
                 self._drop(t, one)
             return gone, following[len(gone) :]
 
-        done = self._run(work)
-        self.tables.overwrite()
-        return done
+        return self._run(work, overwrite=True)
 
     def expire(self) -> None:
         """Delete what was not used for too long."""
 
         if self._seconds == math.inf:
             return
-        until, deleted = time.time() - self._seconds, False
+        until = time.time() - self._seconds
 
         def work(t: Transaction, names: Sequence[str]) -> None:
             for name, row in zip(names, t.get(TURNS, names, ("used",)), strict=True):
@@ -565,10 +562,7 @@ class Store:
         for owner in self._run(lambda t: t.owners()):
             (names,) = self._find(TURNS, "owner", owner, until)
             for begin in range(0, len(names), _MANY):
-                self._run(partial(work, names=names[begin : begin + _MANY]))
-                deleted = True
-        if deleted:
-            self.tables.overwrite()
+                self._run(partial(work, names=names[begin : begin + _MANY]), overwrite=True)
 
     def _erase(self, t: Transaction, name: str) -> None:
         """Take the text of a turn out of its part, and the data where no other part is what was added to them."""
@@ -606,16 +600,21 @@ class Store:
 
     def _make_room(self, t: Transaction, owner: bytes, but: set[str]) -> int:
         """Delete the turns that were used longest ago, as far as the quota wants it; returns how many."""
-        held, gone = t.held(owner), 0
+        held, gone, passed = t.held(owner), 0, {*but}
         while held > self._quota:
-            oldest = (one for one in t.find(TURNS, "owner", [owner], most=len(but) + 1)[0] if one not in but)
+            first = t.find(TURNS, "owner", [owner], most=len(passed) + 1, watch=False)[
+                0
+            ]  # each turn of the key writes it
+            oldest = (one for one in first if one not in passed)
             if (name := next(oldest, None)) is None:
                 raise QuotaError(
                     f"This conversation takes {held} bytes, and the quota of a key is {self._quota}. Begin anew, or "
                     "serve with a larger quota."
                 )
-            held -= self._drop(t, name)
-            gone += 1
+            passed.add(name)
+            if t.get(TURNS, [name], ("owner",)) != [None]:
+                held -= self._drop(t, name)
+                gone += 1
         return gone
 
 

@@ -44,7 +44,14 @@ class Transaction(Protocol):
         """Fields of rows, or all; None for each that is not there."""
 
     def find(
-        self, table: Table, name: str, values: Sequence[Any], *, until: float = math.inf, most: int | None = None
+        self,
+        table: Table,
+        name: str,
+        values: Sequence[Any],
+        *,
+        until: float = math.inf,
+        most: int | None = None,
+        watch: bool = True,
     ) -> list[list[str]]:
         """Ids of the rows that have each value in an indexed field, in the order of the index.
 
@@ -54,6 +61,7 @@ class Transaction(Protocol):
             values: of it.
             until: largest value of the field that gives the order.
             most: how many ids of each value, from the first on; from the last on where it is negative.
+            watch: whether the answer has to hold to the end; else rows may come and go meanwhile.
         """
 
     def insert(self, table: Table, name: str, row: Row) -> None:
@@ -84,17 +92,18 @@ class Tables(Protocol):
 
     place: str
 
-    def run(self, work: Callable[[Transaction], T]) -> T:
+    def run(self, work: Callable[[Transaction], T], *, overwrite: bool = False) -> T:
         """Do what ``work`` does in one transaction; it may be called again where others wrote what it had read.
+
+        Args:
+            work: reads and writes rows.
+            overwrite: whether to take what was deleted out of journals, too, where that can be done.
 
         Raises:
             StoreError: when it cannot be written; then nothing is.
             StoreUnavailableError: when the tables cannot be reached: whether it was written, nobody knows.
             MemoryFileError: when the tables are damaged.
         """
-
-    def overwrite(self) -> None:
-        """Take what was deleted out of journals, too, where that can be done."""
 
     def compact(self) -> None:
         """Write all anew, so that nothing is left of what was deleted."""

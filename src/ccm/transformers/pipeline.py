@@ -223,7 +223,7 @@ class MemoryTextGeneration(Pipeline):
             InputError: when an input cannot be read, does not fit the model's positions, or the memory is closed, of
                 several conversations, or of another model.
         """
-        return super().__call__(inputs, **options)
+        return super().__call__(inputs, **options) if not isinstance(inputs, list) or inputs else []
 
     def _sanitize_parameters(
         self,
@@ -298,13 +298,16 @@ def _most(options: dict[str, Any], config: GenerationConfig) -> int:
     """The longest reply that is wanted, in tokens, taken out of the options of a call.
 
     Raises:
-        InputError: when it is said by max_length.
+        InputError: when it is said by max_length, or below 1.
     """
     if options.get("max_length"):
         raise InputError("max_length counts the prompt, and here a memory stands before it; give max_new_tokens.")
     configs = (options.get("generation_config"), config)
     told = [options.pop("max_new_tokens", None), *(getattr(one, "max_new_tokens", None) for one in configs)]
-    return next((most for most in told if most), LONGEST)
+    most = next((most for most in told if most is not None), LONGEST)
+    if most < 1:
+        raise InputError(f"max_new_tokens is {most}; a reply has at least 1.")
+    return most
 
 
 def _result(text: str, whole: Any, memory: Memory) -> dict[str, Any]:

@@ -158,7 +158,8 @@ def run_import(file: Path, place: str, key: Path | None, choice: dict[str, Any])
     with opened(place) as store:
         backend = _backend(store, choice)
         turn = KeptTurn(new_id(KIND), None, {}, [], "", int(time.time()))
-        Memories(backend, store).add(owners[0], [Heard(turn, backend.load(file), None)], None)
+        memory = backend.load(file)
+        Memories(backend, store).add(owners[0], [Heard(turn, backend.pack(memory, None), None)], None, memory)
     print(f"Go on with it: previous_response_id {turn.id}")
 
 

@@ -41,6 +41,8 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
 
     quiet()
     begin_logs(settings.log)
+    # In a container, where this is the first process, nothing else ends it; uvicorn raises it again once it has ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def tell(event: str, text: str) -> None:
         log_event(event, text)
@@ -65,7 +67,6 @@ def run(choice: dict[str, Any], settings: ServerSettings) -> None:
     tell("start", f"{served}; turns are kept in {held}.")
     for warning in tables.warnings():
         log_event("warning", warning, logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has ended
     try:
         uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
     except KeyboardInterrupt:
