@@ -164,6 +164,21 @@ def test_a_context_that_is_too_long_loses_its_oldest_steps(caplog: pytest.LogCap
         lm._fitted(lm._asked("Hi."), 10_000)
 
 
+def test_texts_without_context_are_scored_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, asked, score = made(batch_size=2), list[Question](), Scorer.score
+
+    def told(scorer: Scorer, questions: list[Question], *more: Any) -> Any:
+        asked.extend(questions)
+        return score(scorer, questions, *more)
+
+    monkeypatch.setattr(Scorer, "score", told)
+    texts = [("", text) for text in ("Hi!", "No.", "Yes.")]
+    found = lm.loglikelihood(requests("loglikelihood", *texts), True)
+    assert [len(one.answers) for one in asked] == [2, 1]
+    alone = [lm.loglikelihood(requests("loglikelihood", text), True)[0] for text in texts]
+    assert_close(*(torch.tensor([total for total, _ in one]) for one in (found, alone)))
+
+
 def test_the_rule_none_is_no_absence_of_a_rule() -> None:
     given = {"batch_size": 1, "max_batch_size": None, "device": None}
     lm = MemoryLM.create_from_arg_string("model=builtin,rule=none,batch_size=3", given)
@@ -175,6 +190,8 @@ def test_what_cannot_be_is_refused() -> None:
     wrongs = (
         {"batch_size": "auto"},
         {"batch_size": 0.5},
+        {"batch_size": 0},
+        {"batch_size": "\u00b2"},
         {"delimiter": ""},
         {"window": 0},
         {"n_tok": "two"},

@@ -103,6 +103,8 @@ def test_what_a_stream_cannot_do_is_refused() -> None:
         ({"attention_mask": mask}, "are padded"),
         ({"num_beams": 2}, "num_beams is 2"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate is True"),
+        ({"past_key_values": model.empty_memory(len(PROMPT)).cache()}, "goes on from no cache"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is 3"),
         ({"decoding": StreamDecoding(tiny_model("concat"), SIZES)}, "of another model"),
     ):
         with pytest.raises(InputError, match=error):

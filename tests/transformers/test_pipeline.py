@@ -105,6 +105,17 @@ def test_a_batch_gives_what_each_chat_gives_alone(pipe) -> None:
             check_memory(other["memory"], one["memory"])
 
 
+def test_what_fills_a_row_that_has_ended_is_in_no_reply(builtin) -> None:
+    chats = [talk("Hello!"), talk("My name is Anna.", "Nice to meet you, Anna!", "What is my name?")]
+    filled = builtin.tokenizer.encode("x", add_special_tokens=False)[0]
+    options = {"stop_strings": [" name", "!"], "stopping_criteria": None}
+    together = builtin(chats, batch_size=2, pad_token_id=filled, **options)
+    for (one,), chat in zip(together, chats, strict=True):
+        (alone,) = builtin(chat, **options)
+        assert one["generated_text"] == alone["generated_text"]
+        check_memory(one["memory"], alone["memory"])
+
+
 def test_text_is_continued_as_the_stock_model_continues_it(pipe) -> None:
     ids = pipe.tokenizer.encode("My name is", add_special_tokens=False)
     first = [] if pipe.tokenizer.bos_token_id is None else [pipe.tokenizer.bos_token_id]
@@ -179,7 +190,7 @@ def test_a_stock_model_takes_an_adapter_by_its_folder() -> None:
     model, made = ccm.load("builtin", rule="merge", dtype="float32")
     (result,) = pipe(talk("My name is Anna."))
     assert result["generated_text"][-1]["content"] == Conversation(model, made).answer("My name is Anna.")
-    again = MemoryTextGeneration(pipe.model.base, pipe.tokenizer, adapter=WEIGHTS / "merge")
+    again = MemoryTextGeneration(pipe.model.base, pipe.tokenizer, adapter=f"{WEIGHTS / 'merge'}/../merge/")
     assert again.model is pipe.model
     with pytest.raises(ConfigError, match="already has an adapter"):
         MemoryTextGeneration(pipe.model.base, pipe.tokenizer, adapter=WEIGHTS / "concat")
@@ -203,6 +214,8 @@ def test_a_pipeline_saves_its_adapter(builtin, tmp_path: Path) -> None:
         (talk(" "), "empty"),
         ("", "empty"),
         ([7], "must be a text"),
+        ([{"role": "system", "content": None}, *talk("Hello!")], "message of the system is None"),
+        ([{"role": "assistant", "content": None}, *talk("Hello!")], "message of the assistant is None"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(builtin, given: Any, error: str) -> None:
@@ -212,6 +225,10 @@ def test_what_cannot_be_answered_is_refused(builtin, given: Any, error: str) -> 
 
 def test_a_memory_that_cannot_go_on_is_refused(builtin) -> None:
     memory = builtin(talk("Hello!"))[0]["memory"]
+    with pytest.raises(InputError, match="memory is 'my-memory'; give a ccm.Memory"):
+        builtin(talk("Hello!"), memory="my-memory")
+    with pytest.raises(InputError, match="custom_generate"):
+        builtin(talk("Hello!"), custom_generate=print)
     with pytest.raises(InputError, match="holds 2 conversations"):
         builtin(talk("Hello!"), memory=Memory.stack([memory, memory]))
     gist = tiny_model("gist", base=tiny_base(vocab_size=4000))

@@ -35,15 +35,18 @@ class Exchanges:
         """Take one more message: a reply of the assistant ends an exchange.
 
         Raises:
-            InputError: when a system message follows others.
+            InputError: when a system message follows others, or one of the system or the assistant has no text.
         """
+        content, calls = message.get("content"), message.get("tool_calls")
+        if message["role"] in ("system", "assistant") and not (isinstance(content, str) or calls):
+            raise InputError(f"The content of a message of the {message['role']} is {content!r}; it must be a text.")
         if message["role"] == "system":
             if self.exchanges or self.asked:
                 raise InputError(
                     "A system or developer message stands after others; those of a memory stand before all."
                 )
             self.system.append(message["content"])
-        elif message["role"] == "assistant" and not message.get("tool_calls"):
+        elif message["role"] == "assistant" and not calls:
             self.exchanges.append((self.asked, message["content"]))
             self.asked = []
         else:

@@ -104,7 +104,8 @@ class HarnessSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not str(self.batch_size or 16).isdigit():
+        size = "16" if self.batch_size is None else str(self.batch_size)
+        if not (size.isascii() and size.isdigit() and int(size)):
             raise ConfigError(f"batch_size is {self.batch_size!r}; give a number from 1, such as batch_size=16.")
         if not self.delimiter:
             raise ConfigError("delimiter is ''; give what stands between demonstrations, such as delimiter=###.")
@@ -121,7 +122,7 @@ class HarnessSettings:
     @property
     def batch(self) -> int:
         """Answers that are scored together, as a number."""
-        return int(self.batch_size or 16)
+        return 16 if self.batch_size is None else int(self.batch_size)
 
 
 @register_model("ccm")
@@ -269,9 +270,11 @@ class MemoryLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         questions = []
         for context, alike in groupby(requests, lambda one: one[0][0]):  # its choices follow one another
-            answers = [answer for _, _, answer in alike]
-            asked = self._fitted(self._scored(context)[0], max(map(len, answers)))
-            questions.append(Question(asked.steps, asked.query, answers, head=asked.head))
+            every = [answer for _, _, answer in alike]
+            asked = self._fitted(self._scored(context)[0], max(map(len, every)))
+            for begin in range(0, len(every), self.scorer.batch):  # tasks without context have one for all
+                answers = every[begin : begin + self.scorer.batch]
+                questions.append(Question(asked.steps, asked.query, answers, head=asked.head))
         found = list[tuple[float, bool]]()
         with tqdm(total=len(questions), desc="Answering", disable=disable_tqdm) as bar:
 

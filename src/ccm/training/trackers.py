@@ -65,7 +65,7 @@ def trackers(recipe: Recipe, folder: Path, *, resumed: bool) -> list[Any]:
         )
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         wanted.remove("wandb")
-        wanted.append(WandBTracker(project, name=folder.name, dir=folder, config=asdict(recipe), **same))
+        wanted.append(WandBTracker(project, name=folder.resolve().name, dir=folder, config=asdict(recipe), **same))
     return wanted
 
 

@@ -30,7 +30,8 @@ def under_adapter(base: PreTrainedModel, adapter: str | Path | None) -> CCMModel
             f"No adapter ships for {base.name_or_path}; name one, as adapter=FOLDER. To run without one, give the "
             "pipeline what ccm.load(..., rule='full') returns, as model and tokenizer."
         )
-    held = vars(base).setdefault(_HELD, {})
-    if str(adapter) not in held:
-        held[str(adapter)] = CCMModel.from_pretrained(adapter, base)
-    return held[str(adapter)]
+    held, name = vars(base).setdefault(_HELD, {}), str(adapter)
+    key = str(Path(name).resolve()) if Path(name).is_dir() else name  # a folder may be spelt in several ways
+    if key not in held:
+        held[key] = CCMModel.from_pretrained(adapter, base)
+    return held[key]

@@ -17,9 +17,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from ccm.core.errors import InputError
 from ccm.engine.decoder import CCMModel
+from ccm.engine.memory import MemoryCache
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 from ccm.transformers.adapting import under_adapter
+
+# What is refused of a generation config, and what it says where nobody asks for it.
+_UNUSED = {"num_beams": 1, "return_dict_in_generate": False, "prompt_lookup_num_tokens": None, "dola_layers": None}
 
 
 class StreamDecoding:
@@ -59,17 +63,17 @@ class StreamDecoding:
             logits_processor: changes the logits of each token.
             stopping_criteria: say where a row ends.
             generation_config: says whether to sample, and what fills rows that have ended.
-            options: of the model's forward; of these, only the mask is looked at.
+            options: of the model's forward; of these, only the mask and the cache are looked at.
 
         Returns:
             (B, T + G) the text with the new token ids.
 
         Raises:
-            InputError: when the model is another one, a text is padded, or more is asked for than ids: beams, or
-                ``return_dict_in_generate``.
+            InputError: when the model is another one, a text is padded or stands after a cache, or more is asked for
+                than ids: beams, speculation, or ``return_dict_in_generate``.
             ConfigError: when settings, rule and model do not fit together.
         """
-        self._check(model, options.get("attention_mask"), generation_config)
+        self._check(model, options, generation_config)
         stream = self.stream = StreamingMemory(self._model, self._settings, batch=len(input_ids))
         for _ in stream.passes(input_ids):
             pass
@@ -96,7 +100,8 @@ class StreamDecoding:
         if self._streamer is not None:
             self._streamer.put(ids.cpu())
 
-    def _check(self, model: PreTrainedModel, mask: Tensor | None, config: GenerationConfig) -> None:
+    def _check(self, model: PreTrainedModel, options: dict[str, Any], config: GenerationConfig) -> None:
+        mask, cache = options.get("attention_mask"), options.get("cache", options.get("past_key_values"))
         if model is not self._model.base:
             raise InputError(
                 "This decoding method is of another model; call generate of the base that it was made for."
@@ -105,8 +110,10 @@ class StreamDecoding:
             raise InputError(
                 "The texts of this batch are padded; a stream reads texts of one length. Give them one by one."
             )
-        for name, most in (("num_beams", 1), ("return_dict_in_generate", False)):
-            if (asked := getattr(config, name)) not in (None, most):
+        if isinstance(cache, MemoryCache) or (cache is not None and cache.get_seq_length()):
+            raise InputError("A stream begins with the text that it is given; it goes on from no cache. Leave it out.")
+        for name, usual in _UNUSED.items():
+            if (asked := getattr(config, name, None)) not in (None, usual):
                 raise InputError(
                     f"{name} is {asked!r}; text that is compressed as it goes has no such thing: leave it."
                 )

@@ -263,6 +263,10 @@ class MemoryTextGeneration(Pipeline):
     ) -> list[list[dict[str, Any]]]:
         """The results of each of several inputs; generate makes them together."""
         model, tokenizer = self.model, self.tokenizer
+        if memory is not None and not isinstance(memory, Memory):
+            raise InputError(f"memory is {memory!r}; give a ccm.Memory, such as model.load_memory(FILE).")
+        if "custom_generate" in options:
+            raise InputError("The pipeline has a memory of its own; call generate of model.base with custom_generate.")
         if memory is not None and (memory.closed or memory.batch != 1):
             what = "was closed" if memory.closed else f"holds {memory.batch} conversations"
             raise InputError(f"This memory {what}; give an open one of one conversation, such as memory[0].")
@@ -275,14 +279,13 @@ class MemoryTextGeneration(Pipeline):
         ]
         ids, mask = padded([prompt.ids for prompt in prompts])
         ends = sorted(frozenset().union(*(prompt.ends for prompt in prompts)))
-        if "stop_strings" in options:
-            options["tokenizer"] = tokenizer
-        stops = [*options.pop("stopping_criteria", ()), PromptsEnd(prompts, ids.shape[1])]
+        stops = [*(options.pop("stopping_criteria", None) or ()), PromptsEnd(prompts, ids.shape[1])]
         new = model.generate(
             Memory.stack([prompt.memory for prompt in prompts]),
             ids,
             mask,
-            **{"eos_token_id": ends, "pad_token_id": ends[0], **options},
+            **{"eos_token_id": ends, **options, "pad_token_id": ends[0]},  # what fills ended rows must end replies
+            tokenizer=tokenizer,  # for stop strings
             max_new_tokens=min(most, *(prompt.most for prompt in prompts)),
             stopping_criteria=StoppingCriteriaList(stops),
         ).tolist()
