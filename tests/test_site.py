@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ccm
+import ccm.transformers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_reference_has_each_public_name_once() -> None:
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\.\. auto\w+:: ccm\.(\w+)$", text, re.M)) == sorted({*ccm.__all__} - {"__version__"})
+    others = re.findall(r"^\.\. auto\w+:: ccm\.transformers\.(\w+)$", text, re.M)
+    assert sorted(others) == sorted(ccm.transformers.__all__)
 
 
 def test_the_python_code_of_each_document_is_run_by_a_test() -> None:

@@ -38,7 +38,8 @@ class Exchanges:
             InputError: when a system message follows others, or one of the system or the assistant has no text.
         """
         content, calls = message.get("content"), message.get("tool_calls")
-        if message["role"] in ("system", "assistant") and not (isinstance(content, str) or calls):
+        needs_text = message["role"] == "system" or (message["role"] == "assistant" and not calls)
+        if needs_text and not isinstance(content, str):
             raise InputError(f"The content of a message of the {message['role']} is {content!r}; it must be a text.")
         if message["role"] == "system":
             if self.exchanges or self.asked:

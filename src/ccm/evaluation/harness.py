@@ -42,7 +42,7 @@ _LONGEST = 256  # tokens of an answer, where a task does not say
 
 
 @dataclass(frozen=True)
-class Asked:
+class Context:
     """A context as token ids.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
     query: list[int]
     bare: list[int]
 
-    def alone(self) -> Asked:
+    def alone(self) -> Context:
         """Without its steps."""
         return replace(self, steps=[], query=self.bare)
 
@@ -200,7 +200,7 @@ class MemoryLM(TemplateLM):
         asked, space = self._scored(context)
         return asked.ids, [*space, *self.tok_encode(continuation, add_special_tokens=False)]
 
-    def _scored(self, context: str) -> tuple[Asked, list[int]]:
+    def _scored(self, context: str) -> tuple[Context, list[int]]:
         """A context in pieces, for a likelihood: white space at its end is lm-eval's to score, with the answer."""
         asked = self._asked(context.rstrip() or context)
         end = len(asked.query)
@@ -209,7 +209,7 @@ class MemoryLM(TemplateLM):
         space = asked.query[end:]
         return replace(asked, query=asked.query[:end], bare=asked.bare[: len(asked.bare) - len(space)]), space
 
-    def _asked(self, context: str) -> Asked:
+    def _asked(self, context: str) -> Context:
         """A context in pieces; of a rule that forgets them, the query alone."""
         if context.startswith(_CHAT):
             asked = self._chat(**json.loads(context.removeprefix(_CHAT)))
@@ -217,9 +217,9 @@ class MemoryLM(TemplateLM):
             asked = self._text(context)
         return asked.alone() if self.model.rule.forgets else asked
 
-    def _text(self, text: str) -> Asked:
+    def _text(self, text: str) -> Context:
         if not text:
-            return Asked([], [], [self.prefix_token_id], [self.prefix_token_id])
+            return Context([], [], [self.prefix_token_id], [self.prefix_token_id])
         encoded = self._encoded(text)
         ids, begins = encoded["input_ids"], [begin for begin, _ in encoded["offset_mapping"]]
         ends, at, last = [0], 0, 0
@@ -229,9 +229,9 @@ class MemoryLM(TemplateLM):
                 ends.append(end)
                 last = at
         steps = [ids[begin:end] for begin, end in pairwise(ends)]
-        return Asked([], steps, ids[ends[-1] :], self.tok_encode(text[last:]))
+        return Context([], steps, ids[ends[-1] :], self.tok_encode(text[last:]))
 
-    def _chat(self, messages: Sequence[dict[str, str]], *, reply: bool) -> Asked:
+    def _chat(self, messages: Sequence[dict[str, str]], *, reply: bool) -> Context:
         begun = [] if reply or messages[-1]["role"] != "assistant" else [messages[-1]["content"]]
         told = Exchanges()
         for message in messages[: -1 if begun else None]:
@@ -240,9 +240,9 @@ class MemoryLM(TemplateLM):
         steps = [turns.exchange(said, answer, first=not i).ids for i, (said, answer) in enumerate(told.exchanges)]
         begin = turns.encode_reply(begun[0]) if begun else []
         later, alone = ([*turns.prompt(told.asked, first=first), *begin] for first in (not steps, True))
-        return Asked(turns.head, [*map(list, steps)], later, alone)
+        return Context(turns.head, [*map(list, steps)], later, alone)
 
-    def _fitted(self, asked: Asked, longest: int) -> Asked:
+    def _fitted(self, asked: Context, longest: int) -> Context:
         """A context that leaves positions for an answer: the oldest steps go, then the begin of the query."""
         comp = self.model.config.n_tok if self.model.config.positions == "base" else 0
         room = self.model.max_positions - len(asked.head) - longest - self.model.config.n_tok
@@ -333,7 +333,7 @@ class MemoryLM(TemplateLM):
         return [found[number] for number in range(len(asked))]
 
     def _written(
-        self, asked: Sequence[Asked], until: Sequence[str] | str, max_gen_toks: int, **options: Any
+        self, asked: Sequence[Context], until: Sequence[str] | str, max_gen_toks: int, **options: Any
     ) -> list[str]:
         questions = [Question(one.steps, one.query, [one.query], head=one.head) for one in asked]
         memory = self.scorer.write(questions)[0]

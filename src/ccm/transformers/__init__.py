@@ -16,8 +16,10 @@ from ccm.transformers.pipeline import MemoryTextGeneration
 
 __all__ = ["CUSTOM_GENERATE", "TASK", "MemoryTextGeneration", "StreamDecoding", "generate"]
 
+#: The name of the pipeline.
 TASK = "ccm-text-generation"
-CUSTOM_GENERATE = str(Path(__file__).parent / "hub")  # the folder that ``generate(custom_generate=...)`` takes
+#: The folder that ``generate(custom_generate=...)`` takes.
+CUSTOM_GENERATE = str(Path(__file__).parent / "hub")
 
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(

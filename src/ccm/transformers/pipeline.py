@@ -278,7 +278,9 @@ class MemoryTextGeneration(Pipeline):
             for one in asked
         ]
         ids, mask = padded([prompt.ids for prompt in prompts])
-        ends = sorted(frozenset().union(*(prompt.ends for prompt in prompts)))
+        told = getattr(options.get("generation_config"), "eos_token_id", None)
+        also = told if isinstance(told, list) else [] if told is None else [told]
+        ends = sorted(frozenset(also).union(*(prompt.ends for prompt in prompts)))
         stops = [*(options.pop("stopping_criteria", None) or ()), PromptsEnd(prompts, ids.shape[1])]
         new = model.generate(
             Memory.stack([prompt.memory for prompt in prompts]),
