@@ -36,7 +36,8 @@ def kept(tmp_path: Path) -> Path:
         reply = held.answer(text)
         turn = KeptTurn(name, before, {"said": reply}, [{"role": "user", "content": text}], "", 1e9)
         transcript = Transcript("", [], [Passage([{"role": "user", "content": text}], reply, held.read[-1])])
-        Memories(backend, store).add(OWNER, [Heard(turn, held.memory, transcript)], after)
+        packed = backend.pack(held.memory, after.memory if after else None)
+        Memories(backend, store).add(OWNER, [Heard(turn, packed, transcript)], after, held.memory)
         after = KeptMemory(held.memory, name)
     store.close()
     return tmp_path / "store"
