@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
@@ -47,16 +48,18 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Of a test with ``covers``, as many cases run by default as hold each combination of values once; others are slow.
 
     Each mark names parameters whose values are combined: ``covers("family attn", "rule")`` keeps each family with each
-    kernel, and each rule; without names it keeps one case. Which case holds a combination is drawn by the name of the
-    case, the same everywhere.
+    kernel, and each rule; without names it keeps one case, or ``cases=N`` of them. Which case holds a combination is
+    drawn by the name of the case, the same everywhere.
     """
-    held: set[tuple[Any, ...]] = set()
+    held, kept = set[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
     for item in sorted(items, key=lambda item: sha256(item.nodeid.encode()).digest()):
         mark = item.get_closest_marker("covers")
         if mark is None:
             continue
         test, values = (item.path, item.originalname), item.callspec.params
         told = {(*test, names, *(repr(values[name]) for name in names.split())) for names in mark.args} | {test}
-        if told <= held:
+        if told <= held and kept[test] >= mark.kwargs.get("cases", 1):
             item.add_marker(pytest.mark.slow)
+        else:
+            kept[test] += 1
         held |= told

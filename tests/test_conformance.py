@@ -68,6 +68,7 @@ def test_a_changed_number_fails_with_its_case(copy: Path, capsys: pytest.Capture
     assert f"{case}: logits 0.001" in out
 
 
+@pytest.mark.covers(cases=1)
 @pytest.mark.parametrize(("name", "change"), [("nll", 1e-3), ("kv_len", 1), ("n_comp", 1), ("final_v", 1e-3)])
 def test_a_changed_number_of_a_stream_fails(copy: Path, name: str, change: float) -> None:
     manifest = copy / "manifest_stream.json"
@@ -81,6 +82,7 @@ def test_a_changed_number_of_a_stream_fails(copy: Path, name: str, change: float
     assert status(copy, "stream") == 1
 
 
+@pytest.mark.covers(cases=1)
 @pytest.mark.parametrize(("name", "change"), [("logits", 1e-2), ("loss", 1e-2), ("greedy", 1), ("input_ids", 1)])
 def test_a_changed_number_of_an_encoder_decoder_fails(copy: Path, name: str, change: float) -> None:
     needs_t5()

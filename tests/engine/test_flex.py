@@ -87,7 +87,7 @@ def test_the_blocks_hold_the_mask_of_every_rule(rule: str, sink: bool, recurrent
     check()
 
 
-@pytest.mark.covers("rule", "sink")
+@pytest.mark.covers("rule")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Flex]) -> None:
@@ -98,7 +98,7 @@ def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Fl
     assert len(on_cpu) == 1  # for all three layers
 
 
-@pytest.mark.covers("family", "rule")
+@pytest.mark.covers("family")
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox", *WINDOWED])
 def test_families_with_and_without_windows_give_the_same_logits(family: str, rule: str, on_cpu: list[Flex]) -> None:

@@ -131,6 +131,7 @@ def chat_of(rule: str, positions: int = 160) -> Conversation:
     return Conversation(model, made, sampling=Sampling(max_new_tokens=4), system="Be kind.")
 
 
+@pytest.mark.covers(cases=3)
 @pytest.mark.parametrize("rule", [rule for rule in RULE_NAMES if rule not in ("gist", "pos_control")])
 def test_a_conversation_has_no_end(rule: str, tmp_path: Path) -> None:
     chat = chat_of(rule)

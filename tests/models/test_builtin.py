@@ -32,6 +32,7 @@ def test_no_turn_of_its_dialogues_is_longer_than_is_said() -> None:
     assert LONGEST_TURN - 4 <= max(len(tokenizer.encode(text)) for text in said) <= LONGEST_TURN
 
 
+@pytest.mark.covers(cases=1)
 @pytest.mark.parametrize(("rule", "least", "most"), [("full", 0.9, 1.0), ("none", 0.0, 0.15)])
 def test_full_context_recalls_and_no_context_does_not(rule: str, least: float, most: float) -> None:
     report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=12, batch=12, seed=5)
@@ -39,6 +40,7 @@ def test_full_context_recalls_and_no_context_does_not(rule: str, least: float, m
     assert report.invented <= 0.2 or rule == "none"
 
 
+@pytest.mark.covers(cases=1)
 @pytest.mark.parametrize(("rule", "least", "entries"), [("concat", 0.85, 24), ("gate", 0.8, 4), ("merge", 0.4, 4)])
 def test_memory_recalls_and_is_at_least_five_times_smaller(rule: str, least: float, entries: int) -> None:
     report = evaluate_recall(*ccm.load("builtin", rule=rule), dialogues=12, batch=12, seed=5)

@@ -65,6 +65,7 @@ def test_positions_end_at_the_turn_that_the_model_refuses(rule: str, positions: 
         compress_all(model, make_sample([9], 3, head=1), memory)
 
 
+@pytest.mark.covers(cases=1)
 @pytest.mark.parametrize("rule", ["concat", "gate"])
 def test_a_store_holds_what_is_planned(rule: str) -> None:
     """Within 4 %: turns differ in length, and headers and JSON by some bytes."""

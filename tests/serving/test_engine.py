@@ -97,6 +97,7 @@ def made() -> Iterator[Callable[..., Listener]]:
         engine.stop()
 
 
+@pytest.mark.covers(cases=2)
 @pytest.mark.parametrize(
     ("rule", "recurrent", "tokens"),
     [("concat", True, 512), ("concat", False, 12), ("gate", True, 12), ("full", True, 40)],
