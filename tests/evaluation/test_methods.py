@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccm.evaluation import methods
-from ccm.evaluation.methods import Method, Models
+from ccm.evaluation.methods import Method, Models, own_rules, read_configs
 from ccm.evaluation.settings import Selection
 from ccm.models.builtin import WEIGHTS
 
@@ -54,3 +54,10 @@ def test_methods_are_grouped_so_that_each_adapter_is_loaded_once(monkeypatch: py
     assert [method.name for method in grouped] == ["concat", "full", "none", "gate"]
     assert [models.load(method)[0].config.rule for method in grouped] == ["concat", "full", "none", "gate"]
     assert loaded == ["concat"]
+
+
+def test_an_adapter_under_a_rule_that_is_named_is_measured_once() -> None:
+    configs = read_configs([str(WEIGHTS / "concat"), str(WEIGHTS / "gate")])
+    names = [method.name for method in own_rules(configs, ["full", "concat", "gist-online"])]
+    assert names == ["gate"]
+    assert [method.name for method in own_rules(configs, ["full"])] == ["concat", "gate"]

@@ -131,9 +131,12 @@ def own_rules(configs: Configs, named: Sequence[str]) -> list[Method]:
 
     Args:
         configs: of the adapters.
-        named: rules that are methods by themselves. A plain LoRA is no further method beside "full".
+        named: rules that are methods by themselves. An adapter that one of them takes is no further method under it,
+            nor is a plain LoRA beside "full".
     """
-    compared = {a: config.rule for a, config in configs.items() if not ("full" in named and is_plain_lora(a))}
+    taken = {(adapter_for(configs, rule), rule) for rule in named if rule in {own.rule for own in configs.values()}}
+    rule_of = {a: config.rule for a, config in configs.items() if not ("full" in named and is_plain_lora(a))}
+    compared = {adapter: rule for adapter, rule in rule_of.items() if (adapter, rule) not in taken}
     rules, folders = [*compared.values()], [Path(adapter).name for adapter in compared]
     methods = []
     for (adapter, rule), folder in zip(compared.items(), folders, strict=True):
