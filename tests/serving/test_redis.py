@@ -104,7 +104,7 @@ def test_what_is_only_listed_is_not_read_again_where_another_writes(replicas: tu
     assert asked == [["first"]]
 
 
-def test_two_that_make_room_of_the_same_turns_do_so_once() -> None:
+def test_two_that_make_room_of_the_same_turns_do_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     url = stores.new_redis()
     one, other = (Store(open_tables(url), "model", quota=3_000) for _ in range(2))
     for number in range(8):
@@ -121,7 +121,7 @@ def test_two_that_make_room_of_the_same_turns_do_so_once() -> None:
 
         return run(counted, **options)
 
-    one.tables.run = told  # type: ignore[method-assign]
+    monkeypatch.setattr(one.tables, "run", told)
     add(one, "mine", bytes(300))
     assert one.get(ANNA, "mine") is not None
     assert other.get(ANNA, "other") is not None

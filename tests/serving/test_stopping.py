@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ccm.cli.commands.serve import run
+from ccm.serving.settings import ServerSettings
+
 pytestmark = pytest.mark.slow
 
 
@@ -57,3 +60,14 @@ def test_a_server_that_is_told_to_stop_keeps_the_replies_under_way(tmp_path: Pat
     listed = subprocess.run(command, capture_output=True, text=True).stdout
     assert names
     assert all(name in listed for name in names)
+
+
+def test_a_stop_while_the_model_loads_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("ccm.serving.start.start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as end:
+            run({"model": "builtin", "adapter": None}, ServerSettings(port=8792))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 0

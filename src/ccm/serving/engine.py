@@ -252,18 +252,19 @@ class Engine:
             _log.exception("The engine has failed; this server has to be started anew.")
             with self._changed:
                 self._failed = self._stopping = True
-                begun, queued = [*self._active], [task for queue in self._queues.values() for task in queue]
+                left = [*self._active, *(task for queue in self._queues.values() for task in queue)]
                 self._active, self._queues = [], OrderedDict()
             failure = RequestError(
                 "This server has failed; ask again later.", status=503, code="failed", headers=_AGAIN
             )
-            for task in begun:
-                for error in (failure, GreenletExit()):
-                    if task.run is not None and not task.run.dead:
+            for task in left:
+                if task.run is None:  # not begun
+                    task.work.close()
+                    task.emit(failure)
+                    continue
+                for error in (failure, GreenletExit()):  # the second where it goes on after the first
+                    if not task.run.dead:
                         task.run.throw(error)
-            for task in queued:
-                task.work.close()
-                task.emit(failure)
 
     def _serve(self) -> None:
         while self._admit():

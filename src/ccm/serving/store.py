@@ -602,9 +602,8 @@ class Store:
         """Delete the turns that were used longest ago, as far as the quota wants it; returns how many."""
         held, gone, passed = t.held(owner), 0, {*but}
         while held > self._quota:
-            first = t.find(TURNS, "owner", [owner], most=len(passed) + 1, watch=False)[
-                0
-            ]  # each turn of the key writes it
+            # Each new turn of the key changes this index; what is deleted is looked at by itself.
+            (first,) = t.find(TURNS, "owner", [owner], most=len(passed) + 1, watch=False)
             oldest = (one for one in first if one not in passed)
             if (name := next(oldest, None)) is None:
                 raise QuotaError(
