@@ -9,6 +9,7 @@ or both, and a row in ``DATA_SETS`` below or in ``ccm.data.tasks.TASKS``. To add
     running text                              text, with pg19 and redpajama on top
     questions on long conversations           longterm, with locomo and longmemeval on top
     made-up dialogues                         facts with recall, and builtin
+    dialogues made of conversations           recital
 
 ``reading`` opens files, ``examples`` draws shuffled epochs and holds samples out, ``settings`` are what recipes say.
 ``sources`` knows where data sets are published, and brings them into the folders that are read here.
@@ -39,6 +40,7 @@ DATA_SETS = {  # module with a function open_data
     "lmsys": "ccm.data.lmsys",
     "mixture": "ccm.data.mixture",
     "recall": "ccm.data.recall",
+    "recital": "ccm.data.recital",
 }
 
 
