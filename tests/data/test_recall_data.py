@@ -128,6 +128,14 @@ def test_the_task_asks_four_questions_of_every_dialogue_after_its_lines(turns: T
     assert questions != [*replace(task, options=recall.RecallTaskOptions(3, seed=1)).questions(12)]
 
 
+@pytest.mark.parametrize(("known", "bank"), [(False, "held_out"), (True, "train")])
+def test_the_task_asks_for_kinds_that_training_has_where_it_is_asked_to(turns: Turns, known: bool, bank: str) -> None:
+    task = open_task(TaskSettings("recall", options={"dialogues": 8, "known": known}), turns)
+    plain = {value for value in read_bank(bank).values() if "#" not in value}
+    asked = {question.references[0] for question in task.questions(12)}
+    assert len(asked & plain) > len(asked) / 2
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

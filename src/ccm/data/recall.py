@@ -111,10 +111,13 @@ class RecallTaskOptions(TaskOptions):
     Attributes:
         dialogues: how many; each tells eight facts, and is asked for four of them, each on its own.
         seed: of the dialogues.
+        known: whether kinds of facts, wordings and values are those that training has. The difference from others says
+            how much of what was learned holds for these alone.
     """
 
     dialogues: int = bounded(200, 1)
     seed: int = bounded(0, 0)
+    known: bool = False
 
 
 @dataclass
@@ -135,8 +138,9 @@ class RecallTask(Task):
         if depth < FACTS:
             raise ConfigError(f"There is no time step {depth}; a dialogue tells {FACTS} facts, one a line.")
         self.skipped, self.noted = Counter(), Counter()
+        bank = read_bank("train" if self.options.known else "held_out")
         for number in range(self.options.dialogues):
-            writer = Writer(read_bank("held_out"), random.Random(f"{self.options.seed} recall {number}"))
+            writer = Writer(bank, random.Random(f"{self.options.seed} recall {number}"))
             lines = told_then_asked(writer, depth, FACTS, QUESTIONS)
             for line in lines[depth:]:
                 yield self._question(lines[:depth], line)

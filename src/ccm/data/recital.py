@@ -13,22 +13,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
 from itertools import chain
 
 from ccm.chat.turns import Turns
 from ccm.core.config import bounded
 from ccm.core.errors import DataError
 from ccm.data.custom import read_examples
-from ccm.data.examples import PlacedSamples, hold_out, tell_held_out
+from ccm.data.examples import PlacedSamples, hold_out
 from ccm.data.kinds import Chat
 from ccm.data.settings import DataOptions, DataSettings
-from ccm.engine.layout import Sample, length
+from ccm.engine.layout import Sample
 
 SHORTEST, LONGEST = 4, 20  # words of a sentence that is recited
 _RAREST = 2  # words of a sentence among which the one to ask by is drawn
-_COMMON = 100  # words of the conversations that nothing is asked by
+_COMMON = 1 / 500  # share of all words; nothing is asked by a word that is more common
 _ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
+_LARGEST = 64  # exchanges among which the longest in tokens are sought
 _DRAWS = 64  # conversations tried for a dialogue in which something can be asked
 BY_WORD = (  # of what the user said, and of what the assistant said: how a sentence is asked for, and recited
     (
@@ -116,14 +118,21 @@ class Recitals(PlacedSamples):
 
     @cached_property
     def longest(self) -> int:
-        """Most text tokens of a sample, of the longest exchanges that there are."""
-        texts = sorted(chain.from_iterable(chat.turns for chat in self.chats), key=lambda turn: -sum(map(len, turn)))
-        told = Chat((*texts[: self.options.longest], *texts[: self.options.asked]))
-        return length(told.sample(self.turns, told.length))
+        """Most text tokens of a sample: of the longest exchanges, and of questions on the longest sentences."""
+        told = chain.from_iterable(chat.turns for chat in chain(self.chats, self.held))
+        exchanges = nlargest(_LARGEST, set(told), key=lambda turn: sum(map(len, turn)))
+        recited = max((one.text for one in sentences(exchanges)), key=len, default="")
+        question = max((asked + answer for asked, answer in chain(*BY_WORD, *BY_BEGINNING)), key=len)
+        sizes = [self._size(*turn) for turn in exchanges]
+        told_most = sum(nlargest(self.options.longest, sizes * self.options.longest))
+        return told_most + self.options.asked * self._size(f"{question} {recited}", recited) + len(self.turns.head)
+
+    def _size(self, user: str, reply: str) -> int:
+        return len(self.turns.exchange(user, reply, first=False).ids)
 
     @cached_property
     def _common(self) -> set[str]:
-        return {word for word, _ in self.counts.most_common(_COMMON)}
+        return {word for word, count in self.counts.items() if count > _COMMON * self.counts.total()}
 
     def at(self, place: int) -> Sample:
         return self._sample(random.Random(f"{self.seed} recital {place}"), self.chats)
@@ -211,7 +220,9 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> Recitals:
     """
     options = settings.read_options(RecitalOptions)
     path = settings.require_path("a file or folder of conversations")
-    groups = [[example for example in group if isinstance(example, Chat)] for group in read_examples(path, settings, turns)]
+    groups = [
+        [example for example in group if isinstance(example, Chat)] for group in read_examples(path, settings, turns)
+    ]
     groups = [group for group in groups if group]
     if not groups:
         raise DataError(f"{path} holds no conversation; recital recites what was said in some.")
