@@ -26,7 +26,7 @@ from ccm.core.files import write_atomically
 from ccm.data.facts import read_bank
 from reproductions.parts import train_part
 
-RULES = {  # what differs from the recipe; gate and merge hold as much as concat does after four steps
+RULES = {  # what differs from the recipe; gate and merge hold as much as concat does after two steps
     "concat": (),
     "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
