@@ -173,13 +173,17 @@ def test_settings_of_another_effect_differ(changed: dict[str, Any]) -> None:
     assert effective_settings(config) != before
 
 
-def test_an_adapter_on_a_stage_1_base_is_none_for_the_bare_base(tmp_path: Path) -> None:
+def test_an_adapter_may_begin_with_one_of_another_first_stage_whose_base_it_does_not_share(tmp_path: Path) -> None:
     tensors = {}
     for name, weight in tiny_base().named_parameters():
         if name.endswith("q_proj.weight"):
             tensors[name.replace("weight", "lora_A.weight")] = torch.ones(2, weight.shape[1])
             tensors[name.replace("weight", "lora_B.weight")] = torch.ones(weight.shape[0], 2)
     lora = PlainLoRA({"r": 2, "lora_alpha": 8, "target_modules": ["q_proj"]}, tensors, None)
-    CCMModel(tiny_base(), ccm_config(), stage1=lora).save_pretrained(tmp_path / "a")
-    with pytest.raises(AdapterError, match="stage-1 adapter"):
-        tiny_model("concat").begin_with(tmp_path / "a")
+    first = CCMModel(tiny_base(), ccm_config(), stage1=lora)
+    first.adapter_tensors()["comp_embeddings.weight"].data.fill_(0.5)
+    first.save_pretrained(tmp_path / "a")
+    bare = tiny_model("concat")
+    assert not bare.shares_base(CCMModel.from_pretrained(tmp_path / "a", base=tiny_base()).config)
+    bare.begin_with(tmp_path / "a")
+    assert (bare.adapter_tensors()["comp_embeddings.weight"] == 0.5).all()

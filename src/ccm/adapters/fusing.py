@@ -52,7 +52,7 @@ def fuse_adapter(adapter: str | Path, output: str | Path, base: str | None = Non
     vocab_size = stock.get_input_embeddings().weight.shape[0]
     signs, settings = sample_signs(stock), effective_settings(stock.config.get_text_config())
     base_id = fingerprint_base(stock, saved.stage1.fingerprint, signs)
-    facts = BaseFacts(stock.name_or_path, base_id, vocab_size, pack_signs(signs), settings, saved.stage1.fingerprint)
+    facts = BaseFacts(stock.name_or_path, base_id, vocab_size, pack_signs(signs), settings)
     check_base(saved, facts, str(adapter))
     tokenizer = load_tokenizer(stock.name_or_path)
     merged = merge_stage1(stock, saved.stage1)

@@ -275,7 +275,8 @@ class AdaptedModel(nn.Module):
     def begin_with(self, adapter: str | Path) -> None:
         """Copy the tensors that another adapter of this base shares with the model; if sizes differ, the common part.
 
-        Everything else stays. So an adapter can start its training from one with another rule, N or rank, or no LoRA.
+        Everything else stays. So an adapter can start its training from one with another rule, N, rank or stage-1
+        adapter, or no LoRA.
 
         Raises:
             AdapterError: when the adapter is absent, damaged, or of another base model.
@@ -293,8 +294,7 @@ class AdaptedModel(nn.Module):
     def base_facts(self) -> BaseFacts:
         """The facts that tell the base from others."""
         name = self.base.name_or_path or type(self.base).__name__
-        stage1 = self.stage1.fingerprint if self.stage1 else ""
-        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings, stage1)
+        return BaseFacts(name, self.base_id, self.vocab_size, self.base_signs, self.base_settings)
 
     @property
     def device(self) -> torch.device:

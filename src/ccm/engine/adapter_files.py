@@ -256,7 +256,6 @@ class BaseFacts:
         vocab_size: rows of its embedding table.
         signs: (up to 8,192,) uint8 of :func:`ccm.engine.fingerprint.pack_signs`.
         settings: result of :func:`ccm.engine.fingerprint.effective_settings`.
-        stage1: fingerprint of the stage-1 adapter that its weights contain; empty if there is none.
     """
 
     name: str
@@ -264,14 +263,14 @@ class BaseFacts:
     vocab_size: int
     signs: Tensor
     settings: Mapping[str, Any]
-    stage1: str = ""
 
 
 def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bool = False) -> None:
     """Refuse an adapter that was trained on another base, if the adapter knows its base.
 
     A relative of the adapter's base, quantized or fine-tuned, has the same settings, and at most
-    :data:`ccm.engine.fingerprint.RELATED` of its sampled signs differ. It is accepted with a warning.
+    :data:`ccm.engine.fingerprint.RELATED` of its sampled signs differ. It is accepted with a warning. The stage-1
+    adapter is not compared: an adapter that is loaded brings its own.
 
     Args:
         adapter: the saved adapter.
@@ -287,9 +286,6 @@ def check_base(adapter: SavedAdapter, base: BaseFacts, where: str, *, strict: bo
         raise _another_base(config, base, where, f"vocabulary size {config.base_vocab_size}", str(base.vocab_size))
     if not config.base_fingerprint or config.base_fingerprint == base.fingerprint:
         return
-    stage1 = adapter.stage1.fingerprint if adapter.stage1 else ""
-    if stage1 != base.stage1:
-        raise _another_base(config, base, where, f"stage-1 adapter {stage1 or None}", str(base.stage1 or None))
     for name in sorted({*(settings or base.settings), *base.settings}):
         ours, theirs = (settings or base.settings).get(name), base.settings.get(name)
         if ours != theirs:
