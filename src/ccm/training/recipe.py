@@ -38,8 +38,8 @@ class Recipe:
         model: the base model: a folder, a Hub id, or "builtin".
         base_adapter: a plain LoRA (the result of the stage "base") to merge into the base before training.
         init_adapter: the adapter to start from. In the stage "compress", a compression adapter, whose tensors are used
-            as far as they fit, and which may have another first stage; "builtin" is the one that the built-in base was trained with. In the stage "base", a
-            plain LoRA of the same rank. None starts from new tensors.
+            as far as they fit, and which may have another first stage; "builtin" is the one that the built-in base was
+            trained with. In the stage "base", a plain LoRA of the same rank. None starts from new tensors.
         output_dir: the folder of the run and its result.
         data: the settings of the data set.
         adapter: the settings of the memory and its LoRA; the stage "base" uses the LoRA only. The format of its turns
