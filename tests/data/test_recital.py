@@ -82,9 +82,18 @@ def begins_and_ends(sentence: str, question: str, answer: str) -> bool:
     return any(begun in question and answer.endswith(rest) for begun, rest in cuts)
 
 
+@pytest.fixture(scope="module")
+def by_word(path: Path, turns: Turns) -> Recitals:
+    return opened(path, turns, begun=0.0)
+
+
+@pytest.fixture(scope="module")
+def by_beginning(path: Path, turns: Turns) -> Recitals:
+    return opened(path, turns, begun=1.0)
+
+
 @given(seed=st.integers(0, 10**6))
-def test_a_question_tells_one_sentence_from_all_others(path: Path, turns: Turns, seed: int) -> None:
-    by_word, by_beginning = opened(path, turns, begun=0.0), opened(path, turns, begun=1.0)
+def test_a_question_tells_one_sentence_from_all_others(by_word: Recitals, by_beginning: Recitals, seed: int) -> None:
     told, asked = by_word.dialogue(random.Random(seed), by_word.chats)
     for question, answer in asked:
         [word] = [word for word in WORDS if re.search(rf"\b{word}\b", question, re.IGNORECASE)]
@@ -100,7 +109,7 @@ def test_only_what_is_recited_is_a_target(data: Recitals) -> None:
         steps = [*sample.steps, sample.query]
         taught = [any(target != IGNORE for target in step.targets) for step in steps]
         assert taught == sorted(taught)
-        assert not any(taught[:2]) or len(steps) == 2
+        assert not any(taught[:2])
         assert taught[-1]
 
 

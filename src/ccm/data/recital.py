@@ -25,6 +25,7 @@ from ccm.data.kinds import Chat
 from ccm.data.settings import DataOptions, DataSettings
 from ccm.engine.layout import Sample
 
+Exchange = tuple[str, str]  # what the user says, and the reply
 SHORTEST, LONGEST = 4, 20  # words of a sentence that is recited
 _RAREST = 2  # words of a sentence among which the one to ask by is drawn
 _COMMON = 1 / 500  # share of all words; nothing is asked by a word that is more common
@@ -123,8 +124,7 @@ class Recitals(PlacedSamples):
         exchanges = nlargest(_LARGEST, set(told), key=lambda turn: sum(map(len, turn)))
         recited = max((one.text for one in sentences(exchanges)), key=len, default="")
         question = max((asked + answer for asked, answer in chain(*BY_WORD, *BY_BEGINNING)), key=len)
-        sizes = [self._size(*turn) for turn in exchanges]
-        told_most = sum(nlargest(self.options.longest, sizes * self.options.longest))
+        told_most = self.options.longest * max(self._size(*turn) for turn in exchanges)  # one may be drawn again
         return told_most + self.options.asked * self._size(f"{question} {recited}", recited) + len(self.turns.head)
 
     def _size(self, user: str, reply: str) -> int:
@@ -138,8 +138,6 @@ class Recitals(PlacedSamples):
         return self._sample(random.Random(f"{self.seed} recital {place}"), self.chats)
 
     def held_out(self) -> list[Sample]:
-        if not self.held:
-            return []
         places = range(self.eval_samples)
         return [self._sample(random.Random(f"{self.seed} recital held out {i}"), self.held) for i in places]
 
@@ -148,9 +146,7 @@ class Recitals(PlacedSamples):
         chat = Chat((*told, *asked), silent=frozenset(range(len(told))))
         return chat.sample(self.turns, chat.length)
 
-    def dialogue(
-        self, rng: random.Random, chats: Sequence[Chat]
-    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    def dialogue(self, rng: random.Random, chats: Sequence[Chat]) -> tuple[list[Exchange], list[Exchange]]:
         """Exchanges of the conversations, and questions on them with what is recited."""
         for _ in range(_DRAWS):
             told = self._told(rng, chats)
@@ -162,7 +158,7 @@ class Recitals(PlacedSamples):
             "that one of its words tells from the others; recital needs conversations in sentences."
         )
 
-    def _told(self, rng: random.Random, chats: Sequence[Chat]) -> list[tuple[str, str]]:
+    def _told(self, rng: random.Random, chats: Sequence[Chat]) -> list[Exchange]:
         count = rng.randint(2, self.options.longest)
         if rng.random() < self.options.together:
             turns = rng.choice(chats).turns
@@ -170,7 +166,7 @@ class Recitals(PlacedSamples):
             return [*turns[first : first + count]]
         return [rng.choice(rng.choice(chats).turns) for _ in range(count)]
 
-    def _asked(self, rng: random.Random, told: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _asked(self, rng: random.Random, told: Sequence[Exchange]) -> list[Exchange]:
         said = [*sentences(told)]
         held = Counter(chain.from_iterable(one.words for one in said))
         asked = []
@@ -180,7 +176,7 @@ class Recitals(PlacedSamples):
                 asked.append(question)
         return asked[: rng.randint(1, self.options.asked)]
 
-    def _by_word(self, rng: random.Random, one: Said, held: Counter[str]) -> tuple[str, str] | None:
+    def _by_word(self, rng: random.Random, one: Said, held: Counter[str]) -> Exchange | None:
         """By a rare word that no other sentence of the dialogue has."""
         words = (word for word in one.words - self._common if held[word] == 1)
         own = sorted(words, key=lambda word: (self.counts[word], word))
@@ -191,7 +187,7 @@ class Recitals(PlacedSamples):
         question, answer = rng.choice(BY_WORD[one.by_assistant])
         return question.format(word=spelt), answer.format(sentence=one.text)
 
-    def _by_beginning(self, rng: random.Random, one: Said, said: Sequence[Said]) -> tuple[str, str] | None:
+    def _by_beginning(self, rng: random.Random, one: Said, said: Sequence[Said]) -> Exchange | None:
         """By two words or more, with which no other sentence of the dialogue begins."""
         words = one.text.split()
         cut = rng.randint(2, max(len(words) * 2 // 3, 2))
@@ -202,7 +198,7 @@ class Recitals(PlacedSamples):
         return question.format(begun=begun), answer.format(rest=rest)
 
 
-def sentences(told: Sequence[tuple[str, str]]) -> Iterator[Said]:
+def sentences(told: Sequence[Exchange]) -> Iterator[Said]:
     """The sentences of exchanges that are neither too short nor too long to recite."""
     for exchange in told:
         for by_assistant, text in enumerate(exchange):
@@ -216,7 +212,8 @@ def open_data(settings: DataSettings, turns: Turns, seed: int) -> Recitals:
 
     Raises:
         ConfigError: when no file is named, or an option is not allowed.
-        DataError: when a file is absent, empty or malformed, or holds what is not a conversation.
+        DataError: when a file is absent, empty or malformed, or none holds a conversation. Tasks and texts are left
+            out.
     """
     options = settings.read_options(RecitalOptions)
     path = settings.require_path("a file or folder of conversations")
