@@ -16,6 +16,7 @@ from ccm.core.config import TurnFormat
 from ccm.core.errors import ConfigError
 from ccm.data import recall
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
+from ccm.data.facts.others import CONTENT, OtherWords
 from ccm.data.tasks import TaskSettings, open_task
 from ccm.engine.layout import IGNORE
 from ccm.training.recipe import load_recipe
@@ -36,6 +37,35 @@ def test_nothing_that_recall_is_measured_with_is_trained_on() -> None:
     assert not simple(train.values()) & simple(held.values())
     assert len(held.values()) > 200
     assert len(train.kinds) > 30
+
+
+@pytest.fixture(scope="module")
+def others(turns: Turns) -> OtherWords:
+    return OtherWords(1.0, turns.tokenizer, read_bank("held_out").words())
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(read_bank("train").values() | read_bank("held_out").values())))
+def test_other_words_keep_the_shape_of_a_phrase_and_are_none_that_recall_is_measured_with(
+    others: OtherWords, seed: int, phrase: str
+) -> None:
+    other = others.instead(random.Random(seed), phrase)
+    assert other == others.instead(random.Random(seed), phrase)
+    if "#" in phrase:
+        assert other == phrase
+    else:
+        parts = [re.escape(part) for part in CONTENT.split(phrase)]
+        assert re.fullmatch(r"(\w{2,})".join(parts), other)
+        new = re.fullmatch(r"(\w{2,})".join(parts), other).groups()
+        assert [word[0].isupper() for word in new] == [word[0].isupper() for word in CONTENT.findall(phrase)]
+        assert not {word.lower() for word in new} & read_bank("held_out").words()
+
+
+def test_as_many_phrases_have_other_words_as_is_asked_for(turns: Turns) -> None:
+    rng = random.Random(0)
+    some = OtherWords(0.3, turns.tokenizer)
+    changed = sum(some.instead(rng, "carrot cake") != "carrot cake" for _ in range(2000))
+    assert 500 < changed < 700
+    assert OtherWords(0.0, turns.tokenizer).instead(rng, "carrot cake") == "carrot cake"
 
 
 @pytest.mark.parametrize("name", ["train", "held_out"])
@@ -65,8 +95,9 @@ def assert_coherent(lines: list[Line]) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40))
-def test_a_dialogue_asks_for_what_it_told(seed: int, count: int) -> None:
-    lines = mixed(Writer(read_bank("train"), random.Random(seed), 0.4, True), count, asking=0.4, untold=0.1)
+def test_a_dialogue_asks_for_what_it_told(others: OtherWords, seed: int, count: int) -> None:
+    writer = Writer(read_bank("train"), random.Random(seed), replace(others, share=0.4), careless=True)
+    lines = mixed(writer, count, asking=0.4, untold=0.1)
     assert len(lines) == count
     assert lines[-1].asks
     assert_coherent(lines)

@@ -10,12 +10,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ccm.chat.turns import Turns
 from ccm.core.config import bounded
 from ccm.core.errors import ConfigError
 from ccm.data.examples import PlacedSamples
 from ccm.data.facts import Line, Writer, mixed, read_bank, told_then_asked
+from ccm.data.facts.others import OtherWords
 from ccm.data.kinds import Chat
 from ccm.data.questions import Question
 from ccm.data.settings import DataOptions, DataSettings, TaskOptions
@@ -36,7 +38,8 @@ class RecallOptions(DataOptions):
         asking: share of the lines that ask.
         untold: share of the questions that ask for what was never told.
         dense: share of the dialogues that first tell 2 to 10 facts and then ask for them.
-        made_up: share of the names that nobody has, so that copying is learned and not a list.
+        others: share of the values and of the subjects whose words are exchanged for any others, so that copying is
+            learned and not a list.
         headed: share of the dialogues that stand under a system message of their own.
         asked_only: whether the replies to questions are the only targets.
     """
@@ -46,7 +49,7 @@ class RecallOptions(DataOptions):
     asking: float = bounded(0.45, 0, 1)
     untold: float = bounded(0.1, 0, 1)
     dense: float = bounded(0.4, 0, 1)
-    made_up: float = bounded(0.4, 0, 1)
+    others: float = bounded(0.5, 0, 1)
     headed: float = bounded(0.2, 0, 1)
     asked_only: bool = False
 
@@ -82,9 +85,13 @@ class RecallData(PlacedSamples):
         chat = Chat(tuple((line.user, line.reply) for line in lines), system, silent)
         return chat.sample(self.turns, chat.length)
 
+    @cached_property
+    def _others(self) -> OtherWords:
+        return OtherWords(self.options.others, self.turns.tokenizer, read_bank("held_out").words())
+
     def _lines(self, rng: random.Random) -> Sequence[Line]:
         options = self.options
-        writer = Writer(read_bank("train"), rng, options.made_up, careless=True)
+        writer = Writer(read_bank("train"), rng, self._others, careless=True)
         if rng.random() < options.long:
             return mixed(writer, rng.randint(options.longest, LONGEST), asking=options.asking, untold=options.untold)
         if rng.random() < options.dense:

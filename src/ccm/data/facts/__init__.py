@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ccm.data.builtin.dialogues import MadeUp
+from ccm.data.facts.others import CONTENT, OtherWords
 
 _FOLDER = Path(__file__).parent
 _ARTICLE = re.compile(r"\b([Aa])(?= [aeiouAEIO])")
@@ -58,14 +58,12 @@ class Slot:
         kind: of fact.
         subject: whom or what it is about; empty where it is the user.
         values: to draw from.
-        made_up: whether a value may be a name that nobody has.
         key: a dialogue tells no two slots of the same key.
     """
 
     kind: Kind
     subject: str
     values: Sequence[str]
-    made_up: bool
     key: tuple[str, str]
 
 
@@ -111,19 +109,22 @@ class Bank:
         """Every value, as the file has it."""
         return {value for slots in self.kinds for slot in slots for value in slot.values}
 
+    def words(self) -> set[str]:
+        """The words of every value that are not small ones, in lower case."""
+        return {word.lower() for value in self.values() for word in CONTENT.findall(value)}
+
 
 @cache
 def read_bank(name: str) -> Bank:
     """The wordings of a file of this folder."""
     table = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     lists = {key: text.split(", ") for key, text in table["lists"].items()}
-    made_up = {*lists.get("made_up", [])}
-    kinds = [_slots(number, Kind(**kind), lists, made_up) for number, kind in enumerate(table["kinds"])]
+    kinds = [_slots(number, Kind(**kind), lists) for number, kind in enumerate(table["kinds"])]
     rest = {key: table.get(key, []) for key in ("leads", "asking", "heard", "unknown", "talk", "systems")}
     return Bank(kinds, **rest)
 
 
-def _slots(number: int, kind: Kind, lists: Mapping[str, Sequence[str]], made_up: set[str]) -> list[Slot]:
+def _slots(number: int, kind: Kind, lists: Mapping[str, Sequence[str]]) -> list[Slot]:
     subjects = lists[kind.subject] if isinstance(kind.subject, str) else kind.subject or [""]
     slots = []
     for subject in subjects:
@@ -131,7 +132,7 @@ def _slots(number: int, kind: Kind, lists: Mapping[str, Sequence[str]], made_up:
         values = lists[named] if isinstance(named, str) else named
         apart = named if isinstance(subjects, Mapping) else subject
         key = (kind.clash, "") if kind.clash else (str(number), str(apart))
-        slots.append(Slot(kind, subject, values, isinstance(named, str) and named in made_up, key))
+        slots.append(Slot(kind, subject, values, key))
     return slots
 
 
@@ -142,13 +143,13 @@ class Writer:
     Attributes:
         bank: of wordings.
         rng: the source of all that is random.
-        made_up: of values from lists of names, the share of names that nobody has.
+        others: words in the place of those of some values and subjects; None for none.
         careless: whether some lines are typed carelessly.
     """
 
     bank: Bank
     rng: random.Random
-    made_up: float = 0.0
+    others: OtherWords | None = None
     careless: bool = False
     lines: list[Line] = field(default_factory=list)
 
@@ -204,7 +205,7 @@ class Writer:
         while True:  # a bank has many more kinds than a dialogue lines
             slot = self.rng.choice(self.rng.choice(self.bank.kinds))
             if slot.key not in self.facts:
-                return slot
+                return replace(slot, subject=self._varied(slot.subject))
 
     def _learn(self, slot: Slot) -> str:
         known = {value for _, value in self.facts.values()}
@@ -215,9 +216,11 @@ class Writer:
         return value
 
     def _value(self, slot: Slot) -> str:
-        if slot.made_up and self.rng.random() < self.made_up:
-            return MadeUp(rate=1.0, spliced=0.6).name(self.rng)
-        return re.sub("#", lambda _: str(self.rng.randint(1, 9)), self.rng.choice(slot.values))
+        value = self._varied(self.rng.choice(slot.values))
+        return re.sub("#", lambda _: str(self.rng.randint(1, 9)), value)
+
+    def _varied(self, phrase: str) -> str:
+        return self.others.instead(self.rng, phrase) if self.others else phrase
 
     def _question(self, slot: Slot, value: str) -> str:
         return self._led(self.bank.asking, 0.15, self._filled(self.rng.choice(slot.kind.asked), slot, value))
