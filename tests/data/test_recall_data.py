@@ -167,6 +167,14 @@ def test_the_task_asks_for_kinds_that_training_has_where_it_is_asked_to(turns: T
     assert len(asked & plain) > len(asked) / 2
 
 
+def test_the_task_asks_for_other_words_where_it_is_asked_to(turns: Turns) -> None:
+    known = open_task(TaskSettings("recall", options={"dialogues": 8, "known": True, "others": 1.0}), turns)
+    asked = [re.sub(r"\d", "#", question.references[0]) for question in known.questions(12)]
+    kept = {*asked} & read_bank("train").values()
+    assert len(kept) < len(asked) / 2
+    assert all("#" in value or not CONTENT.search(value) for value in kept)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -120,11 +120,14 @@ class RecallTaskOptions(TaskOptions):
         seed: of the dialogues.
         known: whether kinds of facts, wordings and values are those that training has. The difference from others says
             how much of what was learned holds for these alone.
+        others: share of the values and of the subjects whose words are exchanged for any others. Beside ``known`` it
+            tells wordings that training has from values that it has.
     """
 
     dialogues: int = bounded(200, 1)
     seed: int = bounded(0, 0)
     known: bool = False
+    others: float = bounded(0.0, 0, 1)
 
 
 @dataclass
@@ -146,8 +149,9 @@ class RecallTask(Task):
             raise ConfigError(f"There is no time step {depth}; a dialogue tells {FACTS} facts, one a line.")
         self.skipped, self.noted = Counter(), Counter()
         bank = read_bank("train" if self.options.known else "held_out")
+        others = OtherWords(self.options.others, self.turns.tokenizer)
         for number in range(self.options.dialogues):
-            writer = Writer(bank, random.Random(f"{self.options.seed} recall {number}"))
+            writer = Writer(bank, random.Random(f"{self.options.seed} recall {number}"), others)
             lines = told_then_asked(writer, depth, FACTS, QUESTIONS)
             for line in lines[depth:]:
                 yield self._question(lines[:depth], line)

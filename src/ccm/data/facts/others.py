@@ -40,7 +40,7 @@ class OtherWords:
 
     def instead(self, rng: random.Random, phrase: str) -> str:
         """The phrase, or one of its shape: its small words, figures and capitals stay."""
-        if "#" in phrase or rng.random() >= self.share:
+        if "#" in phrase or not self.share or rng.random() >= self.share:
             return phrase
         return CONTENT.sub(lambda match: self._like(rng, match[0]), phrase)
 
