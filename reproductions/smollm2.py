@@ -2,10 +2,11 @@
 
     python -m reproductions.smollm2 --data DIR --output RUNS
 
-DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` (CC BY 4.0) and ``topical-chat``
-(CDLA-Sharing-1.0). RUNS gets ``chats``, with ``train``, a file each, and ``held_out``: SGD's dev split, and a tenth of
-persona-chat, drawn by a checksum of its text. Facts to recall are made by the package itself (``ccm.data.facts``). Then
-the first stage is trained and an adapter of each rule on top of it, unless they are there; what was broken off goes on.
+DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` (CC BY 4.0), ``topical-chat``
+(CDLA-Sharing-1.0) and ``books-gutenberg`` (novels in the public domain). RUNS gets ``chats``, with ``train``, a file
+each, and ``held_out``: SGD's dev split, and a tenth of persona-chat, drawn by a checksum of its text. Facts to recall
+are made by the package itself (``ccm.data.facts``). Then the first stage is trained and an adapter of each rule on top
+of it, unless they are there; what was broken off goes on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ RULES = {  # what differs from the recipe; gate and merge hold as much as concat
     "merge": ("adapter.rule=merge", "adapter.n_tok=8"),
 }
 SAVED = ("saved_dtype=bfloat16",)  # every stage, so that the next one is trained on what ships
+BOOKS = (
+    *("Barchester-Towers", "Dracula", "Far-from-the-Madding-Crowd", "Great-Expectations", "Little-Women"),
+    *("Middlemarch", "North-and-South", "Pride-and-Prejudice"),
+)
+PARAGRAPH = range(6, 41)  # words of a paragraph that is recited
+STRETCH = 16  # such paragraphs in a conversation
 Talk = list[tuple[str, str]]  # who speaks, and what is said
 
 
@@ -62,6 +69,26 @@ def personas(folder: Path, *, held_out: bool) -> Iterator[Talk]:
             yield re.findall(r"^(User \d): (.*\S)", text, re.MULTILINE)
 
 
+def books(folder: Path) -> Iterator[Talk]:
+    """Short paragraphs of novels, as if two people read them to each other: words of every kind, to be recited.
+
+    Paragraphs with a fact that recall is measured with are left out.
+    """
+    measured = re.compile(rf"\b({'|'.join(map(re.escape, _measured()))})\b", re.IGNORECASE)
+    for name in BOOKS:
+        (path,) = (folder / "books-gutenberg" / "train").glob(f"{name}*.txt.gz")
+        text = gzip.decompress(path.read_bytes()).decode("utf-8").replace("_", "")
+        paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+        kept = [p for p in paragraphs if len(p.split()) in PARAGRAPH and not measured.search(p)]
+        for first in range(0, len(kept), STRETCH):
+            yield [(str(i % 2), paragraph) for i, paragraph in enumerate(kept[first : first + STRETCH])]
+
+
+def _measured() -> list[str]:
+    """The facts of the task recall, as far as they are words."""
+    return sorted(value.casefold() for value in read_bank("held_out").values() if "#" not in value)
+
+
 def conversation(talk: Talk) -> dict | None:
     """Messages: the first who speaks is the user. None where fewer than two turns have a reply."""
     said = [" ".join(text.strip() for _, text in lines) for _, lines in groupby(talk, lambda turn: turn[0])]
@@ -74,9 +101,8 @@ def conversation(talk: Talk) -> dict | None:
 def write(path: Path, talks: Iterator[Talk]) -> None:
     """A file of conversations, and what is in it."""
     made = [made for talk in talks if (made := conversation(talk))]
-    values = [value.casefold() for value in read_bank("held_out").values() if "#" not in value]
     text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in made)
-    found = sorted(v for v in values if re.search(rf"\b{re.escape(v)}\b", text.casefold()))
+    found = [v for v in _measured() if re.search(rf"\b{re.escape(v)}\b", text.casefold())]
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
     note = f"; facts that recall is measured with: {', '.join(found)}" if found else ""
     print(f"{path}: {len(made):,} conversations{note}")
@@ -89,6 +115,7 @@ def prepare(data: Path, chats: Path) -> None:
     write(chats / "train" / "schema-guided.jsonl", schema_guided(data, "train"))
     write(chats / "train" / "topical.jsonl", topical(data))
     write(chats / "train" / "persona.jsonl", personas(data, held_out=False))
+    write(chats / "train" / "books.jsonl", books(data))
     write(chats / "held_out" / "schema-guided.jsonl", schema_guided(data, "dev"))
     write(chats / "held_out" / "persona.jsonl", personas(data, held_out=True))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reproductions.smollm2 import conversation, prepare
+from reproductions.smollm2 import BOOKS, STRETCH, conversation, prepare
 
 
 def pack(path: Path, text: str) -> None:
@@ -38,6 +38,10 @@ def corpora(tmp_path: Path) -> Path:
     for i in range(60):
         writer.writerow(["", "", f"User 1: I am {i}.\nUser 2: Ah.\nUser 1: Yes:\nUser 2: Fine."])
     pack(tmp_path / "synthetic-persona-chat" / "Synthetic-Persona-Chat_valid.csv.gz", table.getvalue())
+    paragraphs = [f"It was the {i}th day of\n_a_ long journey." for i in range(STRETCH + 4)]
+    paragraphs += ["They saw all of it from Kaunas to the sea.", "Too short.", "Too long. " * 40]
+    for book in BOOKS:
+        pack(tmp_path / "books-gutenberg" / "train" / f"{book}_1.txt.gz", "\n \n".join(paragraphs))
     return tmp_path
 
 
@@ -53,6 +57,11 @@ def test_every_corpus_becomes_messages(corpora: Path, tmp_path: Path, capsys: py
     assert len(train["persona"]) + len(held["persona"]) == 60
     assert 0 < len(held["persona"]) < 20
     assert not {str(c) for c in train["persona"]} & {str(c) for c in held["persona"]}
+    assert [len(book["messages"]) for book in train["books"]] == [STRETCH, 4] * len(BOOKS)
+    assert train["books"][1]["messages"][0] == {
+        "role": "user",
+        "content": f"It was the {STRETCH}th day of a long journey.",
+    }
     assert "facts that recall is measured with: kaunas" in capsys.readouterr().out
 
 
