@@ -6,7 +6,8 @@ DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` 
 (CDLA-Sharing-1.0) and ``books-gutenberg`` (novels in the public domain). RUNS gets ``chats``, with ``train``, a file
 each, and ``held_out``: SGD's dev split, and a tenth of persona-chat, drawn by a checksum of its text. Facts to recall
 are made by the package itself (``ccm.data.facts``). Then the first stage is trained and an adapter of each rule on top
-of it, unless they are there; what was broken off goes on.
+of it, unless they are there; what was broken off goes on. ``--ship`` writes what has been learned so far into the
+package instead.
 """
 
 from __future__ import annotations
@@ -17,16 +18,23 @@ import gzip
 import io
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from ccm.cli.console import ending, quiet
-from ccm.core.files import write_atomically
+from ccm.core.adapter_folders import PEFT_CONFIG
+from ccm.core.files import save_json, write_atomically
 from ccm.data.facts import read_bank
+from ccm.engine.adapter_files import read_adapter, write_adapter
+from ccm.models.catalogue import ADAPTERS
+from ccm.training.results import adapter_of
 from reproductions.parts import train_part
 
+MODEL = "smollm2-135m"
 RULES = {  # what differs from the recipe; gate and merge hold as much as concat does after two steps
     "concat": (),
     "gate": ("adapter.rule=gate", "adapter.n_tok=8"),
@@ -120,17 +128,34 @@ def prepare(data: Path, chats: Path) -> None:
     write(chats / "held_out" / "persona.jsonl", personas(data, held_out=True))
 
 
+def ship(runs: Path, rules: Sequence[str], target: Path) -> None:
+    """Adapters of finished or unfinished trainings, beside the first stage that they share, for the short name."""
+    base = target / "base"
+    shutil.copytree(adapter_of(runs / "base"), base, dirs_exist_ok=True)
+    settings = json.loads((base / PEFT_CONFIG).read_text(encoding="utf-8"))
+    save_json(base / PEFT_CONFIG, settings | {"base_model_name_or_path": MODEL})
+    for rule in rules:
+        saved = read_adapter(Path(adapter_of(runs / rule)))
+        named = replace(saved, config=replace(saved.config, base_model=MODEL))
+        write_adapter(named, target / rule, shared=base.name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare the dialogues, then train what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
+    parser.add_argument("--data", type=Path, help="folder of the corpora; needed until they are prepared")
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2"), help="folder for everything")
     parser.add_argument("--rules", nargs="*", default=[*RULES], choices=[*RULES], help="adapters to train")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe of all trainings")
+    parser.add_argument("--ship", action="store_true", help="write adapters into the package; train nothing")
     args = parser.parse_args(arguments)
     quiet()
+    if args.ship:
+        return ship(args.output, args.rules, ADAPTERS / MODEL)
     chats, changes = args.output / "chats", (*SAVED, *args.set)
     if not chats.is_dir():
+        if args.data is None:
+            parser.error("--data names the folder of the corpora.")
         prepare(args.data, chats)
     places = (f"data.path={chats}",)
     base = train_part("smollm2", "base", "base", args.output / "base", places, changes)

@@ -9,8 +9,12 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import ccm_config, tiny_base
+from peft import LoraConfig, get_peft_model
 
-from reproductions.smollm2 import BOOKS, STRETCH, conversation, prepare
+from ccm.engine.adapter_files import read_adapter, read_stage1
+from ccm.engine.decoder import CCMModel
+from reproductions.smollm2 import BOOKS, MODEL, STRETCH, conversation, prepare, ship
 
 
 def pack(path: Path, text: str) -> None:
@@ -68,3 +72,23 @@ def test_every_corpus_becomes_messages(corpora: Path, tmp_path: Path, capsys: py
 def test_a_talk_without_two_replies_is_none() -> None:
     assert conversation([("a", "Hi."), ("b", "Hello."), ("a", "Bye.")]) is None
     assert conversation([]) is None
+
+
+def test_what_ships_shares_its_first_stage_and_names_the_model(tmp_path: Path) -> None:
+    first = get_peft_model(tiny_base(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    first.save_pretrained(tmp_path / "runs" / "base")
+    stage1 = read_stage1(tmp_path / "runs" / "base")
+    rules = ("concat", "merge")
+    for rule in rules:
+        CCMModel(tiny_base(), ccm_config(rule), stage1=stage1).save_pretrained(tmp_path / "runs" / rule)
+    ship(tmp_path / "runs", rules, tmp_path / "shipped")
+    for rule in rules:
+        saved, trained = read_adapter(tmp_path / "shipped" / rule), read_adapter(tmp_path / "runs" / rule)
+        assert (saved.config.rule, saved.config.base_model) == (rule, MODEL)
+        assert saved.stage1 is not None
+        assert saved.stage1.settings["base_model_name_or_path"] == MODEL
+        assert saved.tensors.keys() == trained.tensors.keys()
+        assert {path.name for path in (tmp_path / "shipped" / rule).iterdir()} == {
+            "ccm_adapter.safetensors",
+            "ccm_config.json",
+        }
