@@ -85,7 +85,7 @@ def books(folder: Path) -> Iterator[Talk]:
     measured = re.compile(rf"\b({'|'.join(map(re.escape, _measured()))})\b", re.IGNORECASE)
     for name in BOOKS:
         (path,) = (folder / "books-gutenberg" / "train").glob(f"{name}*.txt.gz")
-        text = gzip.decompress(path.read_bytes()).decode("utf-8").replace("_", "")
+        text = re.sub('[_"“”]', "", gzip.decompress(path.read_bytes()).decode("utf-8"))
         paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
         kept = [p for p in paragraphs if len(p.split()) in PARAGRAPH and not measured.search(p)]
         for first in range(0, len(kept), STRETCH):
