@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,11 @@ from ccm.core.config import CCMConfig, LoRASettings, TurnFormat
 from ccm.core.errors import AdapterError, ConfigError, UnsupportedModelError
 from ccm.core.files import load_tensors
 from ccm.data import open_data
+from ccm.engine.adapter_files import read_stage1
 from ccm.engine.layout import IGNORE, Step, build_layout
+from ccm.models import shipped as shipping
 from ccm.models.builtin import TURNS
+from ccm.models.catalogue import MODELS
 from ccm.training.batches import Batch
 from ccm.training.loop import train
 from ccm.training.run import read_checkpoint
@@ -70,6 +74,23 @@ def test_the_merged_first_stage_is_a_whole_model_with_the_same_logits(tiny: Tiny
     assert AutoTokenizer.from_pretrained(tmp_path).encode("Hello") == AutoTokenizer.from_pretrained(tiny.base).encode(
         "Hello"
     )
+
+
+def test_a_training_goes_on_from_what_ships_for_a_short_name(tiny: Tiny, stage1: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shipping, "ADAPTERS", tmp_path)
+    name = next(iter(MODELS))
+    shutil.copytree(stage1, tmp_path / name / "base")
+    first = make(tiny.recipe(base_adapter=str(stage1)))
+    first.save(tmp_path / name / "concat")
+    recipes = [
+        tiny.recipe(base_adapter=name, init_adapter=name, seed=1),
+        tiny.recipe(stage="base", init_adapter=name, seed=1),
+    ]
+    stage, again = (make_stage(recipe, open_turns(recipe)) for recipe in recipes)
+    assert stage.base_id == first.base_id
+    assert all(torch.equal(stage.trained[key], tensor) for key, tensor in first.trained.items())
+    begun = read_stage1(stage1).tensors.values()
+    assert all(any(torch.equal(tensor, other) for other in begun) for tensor in again.trained.values())
 
 
 def test_the_loss_of_the_first_stage_is_that_of_the_stock_model_with_the_whole_context(tiny: Tiny) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccm.core.errors import ConfigError
 from ccm.core.rules import RULES, rule_class
-from ccm.models.builtin import NAME, WEIGHTS
+from ccm.models.builtin import NAME, START, WEIGHTS
 from ccm.models.catalogue import ADAPTERS, MODELS
 
 
@@ -34,3 +34,18 @@ def shipped_adapter(base: object, rule: str | None) -> Path | None:
     raise ConfigError(
         f"The model {base!r} ships with no adapter for the rule {rule!r}; it runs as {', '.join(sorted(runs))}."
     )
+
+
+def beginning(place: str, rule: str) -> str | Path:
+    """What the training of an adapter begins with: where ``place`` is the short name of a model, the adapter that ships
+    for the rule, or else another that ships; any other place itself."""
+    if place == NAME:
+        return START
+    by_rule = {folder.name: folder for folder in shipped(place)}
+    return by_rule.get(rule, next(iter(by_rule.values()), place))
+
+
+def first_stage(place: str) -> Path:
+    """Where ``place`` is the short name of a model, the first stage of the adapters that ship for it; any other place
+    itself."""
+    return ADAPTERS / place / "base" if place in MODELS and shipped(place) else Path(place)

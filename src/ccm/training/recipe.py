@@ -36,10 +36,12 @@ class Recipe:
     Attributes:
         stage: "base" trains a LoRA for all tokens with full context; "compress" trains a compression adapter.
         model: the base model: a folder, a Hub id, or "builtin".
-        base_adapter: a plain LoRA (the result of the stage "base") to merge into the base before training.
+        base_adapter: a plain LoRA (the result of the stage "base") to merge into the base before training; the short
+            name of a model is the first stage that ships for it.
         init_adapter: the adapter to start from. In the stage "compress", a compression adapter, whose tensors are used
-            as far as they fit, and which may have another first stage; "builtin" is the one that the built-in base was
-            trained with. In the stage "base", a plain LoRA of the same rank. None starts from new tensors.
+            as far as they fit, and which may have another first stage; the short name of a model is the adapter that
+            ships for it, "builtin" the one that the built-in base was trained with. In the stage "base", a plain LoRA
+            of the same rank. None starts from new tensors.
         output_dir: the folder of the run and its result.
         data: the settings of the data set.
         adapter: the settings of the memory and its LoRA; the stage "base" uses the LoRA only. The format of its turns

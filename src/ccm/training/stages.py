@@ -28,8 +28,8 @@ from ccm.engine.layout import IGNORE, Layout
 from ccm.engine.t5.encoder import EncoderLayout
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.models.base import load_base
-from ccm.models.builtin import NAME, START
 from ccm.models.load import TURNS, load_tokenizer, model_class, turn_format
+from ccm.models.shipped import beginning, first_stage
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective, count_targets
 from ccm.training.recipe import Recipe
@@ -125,7 +125,7 @@ class CompressStage(Stage):
         config = replace(recipe.adapter, turns=turns.form, base_model=_place(recipe))
         if recipe.random_n_tok:
             config = replace(config, min_n_tok=1, max_n_tok=config.n_tok)
-        stage1 = read_stage1(Path(recipe.base_adapter)) if recipe.base_adapter else None
+        stage1 = read_stage1(first_stage(recipe.base_adapter)) if recipe.base_adapter else None
         stock = _load(recipe, base)
         if config.embeddings == "table" and stock.dtype != torch.float32:
             raise ConfigError(
@@ -139,7 +139,7 @@ class CompressStage(Stage):
         self.model: Any = model_class(stock)(stock, config, stage1=stage1)
         self.model.flex = recipe.flex
         if recipe.init_adapter:
-            self.model.begin_with(START if recipe.init_adapter == NAME else recipe.init_adapter)
+            self.model.begin_with(beginning(recipe.init_adapter, config.rule))
         super().__init__(self.model.base, self.model.base_id, self.model, config, self.model.rule, recipe, turns)
 
     def logits(self, layout: Any) -> Tensor:
@@ -174,7 +174,7 @@ class BaseStage(Stage):
         self.model.peft_config["default"].base_model_name_or_path = _place(recipe)
         super().__init__(base, base_id, module, CCMConfig(rule="full", turns=turns.form), FULL, recipe, turns)
         if recipe.init_adapter:
-            begun = read_stage1(Path(recipe.init_adapter)).tensors
+            begun = read_stage1(first_stage(recipe.init_adapter)).tensors
             own = {name.partition(".")[2].replace(".default.", "."): tensor for name, tensor in self.trained.items()}
             copy_tensors(begun, own, recipe.init_adapter)
 
