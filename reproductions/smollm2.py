@@ -45,8 +45,8 @@ BOOKS = (
     *("Barchester-Towers", "Dracula", "Far-from-the-Madding-Crowd", "Great-Expectations", "Little-Women"),
     *("Middlemarch", "North-and-South", "Pride-and-Prejudice"),
 )
-PARAGRAPH = range(6, 41)  # words of a paragraph that is recited
-STRETCH = 16  # such paragraphs in a conversation
+SENTENCE = range(4, 16)  # words of a sentence that is recited
+STRETCH = 16  # such sentences in a conversation
 Talk = list[tuple[str, str]]  # who speaks, and what is said
 
 
@@ -78,18 +78,18 @@ def personas(folder: Path, *, held_out: bool) -> Iterator[Talk]:
 
 
 def books(folder: Path) -> Iterator[Talk]:
-    """Short paragraphs of novels, as if two people read them to each other: words of every kind, to be recited.
+    """Short sentences of novels, as if two people read them to each other: words of every kind, to be recited.
 
-    Paragraphs with a fact that recall is measured with are left out.
+    Sentences with a fact that recall is measured with are left out.
     """
     measured = re.compile(rf"\b({'|'.join(map(re.escape, _measured()))})\b", re.IGNORECASE)
     for name in BOOKS:
         (path,) = (folder / "books-gutenberg" / "train").glob(f"{name}*.txt.gz")
         text = re.sub('[_"“”]', "", gzip.decompress(path.read_bytes()).decode("utf-8"))
-        paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
-        kept = [p for p in paragraphs if len(p.split()) in PARAGRAPH and not measured.search(p)]
+        sentences = (" ".join(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text))
+        kept = [one for one in sentences if len(one.split()) in SENTENCE and not measured.search(one)]
         for first in range(0, len(kept), STRETCH):
-            yield [(str(i % 2), paragraph) for i, paragraph in enumerate(kept[first : first + STRETCH])]
+            yield [(str(i % 2), sentence) for i, sentence in enumerate(kept[first : first + STRETCH])]
 
 
 def _measured() -> list[str]:

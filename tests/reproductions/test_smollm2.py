@@ -42,10 +42,10 @@ def corpora(tmp_path: Path) -> Path:
     for i in range(60):
         writer.writerow(["", "", f"User 1: I am {i}.\nUser 2: Ah.\nUser 1: Yes:\nUser 2: Fine."])
     pack(tmp_path / "synthetic-persona-chat" / "Synthetic-Persona-Chat_valid.csv.gz", table.getvalue())
-    paragraphs = [f"It was the {i}th day of\n_a_ long journey." for i in range(STRETCH + 4)]
-    paragraphs += ["They saw all of it from Kaunas to the sea.", "Too short.", "Too long. " * 40]
+    sentences = [f"“It was the {i}th day of\n_a_ long journey.”" for i in range(STRETCH + 4)]
+    sentences += ["They saw all of it from Kaunas to the sea.", "Too short.", "Too long " * 40]
     for book in BOOKS:
-        pack(tmp_path / "books-gutenberg" / "train" / f"{book}_1.txt.gz", "\n \n".join(paragraphs))
+        pack(tmp_path / "books-gutenberg" / "train" / f"{book}_1.txt.gz", "\n \n".join(sentences))
     return tmp_path
 
 

@@ -36,7 +36,7 @@ class OtherWords:
     share: float
     tokenizer: PreTrainedTokenizerBase = field(compare=False)
     banned: Collection[str] = ()
-    invented: float = 0.5
+    invented: float = 0.3
 
     def instead(self, rng: random.Random, phrase: str) -> str:
         """The phrase, or one of its shape: its small words, figures and capitals stay."""
