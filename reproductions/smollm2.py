@@ -5,9 +5,9 @@
 DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` (CC BY 4.0), ``topical-chat``
 (CDLA-Sharing-1.0) and ``books-gutenberg`` (novels in the public domain). RUNS gets ``chats``, with ``train``, a file
 each, and ``held_out``: SGD's dev split, and a tenth of persona-chat, drawn by a checksum of its text. Facts to recall
-are made by the package itself (``ccm.data.facts``). Then the first stage is trained and an adapter of each rule on top
-of it, unless they are there; what was broken off goes on. ``--ship`` writes what has been learned so far into the
-package instead.
+are made by the package itself (``ccm.data.facts``). Then the first stage is trained, and an adapter of each rule on top
+of it. What is there is not made again, and an interrupted training is continued. ``--ship`` trains nothing: it writes
+the adapters of RUNS into the package, also those of unfinished trainings.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from ccm.cli.console import ending, quiet
 from ccm.core.adapter_folders import PEFT_CONFIG
+from ccm.core.errors import AdapterError, DataError
 from ccm.core.files import save_json, write_atomically
 from ccm.data.facts import read_bank
-from ccm.engine.adapter_files import read_adapter, write_adapter
+from ccm.engine.adapter_files import read_adapter, read_stage1, write_adapter
 from ccm.models.catalogue import ADAPTERS
+from ccm.models.load import TURNS
 from ccm.training.results import adapter_of
 from reproductions.parts import train_part
 
@@ -84,7 +86,9 @@ def books(folder: Path) -> Iterator[Talk]:
     """
     measured = re.compile(rf"\b({'|'.join(map(re.escape, _measured()))})\b", re.IGNORECASE)
     for name in BOOKS:
-        (path,) = (folder / "books-gutenberg" / "train").glob(f"{name}*.txt.gz")
+        path = next((folder / "books-gutenberg" / "train").glob(f"{name}_*.txt.gz"), None)
+        if path is None:
+            raise DataError(f"{folder / 'books-gutenberg' / 'train'} holds no {name}_*.txt.gz.")
         text = re.sub('[_"“”]', "", gzip.decompress(path.read_bytes()).decode("utf-8"))
         sentences = (" ".join(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text))
         kept = [one for one in sentences if len(one.split()) in SENTENCE and not measured.search(one)]
@@ -116,28 +120,39 @@ def write(path: Path, talks: Iterator[Talk]) -> None:
     print(f"{path}: {len(made):,} conversations{note}")
 
 
+FILES: dict[str, Callable[[Path], Iterator[Talk]]] = {
+    "train/schema-guided.jsonl": lambda data: schema_guided(data, "train"),
+    "train/topical.jsonl": topical,
+    "train/persona.jsonl": lambda data: personas(data, held_out=False),
+    "train/books.jsonl": books,
+    "held_out/schema-guided.jsonl": lambda data: schema_guided(data, "dev"),
+    "held_out/persona.jsonl": lambda data: personas(data, held_out=True),
+}
+
+
 def prepare(data: Path, chats: Path) -> None:
-    """All files of dialogues."""
-    for name in ("train", "held_out"):
-        (chats / name).mkdir(parents=True, exist_ok=True)
-    write(chats / "train" / "schema-guided.jsonl", schema_guided(data, "train"))
-    write(chats / "train" / "topical.jsonl", topical(data))
-    write(chats / "train" / "persona.jsonl", personas(data, held_out=False))
-    write(chats / "train" / "books.jsonl", books(data))
-    write(chats / "held_out" / "schema-guided.jsonl", schema_guided(data, "dev"))
-    write(chats / "held_out" / "persona.jsonl", personas(data, held_out=True))
+    """The files of dialogues that are not there."""
+    for name, talks in FILES.items():
+        if not (chats / name).is_file():
+            (chats / name).parent.mkdir(parents=True, exist_ok=True)
+            write(chats / name, talks(data))
 
 
-def ship(runs: Path, rules: Sequence[str], target: Path) -> None:
-    """Adapters of finished or unfinished trainings, beside the first stage that they share, for the short name."""
-    base = target / "base"
-    shutil.copytree(adapter_of(runs / "base"), base, dirs_exist_ok=True)
-    settings = json.loads((base / PEFT_CONFIG).read_text(encoding="utf-8"))
-    save_json(base / PEFT_CONFIG, settings | {"base_model_name_or_path": MODEL})
-    for rule in rules:
-        saved = read_adapter(Path(adapter_of(runs / rule)))
-        named = replace(saved, config=replace(saved.config, base_model=MODEL))
-        write_adapter(named, target / rule, shared=base.name)
+def ship(runs: Path, target: Path) -> None:
+    """Write the adapters of all rules that have a training, beside the first stage that they share."""
+    first = Path(adapter_of(runs / "base"))
+    stage1, base = read_stage1(first), target / "base"
+    saved = [read_adapter(Path(adapter_of(runs / rule))) for rule in RULES if (runs / rule).is_dir()]
+    for adapter in saved:
+        if adapter.stage1 is None or adapter.stage1.fingerprint != stage1.fingerprint:
+            raise AdapterError(f"The {adapter.config.rule} adapter in {runs} has another first stage than {first}.")
+    base.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_model.safetensors", TURNS):
+        shutil.copyfile(first / name, base / name)
+    save_json(base / PEFT_CONFIG, stage1.settings | {"base_model_name_or_path": MODEL})
+    for adapter in saved:
+        named = replace(adapter, config=replace(adapter.config, base_model=MODEL))
+        write_adapter(named, target / adapter.config.rule, shared=base.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,12 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     quiet()
     if args.ship:
-        return ship(args.output, args.rules, ADAPTERS / MODEL)
+        return ship(args.output, ADAPTERS / MODEL)
     chats, changes = args.output / "chats", (*SAVED, *args.set)
-    if not chats.is_dir():
-        if args.data is None:
-            parser.error("--data names the folder of the corpora.")
+    if args.data:
         prepare(args.data, chats)
+    elif not all((chats / name).is_file() for name in FILES):
+        parser.error("--data names the folder of the corpora, which are not prepared yet.")
     places = (f"data.path={chats}",)
     base = train_part("smollm2", "base", "base", args.output / "base", places, changes)
     for rule in args.rules:

@@ -28,7 +28,8 @@ def test_every_file_of_the_package_that_is_no_code_is_package_data() -> None:
 def test_the_citation_names_this_version_and_the_paper() -> None:
     told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= told.keys()
-    assert (told["version"], told["license"]) == (PROJECT["project"]["version"], PROJECT["project"]["license"])
+    assert told["version"] == PROJECT["project"]["version"]
+    assert told["license"] == PROJECT["project"]["license"].split(" AND ")[0]  # of the code
     assert told["preferred-citation"]["title"] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -44,20 +46,33 @@ def others(turns: Turns) -> OtherWords:
     return OtherWords(1.0, turns.tokenizer, read_bank("held_out").words())
 
 
-@given(st.integers(0, 10**6), st.sampled_from(sorted(read_bank("train").values() | read_bank("held_out").values())))
+@pytest.mark.parametrize("seed", range(3))
 def test_other_words_keep_the_shape_of_a_phrase_and_are_none_that_recall_is_measured_with(
-    others: OtherWords, seed: int, phrase: str
+    others: OtherWords, seed: int
 ) -> None:
-    other = others.instead(random.Random(seed), phrase)
-    assert other == others.instead(random.Random(seed), phrase)
-    if "#" in phrase:
-        assert other == phrase
-    else:
-        parts = [re.escape(part) for part in CONTENT.split(phrase)]
-        assert re.fullmatch(r"(\w{2,})".join(parts), other)
-        new = re.fullmatch(r"(\w{2,})".join(parts), other).groups()
-        assert [word[0].isupper() for word in new] == [word[0].isupper() for word in CONTENT.findall(phrase)]
-        assert not {word.lower() for word in new} & read_bank("held_out").words()
+    measured = read_bank("held_out").words()
+    for phrase in sorted(read_bank("train").values() | read_bank("held_out").values()):
+        other = others.instead(random.Random(seed), phrase)
+        assert other == others.instead(random.Random(seed), phrase)
+        if "#" in phrase:
+            assert other == phrase
+            continue
+        shape = r"(\w{2,})".join(re.sub(r"\b([Aa])n?\b", r"\1n?", re.escape(part)) for part in CONTENT.split(phrase))
+        found = re.fullmatch(shape, other)
+        assert found
+        assert [word[0].isupper() for word in found.groups()] == [w[0].isupper() for w in CONTENT.findall(phrase)]
+        assert not {word.lower() for word in found.groups()} & measured
+        assert not re.search(r"\b[Aa]( [aeio]|n [^aeiouAEIO])", other)
+
+
+@pytest.mark.parametrize("marked", [0, 30])
+def test_all_words_are_invented_where_a_vocabulary_lends_none(marked: int) -> None:
+    vocabulary = {f"Ġword{chr(97 + i % 26)}{chr(97 + i // 26)}": i for i in range(marked)} | {"##ing": 99, "cat": 98}
+    vocabulary |= {"x": 97}
+    pieces = SimpleNamespace(get_vocab=lambda: vocabulary, convert_tokens_to_string=lambda tokens: tokens[0])
+    other = OtherWords(1.0, cast(Any, pieces)).instead(random.Random(0), "carrot cake and tea")
+    assert re.fullmatch(r"[a-z]{2,} [a-z]{2,} and [a-z]{2,}", other)
+    assert "word" not in other
 
 
 def test_as_many_phrases_have_other_words_as_is_asked_for(turns: Turns) -> None:
@@ -94,8 +109,9 @@ def assert_coherent(lines: list[Line]) -> None:
             assert any(line.value.casefold() in said.user.casefold() for said in lines[:i])
 
 
-@given(st.integers(0, 10**6), st.integers(2, 40))
-def test_a_dialogue_asks_for_what_it_told(others: OtherWords, seed: int, count: int) -> None:
+@pytest.mark.parametrize("seed", range(200))
+def test_a_dialogue_asks_for_what_it_told(others: OtherWords, seed: int) -> None:
+    count = 2 + seed % 39
     writer = Writer(read_bank("train"), random.Random(seed), replace(others, share=0.4), careless=True)
     lines = mixed(writer, count, asking=0.4, untold=0.1)
     assert len(lines) == count

@@ -11,7 +11,7 @@ from ccm.core.config import TurnFormat
 from ccm.engine.adapter_files import read_adapter
 from ccm.models.builtin import START
 from ccm.models.catalogue import ADAPTERS, MODELS
-from ccm.models.shipped import beginning, first_stage, shipped
+from ccm.models.shipped import first_stage, shipped, starting_adapter
 
 MOST = 16 * 10**6  # bytes of a model's adapters with their first stage
 
@@ -46,12 +46,12 @@ def test_adapters_are_small_and_have_a_card(model: str) -> None:
 
 def test_a_training_begins_with_what_ships_where_a_short_name_is_given(model: str) -> None:
     rules = {folder.name: folder for folder in shipped(model)}
-    assert {rule: beginning(model, rule) for rule in rules} == rules
-    assert beginning(model, "ema") in rules.values()
+    assert {rule: starting_adapter(model, rule) for rule in rules} == rules
+    assert starting_adapter(model, "ema") in rules.values()
     assert first_stage(model) == ADAPTERS / model / "base"
-    assert beginning("my/adapter", "concat") == "my/adapter"
+    assert starting_adapter("my/adapter", "concat") == "my/adapter"
     assert first_stage("my/adapter") == Path("my/adapter")
-    assert beginning("builtin", "concat") == START
+    assert starting_adapter("builtin", "concat") == START
 
 
 def _called(folder: Path) -> str:

@@ -6,12 +6,14 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers import ccm_config, tiny_base
 from peft import LoraConfig, get_peft_model
 
+from ccm.core.errors import AdapterError, DataError
 from ccm.engine.adapter_files import read_adapter, read_stage1
 from ccm.engine.decoder import CCMModel
 from reproductions.smollm2 import BOOKS, MODEL, STRETCH, conversation, prepare, ship
@@ -74,21 +76,51 @@ def test_a_talk_without_two_replies_is_none() -> None:
     assert conversation([]) is None
 
 
-def test_what_ships_shares_its_first_stage_and_names_the_model(tmp_path: Path) -> None:
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """What trainings of a first stage and of two rules left behind."""
+    runs = tmp_path / "runs"
     first = get_peft_model(tiny_base(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    first.save_pretrained(tmp_path / "runs" / "base")
-    stage1 = read_stage1(tmp_path / "runs" / "base")
-    rules = ("concat", "merge")
-    for rule in rules:
-        CCMModel(tiny_base(), ccm_config(rule), stage1=stage1).save_pretrained(tmp_path / "runs" / rule)
-    ship(tmp_path / "runs", rules, tmp_path / "shipped")
-    for rule in rules:
-        saved, trained = read_adapter(tmp_path / "shipped" / rule), read_adapter(tmp_path / "runs" / rule)
+    first.save_pretrained(runs / "base")
+    for name in ("ccm_turns.json", "recipe.yaml"):
+        (runs / "base" / name).write_text("{}")
+    (runs / "base" / "checkpoints").mkdir()
+    for rule in ("concat", "merge"):
+        model = CCMModel(tiny_base(), ccm_config(rule), stage1=read_stage1(runs / "base"))
+        model.save_pretrained(runs / rule)
+    return runs
+
+
+def test_what_ships_shares_its_first_stage_and_names_the_model(runs: Path, tmp_path: Path) -> None:
+    ship(runs, tmp_path / "shipped")
+    for rule in ("concat", "merge"):
+        saved, trained = read_adapter(tmp_path / "shipped" / rule), read_adapter(runs / rule)
         assert (saved.config.rule, saved.config.base_model) == (rule, MODEL)
         assert saved.stage1 is not None
         assert saved.stage1.settings["base_model_name_or_path"] == MODEL
         assert saved.tensors.keys() == trained.tensors.keys()
-        assert {path.name for path in (tmp_path / "shipped" / rule).iterdir()} == {
-            "ccm_adapter.safetensors",
-            "ccm_config.json",
-        }
+    assert {path.relative_to(tmp_path / "shipped").as_posix() for path in (tmp_path / "shipped").rglob("*.*")} == {
+        *(f"base/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "ccm_turns.json")),
+        *(f"{rule}/ccm_{name}" for rule in ("concat", "merge") for name in ("adapter.safetensors", "config.json")),
+    }
+
+
+def test_nothing_ships_where_an_adapter_has_another_first_stage(runs: Path, tmp_path: Path) -> None:
+    CCMModel(tiny_base(), ccm_config("merge")).save_pretrained(tmp_path / "other")
+    shutil.rmtree(runs / "merge")
+    shutil.move(tmp_path / "other", runs / "merge")
+    with pytest.raises(AdapterError, match="The merge adapter in .* has another first stage"):
+        ship(runs, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_only_what_is_missing_is_prepared(corpora: Path, tmp_path: Path) -> None:
+    prepare(corpora, tmp_path / "chats")
+    (tmp_path / "chats" / "train" / "books.jsonl").unlink()
+    shutil.rmtree(corpora / "topical-chat")
+    prepare(corpora, tmp_path / "chats")
+    assert lines(tmp_path / "chats" / "train" / "books.jsonl")
+    (tmp_path / "chats" / "train" / "books.jsonl").unlink()
+    shutil.rmtree(corpora / "books-gutenberg")
+    with pytest.raises(DataError, match=r"books-gutenberg.* holds no Barchester-Towers_\*"):
+        prepare(corpora, tmp_path / "chats")

@@ -217,11 +217,11 @@ def recall(
     dialogues: Annotated[int, typer.Option(help="Dialogues, each asked for four of its eight facts.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the dialogues.")] = 0,
     known: Annotated[bool, typer.Option("--known", help="Kinds, wordings and values that training has.")] = False,
-    others: Annotated[float, typer.Option(help="Share of the values that have any other words instead.")] = 0.0,
+    others: Annotated[float, typer.Option(help="Share of the values and subjects with any words instead.")] = 0.0,
     *,
     asked: TaskOptions,
 ) -> None:
-    """Facts told in ordinary words and asked for later: kinds of facts, wordings and values that no training has."""
+    """Facts told in ordinary words and asked for later; no training has their kinds, wordings and values, unless --known."""
     asked.measure("recall", None, {"dialogues": dialogues, "seed": seed, "known": known, "others": others})
 
 

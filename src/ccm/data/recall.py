@@ -1,7 +1,7 @@
 """Facts told in a dialogue and asked for later: dialogues to train on, and recall as a task.
 
 Both are made, not read (:mod:`ccm.data.facts`). Those to train on have no end; those of the task have kinds of facts,
-wordings and values that no training has.
+wordings and values that no training has, unless known ones are asked for.
 """
 
 from __future__ import annotations

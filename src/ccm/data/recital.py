@@ -169,12 +169,15 @@ class Recitals(PlacedSamples):
     def _asked(self, rng: random.Random, told: Sequence[Exchange]) -> list[Exchange]:
         said = [*sentences(told)]
         held = Counter(chain.from_iterable(one.words for one in said))
-        asked = []
+        asked: list[Exchange] = []
+        most = rng.randint(1, self.options.asked)
         for one in rng.sample(said, len(said)):
             begun = rng.random() < self.options.begun
             if question := (self._by_beginning(rng, one, said) if begun else self._by_word(rng, one, held)):
                 asked.append(question)
-        return asked[: rng.randint(1, self.options.asked)]
+            if len(asked) == most:
+                break
+        return asked
 
     def _by_word(self, rng: random.Random, one: Said, held: Counter[str]) -> Exchange | None:
         """By a rare word that no other sentence of the dialogue has."""

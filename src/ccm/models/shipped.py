@@ -36,7 +36,7 @@ def shipped_adapter(base: object, rule: str | None) -> Path | None:
     )
 
 
-def beginning(place: str, rule: str) -> str | Path:
+def starting_adapter(place: str, rule: str) -> str | Path:
     """What the training of an adapter begins with: where ``place`` is the short name of a model, the adapter that ships
     for the rule, or else another that ships; any other place itself."""
     if place == NAME:

@@ -29,7 +29,7 @@ from ccm.engine.t5.encoder import EncoderLayout
 from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.models.base import load_base
 from ccm.models.load import TURNS, load_tokenizer, model_class, turn_format
-from ccm.models.shipped import beginning, first_stage
+from ccm.models.shipped import first_stage, starting_adapter
 from ccm.training.batches import Batch
 from ccm.training.objectives import Objective, count_targets
 from ccm.training.recipe import Recipe
@@ -139,7 +139,7 @@ class CompressStage(Stage):
         self.model: Any = model_class(stock)(stock, config, stage1=stage1)
         self.model.flex = recipe.flex
         if recipe.init_adapter:
-            self.model.begin_with(beginning(recipe.init_adapter, config.rule))
+            self.model.begin_with(starting_adapter(recipe.init_adapter, config.rule))
         super().__init__(self.model.base, self.model.base_id, self.model, config, self.model.rule, recipe, turns)
 
     def logits(self, layout: Any) -> Tensor:

@@ -176,7 +176,7 @@ class MadeUp:
                 return word
 
     def _word(self, rng: random.Random) -> str:
-        if self.pieced and rng.random() < self.pieced:
+        if self.pieced and rng.random() < self.pieced and all(self._pieces):
             first, later = self._pieces
             return rng.choice(first) + "".join(rng.choices(later, k=rng.choice((1, 1, 2, 2, 3))))
         if self.spliced and rng.random() < self.spliced:

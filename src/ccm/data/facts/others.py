@@ -12,19 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ccm.data.builtin.dialogues import MadeUp
 
-# Small words, which give a phrase its shape.
-_KEPT = (
-    "about|after|all|and|are|behind|below|between|for|from|her|his|into|kind|love|low|near|new|next|not|off|old|one|our|"
-    "out|over|than|that|the|their|them|there|they|two|three|four|five|six|seven|eight|nine|ten|thing|under|where|with|"
-    "your"
-)
-CONTENT = re.compile(rf"\b(?!(?:{_KEPT})\b)[A-Za-z]{{3,}}")
+_KEPT = "all|and|behind|for|from|half|her|his|into|next|new|off|old|out|over|the|their|under|with|your"  # small words
+CONTENT = re.compile(rf"\b(?!(?:{_KEPT})\b)[^\W\d_]{{3,}}", re.IGNORECASE)
 _WHOLE = re.compile("[Ġ▁][A-Za-z][a-z]{2,11}")  # what begins a word: Ġ marks it in byte-level BPE, ▁ elsewhere
+_ENOUGH = 1000  # such words; a vocabulary that has fewer lends none
+_ARTICLE = re.compile(r"\b([Aa])n?(?= (\w))")
 
 
 @dataclass(frozen=True)
 class OtherWords:
     """Exchanges the words of a phrase for words of a tokenizer's vocabulary, or for words that nobody has.
+
+    A vocabulary that does not mark where words begin, such as WordPiece, lends none; all words are invented then.
 
     Attributes:
         share: of the phrases whose words are exchanged.
@@ -42,7 +41,8 @@ class OtherWords:
         """The phrase, or one of its shape: its small words, figures and capitals stay."""
         if "#" in phrase or not self.share or rng.random() >= self.share:
             return phrase
-        return CONTENT.sub(lambda match: self._like(rng, match[0]), phrase)
+        other = CONTENT.sub(lambda match: self._like(rng, match[0]), phrase)
+        return _ARTICLE.sub(lambda match: match[1] + "n" * (match[2] in "aeiouAEIO"), other)
 
     def _like(self, rng: random.Random, word: str) -> str:
         other = self._word(rng)
@@ -57,7 +57,8 @@ class OtherWords:
 
     @cached_property
     def _whole(self) -> list[str]:
-        return sorted({token[1:] for token in self.tokenizer.get_vocab() if _WHOLE.fullmatch(token)})
+        words = {token[1:] for token in self.tokenizer.get_vocab() if _WHOLE.fullmatch(token)}
+        return sorted(words) if len(words) >= _ENOUGH else []
 
     @cached_property
     def _invention(self) -> MadeUp:
