@@ -221,7 +221,7 @@ def recall(
     *,
     asked: TaskOptions,
 ) -> None:
-    """Facts told in ordinary words and asked for later; no training has their kinds, wordings and values, unless --known."""
+    """Facts told in ordinary words, asked for later: kinds, wordings and values that no training has, or known ones."""
     asked.measure("recall", None, {"dialogues": dialogues, "seed": seed, "known": known, "others": others})
 
 
