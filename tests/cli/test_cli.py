@@ -348,36 +348,38 @@ def test_a_base_model_is_called_by_its_own_name(monkeypatch, tmp_path: Path) -> 
     assert base_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("   ", "is empty"),
-        ("/nonsense", "There is no command /nonsense. The commands are /memory, "),
-        ("/c What is my name?", "There is no command /c. Did you mean /compare?"),
-        ("/laod a.memory", "There is no command /laod. Did you mean /load?"),
-        ("/save", "needs a file name"),
-        ("/load no-such-file", "There is no file no-such-file"),
-        ("/load .", "is a directory"),
-        ("/save .", "is a directory"),
-        ("/undo", "no exchange"),
-        ("/undo 2", "there is no exchange"),
-        ("/undo two", "takes a count"),
-        ("/undo " + "9" * 5000, "takes a count"),
-        ("/load ~/no-such-file", "There is no file /"),
-        ("/reset now", "takes nothing after it, but 'now'"),
-        ("/save no/such/folder", "no/such/folder cannot be written: there is no folder"),
-        ("/save pyproject.toml", "is not a saved memory"),
-        (
-            "/load pyproject.toml",
-            "is no whole file of a memory, as of a chat without a window: it is not of the format",
-        ),
-        ("/compare", "needs a question"),
-    ],
-)
-def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys, line: str, message: str) -> None:
-    assert call(monkeypatch, "chat", stdin=f"{line}\nMy name is Anna.\n") == 1
+BAD_LINES = [
+    ("   ", "is empty"),
+    ("/nonsense", "There is no command /nonsense. The commands are /memory, "),
+    ("/c What is my name?", "There is no command /c. Did you mean /compare?"),
+    ("/laod a.memory", "There is no command /laod. Did you mean /load?"),
+    ("/save", "needs a file name"),
+    ("/load no-such-file", "There is no file no-such-file"),
+    ("/load .", "is a directory"),
+    ("/save .", "is a directory"),
+    ("/undo", "no exchange"),
+    ("/undo 2", "there is no exchange"),
+    ("/undo two", "takes a count"),
+    ("/undo " + "9" * 5000, "takes a count"),
+    ("/load ~/no-such-file", "There is no file /"),
+    ("/reset now", "takes nothing after it, but 'now'"),
+    ("/save no/such/folder", "no/such/folder cannot be written: there is no folder"),
+    ("/save pyproject.toml", "is not a saved memory"),
+    (
+        "/load pyproject.toml",
+        "is no whole file of a memory, as of a chat without a window: it is not of the format",
+    ),
+    ("/compare", "needs a question"),
+]
+
+
+def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys) -> None:
+    said = [line for line, _ in BAD_LINES] + ["My name is Anna."]
+    assert call(monkeypatch, "chat", stdin="\n".join(said) + "\n") == 1
     out, err = capsys.readouterr()
-    assert message in err
+    reports = iter(err.splitlines())
+    missing = [message for _, message in BAD_LINES if not any(message in report for report in reports)]
+    assert not missing
     assert len(out.splitlines()) == 1
 
 

@@ -60,6 +60,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.covers(cases=8)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_adapter_comes_back_with_equal_logits(family: str, tmp_path: Path) -> None:
     model = tiny_model("merge", family=family, n_tok=3, sink=family == "llama", positions="base")

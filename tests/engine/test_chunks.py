@@ -91,7 +91,7 @@ def test_chunks_are_as_wide_as_what_they_see_and_a_wide_mask_has_none() -> None:
     assert pass_of("full", rows)._chunks(None) is None
 
 
-@pytest.mark.covers("family", "rule", "attn")
+@pytest.mark.covers("rule", "attn", cases=8)
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 @pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_every_family_gives_the_same_in_chunks(

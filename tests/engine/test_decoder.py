@@ -163,6 +163,7 @@ def test_stacked_memories_of_different_lengths_read_and_generate_like_single_one
         assert together[i].tolist() == greedy(model, compress_all(model, row), [row.query.ids], 6)[0].tolist()
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_a_conversation_that_has_not_begun_can_be_stacked_with_one_that_has(rule: str, sink: bool) -> None:
@@ -176,6 +177,7 @@ def test_a_conversation_that_has_not_begun_can_be_stacked_with_one_that_has(rule
     assert_close(logits[1], parallel_logits(model, [begun, fresh])[1])
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_stacked_conversations_of_different_ages_go_on_together(rule: str, sink: bool) -> None:
@@ -320,6 +322,7 @@ def test_tokens_that_the_caller_suppresses_stay_suppressed_beside_the_comp_rows(
     assert drawn[0, 0] != first
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_the_base_reads_on_from_a_memory_by_itself(rule: str, sink: bool) -> None:

@@ -98,7 +98,7 @@ def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Fl
     assert len(on_cpu) == 1  # for all three layers
 
 
-@pytest.mark.covers("family")
+@pytest.mark.covers("rule", cases=4)
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 @pytest.mark.parametrize("family", ["qwen3", "gpt_neox", *WINDOWED])
 def test_families_with_and_without_windows_give_the_same_logits(family: str, rule: str, on_cpu: list[Flex]) -> None:

@@ -50,7 +50,7 @@ def assert_same(model: CCMModel, layout: Layout, monkeypatch: pytest.MonkeyPatch
         assert_close(gradients[name], gradient)
 
 
-@pytest.mark.covers("family", "rule attn")
+@pytest.mark.covers("rule attn", cases=8)
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 @pytest.mark.parametrize(("family", "attn"), KERNELS)
 def test_every_family_gives_the_same(family: str, attn: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored
     return [*Scorer(model, batch=batch).score(asked)]
 
 
+@pytest.mark.covers(cases=7)
 @pytest.mark.parametrize(("row", "settings"), CASES, ids=lambda case: getattr(case, "name", str(case)))
 def test_answers_have_the_likelihoods_of_a_parallel_pass_each(row: Row, settings: dict[str, object]) -> None:
     model, asked = model_of(row, **settings), questions()

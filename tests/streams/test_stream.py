@@ -175,7 +175,7 @@ def test_the_pieces_in_which_a_text_comes_do_not_matter(pieces: list[int], evict
     assert (one.tokens, one.entries, one.evictions) == (other.tokens, other.entries, other.evictions)
 
 
-@pytest.mark.covers("family", "evict")
+@pytest.mark.covers("evict", cases=8)
 @pytest.mark.parametrize("evict", EVICTIONS)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ABSOLUTE])
 def test_whole_passes_equal_single_tokens_in_every_family(family: str, evict: str) -> None:
