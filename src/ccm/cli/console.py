@@ -18,7 +18,9 @@ from typing import Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from ccm.core.processes import is_main
@@ -30,6 +32,7 @@ _SETTING = re.compile(
 _SUBJECT = re.compile(r"(?<=^ccm: )\w+(?= is )")
 _TO_FILL = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_]+)*=(?:[A-Z]+\b|\[\.\.\.\])")
 LINE_SECONDS = 10  # between two lines on what is under way
+WIDEST = 1000  # cells of a table
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -40,6 +43,14 @@ def plain_console(*, stderr: bool = False) -> Console:
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     console.soft_wrap = not console.file.isatty()
     return console
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table; where it is not for a terminal, as wide as its rows are."""
+    if not console.file.isatty():
+        wide = console.options.update(max_width=WIDEST)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 def tell(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from ccm.cli.commands.notes import BuiltinNote
-from ccm.cli.console import counting, interrupted, loading, plain_console, progress, quiet
+from ccm.cli.console import counting, interrupted, loading, plain_console, print_table, progress, quiet
 from ccm.core.units import size
 from ccm.data.builtin.recall import QUESTIONS, RecallReport, evaluate_recall
 from ccm.data.tasks import TaskSettings
@@ -84,7 +84,7 @@ def run_tasks(
         table.add_column(name, no_wrap=True, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    print_table(console, table)
     if any(UNSTATED in row for row in rows):
         console.print(f"{UNSTATED} {WHY_UNSTATED}", soft_wrap=False)
     kinds = {kind for result in results for kind in result.line.by_task}
