@@ -170,6 +170,8 @@ def test_the_task_asks_four_questions_of_every_dialogue_after_its_lines(turns: T
         (value,) = question.references
         read = turns.tokenizer.decode([token for step in question.steps for token in step])
         assert value.casefold() in read.casefold()
+        tokens = len(turns.tokenizer.tokenize(f" {value}"))
+        assert question.task == (recall.LENGTHS[tokens - 1] if tokens < 4 else recall.LENGTHS[-1])
         assert question.alone().steps == []
     assert questions == [*task.questions(12)]
     assert questions != [*replace(task, options=recall.RecallTaskOptions(3, seed=1)).questions(12)]

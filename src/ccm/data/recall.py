@@ -25,6 +25,7 @@ from ccm.data.tasks import Replies, Task, TaskSettings
 from ccm.engine.layout import Sample
 
 LONGEST = 40  # lines of a dialogue
+LENGTHS = ("1 token", "2 tokens", "3 tokens", "4 tokens or more")  # of a fact
 FACTS, QUESTIONS = 8, 4  # of a dialogue of the task
 
 
@@ -40,6 +41,7 @@ class RecallOptions(DataOptions):
         dense: share of the dialogues that first tell 2 to 10 facts and then ask for them.
         others: share of the values and of the subjects whose words are exchanged for any others, so that copying is
             learned and not a list.
+        invented: share of these words that are invented, most of them of several tokens; the rest are single tokens.
         headed: share of the dialogues that stand under a system message of their own.
         asked_only: whether the replies to questions are the only targets.
     """
@@ -50,6 +52,7 @@ class RecallOptions(DataOptions):
     untold: float = bounded(0.1, 0, 1)
     dense: float = bounded(0.4, 0, 1)
     others: float = bounded(0.5, 0, 1)
+    invented: float = bounded(0.6, 0, 1)
     headed: float = bounded(0.2, 0, 1)
     asked_only: bool = False
 
@@ -87,7 +90,8 @@ class RecallData(PlacedSamples):
 
     @cached_property
     def _others(self) -> OtherWords:
-        return OtherWords(self.options.others, self.turns.tokenizer, read_bank("held_out").words())
+        options = self.options
+        return OtherWords(options.others, self.turns.tokenizer, read_bank("held_out").words(), options.invented)
 
     def _lines(self, rng: random.Random) -> Sequence[Line]:
         options = self.options
@@ -132,7 +136,7 @@ class RecallTaskOptions(TaskOptions):
 
 @dataclass
 class RecallTask(Task):
-    """The share of replies that hold the fact that was asked for, after so many lines.
+    """The share of replies that hold the fact that was asked for, after so many lines; facts of each length apart.
 
     Attributes:
         turns: how dialogues become tokens.
@@ -159,7 +163,9 @@ class RecallTask(Task):
     def _question(self, before: Sequence[Line], line: Line) -> Question:
         chat = Chat(tuple((said.user, said.reply) for said in (*before, line)))
         samples = (part.sample(self.turns, part.length) for part in (chat, chat.latest(0)))
-        question = Question.of(next(samples), self.turns.eos_id, "recall", alone=next(samples))
+        tokens = len(self.turns.tokenizer.encode(f" {line.value}", add_special_tokens=False))
+        length = LENGTHS[min(tokens, len(LENGTHS)) - 1]
+        question = Question.of(next(samples), self.turns.eos_id, length, alone=next(samples))
         return replace(question, references=(line.value,))
 
 
