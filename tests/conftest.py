@@ -67,5 +67,5 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What stands now, torch and transformers above all, stays: looking through it is a tenth of the suite's time."""
+    """What stands now, torch and transformers above all, stays, and need not be looked through again and again."""
     gc.freeze()

@@ -93,10 +93,12 @@ def test_what_takes_long_is_told_again_and_again(monkeypatch, capsys) -> None:
 
     def lines(count: int) -> list[str]:
         told = ""
-        while told.count("\n") < count:  # it comes from a thread, which a busy machine may hold up
+        for _ in range(6000):  # it comes from a thread, which a busy machine may hold up
             time.sleep(0.01)
             told += capsys.readouterr().err
-        return told.splitlines()
+            if told.count("\n") >= count:
+                return told.splitlines()
+        raise AssertionError(told)
 
     with doing("loading x"):
         assert lines(2)[0] == "loading x: 0 s so far"
