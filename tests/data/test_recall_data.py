@@ -154,11 +154,14 @@ def test_samples_follow_from_seed_and_place(turns: Turns) -> None:
 
 
 def test_system_messages_are_heads_and_only_questions_are_learned_where_it_is_asked_for(turns: Turns) -> None:
-    headed = data(turns, "data.options={headed: 1, asked_only: true}").pool(0, 4)
+    headed = data(turns, "data.options={headed: 1, asked_only: 1}").pool(0, 4)
     assert all(len(sample.head) > len(turns.head) for sample in headed)
     targets = [any(t != IGNORE for t in step.targets) for sample in headed for step in sample.steps]
     assert 0 < sum(targets) < len(targets)
     assert all(any(t != IGNORE for t in sample.query.targets) for sample in headed)
+    some = data(turns, "data.options={asked_only: 0.5}").pool(0, 16)
+    whole = [all(any(t != IGNORE for t in step.targets) for step in sample.steps) for sample in some]
+    assert 0 < sum(whole) < len(whole)
 
 
 def test_the_task_asks_four_questions_of_every_dialogue_after_its_lines(turns: Turns) -> None:

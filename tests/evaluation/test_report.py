@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from ccm.evaluation.metrics import Likelihood, perplexity, standard_error
-from ccm.evaluation.report import UNSTATED, brief, gain, mean_over_tasks, merged, overview, rows_of, section, tables
+from ccm.evaluation.report import (
+    UNSTATED,
+    brief,
+    by_task,
+    gain,
+    mean_over_tasks,
+    merged,
+    overview,
+    rows_of,
+    section,
+    tables,
+)
 from ccm.evaluation.results import NOT_FINITE, Measurement, Result
 
 
@@ -105,6 +116,13 @@ def test_a_large_task_makes_no_small_ones_gain_certain() -> None:
     spread = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]
     assert error == pytest.approx(standard_error(spread, [10] * 10) / 2)
     assert gain(result("concat", [1.0, 0.0] * 105, tasks), [full, none]) is None
+
+
+def test_tasks_stand_in_the_order_of_their_names() -> None:
+    rows = [result("full", [1.0, 0.0, 1.0], "cab"), result("none", [0.0] * 3, "bca")]
+    figures = [replace(row.line, by_task={task: {"acc_norm": 0.5} for task in row.tasks}) for row in rows]
+    table = by_task([replace(row, line=line) for row, line in zip(rows, figures, strict=True)])
+    assert "| step | method | a | b | c |" in table
 
 
 def test_what_was_left_out_is_listed_once_for_all_its_steps(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class RecallOptions(DataOptions):
             learned and not a list.
         invented: share of these words that are invented, most of them of several tokens; the rest are single tokens.
         headed: share of the dialogues that stand under a system message of their own.
-        asked_only: whether the replies to questions are the only targets.
+        asked_only: share of the dialogues in which the replies to questions are the only targets.
     """
 
     longest: int = bounded(14, 4, LONGEST)
@@ -54,7 +54,7 @@ class RecallOptions(DataOptions):
     others: float = bounded(0.5, 0, 1)
     invented: float = bounded(0.6, 0, 1)
     headed: float = bounded(0.2, 0, 1)
-    asked_only: bool = False
+    asked_only: float = bounded(0.0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class RecallData(PlacedSamples):
 
     def _sample(self, rng: random.Random) -> Sample:
         lines = self._lines(rng)
-        silent = frozenset(i for i, line in enumerate(lines[:-1]) if self.options.asked_only and not line.asks)
         system = rng.choice(read_bank("train").systems) if rng.random() < self.options.headed else ""
+        asked_only = rng.random() < self.options.asked_only
+        silent = frozenset(i for i, line in enumerate(lines[:-1]) if asked_only and not line.asks)
         chat = Chat(tuple((line.user, line.reply) for line in lines), system, silent)
         return chat.sample(self.turns, chat.length)
 

@@ -184,7 +184,7 @@ def tables(results: Sequence[Result]) -> str:
 
 def by_task(results: Sequence[Result]) -> str:
     """A Markdown table of the figure that counts by task, where there are several but not too many; else nothing."""
-    names = [*dict.fromkeys(name for result in results for name in result.line.by_task)]
+    names = sorted({name for result in results for name in result.line.by_task})
     if not 1 < len(names) <= WIDEST:
         return ""
     main = results[0].line.main
