@@ -81,6 +81,21 @@ def test_a_file_a_folder_and_its_copy_are_one_model(
     assert [path.name[:5] for path in (cache / "gguf").iterdir()] == ["tiny-"]
 
 
+def test_a_file_on_the_hub_is_that_of_the_revision(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked = write_gguf(tmp_path / "tiny.gguf"), []
+
+    def download(repository: str, name: str, **options: object) -> str:
+        asked.append((repository, name, options))
+        return str(file)
+
+    monkeypatch.setattr(gguf, "hf_hub_download", download)
+    ccm.load("owner/name/tiny.gguf", rule="full", device="cpu", base_revision="v1", local_files_only=True)
+    options = {"revision": "v1", "local_files_only": True}
+    assert asked == [("owner/name", "tiny.gguf", options)] * 2, "the model and its tokenizer"
+
+
 def test_another_file_of_the_same_name_is_another_copy(tmp_path: Path, cache: Path) -> None:
     first = gguf.copy_of(write_gguf(tmp_path / "tiny.gguf"))
     second = gguf.copy_of(write_gguf(tmp_path / "tiny.gguf", seed=1))

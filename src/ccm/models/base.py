@@ -53,7 +53,8 @@ def load_base(
             quantizations are asked for.
         UnsupportedModelError: if models of this type are not supported.
     """
-    target, source = check_device(device), locate(source)
+    hub = {name: options[name] for name in HUB if name in options}
+    target, source = check_device(device), locate(source, **hub)
     check_place(source)
     if (kernel := options.get("attn_implementation") or "sdpa") not in KERNELS:
         raise ConfigError(
@@ -68,7 +69,6 @@ def load_base(
         options["device_map"] = {"": target}
         if dtype == "auto" and target.type == "cpu":
             dtype = torch.float32
-    hub = {name: options[name] for name in HUB if name in options}
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, **hub)
         if not isinstance(settings, dict):

@@ -47,16 +47,17 @@ def gguf_file(source: str | Path) -> Path | str | None:
     return path if path.exists() or str(source).count("/") < 2 or path.is_absolute() else str(source)
 
 
-def copy_of(source: Path | str) -> Path:
+def copy_of(source: Path | str, **hub: Any) -> Path:
     """The folder with the dequantized copy of a GGUF file; the first call makes the copy.
 
     Args:
         source: as :func:`gguf_file` returns it.
+        hub: options of the Hub, such as ``revision``.
 
     Raises:
         ConfigError: if there is no such file, it cannot be read, or the package that reads it is not installed.
     """
-    file = source if isinstance(source, Path) else _from_hub(source)
+    file = source if isinstance(source, Path) else _from_hub(source, **hub)
     if not file.is_file():
         raise ConfigError(f"There is no file {file}; name a GGUF file, or a folder that holds one.")
     folder = cache_folder() / "gguf" / f"{file.stem}-{_identity(file)}"
@@ -116,10 +117,10 @@ def _identity(file: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _from_hub(source: str) -> Path:
+def _from_hub(source: str, **hub: Any) -> Path:
     *repository, name = source.split("/", 2)
     try:
-        return Path(hf_hub_download("/".join(repository), name))
+        return Path(hf_hub_download("/".join(repository), name, **hub))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(
             f"There is no file {source}, neither here nor on the Hub: {why(error, '/'.join(repository))}"

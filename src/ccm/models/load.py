@@ -206,8 +206,10 @@ def load_tokenizer(source: str | Path, options: Mapping[str, Any] | None = None)
         ConfigError: when there is none.
     """
     given = options or {}
-    hub = {name: given[name] for name in (*HUB, "trust_remote_code") if given.get(name) is not None}
+    hub = {name: given[name] for name in HUB if given.get(name) is not None}
     try:
-        return AutoTokenizer.from_pretrained(locate(source), **hub)
+        return AutoTokenizer.from_pretrained(
+            locate(source, **hub), trust_remote_code=given.get("trust_remote_code"), **hub
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"There is no tokenizer in {source}: {why(error, source)}") from error

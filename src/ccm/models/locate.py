@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -19,12 +20,13 @@ from ccm.models.published import MODELS as PUBLISHED
 from ccm.models.published import paper_model
 
 
-def locate(source: str | Path) -> str | Path:
+def locate(source: str | Path, **hub: Any) -> str | Path:
     """The folder or Hub id from which transformers can load a model.
 
     Args:
         source: a folder, a Hub id, a GGUF file, "builtin", or the short name of a model of the catalogue or the paper.
             For a GGUF file, the result is the folder of a converted copy.
+        hub: options of the Hub, such as ``revision``, for a GGUF file there.
 
     Raises:
         ConfigError: if a model of the catalogue was not fetched, a GGUF file cannot be read, or a short name is
@@ -37,7 +39,7 @@ def locate(source: str | Path) -> str | Path:
             raise ConfigError(f"The model {source} has not been fetched; fetch it with `ccm models get {source}`.")
         return folder
     if (file := gguf_file(source)) is not None:
-        return copy_of(file)
+        return copy_of(file, **hub)
     known = paper_model(source)
     if known is None:
         _check_name(str(source))
