@@ -76,5 +76,6 @@ def _show(recipe: Recipe, resume: bool, start: Path | None) -> None:
     needs = estimate(recipe, stage, islice(batches.since(0), recipe.pool))
     console.print(
         f"Estimated memory of a process: {size(needs.total)} (weights {size(needs.weights)}, gradients and moments "
-        f"{size(needs.trained)}, activations of a pass {size(needs.activations)}, logits {size(needs.logits)})."
+        f"{size(needs.trained)}, activations of a pass {size(needs.activations)}, logits {size(needs.logits)}"
+        + (f", libraries and free heap {size(needs.heap)})." if needs.heap else ").")
     )
