@@ -5,9 +5,10 @@
 DIR holds ``schema-guided-dialogue`` (CC BY-SA 4.0), ``synthetic-persona-chat`` (CC BY 4.0), ``topical-chat``
 (CDLA-Sharing-1.0) and ``books-gutenberg`` (novels in the public domain). RUNS gets ``chats``, with ``train``, a file
 each, and ``held_out``: SGD's dev split, and a tenth of persona-chat, drawn by a checksum of its text. Facts to recall
-are made by the package itself (``ccm.data.facts``). Then the first stage is trained, and an adapter of each rule on top
-of it. What is there is not made again, and an interrupted training is continued. ``--ship`` trains nothing: it writes
-the adapters of RUNS into the package, also those of unfinished trainings.
+are made by the package itself (``ccm.data.facts``). Then the first stage is trained, concat on top of it, and the
+other rules, which begin with concat's adapter. What is there is not made again, and an interrupted training is
+continued. ``--ship`` trains nothing: it writes the adapters of RUNS into the package, also those of unfinished
+trainings.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the corpora; needed until they are prepared")
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2"), help="folder for everything")
-    parser.add_argument("--rules", nargs="*", default=[*RULES], choices=[*RULES], help="adapters to train")
+    parser.add_argument(
+        "--rules", nargs="*", default=[*RULES], choices=[*RULES], help="adapters to train, beside concat"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE over the recipe of all trainings")
     parser.add_argument("--ship", action="store_true", help="write adapters into the package; train nothing")
     args = parser.parse_args(arguments)
@@ -174,9 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--data names the folder of the corpora, which are not prepared yet.")
     places = (f"data.path={chats}",)
     base = train_part("smollm2", "base", "base", args.output / "base", places, changes)
-    for rule in args.rules:
-        on_top = (*places, f"base_adapter={base}")
-        train_part("smollm2", rule, "compress", args.output / rule, on_top, (*RULES[rule], *changes))
+    places = (*places, f"base_adapter={base}")
+    for rule in ("concat", *(rule for rule in args.rules if rule != "concat")):
+        trained = train_part("smollm2", rule, "compress", args.output / rule, places, (*RULES[rule], *changes))
+        if rule == "concat":
+            places = (*places, f"init_adapter={trained}")
 
 
 if __name__ == "__main__":

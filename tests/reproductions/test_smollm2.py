@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from ccm.core.errors import AdapterError, DataError
 from ccm.engine.adapter_files import read_adapter, read_stage1
 from ccm.engine.decoder import CCMModel
+from reproductions import smollm2
 from reproductions.smollm2 import BOOKS, MODEL, STRETCH, conversation, prepare, ship
 
 
@@ -124,3 +125,19 @@ def test_only_what_is_missing_is_prepared(corpora: Path, tmp_path: Path) -> None
     shutil.rmtree(corpora / "books-gutenberg")
     with pytest.raises(DataError, match=r"books-gutenberg.* holds no Barchester-Towers_\*"):
         prepare(corpora, tmp_path / "chats")
+
+
+def test_all_share_the_first_stage_and_the_other_rules_begin_with_concat(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = {}
+
+    def train_part(recipe: str, name: str, stage: str, folder: Path, places: tuple[str, ...], _: object) -> Path:
+        begun[name] = {key: Path(value).name for key, value in (place.split("=") for place in places)}
+        return folder
+
+    monkeypatch.setattr(smollm2, "train_part", train_part)
+    smollm2.main(["--data", str(corpora), "--output", str(tmp_path), "--rules", "gate", "merge"])
+    first = {"data.path": "chats", "base_adapter": "base"}
+    others = {**first, "init_adapter": "concat"}
+    assert begun == {"base": {"data.path": "chats"}, "concat": first, "gate": others, "merge": others}

@@ -79,7 +79,7 @@ def test_the_estimate_counts_weights_gradients_and_moments(tiny: Tiny) -> None:
     stage, found = needs(tiny)
     assert found.weights == sum(p.numel() * p.element_size() for p in stage.module.parameters())
     assert found.trained == 3 * 4 * sum(p.numel() for p in stage.trained.values())
-    assert found.heap == pytest.approx(430e6 + 0.4 * (found.activations + found.logits)), "of a CPU"
+    assert found.heap == pytest.approx(430e6 + 0.75 * (found.activations + found.logits)), "of a CPU"
     assert found.total == found.weights + found.trained + found.activations + found.logits + found.heap
 
 
