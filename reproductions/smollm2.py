@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare(args.data, chats)
     elif not all((chats / name).is_file() for name in FILES):
         parser.error("--data names the folder of the corpora, which are not prepared yet.")
-    places = (f"data.path={chats}",)
+    places: tuple[str, ...] = (f"data.path={chats}",)
     base = train_part("smollm2", "base", "base", args.output / "base", places, changes)
     places = (*places, f"base_adapter={base}")
     for rule in ("concat", *(rule for rule in args.rules if rule != "concat")):

@@ -46,6 +46,15 @@ def test_where_there_is_no_other_conversation_none_is_read() -> None:
     assert not [*ControlQuestions([replace(one, steps=[]) for one in ASKED])]
 
 
+def test_another_stretch_of_the_same_conversation_is_no_other() -> None:
+    asked = [replace(question(i, 2), source=source) for i, source in enumerate("aabb")]
+    swapped = [*ControlQuestions(asked)]
+    assert len(swapped) == 4
+    for own, other in zip(asked, swapped, strict=True):
+        assert next(one.source for one in asked if one.steps == other.steps) != own.source
+    assert [*ControlQuestions(asked[:2])] == []
+
+
 def test_the_head_is_the_questions_own() -> None:
     asked = [question(i, 2, head=3) for i in range(4)]
     assert [one.head for one in ControlQuestions(asked)] == [one.head for one in asked]

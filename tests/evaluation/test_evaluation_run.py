@@ -106,6 +106,14 @@ def test_several_tasks_share_a_model_and_keep_their_order(folder: Path, monkeypa
     assert len(loaded) == 1  # all share the weights of the base
 
 
+def test_whatever_shortens_contexts_is_measured_with_other_memories_too(folder: Path) -> None:
+    chosen = Selection(rules=["concat"], baselines=["window", "bm25", "pool"])
+    found = run.evaluate([TaskSettings("dialog", str(folder))], chosen, EvaluationSettings(depths=[2]))
+    there = [[other is not None for other in result.others] for result in found]
+    assert any(there[0])
+    assert there == [there[0]] * 4, "the same questions have another conversation"
+
+
 def test_no_context_is_the_query_as_it_opens_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"steps": ["I like tea.", "I like dogs."], "query": "What do I like?", "answer": "Tea and dogs."}
     (folder / "mine.jsonl").write_text(json.dumps(row))

@@ -54,14 +54,14 @@ def read(path: Path) -> Iterator[LongQuestion]:
     for number, (_, item) in enumerate(read_items(path), start=1):
         try:
             turns, places = conversation(item["conversation"])
-            asked = [_asked(row, turns, places, f"{number} {i}") for i, row in enumerate(item["qa"])]
+            asked = [_asked(row, turns, places, number, i) for i, row in enumerate(item["qa"])]
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise DataError(f"{path}: conversation {number} is none of LoCoMo's ({error!r}).") from None
         yield from asked
 
 
 def _asked(
-    row: Mapping[str, Any], turns: Sequence[Turn], places: Mapping[tuple[int, int], int], seed: str
+    row: Mapping[str, Any], turns: Sequence[Turn], places: Mapping[tuple[int, int], int], number: int, place: int
 ) -> LongQuestion:
     category = CATEGORIES[row["category"]]
     evidence = {places[name] for text in row["evidence"] for name in _named(text) if name in places}
@@ -70,7 +70,7 @@ def _asked(
         query += " Reckon from the dates of the sessions; about when is enough."
     if category == "adversarial":
         options = [UNKNOWN, str(row["adversarial_answer"])]
-        right = random.Random(f"locomo {seed}").randrange(2)
+        right = random.Random(f"locomo {number} {place}").randrange(2)
         first, second = options if right == 0 else options[::-1]
         query += f" Which is right: (a) {first}, or (b) {second}?"
         answer, references = UNKNOWN, ["ab"[right], "not mentioned", "no information available"]
@@ -79,7 +79,8 @@ def _asked(
         if category == "open-domain":  # after a semicolon stands why
             answer = answer.split(";")[0].strip()
         references = [answer]
-    return LongQuestion(turns, evidence, query, answer, category, references, _JUDGED.get(category, "stems"))
+    judged = _JUDGED.get(category, "stems")
+    return LongQuestion(turns, evidence, query, answer, category, references, judged, str(number))
 
 
 def open_task(settings: TaskSettings, turns: Turns) -> LongTask:

@@ -58,7 +58,7 @@ class LongQuestion:
         query: the question, with its instruction.
         answer: whose likelihood is taken.
         category: what it is counted under.
-        references, judged: see :class:`Question`.
+        references, judged, source: see :class:`Question`.
     """
 
     turns: Sequence[Turn]
@@ -68,6 +68,7 @@ class LongQuestion:
     category: str
     references: Sequence[str] = ()
     judged: Judged = "words"
+    source: str = ""
 
     def end(self, until: Literal["evidence", "end"]) -> int:
         """How many turns of the conversation come before the question: up to the end of the session with the last
@@ -147,7 +148,8 @@ class LongTask(Task):
         self._note(asked, depth, latest, len(kept), end)
         alone = Sample([], self.turns.exchange(asked.query, asked.answer, first=True), self.turns.head)
         question = Question.of(sample, self.turns.eos_id, asked.category, alone=alone)
-        yield replace(question, references=asked.references or (asked.answer,), judged=asked.judged)
+        references = asked.references or (asked.answer,)
+        yield replace(question, references=references, judged=asked.judged, source=asked.source)
 
     def _fitting(self, latest: Sequence[Turn], room: int) -> int:
         """How many of the last turns have room."""

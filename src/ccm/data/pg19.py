@@ -75,30 +75,30 @@ class PG19Task(Task):
             raise ConfigError(f"There is no time step {depth}; the steps are chunks, up to {self.options.deepest}.")
         stretches, self.skipped, self.noted = self._stretches
         bos = self.turns.tokenizer.bos_token_id
-        for stretch in stretches:
+        for book, stretch in stretches:
             *steps, target = stretch[-depth - 1 :]
             begin, query = [] if bos is None else [bos], target[:1]  # the first token of the target begins the query
             texts = [*steps, query]
             texts[0] = [*begin, *texts[0]]
-            yield Question(texts[:-1], texts[-1], [target[1:]], task=TITLE, bare=[*begin, *query])
+            yield Question(texts[:-1], texts[-1], [target[1:]], task=TITLE, bare=[*begin, *query], source=book)
 
     @cached_property
-    def _stretches(self) -> tuple[list[list[Ids]], Counter[str], Counter[str]]:
-        """Each target with the chunks before it, the first of every book, then the second of every book and so on;
-        books that are left out, and that have fewer targets, by reason."""
+    def _stretches(self) -> tuple[list[tuple[str, list[Ids]]], Counter[str], Counter[str]]:
+        """Each target with the chunks before it, and its book: the first of every book, then the second of every book
+        and so on; books that are left out, and that have fewer targets, by reason."""
         least = self.options.deepest + 1
-        stretches: list[tuple[int, list[Ids]]] = []
+        stretches: list[tuple[int, str, list[Ids]]] = []
         skipped: Counter[str] = Counter()
         noted: Counter[str] = Counter()
         for file in self.files:
             chunks = self._chunks(file)
             targets = spread(range(least - 1, len(chunks)), self.options.targets)
-            stretches += enumerate(chunks[target + 1 - least : target + 1] for target in targets)
+            stretches += [(i, file.name, chunks[end + 1 - least : end + 1]) for i, end in enumerate(targets)]
             if not targets:
                 skipped[f"books of less than {least} chunks"] += 1
             elif len(targets) < self.options.targets:
                 noted[f"books with fewer than {self.options.targets} targets"] += 1
-        return [stretch for _, stretch in sorted(stretches, key=itemgetter(0))], skipped, noted
+        return [(book, stretch) for _, book, stretch in sorted(stretches, key=itemgetter(0))], skipped, noted
 
     def _chunks(self, file: Path) -> list[Ids]:
         """The whole chunks of a book."""

@@ -27,6 +27,7 @@ class Question:
         references: the accepted answers as text, for generated replies; where there are none, the right answer.
         judged: how a generated reply is compared with the references.
         head: what stands before all steps, and always stays as raw text.
+        source: the conversation or book that the steps are a part of, where questions share some.
 
     Raises:
         InputError: where a text is empty, or no answer is right.
@@ -42,6 +43,7 @@ class Question:
     references: Sequence[str] = ()
     judged: Judged = "words"
     head: Sequence[int] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not (self.query and all(self.answers) and all(self.steps) and [] not in (self.before, self.bare)):

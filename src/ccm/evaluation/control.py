@@ -21,7 +21,7 @@ class ControlQuestions:
     """Questions, each with the context of another conversation of as many steps; a seed fixes which.
 
     Args:
-        questions: as they are asked, in their order.
+        questions: as they are asked, in their order, with their whole contexts.
         seed: of the choice.
 
     Attributes:
@@ -47,8 +47,12 @@ class ControlQuestions:
                     yield replace(question, steps=other.steps, answers=right, right=0, references=())
 
     def _other(self, question: Question, candidates: list[Question]) -> Question | None:
-        """A candidate that has no step in common with the question."""
+        """A candidate of another source that has no step in common with the question."""
         own = {*map(tuple, question.steps)}
+
+        def differs(one: Question) -> bool:
+            apart = not one.source or one.source != question.source
+            return bool(one.steps) and apart and own.isdisjoint(map(tuple, one.steps))
+
         chance = random.Random(f"{self._seed} other than {len(self.found)}")
-        shuffled = chance.sample(candidates, len(candidates))
-        return next((one for one in shuffled if one.steps and own.isdisjoint(map(tuple, one.steps))), None)
+        return next(filter(differs, chance.sample(candidates, len(candidates))), None)

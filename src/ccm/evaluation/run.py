@@ -35,6 +35,7 @@ from ccm.models.load import TURNS, check_alone
 from ccm.models.shipped import shipped
 
 RULES = ("full", "none")  # that are compared where no rule is named
+PAIRS = 2  # the version of how questions are paired for the control: results of another one are measured anew
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
 ProgressReport = Callable[[str, int, int], None]
 
@@ -255,7 +256,11 @@ class _MethodRun:
             "depth": depth,
             "asked": self.asked.counts[depth].digest,
         }
-        optional = {"generate": self.asked.generate, "control": self.control, "quantize": self.selection.quantize}
+        optional = {
+            "generate": self.asked.generate,
+            "control": PAIRS * self.control,
+            "quantize": self.selection.quantize,
+        }
         identity |= {name: value for name, value in optional.items() if value}
         if self.method.baseline is not None:
             identity |= {"room": settings.room, "n_tok": model.config.n_tok, "embedder": settings.embedder}
@@ -270,8 +275,9 @@ class _MethodRun:
         scored = _score_share(scorer, self._questions(depth), total, partial(self.work.tell, name))
         self.work.end(total)
         if self.control:
-            control, tell = ControlQuestions(self._questions(depth)), partial(self.work.tell, f"{name}, other memories")
-            others = iter(_score_share(make(), control, total, tell))
+            control = ControlQuestions(self.asked.questions(depth))
+            tell = partial(self.work.tell, f"{name}, other memories")
+            others = iter(_score_share(make(), map(self._seen, control), total, tell))
             found = [next(others).answers[0].total if there else None for there in control.found]
             scored = [replace(one, other=other) for one, other in zip(scored, found, strict=True)]
             self.work.end(total)
@@ -280,14 +286,15 @@ class _MethodRun:
 
     def _questions(self, depth: int) -> Iterator[Question]:
         """The questions at a depth, with as much of their contexts as the method reads."""
-        for question in self.asked.questions(depth):
-            if self.model.rule.forgets:
-                yield question.alone()
-            elif self.baseline.select is None:
-                yield question
-            else:
-                room = self.settings.room or self.model.config.n_tok * len(question.steps) + 1
-                yield shortened(question, self.baseline.select, room, self.turns.tokenizer)
+        return map(self._seen, self.asked.questions(depth))
+
+    def _seen(self, question: Question) -> Question:
+        if self.model.rule.forgets:
+            return question.alone()
+        if self.baseline.select is None:
+            return question
+        room = self.settings.room or self.model.config.n_tok * len(question.steps) + 1
+        return shortened(question, self.baseline.select, room, self.turns.tokenizer)
 
     def _result(self, depth: int, every: Sequence[ScoredQuestion], seconds: Seconds) -> Result:
         method, model, task, count = self.method, self.model, self.asked.task, self.asked.counts[depth]
