@@ -65,4 +65,4 @@ def _stage(recipe: Recipe) -> Stage:
 def _estimate(recipe: Recipe) -> int:
     stage = _stage(recipe)
     found: Estimate = estimate(recipe, stage, [next(draw(recipe, stage.turns))])
-    return found.total - found.weights
+    return found.total - found.weights - found.heap  # of tensors alone

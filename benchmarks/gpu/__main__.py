@@ -18,6 +18,7 @@ from benchmarks.gpu import adapters, bits, flex, memories, recursion, walkthroug
 from benchmarks.gpu.order import Order, Part
 from benchmarks.gpu.records import measure, write_summary
 from ccm.cli.console import quiet
+from ccm.models.shipped import first_stage
 
 PARTS = {
     "throughput": Part(memories.run, "samples a second by memories of three sizes, LLaMA-7B's shape"),
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs=Path(made) if rehearse else asked.runs or asked.output / "runs",
             chats=asked.chats,
             model=asked.model,
-            base_adapter=asked.base_adapter,
+            base_adapter=None if rehearse else asked.base_adapter,
             starts=dict(asked.resume),
         )
         for name in asked.parts or _possible(order):
@@ -90,7 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     of_adapters = parser.add_argument_group("of the adapters")
     of_adapters.add_argument("--chats", type=Path, metavar="DIR", help="the chats of python -m reproductions.smollm2")
     of_adapters.add_argument("--model", default=Order.model, help="folder, GGUF file, or folder of its pieces")
-    of_adapters.add_argument("--base-adapter", type=Path, metavar="DIR", help="what the stage base made")
+    of_adapters.add_argument(
+        "--base-adapter",
+        type=Path,
+        metavar="DIR",
+        default=first_stage(Order.model),
+        help="first stage (what ships)",
+    )
     of_adapters.add_argument("--runs", type=Path, metavar="DIR", help="of the trainings (runs in the results' folder)")
     of_adapters.add_argument(
         "--resume", type=_start, action="append", default=[], metavar="STAGE=FILE", help="a checkpoint"

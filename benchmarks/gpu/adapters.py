@@ -1,4 +1,5 @@
-"""The adapters of SmolLM2, by the recipe ``smollm2``: the first stage, then each rule, as far as the time goes."""
+"""The adapters of SmolLM2, by the recipe ``smollm2``, as far as the time goes: they go on from what ships. Gate and
+merge begin with concat."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from benchmarks.gpu.pieces import join_all
 from benchmarks.gpu.trainings import SAVING, checkpoints, train_for_a_while
 from ccm.core.errors import ConfigError
 from ccm.training.recipe import Recipe, load_recipe
-from reproductions.smollm2 import RULES, SAVED
+from reproductions.smollm2 import MODEL, RULES, SAVED
 
 STAGES = {"base": (), **RULES}
 SMALL = (
@@ -65,5 +66,9 @@ def _recipe(order: Order, stage: str, model: str) -> Recipe:
     changes = [f"model={model}", f"output_dir={order.runs / stage}", f"device={order.device}"]
     if stage != "base":
         changes.append(f"base_adapter={order.base_adapter or order.runs / 'base'}")
+    if stage in ("gate", "merge"):
+        changes.append(f"init_adapter={order.runs / 'concat'}")
+    elif not order.rehearse:
+        changes.append(f"init_adapter={MODEL}")
     changes += SMALL if order.rehearse else ("pass_tokens=32768", f"data.path={order.chats}")
     return load_recipe("smollm2", [*SAVED, *changes, *STAGES[stage]], "base" if stage == "base" else "compress")

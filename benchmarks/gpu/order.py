@@ -22,7 +22,7 @@ class Order:
         runs: folder of the trainings, which go on from what they find there.
         chats: folder of dialogues, the ``chats`` that ``python -m reproductions.smollm2`` writes.
         model: base of the adapters: a folder, a GGUF file or its pieces, or a short name.
-        base_adapter: what the stage "base" made; None trains it first.
+        base_adapter: the first stage; None trains it first.
         starts: by the name of a training, the checkpoint of another machine that it goes on from.
         ends: when the part is to end, by ``time.monotonic()``.
     """

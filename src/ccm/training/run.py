@@ -36,6 +36,7 @@ RECIPE, LOG, CHECKPOINTS, LOCK = "recipe.yaml", "log.jsonl", "checkpoints", ".lo
 KIND = "ccm_checkpoint"
 FIRST_BATCH = "first batch"  # checkpoints of version 1 record the digest of this batch only
 _PARTS, _STATE = ("trained", "first", "second"), ("step", "origin", "scaler", "updates", "told", "sums")
+_OPTIONAL = ("mixed", "settings")  # what older checkpoints lack
 _NAME = re.compile(r"step-\d+(\.safetensors)?")
 _FREE = {  # settings that may change when a run resumes: except through dropout, the losses do not depend on them
     "pass_tokens", "saved_dtype", "device", "flex", "gradient_checkpointing", "shard", "log_every", "eval_every",
@@ -63,6 +64,7 @@ class Checkpoint:
             and all tensors in steps in which float16 overflows.
         told: the step of the last report.
         sums: the sum of each loss since that report.
+        mixed: whether matrices are multiplied in bfloat16; None in checkpoints that do not say it.
         settings: the settings of the recipe that must stay the same; None in version 1, where the run's folder has
             them.
         path: the path that the checkpoint was read from.
@@ -76,6 +78,7 @@ class Checkpoint:
     updates: dict[str, int]
     told: int
     sums: dict[str, float]
+    mixed: bool | None = None
     settings: Mapping[str, Any] | None = None
     path: Path | None = None
 
@@ -240,7 +243,7 @@ class Run:
             return
         parts = zip(_PARTS, (checkpoint.tensors, *checkpoint.moments), strict=True)
         tensors = {f"{prefix}.{key}": tensor for prefix, part in parts for key, tensor in part.items()}
-        manifest = {name: getattr(checkpoint, name) for name in _STATE} | {"settings": self.settings}
+        manifest = {name: getattr(checkpoint, name) for name in (*_STATE, "mixed")} | {"settings": self.settings}
         advice = f"Resume from {held[-1].stem} with resume=True." if held else "There is no earlier checkpoint."
         with writing(path, TrainingError, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,9 +291,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state = read_json(path / "state.json")
             parts = [load_tensors(path / f"{part}.safetensors")[0] for part in _PARTS]
             state["origin"][FIRST_BATCH] = state["origin"].pop("data")
-        told = {name: state[name] for name in _STATE}
-        settings = state.get("settings")
-        checkpoint = Checkpoint(tensors=parts[0], moments=(parts[1], parts[2]), settings=settings, path=path, **told)
+        told = {name: state[name] for name in _STATE} | {name: state.get(name) for name in _OPTIONAL}
+        checkpoint = Checkpoint(tensors=parts[0], moments=(parts[1], parts[2]), path=path, **told)
         _check_parts(checkpoint)
         return checkpoint
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
