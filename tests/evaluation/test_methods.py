@@ -26,6 +26,17 @@ def test_an_adapter_is_loaded_with_its_base_once(monkeypatch: pytest.MonkeyPatch
     assert models.load(Method("own", None, gate), recurrent=False)[0].config.recurrent is False
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_relatives_of_a_base_are_refused_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, strict: bool) -> None:
+    given: list[bool] = []
+    load = methods.load_model
+    monkeypatch.setattr(
+        methods, "load_model", lambda *places, **more: given.append(more["strict"]) or load(*places, **more)
+    )
+    Models(Selection(strict=strict)).load(Method("concat", "concat", None))
+    assert given == [strict]
+
+
 def test_without_an_adapter_it_is_one_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path] = []
     load = methods.load_model

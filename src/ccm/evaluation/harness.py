@@ -79,6 +79,7 @@ class HarnessSettings:
         recurrent: whether a step sees the memory while it is read; the adapter's own where None.
         dtype: of the weights.
         quantize: ``int8``, ``8bit`` or ``4bit``.
+        strict: refuse a quantized or fine-tuned relative of the adapter's base.
         delimiter: what ends a step of a context without chat template: the task's ``fewshot_delimiter``.
         window: tokens of a step where the likelihood of a whole text is asked for.
         device: of the model; a CUDA device, lm-eval's default, where there is one.
@@ -96,6 +97,7 @@ class HarnessSettings:
     recurrent: bool | None = None
     dtype: str = "auto"
     quantize: str | None = None
+    strict: bool = False
     delimiter: str = "\n\n"
     window: int = bounded(512, 1)
     device: str | None = None
@@ -114,7 +116,7 @@ class HarnessSettings:
         """The model and its tokenizer."""
         absent = not torch.cuda.is_available() and str(self.device).startswith("cuda")
         choice: dict[str, Any] = {
-            name: getattr(self, name) for name in ("rule", "n_tok", "recurrent", "dtype", "quantize")
+            name: getattr(self, name) for name in ("rule", "n_tok", "recurrent", "dtype", "quantize", "strict")
         }
         model, tokenizer = load(self.model, self.adapter, device=None if absent else self.device, **choice)
         return as_decoder(model, "lm-eval").eval(), tokenizer

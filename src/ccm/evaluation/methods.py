@@ -86,6 +86,7 @@ class Models:
             device=chosen.device,
             dtype=chosen.dtype,
             quantize=chosen.quantize,
+            strict=chosen.strict,
         )
 
     def _base(self, method: Method) -> str | None:

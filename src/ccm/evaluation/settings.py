@@ -25,6 +25,7 @@ class Selection:
         device: such as "cpu" or "cuda".
         dtype: of the base, as ``ccm.load`` takes it.
         quantize: how the weights of the base are stored in fewer bits (:mod:`ccm.engine.quantization`).
+        strict: refuse a quantized or fine-tuned relative of an adapter's base.
         output: folder that keeps the results, so that nothing is measured twice; None keeps nothing.
     """
 
@@ -36,6 +37,7 @@ class Selection:
     device: str | None = None
     dtype: str = "auto"
     quantize: Quantization | None = None
+    strict: bool = False
     output: Path | None = None
 
 
