@@ -568,6 +568,12 @@ def test_a_conversation_is_measured_at_its_last_reply_after_the_latest_turns(tmp
     assert [one.alone().query, other.alone().query] == [question.query for question in task.questions(0)]
 
 
+def test_stretches_of_one_conversation_have_one_source(tmp_path: Path, turns: Turns) -> None:
+    path = write(tmp_path / "a.jsonl", chat(0, 9), chat(1, 2), chat(2, 9))
+    sources = [question.source for question in task_of(path, turns, max_steps=3).questions(1)]
+    assert sources == [*"000", "1", *"222"]
+
+
 def test_choices_are_the_answers_of_a_task(tmp_path: Path, turns: Turns) -> None:
     line = {"steps": ["It is red.", "It is big."], "query": "What colour?", "answer": "red", "choices": ["blue", "red"]}
     task = task_of(write(tmp_path / "a.jsonl", line), turns)

@@ -78,20 +78,21 @@ class CustomTask(Task):
     Every time step has the same targets; an example with fewer steps is asked with all that it has.
 
     Attributes:
-        examples: what is measured.
+        whole: what is measured: of each conversation or text, its stretches.
         turns: how they become tokens.
     """
 
-    examples: Sequence[Example]
+    whole: Sequence[Sequence[Example]]
     turns: Turns
 
     def __post_init__(self) -> None:
-        deepest = max(example.length for example in self.examples)
+        examples = [*chain.from_iterable(self.whole)]
+        deepest = max(example.length for example in examples)
         self.depths = [2**i for i in range(deepest.bit_length())] or [0]
-        chosen = sum(isinstance(example, TaskExample) and bool(example.choices) for example in self.examples)
-        if chosen not in (0, len(self.examples)):
+        chosen = sum(isinstance(example, TaskExample) and bool(example.choices) for example in examples)
+        if chosen not in (0, len(examples)):
             raise DataError(
-                f"{chosen} of {len(self.examples)} examples have choices; a task is measured by accuracy, where all "
+                f"{chosen} of {len(examples)} examples have choices; a task is measured by accuracy, where all "
                 "have them, or by perplexity, where none has. Make two files of them."
             )
         self.measures = "acc_norm" if chosen else "perplexity"
@@ -101,12 +102,13 @@ class CustomTask(Task):
         if depth < 0:
             raise ConfigError(f"There is no time step {depth}; it is a number of steps, from 0.")
         self.skipped, self.noted = Counter(), Counter()
-        for example in self.examples:
+        for number, example in ((number, part) for number, parts in enumerate(self.whole) for part in parts):
             if example.length < depth:
                 self.noted[f"fewer than {depth} steps, there are no more"] += 1
             cut = example.latest(max(depth, 1))
             sample, alone = (part.sample(self.turns, part.length) for part in (cut, cut.latest(0)))
             question = Question.of(sample, self.turns.eos_id, "custom", alone=alone)
+            question = replace(question, source=str(number))
             if isinstance(cut, TaskExample) and cut.choices:
                 answers = [self.turns.encode_reply(choice) for choice in cut.choices]
                 right, before = cut.choices.index(cut.answer), question.query[-1:]
@@ -122,7 +124,7 @@ def open_task(settings: TaskSettings, turns: Turns) -> CustomTask:
         DataError: when it is absent, empty or malformed.
     """
     path, lengths = settings.require_path(_WANTED), _TaskLengths(**vars(settings.read_options(CustomTaskOptions)))
-    return CustomTask([*chain.from_iterable(read_examples(path, lengths, turns))], turns)
+    return CustomTask([*read_examples(path, lengths, turns)], turns)
 
 
 @dataclass
