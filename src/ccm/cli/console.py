@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import chain
-from threading import Event, Thread
 from typing import Any
 
 import typer
@@ -24,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ccm.core.processes import is_main
+from ccm.core.repeating import every
 from ccm.core.units import size
 
 _SETTING = re.compile(
@@ -152,22 +152,9 @@ def interrupted(told: str) -> Iterator[None]:
         raise KeyboardInterrupt(*(stop.args or (told,))) from None
 
 
-@contextmanager
-def repeating(say: Callable[[], None]) -> Iterator[None]:
+def repeating(say: Callable[[], None]) -> AbstractContextManager[None]:
     """Call ``say`` every :data:`LINE_SECONDS` while the block runs, from another thread."""
-    over = Event()
-
-    def repeat() -> None:
-        while not over.wait(LINE_SECONDS):
-            say()
-
-    thread = Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return every(LINE_SECONDS, say)
 
 
 @contextmanager

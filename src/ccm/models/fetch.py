@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -21,6 +20,7 @@ from ccm.core.errors import ConfigError, reason, unknown_name
 from ccm.core.files import sha256
 from ccm.core.hub import why
 from ccm.core.provenance import ABOUT, ModelSource, Source, read_about, write_about
+from ccm.core.repeating import every
 from ccm.models.cache import keep, model_folder
 from ccm.models.catalogue import MODELS, KnownModel, Wheel
 from ccm.models.gguf import dequantize, needs_reader
@@ -135,20 +135,11 @@ def _run(command: list[str], asked: str, folder: Path, arrived: Callable[[int], 
 @contextmanager
 def _watching(folder: Path, arrived: Callable[[int], None]) -> Iterator[None]:
     """Tell how many bytes are in a folder, from the beginning to the end of what writes there."""
-    ended = Event()
-
-    def look() -> None:
-        while not ended.wait(_LOOK):
-            arrived(_size(folder))
-
     arrived(0)
-    watch = Thread(target=look, daemon=True)
-    watch.start()
     try:
-        yield
+        with every(_LOOK, lambda: arrived(_size(folder))):
+            yield
     finally:
-        ended.set()
-        watch.join()
         arrived(_size(folder))
 
 
