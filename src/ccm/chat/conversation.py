@@ -423,7 +423,7 @@ class Conversation(BaseConversation):
         """
         memory, prompt = self.memory, self._prompt(said, first=not self.memory.begun[0])
         if reply is None:  # longer ones end where positions do
-            left = self._room(self.model.empty_memory(1, memory.heads)) - len(prompt)
+            left = self.model.max_positions - self.model.config.n_tok - len(memory.heads[0]) - len(prompt)
             reply = max(1, min(self.sampling.max_new_tokens, self.model.max_positions // 8, left))
         if room is None:
             room = len(prompt) + reply if self.endless else 0
