@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FAMILIES, ccm_config, tiny_base, tiny_model
+from helpers import FAMILIES, ccm_config, make_sample, online_logits, tiny_base, tiny_model
 from transformers import PreTrainedModel
 
 from ccm import CCMModel
@@ -118,6 +118,15 @@ def test_a_quantized_relative_is_taken_with_a_line_and_refused_where_strict(
     with pytest.raises(AdapterError, match=f"{share:.1%} of the signs differ"):
         CCMModel.from_pretrained(adapter, rounded(tiny_base(), 5), strict=True)
     CCMModel.from_pretrained(adapter, tiny_base(), strict=True)
+
+
+def test_adapters_of_one_base_share_a_relative_of_it(adapter: Path, tmp_path: Path) -> None:
+    tiny_model("gate").save_pretrained(tmp_path)
+    sample = make_sample([3, 5], 4)
+    model = CCMModel.from_pretrained(adapter, rounded(tiny_base(), 5))
+    other, loaded = model.with_adapter(tmp_path), CCMModel.from_pretrained(tmp_path, rounded(tiny_base(), 5))
+    assert torch.equal(online_logits(other, sample), online_logits(loaded, sample))
+    assert other.base.get_input_embeddings().weight is model.base.get_input_embeddings().weight
 
 
 def test_memories_stay_with_the_very_base(adapter: Path, tmp_path: Path) -> None:

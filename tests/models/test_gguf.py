@@ -111,6 +111,12 @@ def test_files_that_differ_in_their_midst_alone_are_two(tmp_path: Path) -> None:
     assert gguf._identity(file) != gguf._identity(other)
 
 
+def test_no_copy_is_made_to_refuse_a_rule_that_needs_an_adapter(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"The rule 'concat' needs an adapter for .*tiny\.gguf"):
+        ccm.load(write_gguf(tmp_path / "tiny.gguf"), rule="concat")
+    assert not cache.exists()
+
+
 def test_the_ending_may_be_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "A.GGUF").write_bytes(b"x")
     assert gguf.gguf_file(tmp_path) == tmp_path / "A.GGUF"

@@ -141,10 +141,12 @@ class AdaptedModel(nn.Module):
     def shares_base(self, config: CCMConfig) -> bool:
         """Whether an adapter with these settings can run beside this one, on the same weights (:meth:`with_adapter`).
 
-        It can where it was trained on the very base and stage-1 adapter, with a LoRA on COMP tokens of the same form.
+        It can where it was trained on the very base and stage-1 adapter, or on those of the adapter here, of which this
+        base may be a relative; with a LoRA on COMP tokens of the same form.
         """
         separate, own = self.config.embeddings == config.embeddings == "separate", self.config.lora
-        return config.base_fingerprint == self.base_id and separate and own.conditional and own == config.lora
+        bases = {self.base_id, self.config.base_fingerprint or self.base_id}
+        return config.base_fingerprint in bases and separate and own.conditional and own == config.lora
 
     def with_adapter(self, adapter: str | Path, rule: str | None = None, **changes: Any) -> Self:
         """A model with another adapter of the same base. Both share the frozen weights; each trains its own.

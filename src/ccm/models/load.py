@@ -23,6 +23,7 @@ from ccm.engine.t5.seq2seq import CCMEncoderDecoder
 from ccm.models.base import HUB, load_base
 from ccm.models.builtin import NAME
 from ccm.models.builtin import TURNS as BUILTIN_TURNS
+from ccm.models.gguf import gguf_file
 from ccm.models.locate import check_place, is_builtin, locate
 from ccm.models.published import MODELS, paper_model, turns_for
 from ccm.models.shapes import check_dtype
@@ -164,7 +165,8 @@ def check_alone(base: str | Path, rule: str) -> None:
         ConfigError: when the rule compresses, or there is no such base.
     """
     if rule_class(rule).compresses != "never":
-        check_place(locate(base))
+        if gguf_file(base) is None:  # a copy is not made only to refuse it
+            check_place(locate(base))
         raise ConfigError(
             f"The rule {rule!r} needs an adapter for {base}; name one, or take rule='full' or rule='none'."
         )
