@@ -47,6 +47,13 @@ def test_a_checkpoint_is_the_adapter_that_a_training_up_to_there_would_write(
     assert (found / "ccm_adapter.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_checkpoint_needs_no_adapter_that_it_began_with(tiny: Tiny, tmp_path: Path) -> None:
+    begun = train(tiny.recipe(tmp_path / "begun", max_steps=2))
+    run = broken_off(tiny, tmp_path / "run", init_adapter=str(begun))
+    begun.rename(tmp_path / "elsewhere")
+    assert ccm.load(adapter=adapter_of(run))[0].config.rule == "concat"
+
+
 def test_a_checkpoint_of_the_first_stage_is_its_plain_lora(tiny: Tiny, tmp_path: Path) -> None:
     run = broken_off(tiny, tmp_path / "run", stage="base", objective={"every": 1.0})
     found = Path(adapter_of(run))
