@@ -6,6 +6,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -16,8 +17,10 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
 import torch
+import typer.main
 from hypothesis import HealthCheck, settings
 
+gc.disable()  # until all tests are imported: little of that is garbage
 settings.register_profile(
     "ccm",
     derandomize=True,
@@ -68,4 +71,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 def pytest_collection_finish() -> None:
     """What stands now, torch and transformers above all, stays, and need not be looked through again and again."""
+    typer.main.get_command = cache(typer.main.get_command)  # once a process, as outside of tests
     gc.freeze()
+    gc.enable()

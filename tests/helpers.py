@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from copies import copied
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -216,6 +217,11 @@ def tiny_base(
     It is float64: two ways to one number then differ by less than any tolerance here, and a likeliest token is the same
     one, with whatever kernels a processor has.
     """
+    key = repr(("base", family, seed, attn, dtype, sorted(sizes.items())))
+    return copied(key, lambda: _made_base(family, seed, attn, dtype, sizes))
+
+
+def _made_base(family: str, seed: int, attn: str | None, dtype: torch.dtype, sizes: dict[str, Any]) -> PreTrainedModel:
     config = FAMILIES[family]()
     for name, value in sizes.items():
         setattr(config, name, value)
@@ -245,10 +251,16 @@ def tiny_model(
     **settings: Any,
 ) -> CCMModel:
     """A model whose adapter matters: LoRA B is not zero, COMP embeddings are random, and so is what the rule owns."""
-    base = tiny_base(family, attn=attn, seed=seed) if base is None else base
-    model = CCMModel(base, ccm_config(rule, **settings)).eval()
-    randomize_adapter(model, seed + 1)
-    return model
+
+    def make() -> CCMModel:
+        model = CCMModel(tiny_base(family, attn=attn, seed=seed) if base is None else base, config).eval()
+        randomize_adapter(model, seed + 1)
+        return model
+
+    config = ccm_config(rule, **settings)
+    if base is not None or config.embeddings == "table":  # a table has a hook of its own, which copies have not
+        return make()
+    return copied(repr(("model", family, attn, seed, config)), make)
 
 
 def randomize_adapter(model: CCMModel, seed: int) -> None:

@@ -54,7 +54,6 @@ def test_we_compute_all_recorded_numbers() -> None:
 
 
 def test_a_changed_number_fails_with_its_case(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(copy, "recursive") == 0
     case = next(iter(json.loads((copy / "manifest_recursive.json").read_text())["recursive"]))
     path = copy / "recursive" / f"{case}.npz"
     with np.load(path) as file:

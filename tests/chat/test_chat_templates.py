@@ -119,6 +119,7 @@ ODD = ("<think>so</think>ok", "<|im_end|>", "</s>", " ", "", "a\n", " b", "<thin
 WORDS = st.text(st.sampled_from("abz .,?0\n"), min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
+@pytest.mark.covers("template", "kind")
 @pytest.mark.parametrize("kind", ["bytes", "fallback"])
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=15)
@@ -128,6 +129,7 @@ def test_whatever_is_said(template: str, kind: str, talk: list[tuple[str, str]],
     assert read(turns, talk, asked) == rendered(made, talk, "", asked)
 
 
+@pytest.mark.covers("template", "kind")
 @pytest.mark.parametrize("kind", ["bytes", "fallback"])
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=15)

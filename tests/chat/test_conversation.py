@@ -73,6 +73,7 @@ def test_an_interrupted_reply_leaves_the_memory_as_it_was(loaded) -> None:
     assert chat.answer(LINES[1])
 
 
+@pytest.mark.covers("text", "loaded")
 @pytest.mark.parametrize("text", ["", "   ", "\t\n"])
 def test_an_empty_turn_is_refused_and_nothing_is_lost(loaded, text: str) -> None:
     chat = Conversation(*loaded)
@@ -111,6 +112,7 @@ def test_a_closed_memory_is_refused_before_anything_is_streamed(loaded) -> None:
         next(chat.say(LINES[0]))
 
 
+@pytest.mark.covers
 def test_undo_gives_back_the_memory_before_each_turn(loaded) -> None:
     chat = Conversation(*loaded)
     states = [chat.memory]
@@ -124,6 +126,7 @@ def test_undo_gives_back_the_memory_before_each_turn(loaded) -> None:
         chat.undo()
 
 
+@pytest.mark.covers
 def test_several_exchanges_are_taken_back_at_once_or_none(loaded) -> None:
     chat = Conversation(*loaded)
     for line in LINES:
@@ -176,6 +179,7 @@ def test_a_file_that_cannot_be_loaded_leaves_the_conversation_as_it_was(loaded, 
     assert chat.memory is before
 
 
+@pytest.mark.covers
 def test_compare_answers_three_ways_and_changes_nothing(loaded) -> None:
     chat = Conversation(*loaded)
     for line in LINES[:2]:
@@ -208,6 +212,7 @@ def test_without_context_every_turn_is_a_first_turn() -> None:
     assert chat.last.full_context_tokens == 2 * chat.last.step_tokens
 
 
+@pytest.mark.covers
 def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
     def talk(seed: int) -> list[str]:
         chat = Conversation(*loaded, sampling=Sampling(temperature=1.5, seed=seed))
@@ -281,6 +286,7 @@ def test_a_reply_that_is_finished_on_another_past_is_not_kept(loaded, tmp_path: 
         chat.answer(LINES[2])
 
 
+@pytest.mark.covers("text", "loaded")
 @pytest.mark.parametrize("text", [None, 7, b"hi", ["hi"], "a\ud83d", "\udc00"])
 def test_what_is_no_text_is_refused_and_nothing_is_lost(loaded, text: object) -> None:
     for chat in kinds(loaded):
@@ -292,6 +298,7 @@ def test_what_is_no_text_is_refused_and_nothing_is_lost(loaded, text: object) ->
         assert chat.past == past
 
 
+@pytest.mark.covers("count", "loaded")
 @pytest.mark.parametrize("count", [1.0, "1", None, True, 1.5])
 def test_a_count_that_is_no_whole_number_is_refused_and_nothing_is_lost(loaded, count: object) -> None:
     for chat in kinds(loaded):
@@ -326,6 +333,7 @@ def test_full_context_is_compared_without_what_was_taken_back(loaded) -> None:
         assert chat.compare("Where do I live?")["full"] == other.answer("Where do I live?") != known
 
 
+@pytest.mark.covers
 def test_a_reply_is_drawn_by_the_seed_and_by_what_was_read_before(loaded, monkeypatch) -> None:
     numbers = []
     generator = Sampling.generator
@@ -426,6 +434,7 @@ def test_without_end_a_turn_that_takes_nearly_all_positions_has_them(loaded, mon
     assert chat.memory.tokens[0] >= prompt
 
 
+@pytest.mark.covers
 def test_without_end_a_turn_is_refused_where_positions_end(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CCMModel, "max_positions", 40)
     endless, ending = Conversation(*loaded), Conversation(*loaded, endless=False)

@@ -32,6 +32,7 @@ from ccm.engine.sampling import Sampling
 ROWS = [make_sample([3, 5], 4, seed=1, head=4), make_sample([6, 1], 2, seed=2), make_sample([2, 7], 5, seed=3, head=7)]
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_a_batch_under_heads_of_different_lengths_equals_single_rows(rule: str, sink: bool) -> None:

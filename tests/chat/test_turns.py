@@ -195,7 +195,7 @@ TEMPLATES = [None, CHATML, LLAMA3, THINKING, OPEN_THOUGHT, COMPOSED, REPEATED, T
 @pytest.mark.covers("template", "merges")
 @pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(parts=st.lists(PARTS, max_size=5), first=st.booleans())
 @example(parts=[TOOL], first=True)
 @example(parts=["ccm-quoted-0", TOOL, "ccm-quoted-1"], first=False)

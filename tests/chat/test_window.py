@@ -103,6 +103,7 @@ def test_no_length_is_too_long(loaded, monkeypatch) -> None:
     assert chat.compare("What is my name?")["full"] is None
 
 
+@pytest.mark.covers
 def test_an_interrupted_reply_and_an_empty_turn_leave_the_past_as_it_was(loaded) -> None:
     chat = talk(loaded)
     before, past = chat.stream, chat.past
@@ -116,6 +117,7 @@ def test_an_interrupted_reply_and_an_empty_turn_leave_the_past_as_it_was(loaded)
     assert chat.answer("What is my name?") == talk(loaded).answer("What is my name?")
 
 
+@pytest.mark.covers
 def test_exchanges_are_taken_back_as_far_as_they_are_kept(loaded, monkeypatch) -> None:
     monkeypatch.setattr(window, "UNDO", 3)
     chat = WindowConversation(*loaded, SMALL)
@@ -154,6 +156,7 @@ def test_a_saved_window_goes_on_as_the_conversation_would_have(loaded, tmp_path:
     assert (chat.past.window, other.past.window) == (SMALL, 100)
 
 
+@pytest.mark.covers
 def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path: Path) -> None:
     plain, chat = Conversation(*loaded), talk(loaded)
     before = chat.stream
@@ -175,6 +178,7 @@ def test_files_of_another_kind_leave_the_conversation_as_it_was(loaded, tmp_path
     assert chat.stream is before
 
 
+@pytest.mark.covers
 def test_compare_answers_three_ways_and_changes_nothing(loaded) -> None:
     chat = talk(loaded)
     before = chat.stream
@@ -185,6 +189,7 @@ def test_compare_answers_three_ways_and_changes_nothing(loaded) -> None:
     assert replies["memory"] == chat.answer("Where do I live?")
 
 
+@pytest.mark.covers
 def test_sampling_is_repeatable_with_a_seed(loaded) -> None:
     def said(seed: int) -> list[str]:
         chat = WindowConversation(*loaded, SMALL, Sampling(temperature=1.5, seed=seed, max_new_tokens=8))

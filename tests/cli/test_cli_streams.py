@@ -51,7 +51,7 @@ def test_streams_are_utf_8_whatever_the_platform_says(environment: dict[str, str
     ("redirected", "status", "told"),
     [
         pytest.param("data list --json >/dev/full", 1, "No space left on device", marks=FULL),
-        pytest.param("--version >/dev/full", 1, "No space left on device", marks=FULL),
+        pytest.param("--version >/dev/full", 1, "No space left on device", marks=[FULL, pytest.mark.slow]),
         pytest.param("--help >/dev/full", 1, "No space left on device", marks=FULL),
         pytest.param("nonsense 2>/dev/full", 1, "", marks=FULL),
         ("data list --json >&-", 1, "Bad file descriptor"),

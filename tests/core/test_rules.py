@@ -197,6 +197,7 @@ def test_gates_begin_as_an_exponential_moving_average(bias: float) -> None:
     assert_close(weights, ema.write(0, step, None).expand(3, 2, 2, 1), depth=1)
 
 
+@pytest.mark.covers("family", "sink recurrent")
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("family", ["llama_gqa", "gemma3", "gpt_neox"])

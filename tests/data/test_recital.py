@@ -120,7 +120,7 @@ def test_samples_follow_from_the_seed_and_the_place(path: Path, turns: Turns, da
 
 
 def test_samples_are_no_longer_than_is_told(data: Recitals) -> None:
-    for sample in data.pool(0, 200):
+    for sample in data.pool(0, 80):
         assert len(sample.steps) <= data.deepest
         assert length(sample) <= data.longest
 

@@ -200,6 +200,7 @@ def test_a_boolean_mask_becomes_numbers_to_add() -> None:
         assert numbers.tolist() == [0.0, torch.finfo(dtype).min]
 
 
+@pytest.mark.covers("rule", "recurrent")
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gist"])
 def test_text_reaches_a_query_through_the_entries_alone(rule: str, recurrent: bool) -> None:

@@ -35,6 +35,7 @@ def pass_of(rule: str, rows: list[Sample], **settings: bool) -> ParallelPass:
     return ParallelPass(build_layout(rows, ccm_config(rule, n_tok=2, **settings), made, pad_id=0), made)
 
 
+@pytest.mark.covers("rule", "recurrent reach")
 @pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("reach", [None, Reach(3), Reach(4, chunked=True)], ids=str)
 @pytest.mark.parametrize("recurrent", [True, False])

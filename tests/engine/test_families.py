@@ -63,7 +63,7 @@ def test_parallel_equals_online_beyond_a_limit(family: str, rule: str, positions
     assert parallel_online(family, rule, positions=positions, recurrent=False) < TOLERANCE
 
 
-@pytest.mark.covers("rule", cases=8)
+@pytest.mark.covers("rule", cases=5)
 @pytest.mark.parametrize(("family", "rule"), WITH_SINK)
 def test_parallel_equals_online_with_a_sink(family: str, rule: str) -> None:
     """The sink is visible to all, beyond a window too, and already to the text of the first step."""
@@ -90,13 +90,13 @@ def test_the_limits_of_the_tiny_models_hide_something(family: str) -> None:
     assert (online_logits(one, row) - online_logits(wide, row)).abs().max() > 0.01
 
 
-@pytest.mark.covers(cases=6)
+@pytest.mark.covers(cases=4)
 @pytest.mark.parametrize(("family", "attn"), LIMITED)
 def test_the_memory_of_every_layer_is_seen_beyond_all_limits(family: str, attn: str) -> None:
     assert seen_beyond(family, attn) > SEEN
 
 
-@pytest.mark.covers(cases=6)
+@pytest.mark.covers(cases=4)
 @pytest.mark.parametrize(("family", "attn"), LIMITED)
 def test_parallel_equals_online_where_no_layer_sees_all_text(family: str, attn: str) -> None:
     """The first step reaches the end of a query that is far longer than all limits together, in both ways."""
@@ -109,14 +109,14 @@ def test_parallel_equals_online_where_no_layer_sees_all_text(family: str, attn: 
     assert_close(online_logits(model, early[1]), other)
 
 
-@pytest.mark.covers("rule", cases=8)
+@pytest.mark.covers("rule", cases=5)
 @pytest.mark.parametrize("rule", ["concat", "merge", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_equals_repeated_parallel_passes(family: str, rule: str) -> None:
     assert generates(family, rule)
 
 
-@pytest.mark.covers(cases=6)
+@pytest.mark.covers(cases=4)
 @pytest.mark.parametrize(("family", "attn"), LIMITED)
 def test_stacked_memories_equal_single_ones_beyond_a_limit(family: str, attn: str) -> None:
     rows = [make_sample([3], 7, seed=1), make_sample([2, 9, 1], 2, seed=2)]
@@ -130,7 +130,7 @@ def test_stacked_memories_equal_single_ones_beyond_a_limit(family: str, attn: st
             assert_close(logits[i, mask[i]], online_logits(model, row))
 
 
-@pytest.mark.covers(cases=8)
+@pytest.mark.covers(cases=5)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in EAGER_ONLY])
 def test_eager_equals_sdpa(family: str) -> None:
     assert eager_sdpa(family) < TOLERANCE

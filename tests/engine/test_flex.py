@@ -87,7 +87,7 @@ def test_the_blocks_hold_the_mask_of_every_rule(rule: str, sink: bool, recurrent
     check()
 
 
-@pytest.mark.covers("rule")
+@pytest.mark.covers("sink", cases=4)
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_every_rule_gives_the_same_logits(rule: str, sink: bool, on_cpu: list[Flex]) -> None:

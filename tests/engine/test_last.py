@@ -58,6 +58,7 @@ def test_every_family_gives_the_same(family: str, attn: str, rule: str, monkeypa
     assert_same(model, layout_of(model, ROWS), monkeypatch)
 
 
+@pytest.mark.covers("rule", "recurrent")
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist"])
 def test_every_rule_that_hides_text_gives_the_same(rule: str, recurrent: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ def test_without_comp_tokens_the_model_is_the_stock_base_bit_for_bit(family: str
         assert torch.equal(model.base(TEXT).logits, expected)
         assert torch.equal(model.read(model.empty_memory(), TEXT), expected)
         assert_close(parallel_logits(model, [Sample([], Step(TEXT[0].tolist()))])[0], expected[0])
-        new = model.generate(model.empty_memory(), TEXT, max_new_tokens=6, do_sample=False)
-        assert new.tolist() == stock.generate(TEXT, max_new_tokens=6, do_sample=False)[:, 7:].tolist()
+        new = model.generate(model.empty_memory(), TEXT, max_new_tokens=3, do_sample=False)
+        assert new.tolist() == stock.generate(TEXT, max_new_tokens=3, do_sample=False)[:, 7:].tolist()
 
 
 def test_an_unconditional_lora_changes_text_too() -> None:
@@ -96,6 +96,7 @@ def test_a_second_attention_module_in_a_layer_is_refused() -> None:
         attention_modules(base)
 
 
+@pytest.mark.covers("family", "rule")
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "mixtral", "gpt2", "llama4"])
 @pytest.mark.parametrize("rule", ["concat", "merge"])
 def test_gradients_are_the_same_with_gradient_checkpointing(rule: str, family: str) -> None:
@@ -134,6 +135,7 @@ def test_interleaved_passes_keep_their_own_rows_under_gradient_checkpointing() -
         assert_close(one, other)
 
 
+@pytest.mark.covers("rule", "dtype attn")
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rule", ["concat", "merge"])

@@ -146,6 +146,7 @@ def test_a_fork_shares_nothing() -> None:
     assert (memory.positions == -1).all()
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_an_update_leaves_the_old_memory_unchanged(rule: str, sink: bool) -> None:
@@ -159,6 +160,7 @@ def test_an_update_leaves_the_old_memory_unchanged(rule: str, sink: bool) -> Non
     assert one.offset.tolist() != memory.offset.tolist() or rule == "none"
 
 
+@pytest.mark.covers("rule", "sink")
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_a_row_of_a_stack_is_the_memory_it_was(rule: str, sink: bool) -> None:

@@ -100,6 +100,7 @@ def test_text_runs_through_the_quantized_base_bit_for_bit(folder: Path, way: Qua
     assert 0 < (found - whole).abs().mean() < 0.5 * whole.abs().mean()
 
 
+@pytest.mark.covers("way", "rule")
 @pytest.mark.parametrize("rule", ["concat", "merge", "gate", "gist"])
 @ways("int8", "4bit")
 def test_parallel_equals_online_on_a_quantized_base(folder: Path, way: Quantization, rule: str) -> None:
@@ -112,6 +113,7 @@ def test_parallel_equals_online_on_a_quantized_base(folder: Path, way: Quantizat
             assert (online_logits(model, row) - logits).abs().mean() < 0.1 * logits.abs().mean()
 
 
+@pytest.mark.covers("way", "dtype")
 @ways("int8", "8bit", "4bit")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memories_have_the_dtype_of_what_is_not_quantized(folder: Path, way: Quantization, dtype: str) -> None:
@@ -149,6 +151,7 @@ def _stored(model: CCMModel) -> list[torch.Tensor]:
     return [weight.data]
 
 
+@pytest.mark.covers("way", "shard")
 @ways("int8", "8bit", "4bit")
 @pytest.mark.parametrize("shard", ["1GB", "40KB"])
 def test_a_base_has_one_fingerprint_in_every_precision(tmp_path: Path, way: Quantization, shard: str) -> None:

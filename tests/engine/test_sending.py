@@ -11,6 +11,7 @@ from ccm.core.sending import send, send_numbers
 from ccm.engine.decoder import CCMModel
 
 
+@pytest.mark.covers("rule", "sink padded")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sink", [False, True])
 @pytest.mark.parametrize("rule", [name for name in RULE_NAMES if rule_class(name).compresses == "step"])

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from copies import copied_builtin
 from helpers import TOLERANCE
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -42,6 +44,15 @@ def folder(tmp_path: Path) -> Path:
     (data / "dialogues_validation.txt").write_text("".join(line + "\n" for line in TALK[:2]))
     (data / "dialogues_test.txt").write_text("".join(line + "\n" for line in [*TALK[2:], "Too short . __eou__"]))
     return data
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model is read once. Pictures would take half the time: one test here draws them, and those of the
+    report do."""
+    copied_builtin(monkeypatch, "ccm.evaluation.methods.load_model")
+    if request.function is not test_results_are_kept_and_not_measured_again:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
 
 
 def ccm(*arguments: object) -> int:

@@ -73,7 +73,7 @@ def scored_by(model: CCMModel, asked: list[Question], batch: int) -> list[Scored
     return [*Scorer(model, batch=batch).score(asked)]
 
 
-@pytest.mark.covers(cases=7)
+@pytest.mark.covers(cases=5)
 @pytest.mark.parametrize(("row", "settings"), CASES, ids=lambda case: getattr(case, "name", str(case)))
 def test_answers_have_the_likelihoods_of_a_parallel_pass_each(row: Row, settings: dict[str, object]) -> None:
     model, asked = model_of(row, **settings), questions()
@@ -192,7 +192,7 @@ def by_parallel(model: CCMModel, question: Question) -> list[int]:
     return greedy_by_parallel(model, Sample([Step(step) for step in question.steps], Step(question.query)), 6)
 
 
-@pytest.mark.covers(cases=5)
+@pytest.mark.covers(cases=3)
 @pytest.mark.parametrize(("row", "settings"), CASES, ids=lambda case: getattr(case, "name", str(case)))
 def test_replies_are_the_likeliest_tokens_of_a_parallel_pass_for_each(row: Row, settings: dict[str, object]) -> None:
     model, asked = model_of(row, **settings), questions(4, count=8)

@@ -162,6 +162,7 @@ def test_what_a_deleted_turn_said_is_gone_and_later_memories_stay() -> None:
     assert_same(kept.now("6"), kept.names["6"].memory)
 
 
+@pytest.mark.covers("rule", "every_store")
 @pytest.mark.parametrize("rule", ["concat", "gate"])
 def test_a_store_is_rebuilt_for_another_rule_and_goes_on_where_that_was_stopped(rule: str, tmp_path: Path) -> None:
     kept = Kept(backend("gate" if rule == "concat" else "concat"), tmp_path, system="Be kind.")
@@ -227,6 +228,7 @@ def test_where_steps_are_read_in_isolation_a_step_is_taken_out_without_text() ->
     assert max(sizes[2:]) < 1.2 * min(sizes[2:]), "entries are still kept once"
 
 
+@pytest.mark.covers("rule", "system", "every_store", cases=3)
 @pytest.mark.parametrize(("rule", "step", "system"), [("concat", 2, ""), ("gate", 3, "Be kind."), ("concat", 1, "")])
 def test_elsewhere_memories_are_made_without_the_step(rule: str, step: int, system: str) -> None:
     kept = Kept(backend(rule), system=system)

@@ -129,6 +129,7 @@ class Definition:
         return None
 
 
+@pytest.mark.covers("rule", "evict", "sink")
 @pytest.mark.parametrize(
     ("rule", "evict", "sink"),
     [*((rule, "compress", 1) for rule in RULES), *(("concat", evict, sink) for evict in EVICTIONS for sink in (0, 3))],
@@ -155,6 +156,7 @@ def test_a_stream_equals_its_definition(rule: str, evict: str, sink: int) -> Non
         assert_close(held.values[layer], values)
 
 
+@pytest.mark.covers("n_tok", "memory", cases=3)
 @pytest.mark.parametrize(("n_tok", "memory"), [(1, 4), (3, 4), (4, 4), (3, 5)])
 def test_a_memory_may_be_cut_within_a_group(n_tok: int, memory: int) -> None:
     model = tiny_model("concat", n_tok=n_tok)
@@ -438,6 +440,7 @@ def test_text_is_read_with_bos_at_the_beginning_alone() -> None:
         stream.feed("")
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("batch", [1, 2])
 def test_spans_end_where_sentences_do_within_the_tolerance(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best end counts, of equals the nearest; where none is near, the span is the settings' own."""

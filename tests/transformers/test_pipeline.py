@@ -55,6 +55,7 @@ def check_memory(memory: Memory, expected: Memory) -> None:
         assert_close(one, other, depth=PRODUCTS)
 
 
+@pytest.mark.covers("pipe", "system")
 @pytest.mark.parametrize("system", ["", "You are kind."])
 def test_replies_and_memories_are_those_of_a_conversation(pipe, system: str, monkeypatch) -> None:
     most = pipe._forward_params.get("max_new_tokens", 256)
@@ -91,6 +92,7 @@ def test_a_memory_stands_for_the_chat_before_it(pipe) -> None:
     assert first["memory"].steps[0] == after["memory"].steps[0][:1]
 
 
+@pytest.mark.covers(cases=2)
 def test_a_batch_gives_what_each_chat_gives_alone(pipe) -> None:
     chats = [
         talk("My name is Anna.", "Nice to meet you, Anna!", "What is my name?"),
