@@ -233,7 +233,7 @@ def test_the_first_screen_says_what_the_chat_is(monkeypatch, capsys, arguments: 
     shown = capsys.readouterr().out
     assert about in " ".join(shown.split())
     assert shown.startswith("Loading ...\rccm ")
-    for told in ("The built-in model is tiny", "My name is Anna.", "/compare What is my name?", "/help lists"):
+    for told in ("The built-in model is tiny", "I live in Oslo.", "/compare Where do I live?", "/help lists"):
         assert told in shown
 
 
@@ -356,6 +356,7 @@ BAD_LINES = [
     ("/nonsense", "There is no command /nonsense. The commands are /memory, "),
     ("/c What is my name?", "There is no command /c. Did you mean /compare?"),
     ("/laod a.memory", "There is no command /laod. Did you mean /load?"),
+    ("/forget", "There is no command /forget. The commands are /memory, "),
     ("/save", "needs a file name"),
     ("/load no-such-file", "There is no file no-such-file"),
     ("/load .", "is a directory"),
@@ -413,9 +414,11 @@ def test_a_bad_line_is_reported_and_the_conversation_goes_on(monkeypatch, capsys
         (["--load", "no-such-file"], "There is no file"),
         (["--adapter", "tests"], "holds no adapter"),
         (["--adapter", "./no-such-folder"], "There is no folder"),
+        (["--adapter", "builtin"], "builtin is a model. To take an adapter that ships for it, name it as the model"),
         (["--model", "./no-such-folder", "--rule", "full"], "no-such-folder"),
         (["--model", "./no-such-folder"], "it is neither a folder nor a valid Hub id"),
         (["--model", "tests"], "there is no config.json in the folder"),
+        (["--model", "pyproject.toml"], "the file is neither a folder nor a GGUF file"),
         (["--model", "src/ccm/models/builtin/weights/base"], "name one, or take --rule full or --rule none."),
         (["--load", "pyproject.toml"], "pyproject.toml is no whole file of a memory, as of a chat without a window"),
     ],

@@ -311,7 +311,7 @@ def test_likelihoods_that_are_no_numbers_are_counted_beside_the_score(
 def test_the_time_left_is_told_of_all_methods_and_steps(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     task, settings = TaskSettings("dialog", str(folder)), EvaluationSettings(depths=(1, 2), batch=2)
-    asked = Selection(output=tmp_path / "out")
+    asked = Selection(output=tmp_path / "out", rules=("full", "none"))
     run.evaluate([task], asked, settings, lambda *one: told.append(one))
     assert told[:2] == [("loading full", 0, 0), ("full, step 1", 0, 40)]
     assert {total for _, _, total in told[1:]} == {
@@ -616,6 +616,13 @@ def test_chosen_answers_are_not_generated(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "mine.jsonl").write_text(json.dumps(row))
     assert ccm("evaluate", "custom", "--data", tmp_path / "mine.jsonl", "--generate", 4) == 2
     assert "no replies that could be judged" in capsys.readouterr().err
+
+
+def test_where_no_rule_is_named_an_adapter_that_ships_is_measured_beside_the_bounds() -> None:
+    assert [method.name for method in evaluation_methods(Selection())] == ["full", "none", "concat"]
+    assert [method.name for method in evaluation_methods(Selection(model="org/base"))] == ["full", "none"]
+    gate = str(WEIGHTS / "gate")
+    assert [method.name for method in evaluation_methods(Selection(adapters=[gate]))] == ["full", "none", "gate"]
 
 
 def test_a_rule_that_needs_an_adapter_is_refused_before_anything_is_measured() -> None:

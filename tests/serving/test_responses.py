@@ -35,14 +35,15 @@ def test_an_id_names_a_memory_that_the_next_request_goes_on_from(web) -> None:
 
 @pytest.mark.parametrize("rule", ["concat", "gate"])
 def test_a_reply_is_that_of_a_conversation_in_the_process(rule: str) -> None:
-    held = Conversation(backend(rule).model, backend(rule).tokenizer)
+    held = Conversation(backend(rule).model, backend(rule).tokenizer, system="You are kind.")
     asked, last = client(service(rule)), None
     for line in (NAME, "I live in Oslo.", ASKED, "Where do I live?"):
-        answer = ask(asked, line, last)
+        answer = ask(asked, line, last, instructions="You are kind.")
         last = answer["id"]
         assert text_of(answer) == held.answer(line)
         assert answer["ccm:memory"]["entries"] == held.memory.entries[0]
         assert answer["ccm:memory"]["bytes"] == held.memory.nbytes
+        assert answer["ccm:memory"]["full_context_bytes"] == held.last.full_context_bytes
 
 
 def test_two_responses_may_follow_one(web) -> None:

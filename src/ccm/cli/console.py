@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -276,8 +276,10 @@ class _Stand:
 
 def quiet() -> None:
     """No progress bars, hints and warnings of the libraries between our own lines."""
+    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    reader.tqdm = partial(reader.tqdm, disable=True)  # which does not ask whether bars are wanted

@@ -44,7 +44,9 @@ def known_adapter(adapter: str | None) -> str | None:
     if adapter is None:
         return None
     from ccm.core.adapter_folders import CONFIG, find_adapter, is_plain_lora
+    from ccm.models.shipped import check_no_model
 
+    check_no_model(adapter)
     if not is_plain_lora(adapter) and not (Path(adapter) / CONFIG).is_file():
         if Path(adapter).exists():
             from ccm.training.results import adapter_of
@@ -126,7 +128,8 @@ SETTINGS: dict[str, Any] = {  # by the name of a field in a group of settings
         Option(
             "--rule",
             metavar="NAME",
-            help="Rule to compare, on the first adapter that can run it; repeatable (of tasks: full and none).",
+            help="Rule to compare, on the first adapter that can run it; repeatable. Without any, that of the adapter "
+            "which ships for the model; for tasks full and none, too.",
             autocompletion=rules,
         ),
     ],

@@ -56,7 +56,7 @@ def check_caching(module: PreTrainedModel) -> None:
     Raises:
         InputError: when the model is in training with gradient checkpointing.
     """
-    if module.training and module.is_gradient_checkpointing:
+    if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
         raise InputError(
             "With gradient checkpointing, a model in training keeps no cache, and so no memory; call model.eval() "
             "first, or train with the parallel pass."

@@ -96,6 +96,12 @@ class Models:
         return method.adapter or shipped_adapter(self._base(method), method.rule)
 
 
+def shipped_rules(selection: Selection) -> tuple[str, ...]:
+    """The rule that a chat with the model of a selection takes, by an adapter that ships; none where one is named."""
+    own = None if selection.adapters else shipped_adapter(selection.model or NAME, None)
+    return () if own is None else (own.name,)
+
+
 def read_configs(adapters: Sequence[str]) -> dict[str, CCMConfig]:
     """The config of each adapter; that of a plain LoRA, as of stage 1, compresses nothing.
 

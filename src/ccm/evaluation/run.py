@@ -24,7 +24,7 @@ from ccm.data.tasks import PAPER_TURNS, TaskSettings, open_task
 from ccm.evaluation.baselines import Baseline, make_baseline, shortened
 from ccm.evaluation.control import ControlQuestions
 from ccm.evaluation.figures import by_part, counting, figures, main_figure, values
-from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs, shipped_rules
 from ccm.evaluation.question_set import QuestionSet
 from ccm.evaluation.results import NOT_FINITE, SCORES, Measurement, Result, build_result
 from ccm.evaluation.scoring import ScoredQuestion, Scorer, Seconds
@@ -34,7 +34,7 @@ from ccm.models.builtin import NAME
 from ccm.models.load import TURNS, check_alone
 from ccm.models.shipped import shipped
 
-RULES = ("full", "none")  # that are compared where no rule is named
+BOUNDS = ("full", "none")  # that are compared where no rule is named
 PAIRS = 2  # the version of how questions are paired for the control: results of another one are measured anew
 GIST_ONLINE = "gist-online"  # concat, each step compressed by itself, by an adapter that was trained for gist
 ProgressReport = Callable[[str, int, int], None]
@@ -62,7 +62,8 @@ def evaluation_methods(selection: Selection, embedder: str | None = None) -> lis
     """The rules of a selection in their order, then the baselines, and the adapters under their own rules.
 
     Args:
-        selection: what to compare. A baseline runs on the first adapter of concat, or else on the first one.
+        selection: what to compare; where no rule is named, the bounds, and the rule of an adapter that ships for the
+            model. A baseline runs on the first adapter of concat, or else on the first one.
         embedder: model of the baseline "embedding".
 
     Raises:
@@ -71,7 +72,7 @@ def evaluation_methods(selection: Selection, embedder: str | None = None) -> lis
         AdapterError: when an adapter cannot be read.
     """
     configs = read_configs(selection.adapters)
-    rules = RULES if selection.rules is None else selection.rules
+    rules = (*BOUNDS, *shipped_rules(selection)) if selection.rules is None else selection.rules
     methods = []
     for rule in rules:
         if rule == GIST_ONLINE:

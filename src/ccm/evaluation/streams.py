@@ -19,16 +19,14 @@ from ccm.core.plain_text import PlainText
 from ccm.data.reading import ROWS, ends, find_files, read_text
 from ccm.engine.decoder import CCMModel
 from ccm.engine.sampling import Sampling
-from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs
+from ccm.evaluation.methods import Method, Models, adapter_for, named_once, own_rules, read_configs, shipped_rules
 from ccm.evaluation.settings import Selection
 from ccm.evaluation.store import ResultStore, keeping
 from ccm.evaluation.stream_results import Point, StreamResult, build_stream_result, draw_streams
-from ccm.models.builtin import NAME
 from ccm.streams.evictions import StreamSettings
 from ccm.streams.stream import StreamingMemory
 
 ENDINGS = (".txt", ".txt.gz")
-BUILTIN_RULES = ("concat",)  # for the built-in model, where no rule is named
 BASELINES = ("window", "blocks")  # the evictions that need no adapter; the first one is the usual one
 STRETCH = 512  # tokens between two points of the curve
 SAVE_SECONDS = 5.0  # between two savings
@@ -53,8 +51,8 @@ class StreamRun:
 
     Attributes:
         files: texts, plain or gzipped, or folders of texts; each text is a stream of its own.
-        selection: the methods, their base, and the folder for the results. Where no rule is named, the built-in model
-            reads with :data:`BUILTIN_RULES`; where no baseline is named, it is "window".
+        selection: the methods, their base, and the folder for the results. Where neither rule nor adapter is named, the
+            rule is that of the adapter which ships for the model; where no baseline is named, it is "window".
         settings: the sizes. A tolerance other than 0 adds methods beside those with fixed spans.
         offset: the first token that is read, after BOS.
         tokens: how many are read; 0 is all.
@@ -89,8 +87,7 @@ def stream_methods(selection: Selection, settings: StreamSettings) -> list[Strea
     """
     configs = read_configs(selection.adapters)
     fixed = replace(settings, evict="compress", tolerance=0)
-    builtin = not configs and selection.model in (None, NAME)
-    rules = selection.rules or (BUILTIN_RULES if builtin else ())
+    rules = selection.rules or shipped_rules(selection)
     methods = [StreamMethod(rule, rule, adapter_for(configs, rule), fixed) for rule in rules]
     methods += [StreamMethod(**vars(method), settings=fixed) for method in own_rules(configs, rules)]
     if most := settings.tolerance:

