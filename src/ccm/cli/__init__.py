@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from contextlib import suppress
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from ccm.cli.console import ending, tell, with_flags, with_set
 from ccm.cli.streams import abandon_streams, open_streams
 from ccm.core.errors import CCMError
 
-SPIN = {"GOMP_SPINCOUNT": "5000"}  # threads that spin for long hold up all others of a busy machine: benchmarks.threads
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)  # how writing to a stream fails
 
 
@@ -50,13 +48,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """The entry point; an error of ours is one line on standard error and exit status 2, one of the system status 1.
-
-    ``GOMP_SPINCOUNT`` and ``OMP_WAIT_POLICY`` of the environment come before :data:`SPIN`.
-    """
+    """The entry point; an error of ours is one line on standard error and exit status 2, one of the system status 1."""
     open_streams()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update({**SPIN, **os.environ})
     try:
         try:
             app(prog_name="ccm")  # also under python -m, so that completion is that of ccm
