@@ -12,6 +12,7 @@ from tokenizers_made import CHATML
 from transformers import AutoModelForCausalLM
 
 import ccm
+from ccm.cli.console import quiet
 from ccm.core.errors import ConfigError
 from ccm.models import gguf
 from ccm.models.base import load_base
@@ -115,6 +116,14 @@ def test_no_copy_is_made_to_refuse_a_rule_that_needs_an_adapter(tmp_path: Path, 
     with pytest.raises(ConfigError, match=r"The rule 'concat' needs an adapter for .*tiny\.gguf"):
         ccm.load(write_gguf(tmp_path / "tiny.gguf"), rule="concat")
     assert not cache.exists()
+
+
+def test_the_reader_draws_no_bar_between_the_lines_of_a_command(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet()
+    gguf.copy_of(write_gguf(tmp_path / "tiny.gguf"))
+    assert "it/s" not in capsys.readouterr().err
 
 
 def test_the_ending_may_be_in_capitals(tmp_path: Path) -> None:

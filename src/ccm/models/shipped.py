@@ -42,10 +42,11 @@ def check_no_model(adapter: object) -> None:
     Raises:
         ConfigError: in this case.
     """
-    if shipped(adapter) and not Path(str(adapter)).is_dir():
+    rules = [folder.name for folder in shipped(adapter)]
+    if rules and not Path(str(adapter)).is_dir():
         raise ConfigError(
             f"{adapter} is a model. To take an adapter that ships for it, name it as the model, and a rule: "
-            f"{', '.join(folder.name for folder in shipped(adapter))}."
+            f"{', '.join(rules)}."
         )
 
 
